@@ -1,0 +1,162 @@
+r"""Multi-head attention, and the only place where a score is computed.
+
+For the queries $q_i$ and keys $k_j$ of one head (already rotated, where the encoding rotates)
+
+$$S_{ij} = q_i \cdot k_j / \sqrt{d_{head}} + b(j - i), \qquad A = \mathrm{softmax}_j S, \qquad z_i = \sum_j A_{ij} v_j$$
+
+with $S_{ij} = -\infty$ where query i may not see key j. `Attention.attend` has two paths to z. The fused one never
+holds an n x n array where nothing but q, k and causality decides the score, and is taken unless somebody looks; the
+explicit one makes S and A, and is taken when a hook sits on ``hook_attn_scores`` or ``hook_pattern``, so that an edit
+there is never ignored. Both start from the same q and k and the same `Additive`.
+"""
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+import torch.nn.functional as F
+from einops import einsum, rearrange
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+from transformer_lens.hook_points import HookPoint
+
+from attnprobe.config import ModelConfig
+from attnprobe.position import PositionEncoding
+
+
+@dataclass(frozen=True)
+class Additive:
+    """What enters a score besides the product of query and key: the position bias, and -inf for hidden keys."""
+
+    n: int
+    """Tokens in the sequence."""
+    device: torch.device
+    """Where the network is."""
+    bias: Float[Tensor, "head offset"] | None = None
+    """Bias at offsets -(n - 1) ... n - 1."""
+    causal: bool = False
+    """Whether keys after the query are hidden."""
+    real: Bool[Tensor, "batch token"] | None = None
+    """Tokens that are not padding; the others are hidden as keys."""
+
+    @cached_property
+    def dense(self) -> Float[Tensor, "#batch #head query key"] | None:
+        """The sum as an array, or None where there is nothing to add: then no n x n array exists."""
+        if self.bias is None and self.hidden is None:
+            return None
+        position = torch.arange(self.n, device=self.device)
+        added = torch.zeros(1, 1, 1, 1, device=self.device)
+        if self.bias is not None:
+            added = self.bias[None, :, position - position[:, None] + self.n - 1]
+        return added if self.hidden is None else torch.where(self.hidden, -math.inf, added)
+
+    @cached_property
+    def hidden(self) -> Bool[Tensor, "#batch 1 query key"] | None:
+        """Where a key may not be seen, or None where all may."""
+        hidden = None
+        if self.causal:
+            hidden = torch.ones(self.n, self.n, dtype=torch.bool, device=self.device).triu(1)[None, None]
+        if self.real is not None:
+            padding = ~self.real[:, None, None, :].expand(-1, 1, self.n, -1)
+            hidden = padding if hidden is None else hidden | padding
+        return hidden
+
+
+def scores(
+    q: Float[Tensor, "batch query head d_head"],
+    k: Float[Tensor, "batch key head d_head"],
+    additive: Additive,
+) -> Float[Tensor, "batch head query key"]:
+    """Return the score: scaled products of queries and keys plus bias and mask, all that enters the softmax."""
+    product = einsum(q, k, "batch query head d_head, batch key head d_head -> batch head query key")
+    product = product / math.sqrt(q.shape[-1])
+    return product if additive.dense is None else product + additive.dense
+
+
+class Attention(nn.Module):
+    """One layer of attention with TransformerLens's hook points.
+
+    ``hook_q``, ``hook_k``, ``hook_v``, ``hook_z`` see [batch, token, head, d_head]; ``hook_rot_q``, ``hook_rot_k`` the
+    same after rotation; ``hook_attn_scores`` and ``hook_pattern`` [batch, head, query, key].
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        """Make the four maps and the hook points."""
+        super().__init__()
+        self.n_heads = config.n_heads
+        self.rotary = config.position == "rotary"
+        self.q = nn.Linear(config.d_model, config.d_model)
+        self.k = nn.Linear(config.d_model, config.d_model)
+        self.v = nn.Linear(config.d_model, config.d_model)
+        self.o = nn.Linear(config.d_model, config.d_model)
+        self.hook_q, self.hook_k, self.hook_v = HookPoint(), HookPoint(), HookPoint()
+        if self.rotary:
+            self.hook_rot_q, self.hook_rot_k = HookPoint(), HookPoint()
+        self.hook_attn_scores, self.hook_pattern, self.hook_z = HookPoint(), HookPoint(), HookPoint()
+
+    def forward(
+        self,
+        x: Float[Tensor, "batch token d_model"],
+        position: PositionEncoding,
+        additive: Additive,
+    ) -> Float[Tensor, "batch token d_model"]:
+        """Return the layer's output for the (normalised) residual stream."""
+        q, k, v = (
+            hook(rearrange(map_(x), "batch token (head d_head) -> batch token head d_head", head=self.n_heads))
+            for map_, hook in ((self.q, self.hook_q), (self.k, self.hook_k), (self.v, self.hook_v))
+        )
+        if self.rotary:
+            q, k = self.hook_rot_q(position.rotate(q)), self.hook_rot_k(position.rotate(k))
+        z = self.hook_z(self.attend(q, k, v, additive))
+        return self.o(rearrange(z, "batch token head d_head -> batch token (head d_head)"))
+
+    def attend(
+        self,
+        q: Float[Tensor, "batch query head d_head"],
+        k: Float[Tensor, "batch key head d_head"],
+        v: Float[Tensor, "batch key head d_head"],
+        additive: Additive,
+    ) -> Float[Tensor, "batch query head d_head"]:
+        """Return z: explicitly where a hook looks at score or pattern, else fused."""
+        if _watched(self.hook_attn_scores) or _watched(self.hook_pattern):
+            pattern = self.hook_pattern(self.hook_attn_scores(scores(q, k, additive)).softmax(dim=-1))
+            return einsum(pattern, v, "batch head query key, batch key head d_head -> batch query head d_head")
+        only_causal = additive.causal and additive.bias is None and additive.real is None
+        z = F.scaled_dot_product_attention(
+            q.transpose(1, 2),
+            k.transpose(1, 2),
+            v.transpose(1, 2),
+            attn_mask=None if only_causal else additive.dense,
+            is_causal=only_causal,
+        )
+        return z.transpose(1, 2)
+
+    # TransformerLens's names and shapes: W_Q, W_K, W_V [head, d_model, d_head], W_O [head, d_head, d_model].
+    @property
+    def W_Q(self) -> Float[Tensor, "head d_model d_head"]:
+        """Query map of each head."""
+        return self._by_head(self.q)
+
+    @property
+    def W_K(self) -> Float[Tensor, "head d_model d_head"]:
+        """Key map of each head."""
+        return self._by_head(self.k)
+
+    @property
+    def W_V(self) -> Float[Tensor, "head d_model d_head"]:
+        """Value map of each head."""
+        return self._by_head(self.v)
+
+    @property
+    def W_O(self) -> Float[Tensor, "head d_head d_model"]:
+        """Output map of each head."""
+        return rearrange(self.o.weight, "d_model (head d_head) -> head d_head d_model", head=self.n_heads)
+
+    def _by_head(self, map_: nn.Linear) -> Tensor:
+        return rearrange(map_.weight, "(head d_head) d_model -> head d_model d_head", head=self.n_heads)
+
+
+def _watched(hook: HookPoint) -> bool:
+    """Say whether anything is registered there, through TransformerLens or plain torch, forward or backward."""
+    return bool(hook._forward_hooks or hook._backward_hooks or hook._forward_pre_hooks or hook._backward_pre_hooks)

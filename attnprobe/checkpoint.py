@@ -1,0 +1,157 @@
+"""Checkpoints: one file of plain types and tensors that explains itself."""
+
+import dataclasses
+import html
+import os
+import pickle
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from attnprobe import tasks
+from attnprobe.config import DataSpec, TrainConfig, from_plain
+from attnprobe.errors import UsageError, listed
+from attnprobe.provenance import provenance
+
+if TYPE_CHECKING:
+    from attnprobe.transformer import Transformer
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The state of a run at one step: network, optimiser, and how it came about.
+
+    There is no state of a random generator in it: every draw of a run is a function of the seed and the step (see
+    `attnprobe.randomness`), so that seed and step are that state.
+    """
+
+    config: TrainConfig
+    data: DataSpec
+    weights: dict[str, torch.Tensor]
+    optimiser: dict[str, Any]
+    step: int
+    objective: str
+    """The objective of the stage that the step belongs to."""
+    metrics: list[dict[str, Any]]
+    """The run's metrics so far, as in ``metrics.jsonl``."""
+    fingerprint: str
+    """Fingerprint of the task's data."""
+    provenance: dict[str, Any] = dataclasses.field(default_factory=provenance)
+    path: Path | None = None
+    """The file it was read from."""
+
+    @cached_property
+    def model(self) -> "Transformer":
+        """The network with these weights, in evaluation mode."""
+        from attnprobe.transformer import Transformer
+
+        model = Transformer(self.config.model, self.data, self.config.seed)
+        try:
+            model.load_state_dict(self.weights)
+        except RuntimeError as error:
+            raise UsageError(f"{self.path}: weights do not fit: {' '.join(str(error).split())}") from error
+        return model.eval()
+
+    @cached_property
+    def task(self) -> tasks.Task:
+        """The task's data, made anew and compared with what the run was trained on."""
+        task = tasks.build(self.config)
+        if task.fingerprint != self.fingerprint:
+            made = f"now {task.fingerprint}, then {self.fingerprint}"
+            raise UsageError(f"{self.path}: task {task.name} no longer gives the data of this run ({made})")
+        return task
+
+    @property
+    def last_metrics(self) -> dict[str, Any]:
+        """The metrics at this checkpoint's own step, or the last before it; empty before the first."""
+        return self.metrics[-1] if self.metrics else {}
+
+    @property
+    def title(self) -> str:
+        """Task, recipe, seed, step and accuracies, for the head of a figure or table."""
+        shown = [f"{self.config.task}, {self.config.recipe}, seed {self.config.seed}, step {self.step}"]
+        last = self.last_metrics
+        if last.get("test_accuracy") is not None:
+            kind = {"labels": "label", "masked": "masked-token", "next-token": "next-token"}[last["objective"]]
+            shown.append(f"{kind} accuracy {last['train_accuracy']:.3f} train, {last['test_accuracy']:.3f} test")
+        return "; ".join(shown)
+
+    def describe(self) -> dict[str, dict[str, Any]]:
+        """Return everything but the tensors, in sections."""
+        config = dataclasses.asdict(self.config)
+        network = config.pop("model")
+        size = sum(weight.numel() for weight in self.weights.values())
+        return {
+            "checkpoint": {"file": str(self.path), "step": self.step, "objective": self.objective, "parameters": size},
+            "metrics": self.last_metrics,
+            "data": {**dataclasses.asdict(self.data), "fingerprint": self.fingerprint},
+            "model": network,
+            "training": config,
+            "provenance": self.provenance,
+        }
+
+    def save(self, path: Path) -> None:
+        """Write the checkpoint, whole or not at all."""
+        fields = {
+            "format": FORMAT,
+            "config": dataclasses.asdict(self.config),
+            "data": dataclasses.asdict(self.data),
+            "weights": self.weights,
+            "optimiser": self.optimiser,
+            "step": self.step,
+            "objective": self.objective,
+            "metrics": self.metrics,
+            "fingerprint": self.fingerprint,
+            "provenance": self.provenance,
+        }
+        part = path.with_name(path.name + ".part")
+        torch.save(fields, part)
+        os.replace(part, path)
+
+    def _repr_html_(self) -> str:
+        """Return the description as a table a section, for Jupyter."""
+        rows = []
+        for section, facts in self.describe().items():
+            shown = "".join(
+                f"<tr><td>{html.escape(name)}</td><td>{html.escape(str(value))}</td></tr>" for name, value in facts.items()
+            )
+            opened = " open" if section in {"checkpoint", "metrics"} else ""
+            rows.append(f"<details{opened}><summary><b>{section}</b></summary><table>{shown}</table></details>")
+        return f"<div><b>attnprobe.Checkpoint</b> {html.escape(self.title)}{''.join(rows)}</div>"
+
+
+KEYS = {"format", "config", "data", "weights", "optimiser", "step", "objective", "metrics", "fingerprint", "provenance"}
+
+
+def load(path: str | Path) -> Checkpoint:
+    """Read a checkpoint; nothing in the file is executed.
+
+    Raises `UsageError` where there is no such file, where it is no checkpoint (or a truncated or hostile one), where a
+    newer attnprobe wrote it, and where it holds something unknown, by name.
+    """
+    path = Path(path)
+    if not path.is_file():
+        what = "is a folder, not a checkpoint" if path.is_dir() else "no such file"
+        raise UsageError(f"{path}: {what}")
+    try:
+        fields = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, AttributeError, OSError) as error:
+        first = str(error).strip().split("\n")[0].split(". ")[0]
+        raise UsageError(f"{path}: not a checkpoint of attnprobe, or a damaged one ({first})") from error
+    if not isinstance(fields, dict) or "format" not in fields:
+        raise UsageError(f"{path}: not a checkpoint of attnprobe (it holds no format version)")
+    if fields["format"] != FORMAT:
+        newer = f"{path}: has checkpoint format {fields['format']}; this attnprobe reads format {FORMAT}"
+        raise UsageError(f"{newer}: upgrade attnprobe")
+    if set(fields) != KEYS:
+        unknown, missing = sorted(set(fields) - KEYS), sorted(KEYS - set(fields))
+        raise UsageError(f"{path}: unknown entries: {listed(unknown) or 'none'}; missing: {listed(missing) or 'none'}")
+    fields.pop("format")
+    fields["config"] = from_plain(TrainConfig, fields["config"], str(path))
+    fields["data"] = from_plain(DataSpec, fields["data"], str(path))
+    return Checkpoint(**fields, path=path)

@@ -1,0 +1,77 @@
+"""What a network is trained for: each objective turns a batch into logits, targets and a loss.
+
+- *labels*: cross-entropy of the label of the sequence.
+- *masked*: tokens are hidden independently with probability ``mask_share``; the loss is taken on hidden tokens only
+  (Devlin et al. 2019, arXiv:1810.04805, without their 80/10/10 rule, as in Amos et al. 2024, arXiv:2310.02980).
+- *next-token*: the token after each prefix; needs causal attention.
+
+Token ids are scored by cross-entropy; real values by their absolute error, as Amos et al. do for images.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Shaped
+from torch import Tensor
+
+from attnprobe.config import Objective
+from attnprobe.transformer import Transformer
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Sequences on the device of the network."""
+
+    inputs: Shaped[Tensor, "batch token"]
+    labels: Shaped[Tensor, " batch"]
+    lengths: Shaped[Tensor, " batch"] | None = None
+
+    def real(self) -> Bool[Tensor, "batch token"]:
+        """Return which tokens are not padding."""
+        if self.lengths is None:
+            return torch.ones_like(self.inputs, dtype=torch.bool)
+        return torch.arange(self.inputs.shape[1], device=self.inputs.device) < self.lengths[:, None]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Sums over what was predicted; ``loss.mean`` is what training descends."""
+
+    loss: Float[Tensor, ""]
+    """Summed loss."""
+    correct: Float[Tensor, ""] | None
+    """Number of right answers; None where the answer is a real value."""
+    count: int
+    """Number of predictions."""
+
+    @property
+    def mean(self) -> Float[Tensor, ""]:
+        """Loss per prediction."""
+        return self.loss / max(self.count, 1)
+
+
+def draw_mask(batch: Batch, share: float, generator: torch.Generator) -> Bool[Tensor, "batch token"]:
+    """Return which tokens to hide: each real one independently with probability ``share``."""
+    drawn = torch.rand(batch.inputs.shape, generator=generator).to(batch.inputs.device)
+    return (drawn < share) & batch.real()
+
+
+def evaluate(
+    model: Transformer, batch: Batch, objective: Objective, mask: Bool[Tensor, "batch token"] | None = None
+) -> Outcome:
+    """Return how well the network does on a batch; ``mask`` says which tokens are hidden, for *masked*."""
+    if objective == "labels":
+        logits, target = model(batch.inputs, lengths=batch.lengths), batch.labels
+    elif objective == "masked":
+        assert mask is not None, "the objective 'masked' needs a mask"
+        logits = model(batch.inputs, masked=mask, lengths=batch.lengths, output="tokens")[mask]
+        target = batch.inputs[mask]
+    else:
+        following = batch.real()[:, 1:]
+        logits = model(batch.inputs, lengths=batch.lengths, output="tokens")[:, :-1][following]
+        target = batch.inputs[:, 1:][following]
+    if target.is_floating_point():
+        return Outcome(F.l1_loss(logits[:, 0], target, reduction="sum"), None, len(target))
+    correct = (logits.argmax(dim=-1) == target).sum().float()
+    return Outcome(F.cross_entropy(logits, target, reduction="sum"), correct, len(target))

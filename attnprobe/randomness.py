@@ -1,0 +1,31 @@
+"""Randomness as a pure function of (seed, purpose, counters).
+
+Nothing here has a state that moves on. Step 700 of a run draws the same batch and the same masks whether the run came
+there in one go, was resumed at 699, or is one of two processes, and two arms with the same seed share their data, their
+initial weights and their batches: seeds are paired by construction.
+"""
+
+import zlib
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import torch
+
+
+def _sequence(seed: int, purpose: str, counters: tuple[int, ...]) -> np.random.SeedSequence:
+    return np.random.SeedSequence([seed, zlib.crc32(purpose.encode()), *counters])
+
+
+def numpy_generator(seed: int, purpose: str, *counters: int) -> np.random.Generator:
+    """Return the NumPy generator that belongs to a seed, a purpose (a word) and counters (step, epoch, ...)."""
+    return np.random.default_rng(_sequence(seed, purpose, counters))
+
+
+def torch_generator(seed: int, purpose: str, *counters: int) -> "torch.Generator":
+    """Return the CPU torch generator that belongs to a seed, a purpose (a word) and counters (step, epoch, ...)."""
+    import torch
+
+    state = _sequence(seed, purpose, counters).generate_state(1, np.uint64)
+    return torch.Generator().manual_seed(int(state[0]) >> 1)  # manual_seed takes 63 bits

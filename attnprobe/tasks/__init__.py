@@ -1,0 +1,46 @@
+"""Tasks: where sequences and labels come from. One file each, and one line in `TASKS`."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from attnprobe.config import TrainConfig, from_flat
+from attnprobe.errors import UsageError, listed
+from attnprobe.tasks.bigrams import Bigrams
+from attnprobe.tasks.digits import Digits
+from attnprobe.tasks.pairs import Pairs
+from attnprobe.tasks.task import Source, Split, Task
+
+__all__ = ["TASKS", "Source", "Split", "Task", "build", "configure", "source"]
+
+TASKS: dict[str, type[Source]] = {
+    "pairs": Pairs,
+    "bigrams": Bigrams,
+    "digits": Digits,
+}
+
+
+def source(name: str, options: Mapping[str, int | float] | None = None) -> Source:
+    """Return the task's source with its parameters; raise `UsageError` for an unknown task or parameter."""
+    if name not in TASKS:
+        raise UsageError(f"task={name!r} is unknown; valid: {listed(TASKS)}")
+    valid = [one.name for one in dataclasses.fields(TASKS[name])]  # pyright: ignore[reportArgumentType]
+    for option in options or {}:
+        if option not in valid:
+            raise UsageError(f"task {name} has no parameter {option!r}; valid: {listed(valid)}")
+    return TASKS[name](**(options or {}))
+
+
+def build(config: TrainConfig) -> Task:
+    """Make the instance of the configured task that belongs to the configured seed."""
+    return source(config.task, config.task_options).build(config.seed)
+
+
+def configure(task: str = "pairs", **named: Any) -> TrainConfig:
+    """Return the `TrainConfig` of a task: its recommended settings, and over them the named ones.
+
+    >>> configure("digits", recipe="labels", n_layers=2).model.d_model
+    64
+    """
+    source(task, named.get("task_options"))
+    return from_flat({**TASKS[task].settings, "task": task, **named})

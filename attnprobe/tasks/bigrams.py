@@ -1,0 +1,110 @@
+"""`bigrams`: the label is the transition rule; token counts leak some of it, which makes it a contaminated control."""
+
+from math import comb, factorial
+from typing import Annotated, Any, ClassVar
+
+import numpy as np
+from pydantic import Field
+from scipy.optimize import linear_sum_assignment
+
+from attnprobe.config import Count, DataSpec, settings
+from attnprobe.errors import UsageError
+from attnprobe.randomness import numpy_generator
+from attnprobe.tasks.task import Split, Task
+
+
+@settings
+class Bigrams:
+    """Markov chains, one permutation of the alphabet a class; the label is the permutation.
+
+    With probability ``strength`` the next token is the class's permutation of the current one, else it is uniform. The
+    permutations have no fixed points and differ everywhere. Each token is uniform by itself, but the *counts* within a
+    sequence depend on the permutation's cycles and so on the class: a network that only counts does better than chance.
+    """
+
+    settings: ClassVar[dict[str, Any]] = {"steps": 1500, "pretrain_steps": 1000}
+    licence: ClassVar[str] = "generated"
+    origin: ClassVar[str] = "attnprobe"
+
+    n: Annotated[int, Field(ge=2)] = 32
+    """Tokens in a sequence."""
+    alphabet: Annotated[int, Field(ge=3)] = 8
+    """Number of ids."""
+    classes: Annotated[int, Field(ge=2)] = 4
+    """Number of permutations: below the alphabet."""
+    strength: Annotated[float, Field(gt=0, le=1)] = 0.7
+    """Probability with which a transition follows the rule."""
+    train_size: Count = 500
+    """Training sequences."""
+    test_size: Count = 2000
+    """Test sequences."""
+
+    def __post_init__(self) -> None:
+        """Check that such permutations exist."""
+        if self.classes >= self.alphabet:
+            raise UsageError(f"bigrams: {self.alphabet} ids have only {self.alphabet - 1} such permutations")
+
+    @property
+    def data(self) -> DataSpec:
+        """Token ids."""
+        return DataSpec(n=self.n, inputs="tokens", classes=self.classes, vocabulary=self.alphabet)
+
+    @property
+    def sizes(self) -> tuple[int, int]:
+        """Sequences to train and to test on."""
+        return self.train_size, self.test_size
+
+    @property
+    def best_accuracy(self) -> float:
+        """Accuracy of the Bayes-optimal classifier, exactly.
+
+        It counts the transitions that follow each class's rule and takes the largest count, ties at random. The
+        n - 1 transitions are independent; one follows the true rule with probability q = s + (1 - s) / a, each other
+        rule with p = (1 - s) / a, none with the rest. The sum over the true count m and over r rivals that tie with it
+        is a coefficient of a product of truncated exponential series.
+        """
+        steps, rivals = self.n - 1, self.classes - 1
+        p = (1 - self.strength) / self.alphabet
+        q = self.strength + p
+        series = 1 / np.array([float(factorial(j)) for j in range(steps + 1)])
+        powers = np.arange(steps + 1)
+        nobody = series * max(0.0, 1 - q - rivals * p) ** powers
+        one_rival = series * p**powers
+        total = 0.0
+        for m in range(steps + 1):
+            behind = np.where(powers < m, one_rival, 0.0)
+            for ties in range(min(rivals, (steps - m) // m if m else rivals) + 1):
+                ways = nobody
+                for _ in range(rivals - ties):
+                    ways = np.convolve(ways, behind)[: steps + 1]
+                tied = comb(rivals, ties) * one_rival[m] ** ties / (ties + 1)
+                total += q**m * series[m] * tied * ways[steps - m - ties * m]
+        return float(total * factorial(steps))
+
+    def build(self, seed: int) -> Task:
+        """Draw permutations, training and test sequences."""
+        rules = self.rules(numpy_generator(seed, "bigrams rules"))
+        train, test = (
+            self._draw(rules, size, numpy_generator(seed, f"bigrams {split}"))
+            for split, size in zip(("train", "test"), self.sizes, strict=True)
+        )
+        return Task("bigrams", self.data, train, test)
+
+    def rules(self, rng: np.random.Generator) -> np.ndarray:
+        """Return [class, id]: permutations without fixed points that differ everywhere, by random assignment."""
+        taken = np.eye(self.alphabet, dtype=bool)
+        rules = []
+        for _ in range(self.classes):
+            # The free entries form a regular bipartite graph, so a complete assignment always exists.
+            _, rule = linear_sum_assignment(np.where(taken, 1e6, rng.random(taken.shape)))
+            taken[np.arange(self.alphabet), rule] = True
+            rules.append(rule)
+        return np.stack(rules)
+
+    def _draw(self, rules: np.ndarray, size: int, rng: np.random.Generator) -> Split:
+        labels = rng.integers(self.classes, size=size)
+        inputs = rng.integers(self.alphabet, size=(size, self.n))
+        follows = rng.random((size, self.n)) < self.strength
+        for i in range(1, self.n):
+            inputs[:, i] = np.where(follows[:, i], rules[labels, inputs[:, i - 1]], inputs[:, i])
+        return Split(inputs, labels)

@@ -1,0 +1,54 @@
+"""`digits`: real handwritten digits, 8 x 8 pixels of 17 grey levels, bundled with scikit-learn."""
+
+from typing import Annotated, Any, ClassVar
+
+import numpy as np
+from pydantic import Field
+
+from attnprobe.config import DataSpec, settings
+from attnprobe.randomness import numpy_generator
+from attnprobe.tasks.task import Split, Task
+
+IMAGES = 1797
+
+
+@settings
+class Digits:
+    """Handwritten digits of scikit-learn, read row by row; one grey level a token.
+
+    The split into training and test images is one fixed random split, the same for every seed.
+    """
+
+    settings: ClassVar[dict[str, Any]] = {
+        "d_model": 64,
+        "n_heads": 4,
+        "rate": 2e-3,
+        "batch_size": 32,
+        "steps": 2700,
+        "pretrain_steps": 2000,
+    }
+    licence: ClassVar[str] = "CC BY 4.0"
+    origin: ClassVar[str] = "UCI optical recognition of handwritten digits (Alpaydin & Kaynak 1998), in scikit-learn"
+
+    test_size: Annotated[int, Field(ge=1, le=IMAGES - 1)] = 600
+    """Test images; the others of the 1797 are for training."""
+
+    @property
+    def data(self) -> DataSpec:
+        """Grey levels on an 8 x 8 grid."""
+        return DataSpec(n=64, inputs="tokens", classes=10, vocabulary=17, grid=(8, 8))
+
+    @property
+    def sizes(self) -> tuple[int, int]:
+        """Sequences to train and to test on."""
+        return IMAGES - self.test_size, self.test_size
+
+    def build(self, seed: int) -> Task:
+        """Read the images."""
+        from sklearn.datasets import load_digits
+
+        inputs, labels = load_digits(return_X_y=True)
+        order = numpy_generator(0, "digits split").permutation(len(inputs))
+        inputs, labels = inputs[order].astype(np.int64), labels[order]
+        train, test = (Split(inputs[part], labels[part]) for part in np.split(np.arange(len(inputs)), [self.sizes[0]]))
+        return Task("digits", self.data, train, test)
