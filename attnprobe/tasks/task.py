@@ -59,6 +59,8 @@ class Task:
             raise UsageError(f"{where} labels of shape {labels.shape}: must be [{len(inputs)}], one a sequence")
         if not (0 <= labels.min() and labels.max() < data.classes):
             raise UsageError(f"{where} labels {labels.min()} ... {labels.max()}: must be 0 ... {data.classes - 1}")
+        if split.lengths is not None and data.grid is not None:
+            raise UsageError(f"{where} lengths: images on a grid have one size")
         if split.lengths is not None and not (
             split.lengths.shape == labels.shape and 1 <= split.lengths.min() and split.lengths.max() <= data.n
         ):

@@ -1,0 +1,290 @@
+"""Proximity: do scores and attention favour near keys, how much, and over what range?"""
+
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from attnprobe.errors import UsageError
+from attnprobe.randomness import numpy_generator
+
+if TYPE_CHECKING:
+    import torch
+    import xarray as xr
+
+    from attnprobe.checkpoint import Checkpoint
+    from attnprobe.statistics.decay import Decay
+    from attnprobe.statistics.geometry import Geometry
+    from attnprobe.transformer import Transformer
+
+DRAWS = 8
+"""Draws of each null: permutations, and networks at initialisation."""
+NULLS = ("permuted", "initial")
+REFITS = 200
+"""Resamples for which the decay is fitted again."""
+
+
+def proximity(
+    checkpoint: "Checkpoint", *, sequences: int = 256, window: int = 2, resamples: int = 1000, seed: int = 0
+) -> "xr.Dataset":
+    r"""Measure how near the keys are that each head scores high and attends to.
+
+    The network reads test sequences without any masking. For every layer, head and sequence the statistics of
+    `attnprobe.statistics.proximity` are taken from the score that `attnprobe.attention.scores` gives for the queries
+    and keys of that forward pass, in float64; reported are means over sequences.
+
+    The variables, over ``layer`` and ``head`` and, where named, more:
+
+    - ``score_by_offset`` (offset): the function of the offset that fits the score best, a constant for each query
+      aside, which the softmax ignores; ``pattern_by_offset`` (offset): mean attention weight of a pair;
+    - ``toeplitz_share``: share of the row-centred score's variance that the offset explains, 0 ... 1; about 2 / n for
+      a score without structure;
+    - ``proximity_contrast``: mean score of near keys (0 < distance <= window) minus that of far keys, in sd of the
+      score; 0 where near and far are alike;
+    - ``mean_distance`` (tokens) and ``mean_distance_ratio``, over that of uniform attention: 1 for uniform, below 1
+      for near (Tay et al. 2021, section 2.3; Dosovitskiy et al. 2021);
+    - ``near_mass`` (within): attention at distance 1, and within the window, over its uniform share;
+    - ``entropy`` (nats);
+    - ``decay_length`` (tokens) of the exponential that fits the score's profile, its bootstrap standard error
+      ``decay_length_se``, ``decay_r2``, and ``decay_reason``, which says why where the length is NaN.
+
+    Image tasks have the same over two-dimensional offsets, under names that begin with ``grid_``. Each of the numbers
+    but the fit has ``NAME_interval`` (bound), a 95 % bootstrap interval over sequences, and ``NAME_null`` (null, draw):
+    *permuted*, the same scores with the positions of queries and keys permuted alike, and *initial*, networks of the
+    same configuration at initialisation; every draw is taken on its share of the sequences.
+
+    Args:
+        checkpoint: The checkpoint to measure.
+        sequences: Number of test sequences: the first ones.
+        window: Largest distance that counts as near, in tokens or pixels.
+        resamples: Bootstrap resamples.
+        seed: Seed of the resamples, the permutations and the initial networks.
+    """
+    from attnprobe.results import dataset
+    from attnprobe.statistics.intervals import resampling
+
+    _check(checkpoint, sequences, window, resamples)
+    n, layers = checkpoint.data.n, checkpoint.config.model.n_layers
+    sequences = min(sequences, len(checkpoint.task.test))
+    within = tuple(sorted({1, window}))
+    draws = min(DRAWS, sequences)
+    weights = resampling(sequences, resamples, numpy_generator(seed, "proximity resamples"))
+    variables: dict[str, xr.Variable] = {}
+    for prefix, view in _views(checkpoint).items():
+        look = partial(_per_sequence, checkpoint, view, within)
+        rows = np.arange(sequences)
+        measured = look(checkpoint.model, rows)
+        nulls = {
+            "permuted": [look(checkpoint.model, rows[draw::draws], _order(seed, draw, n)) for draw in range(draws)],
+            "initial": [look(_initial(checkpoint, seed, draw), rows[draw::draws]) for draw in range(draws)],
+        }
+        variables.update(_summary(prefix, view, measured, nulls, weights))
+    variables.update(_metrics(checkpoint))
+    coordinates = {
+        "layer": np.arange(layers),
+        "head": np.arange(checkpoint.config.model.n_heads),
+        "offset": np.arange(-(n - 1), n),
+        "within": np.array(within),
+        "bound": ["lower", "upper"],
+        "null": list(NULLS),
+        "draw": np.arange(draws),
+    }
+    if checkpoint.data.grid is not None:
+        height, width = checkpoint.data.grid
+        coordinates |= {"row_offset": np.arange(1 - height, height), "column_offset": np.arange(1 - width, width)}
+    return dataset(
+        variables,
+        coordinates,
+        {
+            "measure": "proximity",
+            "title": checkpoint.title,
+            "step": checkpoint.step,
+            "sequences": sequences,
+            "sequences_from": "test",
+            "window": window,
+            "resamples": resamples,
+            "seed": seed,
+            "n": n,
+            "config": asdict(checkpoint.config),
+            "data": asdict(checkpoint.data),
+            "data_fingerprint": checkpoint.fingerprint,
+            "checkpoint_provenance": checkpoint.provenance,
+        },
+    )
+
+
+@dataclass(frozen=True)
+class _View:
+    """One way to look at the same tokens: in a line, or on a grid."""
+
+    shape: tuple[int, ...]
+    axes: tuple[str, ...]
+    unit: str
+    causal: bool
+
+
+def _views(checkpoint: "Checkpoint") -> dict[str, _View]:
+    data, causal = checkpoint.data, checkpoint.config.model.causal
+    views = {"": _View((data.n,), ("offset",), "tokens", causal)}
+    if data.grid is not None:
+        views["grid_"] = _View(data.grid, ("row_offset", "column_offset"), "pixels", causal)
+    return views
+
+
+# name: (axes besides layer and head, long name, units, method); "view" and "unit" are filled in by the view.
+DESCRIBED = {
+    "score_by_offset": (("view",), "score by offset", "1", "least squares with a free constant for each query"),
+    "pattern_by_offset": (("view",), "attention weight of a pair by offset", "1", "mean over pairs"),
+    "toeplitz_share": ((), "share of the score's variance that the offset explains", "1", "row-centred"),
+    "proximity_contrast": ((), "score of near minus far keys", "sd of the score", "row-centred, offset 0 left out"),
+    "mean_distance": ((), "mean attention distance", "unit", "attention-weighted, mean over queries"),
+    "mean_distance_ratio": ((), "mean attention distance over uniform", "1", "1 for uniform attention"),
+    "near_mass": (("within",), "attention to near keys over uniform", "1", "offset 0 left out"),
+    "entropy": ((), "entropy of the pattern", "nats", "mean over queries"),
+}
+
+
+def _check(checkpoint: "Checkpoint", sequences: int, window: int, resamples: int) -> None:
+    n = checkpoint.data.n
+    if sequences < 2:
+        raise UsageError(f"sequences={sequences}: an interval needs at least 2")
+    if n < 3 or not 1 <= window < n - 1:
+        raise UsageError(f"window={window}: must be 1 to {n - 2}, so that there are near and far keys among {n} tokens")
+    if resamples < 1:
+        raise UsageError(f"resamples={resamples}: must be at least 1")
+
+
+def _order(seed: int, draw: int, n: int) -> np.ndarray:
+    return numpy_generator(seed, "proximity permutation", draw).permutation(n)
+
+
+def _initial(checkpoint: "Checkpoint", seed: int, draw: int) -> "Transformer":
+    """Return a network of the checkpoint's configuration before training, from a seed that belongs to no run."""
+    from attnprobe.transformer import Transformer
+
+    return Transformer(checkpoint.config.model, checkpoint.data, seed=2**32 + seed * DRAWS + draw).eval()
+
+
+def _per_sequence(
+    checkpoint: "Checkpoint",
+    view: _View,
+    within: tuple[int, ...],
+    model: "Transformer",
+    rows: np.ndarray,
+    order: np.ndarray | None = None,
+) -> dict[str, np.ndarray]:
+    """Return each statistic of [sequence, layer, head, ...], with positions permuted where there is an order.
+
+    Offsets that a shorter sequence does not have are NaN.
+    """
+    import torch
+
+    from attnprobe.measures.capture import chunks, scores_by_layer
+    from attnprobe.statistics.geometry import geometry
+    from attnprobe.statistics.proximity import proximity_statistics
+
+    n = checkpoint.data.n
+    places, found = [], []
+    for chosen, inputs in chunks(checkpoint.task.test, rows, model.cfg.n_heads):
+        length = inputs.shape[1]
+        shown = geometry(view.shape if length == n else (length,), view.causal)
+        layers = []
+        for scores in scores_by_layer(model, inputs):
+            if order is not None:
+                kept = torch.from_numpy(order[order < length])
+                scores = scores[..., kept, :][..., kept]
+            layers.append(proximity_statistics(scores, shown, within))
+        values = {name: np.stack([getattr(layer, name).numpy() for layer in layers], axis=1) for name in DESCRIBED}
+        places.append(chosen)
+        found.append({name: _widened(name, value, n - length) for name, value in values.items()})
+    back = np.argsort(np.concatenate(places))
+    return {name: np.concatenate([part[name] for part in found])[back] for name in DESCRIBED}
+
+
+def _widened(name: str, values: np.ndarray, short: int) -> np.ndarray:
+    if "view" not in DESCRIBED[name][0] or not short:
+        return values
+    return np.pad(values, [(0, 0)] * (values.ndim - 1) + [(short, short)], constant_values=np.nan)
+
+
+def _summary(
+    prefix: str,
+    view: _View,
+    measured: dict[str, np.ndarray],
+    nulls: dict[str, list[dict[str, np.ndarray]]],
+    weights: np.ndarray,
+) -> dict[str, "xr.Variable"]:
+    """Return the variables of one view: means, intervals and nulls, the uniform pattern, and the decay."""
+    from attnprobe.results import variable
+    from attnprobe.statistics.geometry import geometry
+    from attnprobe.statistics.intervals import bootstrap_interval, weighted_means
+
+    sides = tuple(2 * side - 1 for side in view.shape)
+    made = {}
+    for name, (axes, long_name, units, method) in DESCRIBED.items():
+        if prefix and name == "entropy":
+            continue  # the same in every view
+        units = view.unit if units == "unit" else units
+        on_view = "view" in axes
+        axes = ("layer", "head", *(view.axes if on_view else axes))
+
+        def shaped(values: np.ndarray, axis: int, on_view: bool = on_view) -> np.ndarray:
+            return values.reshape(*values.shape[:axis], *sides, *values.shape[axis + 1 :]) if on_view else values
+
+        values = measured[name]
+        draws = np.array([[_mean(draw[name]) for draw in nulls[null]] for null in NULLS])
+        interval = bootstrap_interval(values, weights)
+        made |= {
+            name: variable(axes, shaped(_mean(values), 2), long_name, units, method),
+            f"{name}_interval": variable((*axes, "bound"), shaped(interval, 2), f"95 % interval: {long_name}", units),
+            f"{name}_null": variable(("null", "draw", *axes), shaped(draws, 4), f"null: {long_name}", units),
+        }
+    places = geometry(view.shape, view.causal)
+    uniform = (places.uniform / places.count).numpy().reshape(sides)
+    made["uniform_pattern_by_offset"] = variable(view.axes, uniform, "uniform attention weight of a pair", "1")
+    profile = measured["score_by_offset"]
+    fitted = _decay(_mean(profile), places)
+    resampled = _decay(weighted_means(profile, weights[:REFITS]), places).length
+    with np.errstate(invalid="ignore"):
+        error = np.where(np.isfinite(fitted.length), np.nanstd(np.nan_to_num(resampled, nan=np.inf), axis=0), np.nan)
+    method = "a exp(-distance / length) + c, a > 0, least squares weighted by pairs, offset 0 left out"
+    made |= {
+        "decay_length": variable(("layer", "head"), fitted.length, "decay length of the score", view.unit, method),
+        "decay_length_se": variable(("layer", "head"), error, "standard error of the decay length", view.unit, "bootstrap"),
+        "decay_r2": variable(("layer", "head"), fitted.r2, "weighted R² of the decay fit", "1"),
+        "decay_reason": variable(("layer", "head"), fitted.reason, "why there is no decay length", ""),
+    }
+    return {prefix + name: one for name, one in made.items()}
+
+
+def _mean(values: np.ndarray) -> np.ndarray:
+    from attnprobe.statistics.intervals import weighted_means
+
+    return weighted_means(values, np.full((1, len(values)), 1 / len(values)))[0]
+
+
+def _decay(profiles: np.ndarray, places: "Geometry") -> "Decay":
+    """Fit the decay to profiles by offset, folded to profiles by distance."""
+    from attnprobe.statistics.decay import fit_decay
+
+    count = places.count.numpy()
+    used = (places.distance.numpy() > 0) & (count > 0)
+    distance, which = np.unique(places.distance.numpy()[used], return_inverse=True)
+    pairs = np.bincount(which, count[used])
+    member = np.eye(len(distance))[which] * count[used][:, None] / pairs
+    return fit_decay(profiles[..., used] @ member, distance, pairs)
+
+
+def _metrics(checkpoint: "Checkpoint") -> dict[str, "xr.Variable"]:
+    """Return the accuracies at the checkpoint and the objective they belong to."""
+    from attnprobe.results import variable
+
+    last = checkpoint.last_metrics
+    return {
+        "objective": variable((), checkpoint.objective, "objective of the stage", ""),
+        **{
+            name: variable((), np.nan if last.get(name) is None else last[name], name.replace("_", " "), "1")
+            for name in ("train_accuracy", "test_accuracy")
+        },
+    }
