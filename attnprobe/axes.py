@@ -21,6 +21,8 @@ LABELS = {
     "class_": "class",
     # axes of results
     "step": "training step",
+    "recipe": "training recipe",
+    "seed": "seed",
     "offset": "offset: key $-$ query (tokens)",
     "row_offset": "row offset: key $-$ query (pixels)",
     "column_offset": "column offset: key $-$ query (pixels)",

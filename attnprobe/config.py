@@ -185,7 +185,7 @@ class TrainConfig:
     transfer: str = "all"
     """Which parts init_from gives: all, PART+PART or all-but-PART+PART."""
     freeze: tuple[str, ...] = ()
-    """Parts that stay as they start, by the same names."""
+    """Parts that stay as they start, by the same names: qk,positions."""
     device: str = "cpu"
     """torch device."""
 
@@ -222,13 +222,6 @@ def from_flat(named: Mapping[str, Any]) -> TrainConfig:
             raise UsageError(f"unknown setting {name!r}; valid: {listed(sorted(valid))}")
     model = {name: named.pop(name) for name in _names(ModelConfig) if name in named}
     return TrainConfig(model=ModelConfig(**model), **named)
-
-
-def flat(config: TrainConfig) -> dict[str, Any]:
-    """Return every setting of network and training by name, the inverse of `from_flat`."""
-    fields = dataclasses.asdict(config)
-    model = fields.pop("model")
-    return {**fields, **model}
 
 
 def read_settings(path: str | Path) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """Named parts of a network: what a checkpoint can give to another, and what training can leave alone.
 
-An expression is ``all``, parts joined by plus signs (``qk+positions``), or ``all-but-`` and such a list.
+An expression is ``all``, parts joined by + or a comma (``qk+positions``), or ``all-but-`` and such a list.
 """
 
 import re
@@ -32,10 +32,10 @@ def select(expression: str, names: Iterable[str]) -> list[str]:
     if expression == "all":
         return names
     inverted = expression.startswith("all-but-")
-    parts = expression.removeprefix("all-but-").split("+")
+    parts = re.split("[+,]", expression.removeprefix("all-but-"))
     for part in parts:
         if part not in PARTS:
-            raise UsageError(f"unknown part {part!r}; valid: all, all-but-PART, {listed(PARTS)}, joined by +")
+            raise UsageError(f"unknown part {part!r}; valid: all, all-but-PART, {listed(PARTS)}, joined by + or a comma")
         if part not in present:
             raise UsageError(f"part {part!r} holds no parameters in this network; those that do: {listed(present)}")
     pattern = "|".join(f"(?:{PARTS[part]})" for part in parts)

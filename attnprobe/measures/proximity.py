@@ -1,5 +1,6 @@
 """Proximity: do scores and attention favour near keys, how much, and over what range?"""
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import TYPE_CHECKING
@@ -70,16 +71,18 @@ def proximity(
     within = tuple(sorted({1, window}))
     draws = min(DRAWS, sequences)
     weights = resampling(sequences, resamples, numpy_generator(seed, "proximity resamples"))
+    views = _views(checkpoint)
+    look = partial(_per_sequence, checkpoint, views, within)
+    rows = np.arange(sequences)
+    measured = look(checkpoint.model, rows)
+    nulls = {
+        "permuted": [look(checkpoint.model, rows[draw::draws], _order(seed, draw, n)) for draw in range(draws)],
+        "initial": [look(_initial(checkpoint, seed, draw), rows[draw::draws]) for draw in range(draws)],
+    }
     variables: dict[str, xr.Variable] = {}
-    for prefix, view in _views(checkpoint).items():
-        look = partial(_per_sequence, checkpoint, view, within)
-        rows = np.arange(sequences)
-        measured = look(checkpoint.model, rows)
-        nulls = {
-            "permuted": [look(checkpoint.model, rows[draw::draws], _order(seed, draw, n)) for draw in range(draws)],
-            "initial": [look(_initial(checkpoint, seed, draw), rows[draw::draws]) for draw in range(draws)],
-        }
-        variables.update(_summary(prefix, view, measured, nulls, weights))
+    for prefix, view in views.items():
+        of_view = {null: [draw[prefix] for draw in draws_of] for null, draws_of in nulls.items()}
+        variables.update(_summary(prefix, view, measured[prefix], of_view, weights))
     variables.update(_metrics(checkpoint))
     coordinates = {
         "layer": np.arange(layers),
@@ -106,6 +109,7 @@ def proximity(
             "resamples": resamples,
             "seed": seed,
             "n": n,
+            "classes": checkpoint.data.classes,
             "config": asdict(checkpoint.config),
             "data": asdict(checkpoint.data),
             "data_fingerprint": checkpoint.fingerprint,
@@ -168,13 +172,13 @@ def _initial(checkpoint: "Checkpoint", seed: int, draw: int) -> "Transformer":
 
 def _per_sequence(
     checkpoint: "Checkpoint",
-    view: _View,
+    views: Mapping[str, _View],
     within: tuple[int, ...],
     model: "Transformer",
     rows: np.ndarray,
     order: np.ndarray | None = None,
-) -> dict[str, np.ndarray]:
-    """Return each statistic of [sequence, layer, head, ...], with positions permuted where there is an order.
+) -> dict[str, dict[str, np.ndarray]]:
+    """Return, for each view, each statistic of [sequence, layer, head, ...]; positions are permuted by an order.
 
     Offsets that a shorter sequence does not have are NaN.
     """
@@ -185,21 +189,25 @@ def _per_sequence(
     from attnprobe.statistics.proximity import proximity_statistics
 
     n = checkpoint.data.n
-    places, found = [], []
+    places: list[np.ndarray] = []
+    found: dict[str, list[dict[str, np.ndarray]]] = {prefix: [] for prefix in views}
     for chosen, inputs in chunks(checkpoint.task.test, rows, model.cfg.n_heads):
         length = inputs.shape[1]
-        shown = geometry(view.shape if length == n else (length,), view.causal)
-        layers = []
-        for scores in scores_by_layer(model, inputs):
-            if order is not None:
-                kept = torch.from_numpy(order[order < length])
-                scores = scores[..., kept, :][..., kept]
-            layers.append(proximity_statistics(scores, shown, within))
-        values = {name: np.stack([getattr(layer, name).numpy() for layer in layers], axis=1) for name in DESCRIBED}
+        layers = list(scores_by_layer(model, inputs))
+        if order is not None:
+            kept = torch.from_numpy(order[order < length])
+            layers = [scores[..., kept, :][..., kept] for scores in layers]
+        for prefix, view in views.items():
+            shown = geometry(view.shape if length == n else (length,), view.causal)
+            by_layer = [proximity_statistics(scores, shown, within) for scores in layers]
+            values = {name: np.stack([getattr(one, name).numpy() for one in by_layer], axis=1) for name in DESCRIBED}
+            found[prefix].append({name: _widened(name, value, n - length) for name, value in values.items()})
         places.append(chosen)
-        found.append({name: _widened(name, value, n - length) for name, value in values.items()})
     back = np.argsort(np.concatenate(places))
-    return {name: np.concatenate([part[name] for part in found])[back] for name in DESCRIBED}
+    return {
+        prefix: {name: np.concatenate([part[name] for part in parts])[back] for name in DESCRIBED}
+        for prefix, parts in found.items()
+    }
 
 
 def _widened(name: str, values: np.ndarray, short: int) -> np.ndarray:

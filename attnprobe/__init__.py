@@ -1,0 +1,82 @@
+"""attnprobe: what did the query-key scores learn?
+
+>>> import attnprobe as ap
+>>> config = ap.configure("pairs", recipe="spt", seed=0)
+>>> config.stages
+(('masked', 1500), ('labels', 500))
+
+``ap.train(config)`` returns a run, ``ap.load("ckpt.pt")`` a checkpoint, ``ap.proximity(checkpoint)`` a labelled result
+and ``ap.figures.proximity(result)`` its figure. Names are imported when they are first used, so that
+``import attnprobe`` itself is quick.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from attnprobe import figures
+    from attnprobe.checkpoint import Checkpoint, load
+    from attnprobe.config import DataSpec, ModelConfig, TrainConfig
+    from attnprobe.errors import UsageError
+    from attnprobe.measures import MEASURES
+    from attnprobe.measures.proximity import proximity
+    from attnprobe.results import open_result, over_steps
+    from attnprobe.run import Run
+    from attnprobe.tasks import TASKS, Split, Task, configure
+    from attnprobe.training import train
+    from attnprobe.transformer import Transformer
+
+_HOME = {
+    "Checkpoint": "checkpoint",
+    "load": "checkpoint",
+    "DataSpec": "config",
+    "ModelConfig": "config",
+    "TrainConfig": "config",
+    "UsageError": "errors",
+    "MEASURES": "measures",
+    "proximity": "measures.proximity",
+    "open_result": "results",
+    "over_steps": "results",
+    "Run": "run",
+    "TASKS": "tasks",
+    "Split": "tasks",
+    "Task": "tasks",
+    "configure": "tasks",
+    "train": "training",
+    "Transformer": "transformer",
+}
+
+__all__ = [
+    "MEASURES",
+    "TASKS",
+    "Checkpoint",
+    "DataSpec",
+    "ModelConfig",
+    "Run",
+    "Split",
+    "Task",
+    "TrainConfig",
+    "Transformer",
+    "UsageError",
+    "configure",
+    "figures",
+    "load",
+    "open_result",
+    "over_steps",
+    "proximity",
+    "train",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used."""
+    if name == "figures":
+        return import_module("attnprobe.figures")
+    if name not in _HOME:
+        raise AttributeError(f"module 'attnprobe' has no attribute {name!r}; it has {', '.join(__all__)}")
+    return getattr(import_module(f"attnprobe.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    """Return the public names."""
+    return __all__

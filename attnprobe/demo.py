@@ -1,0 +1,154 @@
+"""The demonstration: both recipes on a generated and a real task, several seeds, and what their scores learned."""
+
+import multiprocessing
+from concurrent.futures import ProcessPoolExecutor, wait
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import scipy.stats
+import torch
+import xarray as xr
+from tqdm import tqdm
+
+from attnprobe import report
+from attnprobe.checkpoint import load
+from attnprobe.config import TrainConfig
+from attnprobe.errors import UsageError
+from attnprobe.figures.recipes import recipes as draw_recipes
+from attnprobe.results import save
+from attnprobe.run import Run
+from attnprobe.tasks import configure
+from attnprobe.training import train
+
+# Few evaluations and checkpoints, and less than half of the steps that digits recommends: minutes, not an hour.
+SETTINGS: dict[str, dict[str, Any]] = {
+    "pairs": {"evaluations": 4, "checkpoints": 4},
+    "digits": {"evaluations": 4, "checkpoints": 4, "steps": 1000, "pretrain_steps": 700},
+}
+RECIPES = ("labels", "spt")
+
+_steps_done: Any = None
+
+
+def demo(out: Path, seeds: int, workers: int) -> None:
+    """Train every task, recipe and seed into ``out``, measure them, and print and draw what came of it."""
+    if seeds < 1 or workers < 1:
+        raise UsageError(f"seeds={seeds}, workers={workers}: both must be at least 1")
+    report.prepare(out)
+    plan = {
+        out / f"{task}-{recipe}-{seed}": configure(task, recipe=recipe, seed=seed, **settings)
+        for task, settings in reversed(SETTINGS.items())  # the longest first, so that no worker idles at the end
+        for seed in range(seeds)
+        for recipe in RECIPES
+    }
+    print(f"{len(plan)} runs into {out}, {workers} at a time")
+    results = _run_all(plan, workers)
+    joined: dict[str, xr.Dataset] = {}
+    for task in SETTINGS:
+        by_recipe = [
+            xr.concat([results[out / f"{task}-{recipe}-{seed}"] for seed in range(seeds)], "seed", combine_attrs="drop_conflicts")
+            for recipe in RECIPES
+        ]
+        joined[task] = xr.concat(by_recipe, "recipe", combine_attrs="drop_conflicts")
+        joined[task] = joined[task].assign_coords(recipe=list(RECIPES), seed=range(seeds))
+        save(joined[task], out / f"{task}.nc")
+    report.write_figure(draw_recipes(joined), out / "demo", "SPT then labels against labels alone")
+    print(_table(joined))
+    print("\nmean ± sd over seeds; distance, share and contrast of each run's head with the largest contrast;")
+    print("contrast (null): the largest over heads in the same scores with positions permuted, mean over draws")
+    for task, result in joined.items():
+        print(_gain(task, result))
+    print(f"\nfigure: {out / 'demo.png'} (and .pdf); each run's last checkpoint: {out}/RUN/figures/STEP/proximity.png")
+    print(f"next:   attnprobe proximity {out / 'pairs-spt-0'}    # every checkpoint, and the evolution over steps")
+
+
+def most_proximal(result: xr.Dataset, name: str) -> xr.DataArray:
+    """Return a variable at the head with the largest contrast of each run (two-dimensional on images)."""
+    prefix = prefix_of(result)
+    places = result[f"{prefix}proximity_contrast"].argmax(("layer", "head"))
+    return result[f"{prefix}{name}"].isel(places)
+
+
+def prefix_of(result: xr.Dataset) -> str:
+    """Return the prefix of the variables that belong to the task's own geometry."""
+    return "grid_" if "grid_proximity_contrast" in result else ""
+
+
+def _run_all(plan: dict[Path, TrainConfig], workers: int) -> dict[Path, xr.Dataset]:
+    """Train and measure in processes of one thread each, under one progress bar."""
+    context = multiprocessing.get_context("spawn")
+    counter = context.Value("q", 0)
+    with (
+        ProcessPoolExecutor(workers, context, initializer=_start_worker, initargs=(counter,)) as pool,
+        tqdm(total=sum(config.steps for config in plan.values()), unit="step", dynamic_ncols=True) as bar,
+    ):
+        futures = {folder: pool.submit(_run_one, folder, config) for folder, config in plan.items()}
+        pending = set(futures.values())
+        while pending:
+            done, pending = wait(pending, timeout=0.5)
+            bar.update(counter.value - bar.n)
+            failed = [future for future in done if future.exception() is not None]
+            if failed:
+                pool.shutdown(cancel_futures=True)
+                failed[0].result()
+            bar.set_description(f"{len(futures) - len(pending)} of {len(futures)} runs")
+        return {folder: future.result() for folder, future in futures.items()}
+
+
+def _start_worker(counter: Any) -> None:
+    global _steps_done
+    _steps_done = counter
+    torch.set_num_threads(1)
+
+
+def _run_one(folder: Path, config: TrainConfig) -> xr.Dataset:
+    """Train one run, unless the folder holds it already, and measure its last checkpoint."""
+
+    def count(step: int) -> None:
+        with _steps_done.get_lock():
+            _steps_done.value += 1
+
+    last = Run(folder).path_of(config.steps)
+    if not last.exists():
+        train(config, folder, progress=False, on_step=count)
+    checkpoint = load(last)
+    if checkpoint.config != config:
+        raise UsageError(f"{folder}: holds a run with other settings; name another folder or remove it")
+    return report.write_checkpoint("proximity", checkpoint, report.default_folder(last))
+
+
+def _table(joined: dict[str, xr.Dataset]) -> str:
+    rows = []
+    for task, result in joined.items():
+        contrast = most_proximal(result, "proximity_contrast")
+        null = result[f"{prefix_of(result)}proximity_contrast_null"].sel(null="permuted").max(("layer", "head")).mean("draw")
+        columns = {
+            "train accuracy": result["train_accuracy"],
+            "test accuracy": result["test_accuracy"],
+            "mean distance / uniform": most_proximal(result, "mean_distance_ratio"),
+            "Toeplitz share": most_proximal(result, "toeplitz_share"),
+            "contrast": contrast,
+            "contrast (null)": null,
+        }
+        for recipe in RECIPES:
+            shown = {name: _mean_and_sd(values.sel(recipe=recipe).values) for name, values in columns.items()}
+            rows.append({"task": task, "recipe": recipe, **shown})
+    return pd.DataFrame(rows).to_string(index=False)
+
+
+def _mean_and_sd(values: np.ndarray) -> str:
+    spread = f" ± {values.std(ddof=1):.3f}" if len(values) > 1 else ""
+    return f"{values.mean():.3f}{spread}"
+
+
+def _gain(task: str, result: xr.Dataset) -> str:
+    """Say what SPT changed in test accuracy, paired over seeds, whichever way it came out."""
+    gains = (result["test_accuracy"].sel(recipe="spt") - result["test_accuracy"].sel(recipe="labels")).values
+    said = f"{task}: SPT changes test accuracy by {gains.mean():+.3f}"
+    if len(gains) < 2:
+        return f"{said} (one seed: no interval)"
+    half = scipy.stats.t.ppf(0.975, len(gains) - 1) * scipy.stats.sem(gains)
+    low, high = gains.mean() - half, gains.mean() + half
+    return f"{said}, 95 % t interval {low:+.3f} to {high:+.3f} over {len(gains)} paired seeds"
