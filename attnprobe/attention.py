@@ -123,11 +123,13 @@ class Attention(nn.Module):
             pattern = self.hook_pattern(self.hook_attn_scores(scores(q, k, additive)).softmax(dim=-1))
             return einsum(pattern, v, "batch head query key, batch key head d_head -> batch query head d_head")
         only_causal = additive.causal and additive.bias is None and additive.real is None
+        added = None if only_causal else additive.dense
         z = F.scaled_dot_product_attention(
             q.transpose(1, 2),
             k.transpose(1, 2),
             v.transpose(1, 2),
-            attn_mask=None if only_causal else additive.dense,
+            # A mask of another type than q is misread without an error (torch 2.13, float64 on a CPU).
+            attn_mask=None if added is None else added.to(q.dtype),
             is_causal=only_causal,
         )
         return z.transpose(1, 2)

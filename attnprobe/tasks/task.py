@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -74,6 +74,7 @@ class Task:
         return fingerprint(arrays + lengths)
 
 
+@runtime_checkable
 class Source(Protocol):
     """Where a task comes from: a settings dataclass whose fields are the task's parameters."""
 

@@ -1,0 +1,34 @@
+"""Shared, tiny, real things: runs are trained once a session."""
+
+import os
+
+import matplotlib
+import pytest
+import torch
+
+matplotlib.use("Agg")
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
+torch.set_num_threads(1)
+
+TINY = {"task_options": {"train_size": 64, "test_size": 40}, "steps": 12, "evaluations": 2, "checkpoints": 2, "batch_size": 16}
+
+
+@pytest.fixture(scope="session")
+def spt_run(tmp_path_factory):
+    """A run of recipe spt on tiny `pairs`: 8 masked and 4 label steps."""
+    from attnprobe.tasks import configure
+    from attnprobe.training import train
+
+    config = configure("pairs", recipe="spt", pretrain_steps=8, d_model=16, **TINY)
+    return train(config, tmp_path_factory.mktemp("runs") / "spt", progress=False)
+
+
+@pytest.fixture(scope="session")
+def image_checkpoint(tmp_path_factory):
+    """The last checkpoint of a short run on digits with two layers and rotary positions."""
+    from attnprobe.tasks import configure
+    from attnprobe.training import train
+
+    named = {**TINY, "task_options": {"test_size": 1700}, "recipe": "labels", "steps": 2}
+    config = configure("digits", n_layers=2, **{**named, "d_model": 16, "n_heads": 2, "position": "rotary"})
+    return train(config, tmp_path_factory.mktemp("runs") / "digits", progress=False).checkpoints[-1]

@@ -1,0 +1,161 @@
+import itertools
+
+import numpy as np
+import pytest
+
+from attnprobe.config import DataSpec
+from attnprobe.errors import UsageError
+from attnprobe.tasks import TASKS, Split, Task, configure, source
+from attnprobe.tasks.bigrams import Bigrams
+from attnprobe.tasks.pairs import Pairs
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_every_task_is_what_it_says(name):
+    kind = source(name)
+    task, again, other = kind.build(0), kind.build(0), kind.build(1)
+    assert (len(task.train), len(task.test)) == kind.sizes
+    assert task.data == kind.data
+    assert task.fingerprint == again.fingerprint
+    assert (task.fingerprint == other.fingerprint) == (name == "digits")  # real data are the same for every seed
+    assert kind.licence
+    assert kind.origin
+    configure(name)  # the recommended settings are settings
+    train = {bytes(row) for row in task.train.inputs}
+    assert not train & {bytes(row) for row in task.test.inputs}, "a test sequence was trained on"
+    balance = np.bincount(task.train.labels, minlength=task.data.classes) / len(task.train)
+    assert balance == pytest.approx(np.full(task.data.classes, 1 / task.data.classes), abs=0.08)
+
+
+def test_pairs_holds_every_token_equally_often_in_every_sequence():
+    task = Pairs(n=24, alphabet=6, classes=3).build(3)
+    for inputs in (task.train.inputs, task.test.inputs):
+        assert (np.sort(inputs, axis=1) == np.repeat(np.arange(6), 4)).all()
+
+
+@pytest.mark.parametrize("alphabet", [4, 8, 10])
+def test_matchings_are_perfect_and_share_no_pair(alphabet):
+    pairs = Pairs(n=alphabet, alphabet=alphabet, classes=alphabet - 1)
+    matchings = pairs.matchings(np.random.default_rng(0))
+    for matching in matchings:
+        assert sorted(matching.ravel()) == list(range(alphabet))
+    edges = [frozenset(pair.tolist()) for matching in matchings for pair in matching]
+    assert len(set(edges)) == len(edges) == alphabet * (alphabet - 1) // 2
+
+
+def test_unbroken_pairs_stand_side_by_side_in_half_the_sequences_rolled():
+    pairs = Pairs(broken=0.0)
+    task = pairs.build(0)
+    matchings = pairs.matchings(np.random.default_rng(0))  # any; the task's own are read off below
+    edges = [set() for _ in range(4)]
+    rolled = 0
+    for inputs, label in zip(task.train.inputs, task.train.labels, strict=True):
+        starts = []
+        for shift in (0, 1):
+            found = {frozenset(pair.tolist()) for pair in np.roll(inputs, -shift).reshape(-1, 2)}
+            starts.append(found if len(found) == 4 else None)
+        assert any(starts)
+        rolled += starts[0] is None
+        edges[label] |= starts[0] or starts[1]
+    assert all(len(one) == 4 for one in edges), "each class has the pairs of one matching"
+    assert all(not one & other for one, other in itertools.combinations(edges, 2))
+    assert 0.4 < rolled / len(task.train) < 0.6
+    assert matchings.shape == (4, 4, 2)
+
+
+def test_broken_pairs_are_about_the_share_asked_for():
+    pairs = Pairs(broken=0.4, test_size=500)
+    clean, broken = Pairs(broken=0.0, test_size=500).build(0), pairs.build(0)
+
+    def kept(task):
+        edges = {}
+        for inputs, label in zip(clean.train.inputs, clean.train.labels, strict=True):
+            for shift in (0, 1):
+                found = {frozenset(pair.tolist()) for pair in np.roll(inputs, -shift).reshape(-1, 2)}
+                if len(found) == 4:
+                    edges[label] = found
+        shares = []
+        for inputs, label in zip(task.test.inputs, task.test.labels, strict=True):
+            rows = (np.roll(inputs, -shift).reshape(-1, 2) for shift in (0, 1))
+            shares.append(max(np.mean([frozenset(pair.tolist()) in edges[label] for pair in row]) for row in rows))
+        return np.mean(shares)
+
+    assert kept(clean) == 1
+    # a broken pair finds a partner of its class again with probability of about 1 / 7
+    assert kept(broken) == pytest.approx(0.6 + 0.4 / 7, abs=0.04)
+
+
+def test_bigrams_have_uniform_marginals():
+    inputs = Bigrams(train_size=20000).build(0).train.inputs
+    counts = np.stack([np.bincount(column, minlength=8) for column in inputs.T]) / len(inputs)
+    assert counts == pytest.approx(np.full((32, 8), 1 / 8), abs=0.012)  # five standard errors
+
+
+def test_bigram_rules_are_permutations_without_fixed_points_that_differ_everywhere():
+    rules = Bigrams(alphabet=6, classes=5).rules(np.random.default_rng(0))
+    square = np.concatenate([np.arange(6)[None], rules])
+    assert (np.sort(square, axis=0) == np.arange(6)[:, None]).all()
+    assert (np.sort(square, axis=1) == np.arange(6)).all()
+
+
+@pytest.mark.parametrize(("strength", "n"), [(0.2, 12), (0.1, 32), (0.7, 4)])
+def test_bigrams_best_accuracy_is_that_of_the_bayes_classifier(strength, n):
+    kind = Bigrams(strength=strength, n=n, test_size=40000)
+    task, rules = kind.build(5), None
+    from attnprobe.randomness import numpy_generator
+
+    rules = kind.rules(numpy_generator(5, "bigrams rules"))
+    before, after = task.test.inputs[:, :-1], task.test.inputs[:, 1:]
+    follows = np.stack([(rule[before] == after).sum(1) for rule in rules], axis=1)
+    best = follows == follows.max(1, keepdims=True)
+    hit = best[np.arange(len(best)), task.test.labels] / best.sum(1)
+    assert kind.best_accuracy == pytest.approx(hit.mean(), abs=4 * hit.std() / 200)
+
+
+def test_bigrams_best_accuracy_at_the_ends():
+    assert Bigrams().best_accuracy == pytest.approx(1, abs=1e-6)
+    assert Bigrams(n=2, strength=1.0).best_accuracy == pytest.approx(1)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "said"),
+    [
+        ("pears", {}, "task='pears' is unknown; valid: pairs, bigrams, digits"),
+        ("pairs", {"m": 3}, "no parameter 'm'; valid: n, alphabet, classes"),
+        ("pairs", {"n": 33}, "divide n=33"),
+        ("pairs", {"classes": 8}, "only 7 disjoint matchings"),
+        ("bigrams", {"classes": 8}, "only 7 such permutations"),
+        ("digits", {"test_size": 1797}, "test_size=1797"),
+    ],
+)
+def test_unknown_tasks_and_parameters_are_refused(name, options, said):
+    with pytest.raises(UsageError, match=said):
+        source(name, options)
+
+
+GOOD = Split(np.zeros((4, 3), dtype=np.int64), np.array([0, 1, 0, 1]))
+
+
+@pytest.mark.parametrize(
+    ("split", "said"),
+    [
+        (Split(np.zeros((0, 3), dtype=np.int64), np.zeros(0, dtype=np.int64)), "mine train: holds no sequences"),
+        (Split(np.zeros((4, 2), dtype=np.int64), GOOD.labels), r"mine train inputs of shape \(4, 2\)"),
+        (Split(np.zeros((4, 3)), GOOD.labels), "inputs of type float64"),
+        (Split(np.full((4, 3), 5), GOOD.labels), r"ids 5 \.\.\. 5: must be 0 \.\.\. 4"),
+        (Split(GOOD.inputs, np.array([0, 1, 2, 0])), r"labels 0 \.\.\. 2: must be 0 \.\.\. 1"),
+        (Split(GOOD.inputs, np.array([0, 1])), r"labels of shape \(2,\)"),
+        (Split(GOOD.inputs, GOOD.labels, np.array([1, 2, 3, 4])), "lengths"),
+    ],
+)
+def test_arrays_that_do_not_fit_are_refused_by_name(split, said):
+    data = DataSpec(n=3, inputs="tokens", classes=2, vocabulary=5)
+    with pytest.raises(UsageError, match=said):
+        Task("mine", data, split, GOOD)
+
+
+def test_values_must_be_finite():
+    data = DataSpec(n=3, inputs="values", classes=2)
+    bad = Split(np.full((4, 3), np.nan), GOOD.labels)
+    with pytest.raises(UsageError, match="NaN or infinite"):
+        Task("mine", data, bad, bad)

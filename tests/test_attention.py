@@ -1,0 +1,111 @@
+"""One score: fused and explicit attention agree, hooks are never ignored, and a slow loop says the same."""
+
+import math
+
+import pytest
+import torch
+
+from attnprobe.attention import Additive, Attention, scores
+from attnprobe.config import ModelConfig
+from attnprobe.position import POSITIONS
+
+N = 7
+
+
+def layer(position="learned", causal=False):
+    torch.manual_seed(0)
+    config = ModelConfig(d_model=12, n_heads=2, position=position, causal=causal)
+    attention = Attention(config).double()
+    encoding = POSITIONS[position](config, N).double()
+    for weight in encoding.parameters():
+        torch.nn.init.normal_(weight)
+    return attention, encoding
+
+
+def additive(encoding, causal, padded):
+    real = torch.tensor([[True] * N, [True] * (N - 3) + [False] * 3]) if padded else None
+    return Additive(N, torch.device("cpu"), encoding.bias(N), causal, real)
+
+
+@pytest.mark.parametrize("position", list(POSITIONS))
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("padded", [False, True])
+def test_fused_and_explicit_attention_agree_in_value_and_gradient(position, causal, padded):
+    attention, encoding = layer(position, causal)
+    x = torch.randn(2, N, 12, dtype=torch.float64)
+
+    def run():
+        attention.zero_grad()
+        start = x.clone().requires_grad_()
+        out = attention(start, encoding, additive(encoding, causal, padded))
+        out.square().sum().backward()
+        return [out.detach(), start.grad, *(weight.grad for weight in attention.parameters())]
+
+    fused = run()
+    seen = []
+    attention.hook_attn_scores.add_hook(lambda tensor, hook: seen.append(tensor))
+    explicit = run()
+    assert len(seen) == 1
+    for one, other in zip(fused, explicit, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("position", ["none", "alibi", "relative"])
+def test_scores_are_what_a_loop_computes(position):
+    _, encoding = layer(position)
+    q, k = torch.randn(2, 2, N, 2, 6, dtype=torch.float64)
+    bias = encoding.bias(N)
+    found = scores(q, k, additive(encoding, True, True))
+    for b in range(2):
+        for h in range(2):
+            for i in range(N):
+                for j in range(N):
+                    expected = (q[b, i, h] @ k[b, j, h] / math.sqrt(6)).item()
+                    expected += 0 if bias is None else bias[h, j - i + N - 1].item()
+                    hidden = j > i or (b == 1 and j >= N - 3)
+                    assert found[b, h, i, j].item() == pytest.approx(-math.inf if hidden else expected, abs=1e-12)
+
+
+def test_nothing_of_size_n_by_n_exists_where_nothing_is_added():
+    _, encoding = layer("learned")
+    plain = Additive(N, torch.device("cpu"), encoding.bias(N))
+    assert plain.dense is None
+    assert plain.hidden is None
+
+
+@pytest.mark.parametrize("name", ["hook_attn_scores", "hook_pattern"])
+def test_edits_at_score_and_pattern_take_effect(name):
+    attention, encoding = layer()
+    x = torch.randn(2, N, 12, dtype=torch.float64)
+    start = attention(x, encoding, additive(encoding, False, False))
+    value = math.log(1 / N) if name == "hook_attn_scores" else 1 / N
+    getattr(attention, name).add_hook(lambda tensor, hook: torch.full_like(tensor, value))
+    edited = attention(x, encoding, additive(encoding, False, False))
+    uniform = attention.o(attention.v(x).mean(1, keepdim=True).expand_as(x))
+    torch.testing.assert_close(edited, uniform)
+    assert not torch.allclose(edited, start)
+
+
+def test_a_plain_torch_hook_and_a_backward_hook_also_see_the_pattern():
+    attention, encoding = layer()
+    x = torch.randn(2, N, 12, dtype=torch.float64, requires_grad=True)
+    seen = []
+    handle = attention.hook_pattern.register_forward_hook(lambda module, given, made: seen.append(made.shape))
+    attention(x, encoding, additive(encoding, False, False))
+    handle.remove()
+    attention.hook_attn_scores.add_hook(lambda gradient, hook: seen.append(gradient.shape), dir="bwd")
+    attention(x, encoding, additive(encoding, False, False)).sum().backward()
+    assert seen == [(2, 2, N, N)] * 2
+
+
+def test_weights_in_transformerlens_shapes_are_the_maps():
+    attention, encoding = layer("none")
+    x = torch.randn(2, N, 12, dtype=torch.float64)
+    seen = {}
+    for name in ("q", "k", "v", "z"):
+        getattr(attention, f"hook_{name}").add_hook(lambda tensor, hook, name=name: seen.update({name: tensor}))
+    out = attention(x, encoding, additive(encoding, False, False))
+    for name, weight in (("q", attention.W_Q), ("k", attention.W_K), ("v", attention.W_V)):
+        bias = getattr(attention, name).bias.unflatten(0, (2, 6))
+        torch.testing.assert_close(seen[name], torch.einsum("btm,hmd->bthd", x, weight) + bias)
+    torch.testing.assert_close(out, torch.einsum("bthd,hdm->btm", seen["z"], attention.W_O) + attention.o.bias)

@@ -1,0 +1,105 @@
+import dataclasses
+from typing import get_args
+
+import pytest
+
+from attnprobe.config import DataSpec, ModelConfig, Position, TrainConfig, from_flat, from_plain, read_settings
+from attnprobe.errors import UsageError
+from attnprobe.position import POSITIONS
+from attnprobe.tasks import configure
+
+
+def test_no_setting_has_two_homes():
+    names = [field.name for kind in (ModelConfig, TrainConfig) for field in dataclasses.fields(kind)]
+    assert len(names) == len(set(names))
+
+
+def test_positions_in_configuration_are_those_that_exist():
+    assert set(get_args(Position)) == set(POSITIONS)
+
+
+def test_plain_form_gives_the_same_configuration_back():
+    config = configure("digits", recipe="labels", n_layers=3, freeze=["qk"], task_options={"test_size": 5})
+    assert from_plain(TrainConfig, dataclasses.asdict(config), "here") == config
+
+
+@pytest.mark.parametrize(
+    ("named", "said"),
+    [
+        ({"rat": 1}, "unknown setting 'rat'; valid: activation, batch_size"),
+        ({"recipe": "spit"}, "recipe='spit': input should be 'labels' or 'spt'"),
+        ({"position": "rotory"}, "position='rotory': input should be 'none', 'learned'"),
+        ({"n_layers": 0}, "n_layers=0: input should be greater than 0"),
+        ({"n_layers": "two"}, "n_layers='two'"),
+        ({"mask_share": 1.0}, "mask_share=1.0: input should be less than 1"),
+        ({"d_model": 30, "n_heads": 4}, "d_model=30 cannot be split into n_heads=4"),
+        ({"d_model": 6, "n_heads": 2, "position": "rotary"}, "even d_head, not 3"),
+        ({"steps": 10, "pretrain_steps": 11}, "pretrain_steps=11 must be at least 1 and at most steps=10"),
+        ({"pretrain_objective": "next-token"}, "needs causal=True"),
+        ({"transfer": "qk"}, "needs init_from"),
+    ],
+)
+def test_bad_settings_are_refused_in_one_line_that_names_them(named, said):
+    with pytest.raises(UsageError) as caught:
+        from_flat(named)
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_stages_spend_the_same_steps_whatever_the_recipe():
+    named = {"steps": 10, "pretrain_steps": 7}
+    assert from_flat({**named, "recipe": "spt"}).stages == (("masked", 7), ("labels", 3))
+    assert from_flat({**named, "recipe": "labels"}).stages == (("labels", 10),)
+    assert from_flat({"steps": 7, "pretrain_steps": 7}).stages == (("masked", 7),)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("a.toml", 'rate = 1\n[model]\nn_layers = 2\n[task_options]\nn = 16\n'),
+        ("a.yaml", "rate: 1\nmodel:\n  n_layers: 2\ntask_options:\n  n: 16\n"),
+    ],
+)
+def test_files_hold_the_same_settings(tmp_path, name, text):
+    path = tmp_path / name
+    path.write_text(text)
+    config = configure(**read_settings(path))
+    assert (config.rate, config.model.n_layers, config.task_options) == (1.0, 2, {"n": 16})
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("a.json", "{}", "ends in .toml, .yaml, .yml"),
+        ("a.toml", "rate = ", "a.toml: "),
+        ("a.yaml", "rate: [", "a.yaml: "),
+        ("a.yaml", "- 1", "holds no settings"),
+        ("a.toml", "rate = 1\n[train]\nrate = 2", "rate is set twice"),
+    ],
+)
+def test_bad_files_are_refused_in_one_line(tmp_path, name, text, said):
+    path = tmp_path / name
+    path.write_text(text)
+    with pytest.raises(UsageError) as caught:
+        read_settings(path)
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_file_is_refused(tmp_path):
+    with pytest.raises(UsageError, match="No such file"):
+        read_settings(tmp_path / "none.toml")
+
+
+@pytest.mark.parametrize(
+    ("named", "said"),
+    [
+        ({"n": 4, "inputs": "tokens", "classes": 2}, "ids need a vocabulary"),
+        ({"n": 4, "inputs": "values", "classes": 2, "vocabulary": 3}, "ids need a vocabulary"),
+        ({"n": 4, "inputs": "values", "classes": 1}, "classes=1"),
+        ({"n": 5, "inputs": "values", "classes": 2, "grid": (2, 2)}, "grid 2 x 2 cannot have n=5"),
+    ],
+)
+def test_data_that_contradict_themselves_are_refused(named, said):
+    with pytest.raises(UsageError, match=said):
+        DataSpec(**named)
