@@ -4,6 +4,7 @@ import dataclasses
 import html
 import os
 import pickle
+import warnings
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -139,7 +140,9 @@ def load(path: str | Path) -> Checkpoint:
         what = "is a folder, not a checkpoint" if path.is_dir() else "no such file"
         raise UsageError(f"{path}: {what}")
     try:
-        fields = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch warns of a foreign pickle before it refuses it
+            fields = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, AttributeError, OSError) as error:
         first = str(error).strip().split("\n")[0].split(". ")[0]
         raise UsageError(f"{path}: not a checkpoint of attnprobe, or a damaged one ({first})") from error

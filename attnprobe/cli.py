@@ -6,14 +6,18 @@ on standard error and exit status 2.
 
 import argparse
 import contextlib
+import dataclasses
 import inspect
 import io
 import json
+import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Union
 
+import docstring_parser
 import tyro
 
 from attnprobe import tasks
@@ -25,6 +29,7 @@ if TYPE_CHECKING:
     import xarray as xr
 
 PROG = "attnprobe"
+ACCURACIES = ("train_accuracy", "test_accuracy")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -45,198 +50,199 @@ def _fail(message: str) -> None:
 
 
 def _dispatch(arguments: list[str]) -> None:
-    commands: dict[str, Callable[..., Any]] = {
-        "demo": demo,
-        "train": _train_command(arguments),
-        "tasks": list_tasks,
-        "show": show,
-        **{name: _measure_command(name) for name in MEASURES},
+    commands = {
+        "demo": (Demo, None),
+        "train": (Train, Train(_preset(arguments))),
+        "tasks": (Tasks, None),
+        "show": (Show, None),
+        **{name: (_measure_command(name), None) for name in MEASURES},
     }
+    subcommands = tuple(
+        Annotated[kind, tyro.conf.subcommand(name, **({} if default is None else {"default": default}))]
+        for name, (kind, default) in commands.items()
+    )
     # tyro reports a bad flag in a box of many lines and exits; that text is caught and told in one.
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
-            call = tyro.extras.subcommand_cli_from_dict(
-                {name: _deferred(command) for name, command in commands.items()},
+            command: Any = tyro.cli(
+                Union[subcommands],  # pyright: ignore[reportArgumentType]  # noqa: UP007
                 prog=PROG,
                 description="What did the query-key scores learn?",
                 args=arguments or ["--help"],
-                config=(tyro.conf.FlagCreatePairsOff,),
+                config=(tyro.conf.FlagCreatePairsOff, tyro.conf.OmitSubcommandPrefixes),
             )
     except SystemExit as stop:
         if stop.code in (0, None):
             raise
         _fail(_one_line(said.getvalue()))
     else:
-        call()
-
-
-def _deferred(command: Callable[..., Any]) -> Callable[..., Callable[[], Any]]:
-    """Return the command as a function of the same signature that hands back the call, to be made after parsing."""
-
-    def parsed(*values: Any, **named: Any) -> Callable[[], Any]:
-        return lambda: command(*values, **named)
-
-    parsed.__signature__ = inspect.signature(command)  # pyright: ignore[reportFunctionMemberAccess]
-    parsed.__annotations__ = {**command.__annotations__, "return": Any}
-    parsed.__doc__, parsed.__name__ = command.__doc__, command.__name__
-    return parsed
+        command.run()
 
 
 def _one_line(boxed: str) -> str:
-    lines = [line.strip("│╭╮╰╯─ \n") for line in boxed.splitlines()[1:]]
-    return " ".join(line for line in lines if line) or "the arguments cannot be read"
+    """Return what tyro says in its box: without frame and title, up to the part that repeats the help."""
+    inside = [line.strip("│| \n") for line in boxed.splitlines()[1:]]
+    text = " ".join(line for line in inside if re.search(r"\w", line))
+    text = re.split(r" *(?:For full helptext|Argument helptext|Perhaps you meant|in attnprobe )", text)[0]
+    # What a settings dataclass says of itself needs no word of where in the parser it stands.
+    return re.sub(r"^Error parsing [\w.-]*settings[\w.]*: ", "", text) or "the arguments cannot be read"
 
 
-def demo(out: Path = Path("runs/demo"), seeds: int = 3, workers: int = 2) -> None:
-    """Train both recipes on pairs (generated) and digits (real), and show what their scores learned.
+@dataclass(frozen=True)
+class Demo:
+    """Train both recipes on pairs (generated) and digits (real), and show what their scores learned."""
 
-    Args:
-        out: Folder for the runs and figures; finished runs in it are taken as they are.
-        seeds: Seeds of each task and recipe.
-        workers: Runs at a time, one thread each.
-    """
-    from attnprobe.demo import demo as run_demo
+    out: Path = Path("runs/demo")
+    """Folder for the runs and figures; finished runs in it are taken as they are."""
+    seeds: int = 3
+    """Seeds of each task and recipe."""
+    workers: int = 2
+    """Runs at a time, one thread each."""
 
-    run_demo(out, seeds, workers)
+    def run(self) -> None:
+        """Run the demonstration."""
+        from attnprobe.demo import demo
 
-
-def list_tasks(json: bool = False) -> None:  # noqa: A002
-    """List the tasks with what a reader needs to judge a number.
-
-    Args:
-        json: Print JSON.
-    """
-    rows, notes = [], []
-    for name, kind in tasks.TASKS.items():
-        source = kind()
-        data, (train, test) = source.data, source.sizes
-        facts = {"task": name, "n": data.n, "inputs": data.inputs, "vocabulary": data.vocabulary, "classes": data.classes}
-        rows.append({**facts, "chance": 1 / data.classes, "train": train, "test": test, "licence": source.licence})
-        notes.append({"what": (inspect.getdoc(kind) or "").split("\n")[0], "origin": source.origin})
-    if json:
-        _print_json([{**row, **note} for row, note in zip(rows, notes, strict=True)])
-        return
-    _print_rows(rows, json)
-    for row, note in zip(rows, notes, strict=True):
-        print(f"\n{row['task']}: {note['what']}\n  from: {note['origin']}")
+        demo(self.out, self.seeds, self.workers)
 
 
-def show(path: tyro.conf.Positional[Path], json: bool = False) -> None:  # noqa: A002
-    """Show what a checkpoint holds, or which checkpoints a run has.
+@dataclass(frozen=True)
+class Train:
+    """Train a network with one of the two recipes; every setting is a flag."""
 
-    Args:
-        path: A checkpoint or a run folder.
-        json: Print JSON.
-    """
-    from attnprobe.checkpoint import load
-    from attnprobe.run import Run
+    settings: tyro.conf.OmitArgPrefixes[TrainConfig]
+    out: Path | None = None
+    """Run folder; runs/TASK-RECIPE-SEED where none is named."""
+    config: Path | None = None
+    """TOML or YAML file with the same settings; flags win over it."""
 
-    if path.is_dir():
-        rows = [{"checkpoint": one.path, **one.last_metrics} for one in Run.open(path).checkpoints]
-        _print_rows(rows, json)
-        return
-    described = load(path).describe()
-    if json:
-        _print_json(described)
-        return
-    for section, facts in described.items():
-        print(section)
-        for name, value in facts.items():
-            print(f"  {name:<20} {value}")
+    def run(self) -> None:
+        """Train, and say where the run is."""
+        from attnprobe.training import train
 
-
-def _train_command(arguments: list[str]) -> Callable[..., Any]:
-    """Return the training command, its flags preset from the task's own settings and from ``--config``."""
-    preset = TrainConfig()
-    if arguments[:1] == ["train"]:
-        early = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-        early.add_argument("--task")
-        early.add_argument("--config")
-        with contextlib.suppress(argparse.ArgumentError):  # tyro will say what is wrong
-            found, _ = early.parse_known_args(arguments[1:])
-            named = read_settings(found.config) if found.config else {}
-            named |= {"task": found.task} if found.task else {}
-            task = named.pop("task", preset.task)
-            preset = tasks.configure(task, **named)
-
-    def train(
-        settings: Annotated[TrainConfig, tyro.conf.OmitArgPrefixes] = preset,
-        out: Path | None = None,
-        config: Path | None = None,
-    ) -> None:
-        """Train a network with one of the two recipes; every setting is a flag.
-
-        Args:
-            settings: Task, recipe, network and optimisation.
-            out: Run folder; runs/TASK-RECIPE-SEED where none is named.
-            config: TOML or YAML file with the same settings; flags win over it.
-        """
-        from attnprobe.training import train as run_training
-
-        # Flags of task parameters were checked by type only; this checks them against the task.
-        tasks.source(settings.task, settings.task_options)
-        run = run_training(settings, out)
+        run = train(self.settings, self.out)
         last = run.metrics[-1]
-        print(f"{run.folder}: train accuracy {last['train_accuracy']}, test accuracy {last['test_accuracy']}")
-        print(f"next: {PROG} proximity {run.folder}")
-
-    return train
+        shown = ", ".join(f"{name.replace('_', ' ')} {last[name]:.3f}" for name in ACCURACIES if last[name] is not None)
+        print(f"{run.folder}: {last['objective']} {shown}\nnext: {PROG} proximity {run.folder}")
 
 
-def _measure_command(name: str) -> Callable[..., Any]:
-    """Return the command of a measure: path and output flags, and the measure's own keywords as flags."""
-    measure = MEASURES[name]
-    options = [
-        parameter for parameter in inspect.signature(measure).parameters.values() if parameter.kind is parameter.KEYWORD_ONLY
-    ]
+def _preset(arguments: list[str]) -> TrainConfig:
+    """Return what the training flags start from: the task's own settings, and over them those of ``--config``."""
+    if arguments[:1] != ["train"]:
+        return TrainConfig()
+    early = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    early.add_argument("--task")
+    early.add_argument("--config")
+    try:
+        found, _ = early.parse_known_args(arguments[1:])
+    except argparse.ArgumentError:  # tyro will say what is wrong
+        return TrainConfig()
+    named = read_settings(found.config) if found.config else {}
+    return tasks.configure(**{**named, **({"task": found.task} if found.task else {})})
 
-    def command(path: Path, out: Path | None = None, json: bool = False, **named: Any) -> None:  # noqa: A002
+
+@dataclass(frozen=True)
+class Tasks:
+    """List the tasks with what a reader needs to judge a number."""
+
+    json: bool = False
+    """Print JSON."""
+
+    def run(self) -> None:
+        """Print the list."""
+        rows, notes = [], []
+        for name, kind in tasks.TASKS.items():
+            source = kind()
+            data, (train, test) = source.data, source.sizes
+            size = {"n": data.n, "inputs": data.inputs, "vocabulary": data.vocabulary, "classes": data.classes}
+            split = {"chance": 1 / data.classes, "train": train, "test": test, "licence": source.licence}
+            rows.append({"task": name, **size, **split})
+            notes.append({"what": (inspect.getdoc(kind) or "").split("\n")[0], "origin": source.origin})
+        if self.json:
+            _print_json([{**row, **note} for row, note in zip(rows, notes, strict=True)])
+            return
+        _print_table(rows)
+        for row, note in zip(rows, notes, strict=True):
+            print(f"\n{row['task']}: {note['what']}\n  from: {note['origin']}")
+
+
+@dataclass(frozen=True)
+class Show:
+    """Show what a checkpoint holds, or which checkpoints a run has."""
+
+    path: tyro.conf.Positional[Path]
+    """A checkpoint or a run folder."""
+    json: bool = False
+    """Print JSON."""
+
+    def run(self) -> None:
+        """Print it."""
+        from attnprobe.checkpoint import load
+        from attnprobe.run import Run
+
+        if self.path.is_dir():
+            rows = [{"checkpoint": one.path, **one.last_metrics} for one in Run.open(self.path).checkpoints]
+            (_print_json if self.json else _print_table)(rows)
+            return
+        described = load(self.path).describe()
+        if self.json:
+            _print_json(described)
+            return
+        for section, facts in described.items():
+            print(section)
+            for name, value in facts.items():
+                print(f"  {name:<20} {value}")
+
+
+@dataclass(frozen=True)
+class Measure:
+    """What the commands of all measures share; each adds its measure's keywords as fields."""
+
+    path: tyro.conf.Positional[Path]
+    """A checkpoint; or a run folder: then every checkpoint, and the evolution over steps."""
+    out: Path | None = None
+    """Folder for the result (.nc) and the figures (.png, .pdf); figures/NAME beside the checkpoint, or in the run."""
+    json: bool = False
+    """Print the table as JSON."""
+
+    def measure(self, name: str) -> None:
+        """Measure, write and print."""
         from attnprobe import report
         from attnprobe.checkpoint import load
         from attnprobe.run import Run
 
-        folder = out or report.default_folder(path)
-        if path.is_dir():
-            result = report.write_run(name, Run.open(path), folder, named, progress=not json)
+        common = {one.name for one in dataclasses.fields(Measure)}
+        options = {one.name: getattr(self, one.name) for one in dataclasses.fields(self) if one.name not in common}
+        folder = self.out or report.default_folder(self.path)
+        if self.path.is_dir():
+            result = report.write_run(name, Run.open(self.path), folder, options, progress=not self.json)
             last = result.isel(step=-1)
         else:
-            result = last = report.write_checkpoint(name, load(path), folder, named)
-        if json:
+            result = last = report.write_checkpoint(name, load(self.path), folder, options)
+        if self.json:
             _print_json(_head_rows(result))
             return
         print(last.attrs.get("title", last.attrs.get("run_title")))
-        _print_rows(_head_rows(last), json)
+        _print_table(_head_rows(last))
         print(f"figures and results: {folder}")
 
-    own = {parameter.name: parameter.annotation for parameter in options}
-    command.__name__ = name
-    command.__doc__ = _command_help(measure)
-    command.__annotations__ = {
-        "path": tyro.conf.Positional[Path],
-        "out": Path | None,
-        "json": bool,
-        **own,
-    }
-    common = [
-        parameter.replace(annotation=command.__annotations__[parameter.name])
-        for parameter in inspect.signature(command).parameters.values()
-        if parameter.name != "named"
+
+def _measure_command(name: str) -> type[Measure]:
+    """Return the command of a measure: its keywords are the flags, its docstring their help."""
+    measure = MEASURES[name]
+    said = docstring_parser.parse(measure.__doc__ or "")
+    helps = {one.arg_name: one.description for one in said.params}
+    fields = [
+        (one.name, Annotated[one.annotation, tyro.conf.arg(help=helps[one.name])], dataclasses.field(default=one.default))
+        for one in inspect.signature(measure).parameters.values()
+        if one.kind is one.KEYWORD_ONLY
     ]
-    command.__signature__ = inspect.Signature([*common, *options])  # pyright: ignore[reportFunctionMemberAccess]
+    command = dataclasses.make_dataclass(
+        name, fields, bases=(Measure,), namespace={"run": lambda self: self.measure(name)}, frozen=True
+    )
+    command.__doc__ = said.short_description
     return command
-
-
-def _command_help(measure: Callable[..., Any]) -> str:
-    """Return the help of a measure's command: its first line, the common arguments and its own."""
-    said = inspect.getdoc(measure) or ""
-    own = said.partition("Args:\n")[2].splitlines()[1:]  # without the checkpoint, whose place the path takes
-    common = [
-        "    path: A checkpoint, or a run folder: then every checkpoint, and the evolution over steps.",
-        "    out: Folder for the result (.nc) and the figures (.png, .pdf); figures/NAME beside the checkpoint, or in the run.",
-        "    json: Print the table as JSON.",
-    ]
-    return "\n".join([said.splitlines()[0], "", "Args:", *common, *own])
 
 
 def _head_rows(result: "xr.Dataset") -> list[dict[str, Any]]:
@@ -251,17 +257,14 @@ def _head_rows(result: "xr.Dataset") -> list[dict[str, Any]]:
     return table.drop(columns=["within"], errors="ignore").to_dict("records")
 
 
-def _print_rows(rows: list[dict[str, Any]], as_json: bool) -> None:
-    if as_json:
-        _print_json(rows)
-        return
+def _print_table(rows: list[dict[str, Any]]) -> None:
     import pandas as pd
 
-    table = pd.DataFrame(rows)
+    table, style = pd.DataFrame(rows), "{:.3f}".format
     if len(table.columns) > 12:  # one column a row reads better than a line that wraps
-        print(table.T.to_string(header=False, float_format=lambda number: f"{number:.3f}"))
+        print(table.T.to_string(header=False, float_format=style))
     else:
-        print(table.to_string(index=False, float_format=lambda number: f"{number:.3f}"))
+        print(table.to_string(index=False, float_format=style))
 
 
 def _print_json(content: Any) -> None:

@@ -76,8 +76,8 @@ def checkpoint_steps(config: TrainConfig) -> list[int]:
     """Return the steps to keep: 0, and in each stage log-spaced ones from half a percent of it to its end."""
     kept, begin = {0}, 0
     for _, length in config.stages:
-        spaced = np.geomspace(max(1, length / 200), length, config.checkpoints)
-        kept |= {begin + int(step) for step in spaced.round()} | {begin + length}
+        spaced = np.geomspace(length, max(1, length / 200), config.checkpoints)
+        kept |= {begin + int(step) for step in spaced.round()}
         begin += length
     return sorted(kept)
 

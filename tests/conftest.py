@@ -5,13 +5,11 @@ import os
 import matplotlib
 import pytest
 import torch
+from support import TINY
 
 matplotlib.use("Agg")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 torch.set_num_threads(1)
-
-TINY = {"task_options": {"train_size": 64, "test_size": 40}, "steps": 12, "evaluations": 2, "checkpoints": 2, "batch_size": 16}
-
 
 @pytest.fixture(scope="session")
 def spt_run(tmp_path_factory):

@@ -194,7 +194,7 @@ def _caption(part: SubFigure, result: xr.Dataset) -> None:
     text = (
         f"Means over {result.attrs['sequences']} test sequences with 95 % bootstrap intervals. Grey band: positions "
         f"permuted; dashed: networks at initialisation (envelopes over heads and {result.sizes['draw']} draws). Contrast: "
-        f"score of keys within {window} {unit}{'s' * (window > 1)} minus score of keys beyond, in sd of the score; framed "
+        f"score of keys within {window} {unit}{'' if window == 1 else 's'} minus score of keys beyond, in sd of the score; framed "
         "where it lies outside every draw of both nulls."
     )
     part.text(0.012, 0.5, textwrap.fill(text, 128), fontsize=5.8, va="center", linespacing=1.3)

@@ -28,7 +28,6 @@ def chunks(split: Split, rows: np.ndarray, heads: int) -> Iterator[tuple[np.ndar
             yield chosen, inputs.float() if inputs.is_floating_point() else inputs.long()
 
 
-@torch.no_grad()
 def scores_by_layer(
     model: Transformer, inputs: Shaped[Tensor, "batch token"]
 ) -> Iterator[Float[Tensor, "batch head query key"]]:
@@ -41,14 +40,14 @@ def scores_by_layer(
     caught: dict[str, Tensor] = {}
 
     def catch(tensor: Tensor, hook: object, name: str) -> None:
-        caught[name] = tensor
+        caught[name] = tensor.detach()
 
     wanted = [f"blocks.{layer}.attn.{name}" for layer in range(model.cfg.n_layers) for name in names]
     device = next(model.parameters()).device
-    with model.hooks(fwd_hooks=[(name, partial(catch, name=name)) for name in wanted]):
-        model.residual(inputs.to(device))
     n = inputs.shape[1]
-    additive = Additive(n, device, model.position.bias(n))
+    with torch.no_grad(), model.hooks(fwd_hooks=[(name, partial(catch, name=name)) for name in wanted]):
+        model.residual(inputs.to(device))
+        additive = Additive(n, device, model.position.bias(n))
     for layer in range(model.cfg.n_layers):
         q, k = (caught[f"blocks.{layer}.attn.{name}"][:, model.n_prefix :].double() for name in names)
         yield scores(q, k, additive).cpu()

@@ -36,9 +36,10 @@ def fit_decay(profile: np.ndarray, distance: np.ndarray, weight: np.ndarray) -> 
     spread = np.square(shape) @ weight
     centred = profile - (profile @ weight)[..., None]
     slope = (centred * weight) @ shape.T
+    variance = np.square(centred) @ weight
     with np.errstate(invalid="ignore", divide="ignore"):
-        r2 = np.where(slope > 0, slope**2 / spread / (np.square(centred) @ weight)[..., None], 0.0)
-    best = np.nan_to_num(r2).argmax(-1)
+        r2 = np.nan_to_num(np.where(slope > 0, slope**2 / spread / variance[..., None], 0.0))
+    best = r2.argmax(-1)
     top = np.take_along_axis(r2, best[..., None], -1)[..., 0]
 
     inner = best.clip(1, len(grid) - 2)
@@ -49,7 +50,7 @@ def fit_decay(profile: np.ndarray, distance: np.ndarray, weight: np.ndarray) -> 
 
     reason = np.select(
         [
-            ~np.isfinite(top),
+            variance == 0,
             top == 0,
             top < WORST_FIT,
             best == 0,
@@ -64,4 +65,4 @@ def fit_decay(profile: np.ndarray, distance: np.ndarray, weight: np.ndarray) -> 
         ],
         default="",
     )
-    return Decay(np.where(reason == "", length, np.nan), np.nan_to_num(top), reason)
+    return Decay(np.where(reason == "", length, np.nan), np.asarray(top), np.asarray(reason))

@@ -32,7 +32,7 @@ class ProximityStatistics:
 
 
 def proximity_statistics(
-    scores: Float[Tensor, "*lead query key"], geometry: Geometry, within: tuple[float, ...]
+    scores: Float[Tensor, "*lead query key"], geometry: Geometry, within: tuple[int, ...]
 ) -> ProximityStatistics:
     r"""Return the statistics of scores (unmasked: the geometry says which pairs are visible).
 

@@ -1,0 +1,67 @@
+"""Figures are drawn from saved results alone."""
+
+import subprocess
+import sys
+
+import numpy as np
+
+
+from attnprobe.figures import FIGURES, OVER_STEPS
+from attnprobe.figures.style import COLOURS, line
+from attnprobe.measures import MEASURES, proximity
+from attnprobe.results import over_steps, save
+
+
+def test_every_measure_has_its_figures():
+    assert set(FIGURES) == set(OVER_STEPS) == set(MEASURES)
+
+
+def test_a_figure_is_redrawn_from_its_file_without_torch(spt_run, tmp_path):
+    save(proximity(spt_run.checkpoints[-1], sequences=8, resamples=20), tmp_path / "x.nc")
+    code = (
+        "import sys; from attnprobe import figures; from attnprobe.results import open_result;"
+        f"figures.proximity(open_result({str(tmp_path / 'x.nc')!r})).savefig({str(tmp_path / 'x.pdf')!r});"
+        "assert 'torch' not in sys.modules, 'torch was imported'"
+    )
+    subprocess.run([sys.executable, "-W", "error", "-c", code], check=True)
+    assert (tmp_path / "x.pdf").read_bytes().startswith(b"%PDF")
+
+
+def test_the_drawn_profile_is_the_result(spt_run):
+    result = proximity(spt_run.checkpoints[-1], sequences=8, resamples=20)
+    figure = FIGURES["proximity"](result)
+    score, pattern, contrast = (axis for part in figure.subfigs for axis in part.axes)
+    half = result.sel(offset=slice(-16, 16)).isel(layer=0)
+    for head in range(2):
+        drawn = {one.get_label(): one for one in score.lines}[f"head {head}"]
+        np.testing.assert_array_equal(drawn.get_ydata(), half["score_by_offset"].isel(head=head))
+        drawn = {one.get_label(): one for one in pattern.lines}[f"head {head}"]
+        ratio = half["pattern_by_offset"] / half["uniform_pattern_by_offset"]
+        np.testing.assert_allclose(drawn.get_ydata(), ratio.isel(head=head))
+    np.testing.assert_array_equal(contrast.images[0].get_array(), result["proximity_contrast"].values.T)
+
+
+def test_an_image_task_is_drawn_in_both_views(image_checkpoint):
+    result = proximity(image_checkpoint, sequences=4, resamples=10)
+    figure = FIGURES["proximity"](result)
+    maps = [axis for axis in figure.subfigs[1].axes if axis.images]
+    assert len(maps) == 4
+    title = figure.subfigs[0]._suptitle.get_text()
+    assert "digits, labels, seed 0, step 2" in title
+    assert "test" in title
+
+
+def test_a_run_is_drawn_with_its_stages(spt_run):
+    results = [proximity(one, sequences=4, resamples=10) for one in spt_run.checkpoints]
+    joined = over_steps(results)
+    figure = OVER_STEPS["proximity"](joined)
+    assert [tick.get_text() for tick in figure.axes[-1].get_xticklabels()] == ["0", "1", "8", "9", "12"]
+    assert {text.get_text() for text in figure.axes[0].texts} == {"objective: masked", "objective: labels"}
+    drawn = {one.get_label(): one for one in figure.axes[1].lines}["head 1"]
+    np.testing.assert_array_equal(drawn.get_ydata(), joined["proximity_contrast"].isel(layer=0, head=1))
+
+
+def test_lines_stay_apart_without_colour():
+    first = [line(number) for number in range(4)]
+    assert len({str(one["linestyle"]) for one in first}) == 4
+    assert len({line(number)["color"] for number in range(8)}) == len(COLOURS) == 8

@@ -1,0 +1,46 @@
+"""What a measure reads is what the forward pass computed."""
+
+import numpy as np
+import pytest
+import torch
+
+from attnprobe.config import DataSpec, ModelConfig
+from attnprobe.measures.capture import chunks, scores_by_layer
+from attnprobe.position import POSITIONS
+from attnprobe.tasks import Split
+from attnprobe.transformer import Transformer
+
+DATA = DataSpec(n=7, inputs="tokens", classes=2, vocabulary=5)
+
+
+@pytest.mark.parametrize("position", list(POSITIONS))
+@pytest.mark.parametrize("causal", [False, True])
+def test_captured_scores_are_those_of_the_hook(position, causal):
+    config = ModelConfig(n_layers=2, d_model=8, position=position, causal=causal, init_scale=0.5, position_scale=0.5)
+    model = Transformer(config, DATA)
+    tokens = torch.randint(5, (3, 7), generator=torch.Generator().manual_seed(0))
+    _, cache = model.run_with_cache(tokens)
+    visible = torch.ones(7, 7, dtype=torch.bool).tril() if causal else torch.ones(7, 7, dtype=torch.bool)
+    for layer, found in enumerate(scores_by_layer(model, tokens)):
+        torch.testing.assert_close(found[..., visible].float(), cache["attn_scores", layer][..., visible])
+        pattern = found.masked_fill(~visible, -torch.inf).softmax(-1).float()
+        torch.testing.assert_close(pattern, cache["pattern", layer])
+
+
+def test_the_networks_own_first_token_is_left_out():
+    model = Transformer(ModelConfig(d_model=8, pooling="cls", position="alibi", init_scale=0.5), DATA)
+    tokens = torch.randint(5, (3, 7))
+    _, cache = model.run_with_cache(tokens)
+    (found,) = scores_by_layer(model, tokens)
+    torch.testing.assert_close(found.float(), cache["attn_scores", 0][..., 1:, 1:])
+
+
+def test_chunks_hold_each_row_once_without_padding():
+    lengths = np.array([3, 7, 3, 5, 7])
+    inputs = np.arange(35).reshape(5, 7)
+    seen = {}
+    for places, tokens in chunks(Split(inputs, np.zeros(5), lengths), np.array([0, 1, 2, 4]), heads=2):
+        for place, row in zip(places, tokens, strict=True):
+            seen[int(place)] = row.tolist()
+    assert {place: len(row) for place, row in seen.items()} == {0: 3, 1: 7, 2: 3, 3: 7}
+    assert seen[3] == inputs[4].tolist()

@@ -1,0 +1,168 @@
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from attnprobe.checkpoint import Checkpoint
+from attnprobe.config import DataSpec, ModelConfig, TrainConfig
+from attnprobe.errors import UsageError
+from attnprobe.measures import proximity
+from attnprobe.statistics.geometry import geometry
+from attnprobe.tasks import Split, Task
+from attnprobe.transformer import Transformer
+
+N, FEW = 12, {"sequences": 24, "resamples": 60}
+
+
+def checkpoint(data=None, lengths=None, edit=None, **named):
+    """Return a checkpoint of a network on random tokens, edited by hand."""
+    data = data or DataSpec(n=N, inputs="tokens", classes=2, vocabulary=6)
+    config = ModelConfig(**{"d_model": 16, "init_scale": 0.4, **named})
+    model = Transformer(config, data)
+    if edit is not None:
+        with torch.no_grad():
+            edit(model)
+    rng = np.random.default_rng(0)
+    split = Split(rng.integers(6, size=(30, data.n)), rng.integers(2, size=30), lengths)
+    task = Task("mine", data, split, split)
+    made = Checkpoint(TrainConfig(model=config), data, model.state_dict(), {}, 5, "labels", [], task.fingerprint)
+    object.__setattr__(made, "task", task)  # its data come from no generator
+    return made
+
+
+def silence(model):
+    for block in model.blocks:
+        block.attn.q.weight.zero_()
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_alibi_alone_is_minus_slope_times_distance(causal):
+    result = proximity(checkpoint(position="alibi", causal=causal, edit=silence), **FEW)
+    offset = result["offset"].values
+    seen = offset <= 0 if causal else offset == offset
+    for head in range(2):
+        profile = result["score_by_offset"].isel(layer=0, head=head).values
+        expected = -(2.0 ** (-8 * (head + 1) / 2)) * np.abs(offset)
+        assert profile[seen] - profile[N - 1] == pytest.approx(expected[seen], abs=1e-9)
+        assert np.isnan(profile[~seen]).all()
+    assert result["toeplitz_share"].values == pytest.approx(np.ones((1, 2)))
+    assert (result["mean_distance_ratio"] < 1).all()
+    assert (result["decay_reason"] == "longer than the sequence can show").all()
+
+
+def planted(distance):
+    """Return an edit by which head 0 attends to offset +distance, through one-hot positions; head 1 stays flat."""
+
+    def edit(model):
+        silence(model)
+        attention = model.blocks[0].attn
+        attention.k.weight.zero_()
+        model.embed.weight.zero_()
+        model.position.weight.copy_(10 * torch.eye(N, 32))
+        attention.q.weight[:16, :N] = torch.eye(16, N).roll(distance, 0)
+        attention.k.weight[:16, :N] = 10 * torch.eye(16, N)
+
+    return edit
+
+
+@pytest.mark.parametrize("distance", [1, 3])
+def test_a_planted_offset_is_found_in_its_head_alone(distance):
+    result = proximity(checkpoint(d_model=32, norm="none", position="learned", edit=planted(distance)), **FEW)
+    pattern = result["pattern_by_offset"].isel(layer=0)
+    assert int(pattern.isel(head=0).idxmax("offset")) == distance
+    assert float(pattern.isel(head=0).max()) > 0.95
+    assert pattern.isel(head=1).values == pytest.approx(np.full(2 * N - 1, 1 / N))
+    near = result["near_mass"].isel(layer=0).values
+    assert (near[0, 0] > 4) == (distance == 1)
+    assert near[1] == pytest.approx([1, 1])
+    contrast = float(result["proximity_contrast"].isel(layer=0, head=0))
+    assert (contrast > 0.5) == (distance == 1)
+
+
+def test_permuted_positions_lose_what_the_position_gave():
+    result = proximity(checkpoint(d_model=32, norm="none", position="learned", edit=planted(1)), **FEW)
+    null = result.sel(null="permuted").isel(layer=0, head=0)
+    assert float(result["toeplitz_share"].isel(layer=0, head=0)) > 0.9
+    assert float(null["toeplitz_share_null"].max()) < 0.5
+    # the permutation moves scores about, and changes none of them
+    assert null["entropy_null"].mean() == pytest.approx(float(result["entropy"].isel(layer=0, head=0)))
+
+
+def test_the_initial_null_is_untrained_and_no_run_has_its_seeds():
+    result = proximity(checkpoint(position="alibi", edit=silence), **FEW)
+    draws = result["score_by_offset_null"].sel(null="initial")
+    assert float(draws.std("draw").min()) > 0
+    own = proximity(checkpoint(position="alibi"), **FEW)["score_by_offset"]
+    assert not any(np.allclose(draws.isel(draw=draw), own) for draw in range(draws.sizes["draw"]))
+
+
+def test_a_network_without_positions_is_like_its_permuted_null():
+    """A token may prefer itself (offset 0), with and without permutation; nothing else depends on the offset."""
+    result = proximity(checkpoint(position="none"), sequences=30, resamples=60)
+    for name in ("toeplitz_share", "mean_distance_ratio", "proximity_contrast"):
+        null = result[f"{name}_null"].sel(null="permuted")
+        spread = 4 * null.std("draw", ddof=1).values
+        assert (abs(result[name].values - null.mean("draw").values) < spread).all(), name
+
+
+def test_images_have_both_views(image_checkpoint):
+    result = proximity(image_checkpoint, sequences=8, resamples=20)
+    assert result["grid_score_by_offset"].dims == ("layer", "head", "row_offset", "column_offset")
+    assert result["grid_pattern_by_offset"].sizes == {"layer": 2, "head": 2, "row_offset": 15, "column_offset": 15}
+    assert result["grid_mean_distance"].attrs["units"] == "pixels"
+    count = geometry((8, 8)).count.reshape(15, 15).numpy()
+    weight = (result["grid_pattern_by_offset"] * count).sum(("row_offset", "column_offset"))
+    assert weight.values == pytest.approx(np.full((2, 2), 64))
+    # one pixel down is one row of eight tokens on
+    line, grid = result["pattern_by_offset"], result["grid_pattern_by_offset"]
+    far = line.sel(offset=63) - grid.sel(row_offset=7, column_offset=7)
+    assert far.values == pytest.approx(np.zeros((2, 2)), abs=1e-12)
+
+
+def test_shorter_sequences_count_with_their_own_offsets():
+    lengths = np.array([N] * 15 + [5] * 15)
+    result = proximity(checkpoint(position="alibi", lengths=lengths, edit=silence), sequences=30, resamples=60)
+    profile = result["score_by_offset"].isel(layer=0, head=0)
+    assert np.isfinite(profile).all()
+    short = proximity(checkpoint(position="alibi", lengths=np.full(30, 5), edit=silence), sequences=30, resamples=60)
+    assert np.isfinite(short["score_by_offset"].isel(layer=0, head=0)).sum() == 9
+    assert result["toeplitz_share"].values == pytest.approx(np.ones((1, 2)))
+    ratio = [float(one["mean_distance"].isel(layer=0, head=0)) for one in (short, result)]
+    assert ratio[0] < ratio[1]
+
+
+@pytest.mark.parametrize("named", [{"pooling": "cls"}, {"causal": True, "position": "relative"}, {"n_layers": 3}])
+def test_it_works_for_every_kind_of_network(named):
+    result = proximity(checkpoint(**named), **FEW)
+    for name in ("toeplitz_share", "proximity_contrast", "mean_distance_ratio", "entropy", "near_mass"):
+        assert np.isfinite(result[name]).all(), name
+
+
+def test_intervals_narrow_with_more_sequences():
+    few, many = (proximity(checkpoint(), sequences=size, resamples=400) for size in (5, 30))
+    width = [float(one["entropy_interval"].diff("bound").mean()) for one in (few, many)]
+    assert width[1] < 0.7 * width[0]
+
+
+@pytest.mark.parametrize(
+    ("named", "said"),
+    [
+        ({"sequences": 1}, "sequences=1: an interval needs at least 2"),
+        ({"window": 0}, "window=0: must be 1 to 10"),
+        ({"window": N - 1}, "window=11"),
+        ({"resamples": 0}, "resamples=0"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused(named, said):
+    with pytest.raises(UsageError, match=said):
+        proximity(checkpoint(), **named)
+
+
+def test_accuracy_and_objective_stand_beside_the_numbers(spt_run):
+    last = spt_run.checkpoints[-1]
+    result = proximity(last, sequences=4, resamples=5)
+    assert float(result["test_accuracy"]) == last.last_metrics["test_accuracy"]
+    assert result["objective"].item() == "labels"
+    bare = proximity(dataclasses.replace(last, metrics=[]), sequences=4, resamples=5)
+    assert np.isnan(bare["test_accuracy"])

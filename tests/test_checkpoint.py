@@ -1,0 +1,113 @@
+import os
+import pickle
+
+import pytest
+import torch
+
+from attnprobe.checkpoint import FORMAT, load
+from attnprobe.errors import UsageError
+from attnprobe.run import Run
+
+
+@pytest.fixture
+def fields(spt_run):
+    return torch.load(spt_run.checkpoints[-1].path, weights_only=True)
+
+
+def test_what_is_saved_comes_back(spt_run, tmp_path):
+    first = spt_run.checkpoints[-1]
+    first.save(tmp_path / "again.pt")
+    again = load(tmp_path / "again.pt")
+    for name in ("config", "data", "step", "objective", "metrics", "fingerprint", "provenance"):
+        assert getattr(again, name) == getattr(first, name)
+    assert all(torch.equal(weight, again.weights[name]) for name, weight in first.weights.items())
+    assert again.optimiser["state"][0]["step"] == first.optimiser["state"][0]["step"] == 4  # of the label stage
+    assert not list(tmp_path.glob("*.part"))
+
+
+def test_the_network_of_a_checkpoint_has_its_weights_and_measured_accuracy(spt_run):
+    checkpoint = spt_run.checkpoints[-1]
+    test = checkpoint.task.test
+    with torch.no_grad():
+        guess = checkpoint.model(torch.from_numpy(test.inputs).long()).argmax(-1).numpy()
+    assert (guess == test.labels).mean() == pytest.approx(checkpoint.last_metrics["test_accuracy"])
+
+
+def test_provenance_says_how_it_was_made(spt_run):
+    made = spt_run.checkpoints[0].provenance
+    assert {"attnprobe", "commit", "uncommitted_changes", "command", "torch", "python", "created"} == set(made)
+    assert made["torch"] == torch.__version__
+
+
+class Hostile:
+    def __reduce__(self):
+        return os.system, ("touch hacked",)
+
+
+def refused(path, said):
+    with pytest.raises(UsageError, match=said) as caught:
+        load(path)
+    assert "\n" not in str(caught.value)
+    assert str(path) in str(caught.value)
+
+
+def test_a_file_that_is_no_checkpoint_is_refused(tmp_path, fields, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    refused(tmp_path / "none.pt", "no such file")
+    refused(tmp_path, "is a folder")
+    for name, content in (("text.pt", b"hello"), ("empty.pt", b"")):
+        (tmp_path / name).write_bytes(content)
+        refused(tmp_path / name, "not a checkpoint of attnprobe, or a damaged one")
+    (tmp_path / "hostile.pt").write_bytes(pickle.dumps(Hostile()))
+    refused(tmp_path / "hostile.pt", "not a checkpoint of attnprobe, or a damaged one")
+    torch.save({"format": FORMAT, "weights": Hostile()}, tmp_path / "inside.pt")
+    refused(tmp_path / "inside.pt", "not a checkpoint of attnprobe, or a damaged one")
+    assert not (tmp_path / "hacked").exists()
+    torch.save({"model": 1}, tmp_path / "foreign.pt")
+    refused(tmp_path / "foreign.pt", "holds no format version")
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.99])
+def test_a_truncated_checkpoint_is_refused(share, tmp_path, spt_run):
+    whole = spt_run.checkpoints[0].path.read_bytes()
+    (tmp_path / "cut.pt").write_bytes(whole[: int(len(whole) * share)])
+    refused(tmp_path / "cut.pt", "not a checkpoint of attnprobe, or a damaged one")
+
+
+def test_a_newer_format_is_refused(tmp_path, fields):
+    torch.save({**fields, "format": FORMAT + 1}, tmp_path / "x.pt")
+    refused(tmp_path / "x.pt", f"checkpoint format {FORMAT + 1}; this attnprobe reads format {FORMAT}: upgrade")
+
+
+def test_what_is_unknown_or_missing_is_named(tmp_path, fields):
+    torch.save({**fields, "extra": 1}, tmp_path / "x.pt")
+    refused(tmp_path / "x.pt", "unknown entries: extra; missing: none")
+    torch.save({name: value for name, value in fields.items() if name != "step"}, tmp_path / "y.pt")
+    refused(tmp_path / "y.pt", "missing: step")
+    torch.save({**fields, "config": {**fields["config"], "speed": 1}}, tmp_path / "z.pt")
+    refused(tmp_path / "z.pt", "TrainConfig has unknown speed")
+    model = {name: value for name, value in fields["config"]["model"].items() if name != "norm"}
+    torch.save({**fields, "config": {**fields["config"], "model": model}}, tmp_path / "w.pt")
+    refused(tmp_path / "w.pt", "ModelConfig has missing norm")
+
+
+def test_weights_that_do_not_fit_are_refused(tmp_path, fields):
+    torch.save({**fields, "weights": {**fields["weights"], "ghost": torch.zeros(1)}}, tmp_path / "x.pt")
+    with pytest.raises(UsageError, match="weights do not fit: .*ghost"):
+        _ = load(tmp_path / "x.pt").model
+
+
+def test_a_folder_without_checkpoints_is_no_run(tmp_path):
+    with pytest.raises(UsageError, match="holds no checkpoints"):
+        Run.open(tmp_path)
+    with pytest.raises(UsageError, match="no such folder"):
+        Run.open(tmp_path / "none")
+
+
+def test_jupyter_shows_a_checkpoint_and_escapes_what_it_holds(spt_run):
+    import dataclasses
+
+    shown = dataclasses.replace(spt_run.checkpoints[-1], objective="<b>x</b>")._repr_html_()
+    assert "pairs, spt, seed 0, step 12" in shown
+    assert "&lt;b&gt;x" in shown
+    assert "<b>x" not in shown

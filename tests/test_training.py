@@ -1,0 +1,185 @@
+import numpy as np
+import pytest
+import torch
+from support import TINY
+
+from attnprobe.checkpoint import load
+from attnprobe.errors import UsageError
+from attnprobe.tasks import build, configure
+from attnprobe.training import batch_rows, checkpoint_steps, rate_factor, train
+from attnprobe.transfer import PARTS, select
+
+NAMED = {**TINY, "pretrain_steps": 8, "d_model": 16}
+
+
+def weights(run, step=-1):
+    return run.checkpoints[step].weights
+
+
+def test_spt_is_two_stages_on_one_step_axis(spt_run):
+    steps = [row["step"] for row in spt_run.metrics]
+    assert steps == sorted(set(steps))
+    assert {row["step"]: row["objective"] for row in spt_run.metrics}[8] == "masked"
+    assert spt_run.metrics[-1]["objective"] == "labels"
+    assert [one.step for one in spt_run.checkpoints] == [0, 1, 8, 9, 12]
+    for checkpoint in spt_run.checkpoints:
+        assert checkpoint.last_metrics["step"] == checkpoint.step
+        assert {"train_accuracy", "test_accuracy", "train_loss", "test_loss"} <= set(checkpoint.last_metrics)
+
+
+def test_the_same_seed_gives_bit_identical_runs_and_another_seed_does_not(spt_run, tmp_path):
+    again = train(spt_run.checkpoints[0].config, tmp_path / "again", progress=False)
+    other = train(configure("pairs", seed=1, **NAMED), tmp_path / "other", progress=False)
+    assert again.metrics == spt_run.metrics
+    for name, weight in weights(spt_run).items():
+        assert torch.equal(weight, weights(again)[name])
+    assert not torch.equal(weights(spt_run)["embed.weight"], weights(other)["embed.weight"])
+
+
+def test_recipes_with_one_seed_share_data_and_initial_weights(spt_run, tmp_path):
+    labels = train(configure("pairs", recipe="labels", **NAMED), tmp_path / "labels", progress=False)
+    assert labels.checkpoints[0].fingerprint == spt_run.checkpoints[0].fingerprint
+    assert all(torch.equal(weight, weights(spt_run, 0)[name]) for name, weight in weights(labels, 0).items())
+
+
+def test_self_pretraining_never_touches_the_label_head_and_labels_never_the_other(spt_run):
+    start, middle, end = (weights(spt_run, step) for step in (0, 2, -1))
+    assert torch.equal(start["classify.weight"], middle["classify.weight"])
+    assert not torch.equal(start["unembed.weight"], middle["unembed.weight"])
+    assert torch.equal(middle["unembed.weight"], end["unembed.weight"])
+    assert not torch.equal(middle["classify.weight"], end["classify.weight"])
+
+
+def test_training_learns(tmp_path):
+    # Two ids whose order never matters: a label that a bag of tokens tells is learned from labels in few steps.
+    named = {"n": 8, "alphabet": 8, "classes": 2, "strength": 1.0, "train_size": 200, "test_size": 50}
+    config = configure("bigrams", recipe="labels", task_options=named, steps=150, evaluations=1, checkpoints=1)
+    last = train(config, tmp_path / "x", progress=False).metrics[-1]
+    assert last["train_accuracy"] > 0.9
+
+
+@pytest.mark.parametrize("objective", ["masked", "next-token"])
+def test_both_pretraining_objectives_lower_their_own_loss(objective, tmp_path):
+    options = {"strength": 1.0, "train_size": 200, "test_size": 50}
+    config = configure(
+        "bigrams", task_options=options, steps=60, pretrain_steps=60, causal=True, pretrain_objective=objective, evaluations=1
+    )
+    rows = train(config, tmp_path / "x", progress=False).metrics
+    assert rows[-1]["objective"] == objective
+    assert rows[-1]["train_loss"] < rows[0]["train_loss"] - 0.02
+
+
+def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(tmp_path):
+    config = configure("pairs", recipe="labels", **{**NAMED, "rate": 1e30, "clip": 0.0, "warmup": 0, "checkpoints": 6})
+    with pytest.raises(UsageError, match=r"training stopped: .* at step \d+ \(labels\); the last good checkpoint is"):
+        train(config, tmp_path / "x", progress=False)
+    from attnprobe.run import Run
+
+    kept = Run.open(tmp_path / "x").checkpoints
+    assert kept[0].step == 0
+    assert all(torch.isfinite(weight).all() for one in kept for weight in one.weights.values())
+
+
+def test_a_folder_that_holds_a_run_is_left_alone(spt_run):
+    before = spt_run.metrics
+    with pytest.raises(UsageError, match="already holds a run"):
+        train(configure("pairs", **NAMED), spt_run.folder, progress=False)
+    assert spt_run.metrics == before
+
+
+@pytest.mark.parametrize("part", ["qk", "positions", "qk+positions", "all-but-qk", "all"])
+def test_transfer_moves_the_named_parameters_and_no_others(part, spt_run, tmp_path):
+    given = spt_run.checkpoints[-1]
+    config = configure("pairs", recipe="labels", seed=7, init_from=str(given.path), transfer=part, **NAMED)
+    start = train(config, tmp_path / "x", progress=False).checkpoints[0].weights
+    fresh = train(configure("pairs", recipe="labels", seed=7, **NAMED), tmp_path / "y", progress=False).checkpoints[0].weights
+    moved = select(part, start)
+    for name, weight in start.items():
+        assert torch.equal(weight, given.weights[name] if name in moved else fresh[name]), name
+
+
+def test_frozen_parts_stay_and_the_others_move(tmp_path):
+    config = configure("pairs", recipe="labels", freeze=["qk,positions"], **NAMED)
+    run = train(config, tmp_path / "x", progress=False)
+    start, end = weights(run, 0), weights(run)
+    frozen = set(select("qk+positions", start))
+    untrained = frozen | set(select("heads", start)) - {"classify.weight", "classify.bias"}
+    for name in start:
+        assert torch.equal(start[name], end[name]) == (name in untrained), name
+
+
+@pytest.mark.parametrize(
+    ("named", "said"),
+    [
+        ({"transfer": "qkv"}, "unknown part 'qkv'; valid: all, all-but-PART, embeddings, positions, qk"),
+        ({"transfer": "positions", "position": "rotary"}, "'positions' holds no parameters in this network; those that do"),
+        ({"transfer": "qk", "n_layers": 2}, "has no blocks.1.attn.q.weight"),
+        ({"transfer": "qk", "d_model": 32}, r"blocks.0.attn.q.weight differs in shape: \(16, 16\) there, \(32, 32\) here"),
+        ({"transfer": "all-but-" + "+".join(PARTS)}, "leaves nothing"),
+        ({"freeze": ["all"]}, "leaves nothing to train"),
+        ({"device": "cuda:7"}, "device='cuda:7' cannot be used"),
+    ],
+)
+def test_what_cannot_be_transferred_or_frozen_is_refused_before_a_folder_exists(named, said, spt_run, tmp_path):
+    config = configure("pairs", **{**NAMED, "init_from": str(spt_run.checkpoints[0].path), **named})
+    with pytest.raises(UsageError, match=said):
+        train(config, tmp_path / "x", progress=False)
+    assert not (tmp_path / "x").exists()
+
+
+def test_every_parameter_belongs_to_one_part(spt_run):
+    names = list(weights(spt_run))
+    parts = [set(select(part, names)) for part in PARTS]
+    assert set().union(*parts) == set(names)
+    assert sum(map(len, parts)) == len(names)
+
+
+def test_batches_go_through_the_data_in_fresh_permutations():
+    config = configure("pairs", batch_size=4)
+    rows = np.concatenate([batch_rows(config, 10, "labels", step) for step in range(1, 6)])
+    assert sorted(rows[:10]) == sorted(rows[10:]) == list(range(10))
+    assert rows[:10].tolist() != rows[10:].tolist()
+    assert batch_rows(config, 10, "masked", 1).tolist() != batch_rows(config, 10, "labels", 1).tolist()
+    big = batch_rows(configure("pairs", batch_size=25), 10, "labels", 1)
+    assert np.bincount(big).tolist().count(3) == 5  # two and a half passes
+
+
+def test_rates_warm_up_and_fall_along_a_cosine():
+    factors = [rate_factor(step, 100, 10, "cosine") for step in range(1, 101)]
+    assert factors[4] == pytest.approx(0.5)
+    assert factors[9] == 1
+    assert factors[54] == pytest.approx(0.05 + 0.95 / 2)
+    assert factors[-1] == pytest.approx(0.05)
+    assert rate_factor(100, 100, 10, "constant") == 1
+    assert rate_factor(2, 4, 50, "cosine") == 1  # a short stage is not all warm-up
+    assert rate_factor(1, 1, 50, "cosine") == pytest.approx(0.05)
+
+
+def test_checkpoints_are_log_spaced_in_each_stage():
+    config = configure("pairs", steps=20000, pretrain_steps=10000, checkpoints=3)
+    # from half a percent of a stage, by the factor sqrt(200), to its end
+    assert checkpoint_steps(config) == [0, 50, 707, 10000, 10050, 10707, 20000]
+    assert checkpoint_steps(configure("pairs", steps=9, pretrain_steps=4, checkpoints=1)) == [0, 4, 9]
+
+
+def test_values_and_padding_train_too(tmp_path, monkeypatch):
+    from attnprobe import tasks
+    from attnprobe.config import DataSpec
+
+    rng = np.random.default_rng(0)
+    labels = rng.integers(2, size=40)
+    split = tasks.Split(rng.normal(size=(40, 6)) + labels[:, None], labels, rng.integers(2, 7, size=40))
+    task = tasks.Task("mine", DataSpec(n=6, inputs="values", classes=2), split, split)
+    monkeypatch.setattr(tasks, "build", lambda config: task)
+    run = train(configure("pairs", **NAMED), tmp_path / "x", progress=False)
+    assert run.metrics[0]["test_accuracy"] is None  # a value is neither right nor wrong
+    assert run.metrics[-1]["test_accuracy"] is not None
+
+
+def test_the_data_of_a_run_are_made_anew_and_compared(spt_run, tmp_path):
+    checkpoint = spt_run.checkpoints[-1]
+    assert checkpoint.task.fingerprint == build(checkpoint.config).fingerprint
+    fields = torch.load(checkpoint.path, weights_only=True)
+    torch.save({**fields, "fingerprint": "0" * 16}, tmp_path / "x.pt")
+    with pytest.raises(UsageError, match="no longer gives the data of this run"):
+        _ = load(tmp_path / "x.pt").task
