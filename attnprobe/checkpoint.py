@@ -119,7 +119,8 @@ class Checkpoint:
         rows = []
         for section, facts in self.describe().items():
             shown = "".join(
-                f"<tr><td>{html.escape(name)}</td><td>{html.escape(str(value))}</td></tr>" for name, value in facts.items()
+                f"<tr><td>{html.escape(name)}</td><td>{html.escape(str(value))}</td></tr>"
+                for name, value in facts.items()
             )
             opened = " open" if section in {"checkpoint", "metrics"} else ""
             rows.append(f"<details{opened}><summary><b>{section}</b></summary><table>{shown}</table></details>")

@@ -15,7 +15,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Union
+from typing import TYPE_CHECKING, Annotated, Any, Union, cast
 
 import docstring_parser
 import tyro
@@ -66,7 +66,7 @@ def _dispatch(arguments: list[str]) -> None:
     try:
         with contextlib.redirect_stderr(said):
             command: Any = tyro.cli(
-                Union[subcommands],  # pyright: ignore[reportArgumentType]  # noqa: UP007
+                cast(Any, Union[subcommands]),
                 prog=PROG,
                 description="What did the query-key scores learn?",
                 args=arguments or ["--help"],
@@ -234,7 +234,11 @@ def _measure_command(name: str) -> type[Measure]:
     said = docstring_parser.parse(measure.__doc__ or "")
     helps = {one.arg_name: one.description for one in said.params}
     fields = [
-        (one.name, Annotated[one.annotation, tyro.conf.arg(help=helps[one.name])], dataclasses.field(default=one.default))
+        (
+            one.name,
+            Annotated[one.annotation, tyro.conf.arg(help=helps[one.name])],
+            dataclasses.field(default=one.default),
+        )
         for one in inspect.signature(measure).parameters.values()
         if one.kind is one.KEYWORD_ONLY
     ]

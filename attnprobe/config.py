@@ -9,7 +9,7 @@ import functools
 from collections.abc import Mapping
 from dataclasses import field
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, cast
 
 import pydantic
 import pydantic.dataclasses
@@ -40,7 +40,7 @@ def settings(kind: type[Made]) -> type[Made]:
             raise UsageError("; ".join(map(_one_line, error.errors(include_url=False)))) from None
 
     made.__init__ = __init__
-    return made
+    return cast(type[Made], made)
 
 
 def _one_line(error: Any) -> str:
@@ -73,7 +73,9 @@ class DataSpec:
     def __post_init__(self) -> None:
         """Check that the numbers describe one kind of data."""
         if (self.inputs == "tokens") != (self.vocabulary > 0):
-            raise UsageError(f"data with inputs={self.inputs!r} and vocabulary={self.vocabulary}: ids need a vocabulary")
+            raise UsageError(
+                f"data with inputs={self.inputs!r} and vocabulary={self.vocabulary}: ids need a vocabulary"
+            )
         if self.grid is not None and self.grid[0] * self.grid[1] != self.n:
             raise UsageError(f"data with grid {self.grid[0]} x {self.grid[1]} cannot have n={self.n}")
 
@@ -203,8 +205,9 @@ class TrainConfig:
         """The objectives in order, each with its number of steps."""
         if self.recipe == "labels":
             return (("labels", self.steps),)
-        both = ((self.pretrain_objective, self.pretrain_steps), ("labels", self.steps - self.pretrain_steps))
-        return tuple(stage for stage in both if stage[1])
+        first: tuple[Objective, int] = (self.pretrain_objective, self.pretrain_steps)
+        rest = self.steps - self.pretrain_steps
+        return (first, ("labels", rest)) if rest else (first,)
 
 
 def from_flat(named: Mapping[str, Any]) -> TrainConfig:
@@ -270,7 +273,7 @@ def _toml(text: str) -> Any:
     try:
         import tomllib
     except ModuleNotFoundError:  # Python 3.10
-        import tomli as tomllib
+        import tomli as tomllib  # pyright: ignore[reportMissingImports]
     return tomllib.loads(text)
 
 

@@ -48,7 +48,11 @@ def demo(out: Path, seeds: int, workers: int) -> None:
     joined: dict[str, xr.Dataset] = {}
     for task in SETTINGS:
         by_recipe = [
-            xr.concat([results[out / f"{task}-{recipe}-{seed}"] for seed in range(seeds)], "seed", combine_attrs="drop_conflicts")
+            xr.concat(
+                [results[out / f"{task}-{recipe}-{seed}"] for seed in range(seeds)],
+                "seed",
+                combine_attrs="drop_conflicts",
+            )
             for recipe in RECIPES
         ]
         joined[task] = xr.concat(by_recipe, "recipe", combine_attrs="drop_conflicts")
@@ -123,7 +127,12 @@ def _table(joined: dict[str, xr.Dataset]) -> str:
     rows = []
     for task, result in joined.items():
         contrast = most_proximal(result, "proximity_contrast")
-        null = result[f"{prefix_of(result)}proximity_contrast_null"].sel(null="permuted").max(("layer", "head")).mean("draw")
+        null = (
+            result[f"{prefix_of(result)}proximity_contrast_null"]
+            .sel(null="permuted")
+            .max(("layer", "head"))
+            .mean("draw")
+        )
         columns = {
             "train accuracy": result["train_accuracy"],
             "test accuracy": result["test_accuracy"],

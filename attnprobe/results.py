@@ -29,13 +29,15 @@ def dataset(variables: dict[str, xr.Variable], coordinates: dict[str, Any], fact
     """
     labelled = {axis: (axis, np.asarray(values), {"long_name": LABELS[axis]}) for axis, values in coordinates.items()}
     attributes = {**facts, "provenance": provenance()}
-    plain = {name: value if isinstance(value, str | int | float) else json.dumps(value) for name, value in attributes.items()}
+    plain = {
+        name: value if isinstance(value, str | int | float) else json.dumps(value) for name, value in attributes.items()
+    }
     return xr.Dataset(variables, labelled, plain)
 
 
 def over_steps(results: Sequence[xr.Dataset]) -> xr.Dataset:
     """Join the results of a run's checkpoints along ``step``; facts that differ between them are left out."""
-    by_step = [result.expand_dims(step=[result.attrs["step"]]) for result in results]
+    by_step: list[xr.Dataset] = [result.expand_dims(step=[result.attrs["step"]]) for result in results]
     joined = xr.concat(by_step, dim="step", combine_attrs="drop_conflicts", join="exact")
     joined["step"].attrs["long_name"] = LABELS["step"]
     return joined

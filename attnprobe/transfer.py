@@ -35,7 +35,9 @@ def select(expression: str, names: Iterable[str]) -> list[str]:
     parts = re.split("[+,]", expression.removeprefix("all-but-"))
     for part in parts:
         if part not in PARTS:
-            raise UsageError(f"unknown part {part!r}; valid: all, all-but-PART, {listed(PARTS)}, joined by + or a comma")
+            raise UsageError(
+                f"unknown part {part!r}; valid: all, all-but-PART, {listed(PARTS)}, joined by + or a comma"
+            )
         if part not in present:
             raise UsageError(f"part {part!r} holds no parameters in this network; those that do: {listed(present)}")
     pattern = "|".join(f"(?:{PARTS[part]})" for part in parts)

@@ -217,7 +217,9 @@ class Transformer(HookedRootModule):
     ) -> tuple[Tensor, ActivationCache | dict[str, Tensor]]:
         """Return the output and TransformerLens's `ActivationCache` of every hook point (or a plain dict)."""
         output, cache = super().run_with_cache(*inputs, remove_batch_dim=remove_batch_dim, **named)
-        return output, ActivationCache(cache, self, has_batch_dim=not remove_batch_dim) if return_cache_object else cache
+        return output, ActivationCache(
+            cache, self, has_batch_dim=not remove_batch_dim
+        ) if return_cache_object else cache
 
     def _embed(self, inputs: Tensor, masked: Tensor | None) -> Tensor:
         if self.data.inputs == "tokens":
@@ -229,7 +231,9 @@ class Transformer(HookedRootModule):
 
     def _check(self, inputs: Tensor, lengths: Tensor | None) -> None:
         if inputs.ndim != 2 or not 1 <= inputs.shape[1] <= self.data.n:
-            raise UsageError(f"inputs of shape {tuple(inputs.shape)}: must be [batch, token] with 1 to {self.data.n} tokens")
+            raise UsageError(
+                f"inputs of shape {tuple(inputs.shape)}: must be [batch, token] with 1 to {self.data.n} tokens"
+            )
         if (self.data.inputs == "values") != inputs.is_floating_point():
             raise UsageError(f"inputs of type {inputs.dtype}: this network takes {self.data.inputs}")
         if lengths is not None and lengths.shape != inputs.shape[:1]:

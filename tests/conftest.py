@@ -11,6 +11,7 @@ matplotlib.use("Agg")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 torch.set_num_threads(1)
 
+
 @pytest.fixture(scope="session")
 def spt_run(tmp_path_factory):
     """A run of recipe spt on tiny `pairs`: 8 masked and 4 label steps."""

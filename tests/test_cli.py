@@ -172,7 +172,10 @@ def test_demo_trains_measures_and_says_what_it_saw(spt_run, tmp_path, capsys, mo
     runs = sorted(path.name for path in tmp_path.iterdir() if path.is_dir())
     assert runs == [f"{task}-{recipe}-0" for task in ("digits", "pairs") for recipe in ("labels", "spt")]
     assert {"demo.png", "demo.pdf", "pairs.nc", "digits.nc"} <= set(os.listdir(tmp_path))
-    assert open_result(tmp_path / "pairs.nc")["test_accuracy"].sel(recipe="spt", seed=0) == spt_run.metrics[-1]["test_accuracy"]
+    assert (
+        open_result(tmp_path / "pairs.nc")["test_accuracy"].sel(recipe="spt", seed=0)
+        == spt_run.metrics[-1]["test_accuracy"]
+    )
     # a run that was there already is not trained again
     assert {path: path.stat().st_mtime_ns for path in kept.rglob("*.pt")} == before
 
@@ -185,6 +188,4 @@ def test_the_gain_is_paired_and_has_its_t_interval():
     accuracy = xr.DataArray([[0.2, 0.4, 0.3], [0.5, 0.9, 0.7]], {"recipe": ["labels", "spt"]}, ("recipe", "seed"))
     said = _gain("pairs", xr.Dataset({"test_accuracy": accuracy}))
     # gains 0.3, 0.5, 0.4: mean 0.4, standard error 0.1 / sqrt(3), t(0.975, 2) = 4.303
-    assert said == (
-        "pairs: SPT changes test accuracy by +0.400, 95 % t interval +0.152 to +0.648 over 3 paired seeds"
-    )
+    assert said == ("pairs: SPT changes test accuracy by +0.400, 95 % t interval +0.152 to +0.648 over 3 paired seeds")

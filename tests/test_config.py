@@ -56,7 +56,7 @@ def test_stages_spend_the_same_steps_whatever_the_recipe():
 @pytest.mark.parametrize(
     ("name", "text"),
     [
-        ("a.toml", 'rate = 1\n[model]\nn_layers = 2\n[task_options]\nn = 16\n'),
+        ("a.toml", "rate = 1\n[model]\nn_layers = 2\n[task_options]\nn = 16\n"),
         ("a.yaml", "rate: 1\nmodel:\n  n_layers: 2\ntask_options:\n  n: 16\n"),
     ],
 )

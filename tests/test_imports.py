@@ -46,7 +46,9 @@ def test_imports_point_one_way():
         if module == "__init__":
             continue
         modules.add(module)
-        assert not wrong_imports(module, path.read_text()), f"{path.name} imports {wrong_imports(module, path.read_text())}"
+        assert not wrong_imports(module, path.read_text()), (
+            f"{path.name} imports {wrong_imports(module, path.read_text())}"
+        )
     assert modules == set(ORDER)
 
 
@@ -92,6 +94,7 @@ def test_importing_the_package_imports_nothing_heavy_and_names_resolve():
         "import sys, attnprobe as ap\n"
         "assert not {'torch', 'numpy', 'xarray'} & set(sys.modules)\n"
         "assert [getattr(ap, name) for name in dir(ap)]\n"
-        "try:\n    ap.proximty\nexcept AttributeError as error:\n    assert 'proximity' in str(error)\nelse:\n    raise SystemExit(1)"
+        "try:\n    ap.proximty\nexcept AttributeError as error:\n    assert 'proximity' in str(error)\n"
+        "else:\n    raise SystemExit(1)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -62,7 +62,13 @@ def test_training_learns(tmp_path):
 def test_both_pretraining_objectives_lower_their_own_loss(objective, tmp_path):
     options = {"strength": 1.0, "train_size": 200, "test_size": 50}
     config = configure(
-        "bigrams", task_options=options, steps=60, pretrain_steps=60, causal=True, pretrain_objective=objective, evaluations=1
+        "bigrams",
+        task_options=options,
+        steps=60,
+        pretrain_steps=60,
+        causal=True,
+        pretrain_objective=objective,
+        evaluations=1,
     )
     rows = train(config, tmp_path / "x", progress=False).metrics
     assert rows[-1]["objective"] == objective
@@ -92,7 +98,11 @@ def test_transfer_moves_the_named_parameters_and_no_others(part, spt_run, tmp_pa
     given = spt_run.checkpoints[-1]
     config = configure("pairs", recipe="labels", seed=7, init_from=str(given.path), transfer=part, **NAMED)
     start = train(config, tmp_path / "x", progress=False).checkpoints[0].weights
-    fresh = train(configure("pairs", recipe="labels", seed=7, **NAMED), tmp_path / "y", progress=False).checkpoints[0].weights
+    fresh = (
+        train(configure("pairs", recipe="labels", seed=7, **NAMED), tmp_path / "y", progress=False)
+        .checkpoints[0]
+        .weights
+    )
     moved = select(part, start)
     for name, weight in start.items():
         assert torch.equal(weight, given.weights[name] if name in moved else fresh[name]), name
@@ -112,9 +122,15 @@ def test_frozen_parts_stay_and_the_others_move(tmp_path):
     ("named", "said"),
     [
         ({"transfer": "qkv"}, "unknown part 'qkv'; valid: all, all-but-PART, embeddings, positions, qk"),
-        ({"transfer": "positions", "position": "rotary"}, "'positions' holds no parameters in this network; those that do"),
+        (
+            {"transfer": "positions", "position": "rotary"},
+            "'positions' holds no parameters in this network; those that do",
+        ),
         ({"transfer": "qk", "n_layers": 2}, "has no blocks.1.attn.q.weight"),
-        ({"transfer": "qk", "d_model": 32}, r"blocks.0.attn.q.weight differs in shape: \(16, 16\) there, \(32, 32\) here"),
+        (
+            {"transfer": "qk", "d_model": 32},
+            r"blocks.0.attn.q.weight differs in shape: \(16, 16\) there, \(32, 32\) here",
+        ),
         ({"transfer": "all-but-" + "+".join(PARTS)}, "leaves nothing"),
         ({"freeze": ["all"]}, "leaves nothing to train"),
         ({"device": "cuda:7"}, "device='cuda:7' cannot be used"),

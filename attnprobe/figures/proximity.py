@@ -29,7 +29,7 @@ def proximity(result: xr.Dataset) -> Figure:
     heights = [0.75 + ROW * layers, *([0.35 + (WIDTH - 1) / max(heads, 4) * layers] if grid else []), 0.45]
     with paper():
         figure = Figure(figsize=(WIDTH, sum(heights)), layout="constrained")
-        parts = figure.subfigures(len(heights), 1, height_ratios=heights)
+        parts = figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0]
         parts[0].suptitle(_title(result.attrs["title"]), fontsize=8)
         _profiles(parts[0], result)
         if grid:
@@ -117,7 +117,9 @@ def _profile(axis: Axes, result: xr.Dataset, layer: int, name: str) -> None:
     offset, one = result["offset"], result.isel(layer=layer)
     null = one[f"{name}_null"]
     low, high = null.min(("draw", "head")), null.max(("draw", "head"))
-    axis.fill_between(offset, low.sel(null="permuted"), high.sel(null="permuted"), color=PERMUTED, alpha=0.35, linewidth=0)
+    axis.fill_between(
+        offset, low.sel(null="permuted"), high.sel(null="permuted"), color=PERMUTED, alpha=0.35, linewidth=0
+    )
     for end in (low, high):
         axis.plot(offset, end.sel(null="initial"), color=INITIAL, linewidth=0.7, linestyle=(0, (3, 2)))
     for head in range(result.sizes["head"]):
@@ -146,7 +148,9 @@ def _contrast_map(axis: Axes, result: xr.Dataset) -> None:
             axis.add_patch(Rectangle(corner, 0.92, 0.92, fill=False, edgecolor="black", linewidth=0.9))
     axis.set_xticks(range(values.shape[1]), [str(layer) for layer in result["layer"].values])
     axis.set_yticks(range(values.shape[0]), [str(head) for head in result["head"].values])
-    axis.set(xlabel=label("layer"), ylabel=label("head"), title="2-D contrast" if name.startswith("grid") else "contrast")
+    axis.set(
+        xlabel=label("layer"), ylabel=label("head"), title="2-D contrast" if name.startswith("grid") else "contrast"
+    )
     axis.spines[:].set_visible(False)
     axis.tick_params(length=0)
 
@@ -193,8 +197,8 @@ def _caption(part: SubFigure, result: xr.Dataset) -> None:
     unit = "pixel" if "grid_proximity_contrast" in result else "token"
     text = (
         f"Means over {result.attrs['sequences']} test sequences with 95 % bootstrap intervals. Grey band: positions "
-        f"permuted; dashed: networks at initialisation (envelopes over heads and {result.sizes['draw']} draws). Contrast: "
-        f"score of keys within {window} {unit}{'' if window == 1 else 's'} minus score of keys beyond, in sd of the score; framed "
-        "where it lies outside every draw of both nulls."
+        f"permuted; dashed: networks at initialisation (envelopes over heads and {result.sizes['draw']} draws). "
+        f"Contrast: score of keys within {window} {unit}{'' if window == 1 else 's'} minus score of keys beyond, in sd "
+        "of the score; framed where it lies outside every draw of both nulls."
     )
     part.text(0.012, 0.5, textwrap.fill(text, 128), fontsize=5.8, va="center", linespacing=1.3)

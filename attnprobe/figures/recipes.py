@@ -56,7 +56,9 @@ def _attention(axis: Axes, result: xr.Dataset) -> None:
     for place, (recipe, name) in enumerate(NAMES.items()):
         for seed in range(result.sizes["seed"]):
             drawn = {"color": COLOURS[place], "linestyle": ["-", (0, (4, 1))][place == 0], "linewidth": 0.9}
-            axis.plot(shown["offset"], ratio.sel(recipe=recipe).isel(seed=seed), label=name if seed == 0 else None, **drawn)
+            axis.plot(
+                shown["offset"], ratio.sel(recipe=recipe).isel(seed=seed), label=name if seed == 0 else None, **drawn
+            )
     axis.axhline(1, color="black", linewidth=0.5)
     axis.set_ylabel("attention / uniform")
     axis.margins(x=0)

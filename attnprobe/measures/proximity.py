@@ -11,7 +11,6 @@ from attnprobe.errors import UsageError
 from attnprobe.randomness import numpy_generator
 
 if TYPE_CHECKING:
-    import torch
     import xarray as xr
 
     from attnprobe.checkpoint import Checkpoint
@@ -259,7 +258,9 @@ def _summary(
     method = "a exp(-distance / length) + c, a > 0, least squares weighted by pairs, offset 0 left out"
     made |= {
         "decay_length": variable(("layer", "head"), fitted.length, "decay length of the score", view.unit, method),
-        "decay_length_se": variable(("layer", "head"), error, "standard error of the decay length", view.unit, "bootstrap"),
+        "decay_length_se": variable(
+            ("layer", "head"), error, "standard error of the decay length", view.unit, "bootstrap"
+        ),
         "decay_r2": variable(("layer", "head"), fitted.r2, "weighted R² of the decay fit", "1"),
         "decay_reason": variable(("layer", "head"), fitted.reason, "why there is no decay length", ""),
     }

@@ -47,7 +47,7 @@ class Digits:
         """Read the images."""
         from sklearn.datasets import load_digits
 
-        inputs, labels = load_digits(return_X_y=True)
+        inputs, labels = map(np.asarray, load_digits(return_X_y=True))
         order = numpy_generator(0, "digits split").permutation(len(inputs))
         inputs, labels = inputs[order].astype(np.int64), labels[order]
         train, test = (Split(inputs[part], labels[part]) for part in np.split(np.arange(len(inputs)), [self.sizes[0]]))

@@ -5,7 +5,6 @@ import sys
 
 import numpy as np
 
-
 from attnprobe.figures import FIGURES, OVER_STEPS
 from attnprobe.figures.style import COLOURS, line
 from attnprobe.measures import MEASURES, proximity

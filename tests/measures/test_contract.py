@@ -32,9 +32,7 @@ def test_every_variable_says_what_it_is_and_in_which_unit(result):
 
 def test_every_number_of_a_head_has_an_interval_around_it_and_nulls_beside_it(result):
     numbers = [
-        name
-        for name, one in result.items()
-        if {"layer", "head"} <= set(one.dims) and f"{name}_interval" in result
+        name for name, one in result.items() if {"layer", "head"} <= set(one.dims) and f"{name}_interval" in result
     ]
     assert numbers
     for name in numbers:

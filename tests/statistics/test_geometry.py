@@ -66,7 +66,10 @@ def test_the_kernel_is_the_least_squares_one(shape, causal, seed):
 @pytest.mark.parametrize("causal", [False, True])
 def test_a_planted_kernel_is_recovered_under_any_row_constants(shape, causal):
     places = Geometry(shape, causal)
-    planted, rows = torch.randn(int(np.prod(places.sides)), dtype=torch.float64), torch.randn(places.n, dtype=torch.float64)
+    planted, rows = (
+        torch.randn(int(np.prod(places.sides)), dtype=torch.float64),
+        torch.randn(places.n, dtype=torch.float64),
+    )
     scores = torch.zeros(places.n, places.n, dtype=torch.float64)
     for i, j, offset in pairs(shape, causal):
         scores[i, j] = planted[offset] + 10 * rows[i]
@@ -77,7 +80,7 @@ def test_a_planted_kernel_is_recovered_under_any_row_constants(shape, causal):
 
 
 def test_averaging_centred_diagonals_would_bend_the_profile():
-    """Why the kernel is fitted: a causal -distance keeps its slope in the fit and three quarters of it in the average."""
+    """Why the kernel is fitted: a causal -distance keeps its slope there; the average has three quarters of it."""
     n = 64
     places = Geometry((n,), causal=True)
     scores = -(torch.arange(n)[:, None] - torch.arange(n)).abs().double()
