@@ -67,6 +67,11 @@ class Checkpoint:
             raise UsageError(f"{self.path}: task {task.name} no longer gives the data of this run ({made})")
         return task
 
+    def tokens(self, sequences: int) -> torch.Tensor:
+        """Return the inputs [batch, token] of the first test sequences, as the network takes them."""
+        inputs = torch.from_numpy(self.task.test.inputs[:sequences])
+        return inputs.float() if inputs.is_floating_point() else inputs.long()
+
     @property
     def last_metrics(self) -> dict[str, Any]:
         """The metrics at this checkpoint's own step, or the last before it; empty before the first."""

@@ -7,15 +7,17 @@ on standard error and exit status 2.
 import argparse
 import contextlib
 import dataclasses
+import functools
 import inspect
 import io
 import json
+import operator
 import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Union, cast
+from typing import Annotated, Any, cast
 
 import docstring_parser
 import tyro
@@ -24,9 +26,6 @@ from attnprobe import tasks
 from attnprobe.config import TrainConfig, read_settings
 from attnprobe.errors import UsageError
 from attnprobe.measures import MEASURES
-
-if TYPE_CHECKING:
-    import xarray as xr
 
 PROG = "attnprobe"
 ACCURACIES = ("train_accuracy", "test_accuracy")
@@ -66,7 +65,7 @@ def _dispatch(arguments: list[str]) -> None:
     try:
         with contextlib.redirect_stderr(said):
             command: Any = tyro.cli(
-                cast(Any, Union[subcommands]),
+                cast(Any, functools.reduce(operator.or_, subcommands)),
                 prog=PROG,
                 description="What did the query-key scores learn?",
                 args=arguments or ["--help"],
@@ -221,11 +220,11 @@ class Measure:
         else:
             result = last = report.write_checkpoint(name, load(self.path), folder, options)
         if self.json:
-            _print_json(_head_rows(result))
+            _print_json(report.head_rows(result))
             return
         print(last.attrs.get("title", last.attrs.get("run_title")))
-        _print_table(_head_rows(last))
-        print(f"figures and results: {folder}")
+        _print_heads(report.head_rows(last))
+        print(f"\nfigures and results: {folder}")
 
 
 def _measure_command(name: str) -> type[Measure]:
@@ -249,26 +248,27 @@ def _measure_command(name: str) -> type[Measure]:
     return command
 
 
-def _head_rows(result: "xr.Dataset") -> list[dict[str, Any]]:
-    """Return one row a head (and step) of every number that a head has one of."""
-    flat_axes = {"step", "layer", "head"}
-    numbers = [name for name, one in result.items() if {"layer", "head"} <= set(one.dims) <= flat_axes]
-    table = result[numbers].to_dataframe().reset_index()
-    for name in ("near_mass", "grid_near_mass"):
-        if name in result:
-            for within in result["within"].values.tolist():
-                table[f"{name}_{within}"] = result[name].sel(within=within).to_series().reset_index(drop=True)
-    return table.drop(columns=["within"], errors="ignore").to_dict("records")
+def _print_heads(rows: list[dict[str, Any]]) -> None:
+    """Print a table a head: each number with its interval and the ranges of its nulls."""
+    columns = {"interval": "95 % interval", "null_permuted": "positions permuted", "null_initial": "at initialisation"}
+    for row in rows:
+        lines, notes = [], []
+        for name, value in row.items():
+            if isinstance(value, float):
+                beside = {head: row.get(f"{name}_{key}") for key, head in columns.items()}
+                shown = {head: f"{ends[0]:.3f} … {ends[1]:.3f}" if ends else "" for head, ends in beside.items()}
+                lines.append({"": name, "value": f"{value:.3f}", **shown})
+            elif isinstance(value, str) and value:
+                notes.append(f"{name.replace('_', ' ')}: {value}")
+        print(f"\nlayer {row['layer']}, head {row['head']}")
+        _print_table(lines)
+        print(*notes, sep="\n", end="\n" if notes else "")
 
 
 def _print_table(rows: list[dict[str, Any]]) -> None:
     import pandas as pd
 
-    table, style = pd.DataFrame(rows), "{:.3f}".format
-    if len(table.columns) > 12:  # one column a row reads better than a line that wraps
-        print(table.T.to_string(header=False, float_format=style))
-    else:
-        print(table.to_string(index=False, float_format=style))
+    print(pd.DataFrame(rows).to_string(index=False, float_format="{:.3f}".format))
 
 
 def _print_json(content: Any) -> None:

@@ -58,7 +58,7 @@ def demo(out: Path, seeds: int, workers: int) -> None:
         joined[task] = xr.concat(by_recipe, "recipe", combine_attrs="drop_conflicts")
         joined[task] = joined[task].assign_coords(recipe=list(RECIPES), seed=range(seeds))
         save(joined[task], out / f"{task}.nc")
-    report.write_figure(draw_recipes(joined), out / "demo", "SPT then labels against labels alone")
+    report.write_figure(draw_recipes(joined), out / "demo", "labels alone, and SPT before them")
     print(_table(joined))
     print("\nmean ± sd over seeds; distance, share and contrast of each run's head with the largest contrast;")
     print("contrast (null): the largest over heads in the same scores with positions permuted, mean over draws")

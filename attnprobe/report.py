@@ -1,5 +1,6 @@
 """From a checkpoint or a run to files: each result as netCDF, each figure as PNG and PDF."""
 
+import itertools
 import os
 import tempfile
 from collections.abc import Mapping
@@ -56,6 +57,36 @@ def write_run(
     joined.attrs["run_title"] = str(results[-1].attrs["title"])
     _write(joined, OVER_STEPS[measure](joined), folder / f"{measure}_over_steps")
     return joined
+
+
+def head_rows(result: xr.Dataset) -> list[dict[str, Any]]:
+    """Return every number that a head has one of, a dictionary a head (and step), for tables and other programs.
+
+    Beside ``NAME`` stand ``NAME_interval``, ``NAME_null_permuted`` and so on: the two ends of each range. Where there
+    is a number for several distances the distance ends the name: ``near_mass_1``.
+    """
+    axes = [axis for axis in ("step", "layer", "head") if axis in result.dims]
+    numbers = {}
+    for name, one in result.items():
+        if set(one.dims) == set(axes):
+            numbers[name] = one, f"{name}"
+        elif set(one.dims) == {*axes, "within"}:
+            numbers |= {f"{name}_{within}": (one.sel(within=within), name) for within in one["within"].values.tolist()}
+    rows = []
+    for place in itertools.product(*(range(result.sizes[axis]) for axis in axes)):
+        at = dict(zip(axes, place, strict=True))
+        row: dict[str, Any] = {axis: result[axis].values[index].item() for axis, index in at.items()}
+        for label, (one, name) in numbers.items():
+            chosen = {"within": one["within"]} if "within" in one.coords else {}
+            row[label] = one.isel(at).item()
+            if f"{name}_interval" in result:
+                row[f"{label}_interval"] = result[f"{name}_interval"].isel(at).sel(chosen).values.tolist()
+            if f"{name}_null" in result:
+                for null in result["null"].values.tolist():
+                    draws = result[f"{name}_null"].isel(at).sel(chosen).sel(null=null)
+                    row[f"{label}_null_{null}"] = [draws.min().item(), draws.max().item()]
+        rows.append(row)
+    return rows
 
 
 def prepare(folder: Path) -> None:

@@ -6,11 +6,12 @@ import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
+from matplotlib.image import AxesImage
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
 from attnprobe.axes import label
-from attnprobe.figures.style import COLOURS, DIVERGING, INITIAL, PERMUTED, WIDTH, line, paper
+from attnprobe.figures.style import COLOURS, DIVERGING, INITIAL, PERMUTED, WIDTH, Page, line, paper
 
 ROW = 1.5
 """Inches: height of one row of panels."""
@@ -25,10 +26,10 @@ def proximity(result: xr.Dataset) -> Figure:
     images the pattern over two-dimensional offsets follows.
     """
     layers, heads = result.sizes["layer"], result.sizes["head"]
-    grid = "grid_pattern_by_offset" in result
+    grid = bool(_prefix(result))
     heights = [0.75 + ROW * layers, *([0.35 + (WIDTH - 1) / max(heads, 4) * layers] if grid else []), 0.45]
     with paper():
-        figure = Figure(figsize=(WIDTH, sum(heights)), layout="constrained")
+        figure = Page(figsize=(WIDTH, sum(heights)), layout="constrained")
         parts = figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0]
         parts[0].suptitle(_title(result.attrs["title"]), fontsize=8)
         _profiles(parts[0], result)
@@ -41,34 +42,39 @@ def proximity(result: xr.Dataset) -> Figure:
 def proximity_over_steps(result: xr.Dataset) -> Figure:
     """Draw a run: accuracy, contrast, Toeplitz share, near attention and mean distance at each checkpoint.
 
+    On images distances are in pixels, elsewhere in tokens.
+
     Checkpoints are evenly spaced on the horizontal axis, since their steps are log-spaced within each stage. Ribbons
     are 95 % bootstrap intervals, the shaded band is the envelope of the permuted null over heads and draws.
     """
+    prefix = _prefix(result)
     panels = {
-        "proximity_contrast": "contrast (sd of score)",
-        "toeplitz_share": "Toeplitz share",
-        "near_mass": "attention at distance 1\nover uniform",
-        "mean_distance_ratio": "mean distance\nover uniform",
+        f"{prefix}proximity_contrast": "contrast\n(sd of score)",
+        f"{prefix}toeplitz_share": "Toeplitz\nshare",
+        f"{prefix}near_mass": "attention at\ndistance 1\n/ uniform",
+        f"{prefix}mean_distance_ratio": "mean distance\n/ uniform",
     }
     places = np.arange(result.sizes["step"])
     with paper():
-        figure = Figure(figsize=(WIDTH, 1.15 * (len(panels) + 1) + 0.7), layout="constrained")
+        figure = Page(figsize=(WIDTH, 1.15 * (len(panels) + 1) + 0.7), layout="constrained")
         figure.suptitle(_title(result.attrs.get("run_title", result.attrs["measure"])), fontsize=8)
         axes = figure.subplots(len(panels) + 1, 1, sharex=True)
-        for name, dash in (("train_accuracy", ":"), ("test_accuracy", "-")):
-            axes[0].plot(places, result[name], color="black", linestyle=dash, marker=".", label=name.split("_")[0])
+        objectives = result["objective"].values
+        for objective in dict.fromkeys(objectives.tolist()):
+            of_stage = objectives == objective  # an accuracy is of its objective: no line goes on into the next stage
+            for name, dash in (("train_accuracy", ":"), ("test_accuracy", "-")):
+                drawn = {"color": "black", "linestyle": dash, "marker": "."}
+                axes[0].plot(places[of_stage], result[name][of_stage], label=name.split("_")[0], **drawn)
+            middle = float(places[of_stage].mean())
+            axes[0].text(middle, 1.1, f"objective: {objective}", ha="center", va="bottom", fontsize=6.5)
         axes[0].set(ylabel="accuracy", ylim=(-0.03, 1.05))
-        axes[0].legend(loc="upper left", ncols=2)
+        axes[0].legend(*(one[:2] for one in axes[0].get_legend_handles_labels()), loc="upper left", ncols=2)
         for axis, (name, text) in zip(axes[1:], panels.items(), strict=True):
             _evolution(axis, places, result.isel(within=0), name)
             axis.set_ylabel(text)
-        objectives = result["objective"].values.tolist()
         for axis in axes:
-            for place in np.flatnonzero([one != other for one, other in zip(objectives, objectives[1:], strict=False)]):
+            for place in np.flatnonzero(objectives[1:] != objectives[:-1]):
                 axis.axvline(place + 0.5, color="black", linewidth=0.6)
-        for objective in dict.fromkeys(objectives):
-            middle = float(np.mean([place for place, one in enumerate(objectives) if one == objective]))
-            axes[0].text(middle, 1.08, f"objective: {objective}", ha="center", va="bottom", fontsize=6.5)
         axes[-1].set_xticks(places, [str(step) for step in result["step"].values])
         axes[-1].set_xlabel(f"{label('step')} (checkpoints, evenly spaced)")
         if result.sizes["layer"] * result.sizes["head"] <= 2 * len(COLOURS):
@@ -109,7 +115,7 @@ def _profiles(part: SubFigure, result: xr.Dataset) -> None:
             right.set_xlabel(label("offset"))
         if layer == 0:
             lines, names = left.get_legend_handles_labels()
-            part.legend(lines, names, loc="outside upper left", ncols=6, handlelength=2)
+            part.legend(lines, names, loc="outside lower center", ncols=8, handlelength=2.2)
     _contrast_map(part.add_subplot(spec[:, 2]), result)
 
 
@@ -133,7 +139,7 @@ def _profile(axis: Axes, result: xr.Dataset, layer: int, name: str) -> None:
 
 
 def _contrast_map(axis: Axes, result: xr.Dataset) -> None:
-    name = "grid_proximity_contrast" if "grid_proximity_contrast" in result else "proximity_contrast"
+    name = f"{_prefix(result)}proximity_contrast"
     values = result[name].transpose("head", "layer").values
     null = result[f"{name}_null"].transpose("head", "layer", "null", "draw").values
     null = null.reshape(*values.shape, -1)
@@ -148,43 +154,54 @@ def _contrast_map(axis: Axes, result: xr.Dataset) -> None:
             axis.add_patch(Rectangle(corner, 0.92, 0.92, fill=False, edgecolor="black", linewidth=0.9))
     axis.set_xticks(range(values.shape[1]), [str(layer) for layer in result["layer"].values])
     axis.set_yticks(range(values.shape[0]), [str(head) for head in result["head"].values])
-    axis.set(
-        xlabel=label("layer"), ylabel=label("head"), title="2-D contrast" if name.startswith("grid") else "contrast"
-    )
+    axis.set(xlabel=label("layer"), ylabel=label("head"), title="contrast")
     axis.spines[:].set_visible(False)
     axis.tick_params(length=0)
 
 
 def _grid_patterns(part: SubFigure, result: xr.Dataset) -> None:
     ratio = result["grid_pattern_by_offset"] / result["grid_uniform_pattern_by_offset"]
-    half = {axis: (result.sizes[axis] + 1) // 4 for axis in ("row_offset", "column_offset")}
-    shown = ratio.sel({axis: slice(-most, most) for axis, most in half.items()})
-    with np.errstate(divide="ignore"):
-        doublings = np.log2(shown.clip(min=2**-3))
     layers, heads = result.sizes["layer"], result.sizes["head"]
-    axes = np.atleast_2d(part.subplots(layers, heads, sharex=True, sharey=True, squeeze=False))
-    row, column = half["row_offset"] + 0.5, half["column_offset"] + 0.5
+    axes = part.subplots(layers, heads, sharex=True, sharey=True, squeeze=False)
     image = None
     for (layer, head), axis in np.ndenumerate(axes):
-        image = axis.imshow(
-            doublings.isel(layer=layer, head=head), cmap=DIVERGING, vmin=-3, vmax=3, extent=(-column, column, row, -row)
-        )
-        axis.spines[:].set_visible(False)
-        axis.xaxis.set_major_locator(MaxNLocator(4, integer=True))
-        axis.yaxis.set_major_locator(MaxNLocator(4, integer=True))
+        image = draw_grid_pattern(axis, ratio.isel(layer=layer, head=head))
         axis.set_title(_head(result, layer, head), pad=2)
         if layer == layers - 1:
             axis.set_xlabel("column offset")
         if head == 0:
             axis.set_ylabel("row offset")
     assert image is not None
-    bar = part.colorbar(image, ax=axes.ravel().tolist(), shrink=0.9, aspect=12, ticks=[-3, -2, -1, 0, 1, 2, 3])
+    colour_bar(part, image, axes.ravel().tolist())
+
+
+def draw_grid_pattern(axis: Axes, ratio: xr.DataArray) -> AxesImage:
+    """Draw attention over uniform by row and column offset, in doublings from 1/8 to 8, up to half the image away."""
+    row, column = ((ratio.sizes[axis] + 1) // 4 for axis in ("row_offset", "column_offset"))
+    shown = ratio.sel(row_offset=slice(-row, row), column_offset=slice(-column, column))
+    doublings = np.log2(shown.clip(min=2.0**-3))
+    extent = (-column - 0.5, column + 0.5, row + 0.5, -row - 0.5)
+    image = axis.imshow(doublings, cmap=DIVERGING, vmin=-3, vmax=3, extent=extent)
+    axis.spines[:].set_visible(False)
+    axis.xaxis.set_major_locator(MaxNLocator(4, integer=True))
+    axis.yaxis.set_major_locator(MaxNLocator(4, integer=True))
+    return image
+
+
+def colour_bar(part: SubFigure, image: AxesImage, axes: list[Axes]) -> None:
+    """Draw the scale of `draw_grid_pattern` beside the axes."""
+    bar = part.colorbar(image, ax=axes, shrink=0.9, aspect=12, ticks=range(-3, 4))
     bar.ax.set_yticklabels(["≤ 1/8", "1/4", "1/2", "1", "2", "4", "≥ 8"])
-    bar.set_label("attention over uniform")
+    bar.set_label("attention / uniform")
 
 
 def _head(result: xr.Dataset, layer: int, head: int) -> str:
     return f"head {head}" if result.sizes["layer"] == 1 else f"layer {layer}, head {head}"
+
+
+def _prefix(result: xr.Dataset) -> str:
+    """Return the prefix of the variables in the data's own geometry: pixels for images, tokens for the others."""
+    return "grid_" if "grid_proximity_contrast" in result else ""
 
 
 def _title(title: str) -> str:
@@ -194,7 +211,7 @@ def _title(title: str) -> str:
 def _caption(part: SubFigure, result: xr.Dataset) -> None:
     """Say in the figure what its marks mean, so that it can be read alone."""
     window = result.attrs["window"]
-    unit = "pixel" if "grid_proximity_contrast" in result else "token"
+    unit = "pixel" if _prefix(result) else "token"
     text = (
         f"Means over {result.attrs['sequences']} test sequences with 95 % bootstrap intervals. Grey band: positions "
         f"permuted; dashed: networks at initialisation (envelopes over heads and {result.sizes['draw']} draws). "

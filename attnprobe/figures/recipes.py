@@ -4,30 +4,31 @@ from collections.abc import Mapping
 
 import xarray as xr
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, SubFigure
 from matplotlib.ticker import MaxNLocator
 
 from attnprobe.axes import label
-from attnprobe.figures.style import COLOURS, PERMUTED, WIDTH, paper
+from attnprobe.figures.proximity import colour_bar, draw_grid_pattern
+from attnprobe.figures.style import COLOURS, PERMUTED, WIDTH, Page, paper
 
 NAMES = {"labels": "labels alone", "spt": "SPT, then labels"}
 
 
 def recipes(results: Mapping[str, xr.Dataset]) -> Figure:
-    """Draw, for each task, the accuracies of both recipes and the attention of their most proximal heads by offset.
+    """Draw, for each task, the accuracies of both recipes and the attention of their most proximal heads.
 
-    Takes final results joined along ``recipe`` and ``seed``. A dot is a seed; filled is test, open is training. A line
-    is the head with the largest contrast of one run; the band is the envelope of the permuted null over all of them.
+    Takes final results joined along ``recipe`` and ``seed``. A dot is a seed; filled is test, open is training. For
+    sequences a line is the head with the largest contrast of one run, and the band is the envelope of the permuted null
+    over all of them; for images a map is the mean over seeds of those heads.
     """
     with paper():
-        figure = Figure(figsize=(WIDTH, 0.45 + 1.55 * len(results)), layout="constrained")
-        axes = figure.subplots(len(results), 2, width_ratios=[1, 2.2], squeeze=False)
-        for (left, right), (task, result) in zip(axes, results.items(), strict=True):
-            _accuracies(left, result)
-            _attention(right, result)
-            left.set_ylabel(f"{task}\naccuracy")
-        axes[-1, 1].set_xlabel(label("offset"))
-        figure.legend(*axes[0, 1].get_legend_handles_labels(), loc="outside upper center", ncols=3)
+        figure = Page(figsize=(WIDTH, 1.8 * len(results)), layout="constrained")
+        rows = figure.subfigures(len(results), 2, width_ratios=[1, 2.2], squeeze=False)
+        for (left, right), (task, result) in zip(rows, results.items(), strict=True):
+            axis = left.add_subplot()
+            _accuracies(axis, result)
+            axis.set_ylabel(f"{task}\naccuracy")
+            (_maps if "grid_pattern_by_offset" in result else _lines)(right, result)
     return figure
 
 
@@ -44,9 +45,9 @@ def _accuracies(axis: Axes, result: xr.Dataset) -> None:
     axis.set_xticks([0, 1], ["labels\nalone", "SPT, then\nlabels"])
 
 
-def _attention(axis: Axes, result: xr.Dataset) -> None:
-    prefix = "grid_" if "grid_proximity_contrast" in result else ""
-    best = result[f"{prefix}proximity_contrast"].argmax(("layer", "head"))
+def _lines(part: SubFigure, result: xr.Dataset) -> None:
+    axis = part.add_subplot()
+    best = result["proximity_contrast"].argmax(("layer", "head"))
     shown = result.where(abs(result["offset"]) <= result.attrs["n"] // 2, drop=True)
     uniform = shown["uniform_pattern_by_offset"].isel(recipe=0, seed=0, missing_dims="ignore")
     null = shown["pattern_by_offset_null"].sel(null="permuted").isel(best) / uniform
@@ -56,10 +57,23 @@ def _attention(axis: Axes, result: xr.Dataset) -> None:
     for place, (recipe, name) in enumerate(NAMES.items()):
         for seed in range(result.sizes["seed"]):
             drawn = {"color": COLOURS[place], "linestyle": ["-", (0, (4, 1))][place == 0], "linewidth": 0.9}
-            axis.plot(
-                shown["offset"], ratio.sel(recipe=recipe).isel(seed=seed), label=name if seed == 0 else None, **drawn
-            )
+            one = ratio.sel(recipe=recipe).isel(seed=seed)
+            axis.plot(shown["offset"], one, label=name if seed == 0 else None, **drawn)
     axis.axhline(1, color="black", linewidth=0.5)
-    axis.set_ylabel("attention / uniform")
+    axis.set(xlabel=label("offset"), ylabel="attention / uniform")
     axis.margins(x=0)
     axis.xaxis.set_major_locator(MaxNLocator(9, integer=True))
+    axis.legend(loc="upper right")
+
+
+def _maps(part: SubFigure, result: xr.Dataset) -> None:
+    best = result["grid_proximity_contrast"].argmax(("layer", "head"))
+    ratio = (result["grid_pattern_by_offset"] / result["grid_uniform_pattern_by_offset"]).isel(best).mean("seed")
+    axes = part.subplots(1, len(NAMES), sharey=True)
+    image = None
+    for axis, (recipe, name) in zip(axes, NAMES.items(), strict=True):
+        image = draw_grid_pattern(axis, ratio.sel(recipe=recipe))
+        axis.set(title=name, xlabel="column offset (pixels)")
+    axes[0].set_ylabel("row offset (pixels)")
+    assert image is not None
+    colour_bar(part, image, axes.tolist())

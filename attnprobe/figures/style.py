@@ -1,12 +1,11 @@
 """One look for every figure: text width of a one-column paper, readable in print and without colour vision."""
 
+import io
 from contextlib import AbstractContextManager
 from typing import Any
 
 import matplotlib
-
-# Importing pyplot is what makes Jupyter show figures; none is ever made through it.
-import matplotlib.pyplot  # noqa: F401
+from matplotlib.figure import Figure
 
 WIDTH = 5.5
 """Inches: the text width of most one-column venues; two-column venues set it across both."""
@@ -42,6 +41,17 @@ def paper() -> AbstractContextManager[None]:
             "svg.fonttype": "none",
         }
     )
+
+
+class Page(Figure):
+    """A figure that Jupyter shows without pyplot, and so without its global state."""
+
+    def _repr_png_(self) -> bytes:
+        """Return the picture at the resolution of a screen."""
+        made = io.BytesIO()
+        with paper():
+            self.savefig(made, format="png", dpi=150)
+        return made.getvalue()
 
 
 def line(number: int) -> dict[str, Any]:
