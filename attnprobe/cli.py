@@ -11,6 +11,7 @@ import functools
 import inspect
 import io
 import json
+import math
 import operator
 import re
 import sys
@@ -272,4 +273,13 @@ def _print_table(rows: list[dict[str, Any]]) -> None:
 
 
 def _print_json(content: Any) -> None:
-    print(json.dumps(content, indent=1, default=str))
+    print(json.dumps(_without_nan(content), indent=1, default=str, allow_nan=False))
+
+
+def _without_nan(content: Any) -> Any:
+    """Return the content with null for NaN and infinity, which JSON does not have."""
+    if isinstance(content, dict):
+        return {name: _without_nan(value) for name, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [_without_nan(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content

@@ -27,7 +27,7 @@ from attnprobe.transfer import select, transfer
 from attnprobe.transformer import Transformer
 
 EVALUATED = 2000
-"""At most so many sequences of each split are evaluated: the first ones."""
+"""At most so many training sequences are evaluated, the first ones; test sequences always all."""
 
 
 def train(
@@ -188,7 +188,8 @@ class _Training:
 
     @torch.no_grad()
     def _evaluate(self, split: str, objective: Objective) -> dict[str, float | None]:
-        size = min(EVALUATED, len(self.splits[split].inputs))
+        size = len(self.splits[split].inputs)
+        size = min(EVALUATED, size) if split == "train" else size
         loss, correct, count = 0.0, 0.0, 0
         for part, rows in enumerate(torch.arange(size).split(512)):
             batch = self._take(split, rows)

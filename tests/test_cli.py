@@ -52,8 +52,14 @@ def test_train_then_show_then_proximity(tmp_path, capsys):
 
 def test_proximity_as_json_has_a_row_a_head(spt_run, tmp_path, capsys):
     main(["proximity", str(spt_run.checkpoints[-1].path), "--out", str(tmp_path / "o"), "--json", *FAST])
-    rows = json.loads(capsys.readouterr().out)
+
+    def refuse(constant):
+        raise AssertionError(f"{constant} is not JSON")
+
+    rows = json.loads(capsys.readouterr().out, parse_constant=refuse)
     assert [(row["layer"], row["head"]) for row in rows] == [(0, 0), (0, 1)]
+    assert any(row["decay_length"] is None for row in rows)
+    assert all(len(row["entropy_null_permuted"]) == len(row["entropy_interval"]) == 2 for row in rows)
     assert {"toeplitz_share", "near_mass_1", "near_mass_2", "decay_reason"} <= set(rows[0])
     result = open_result(tmp_path / "o" / "proximity.nc")
     assert rows[1]["near_mass_2"] == pytest.approx(float(result["near_mass"].isel(layer=0, head=1, within=1)))

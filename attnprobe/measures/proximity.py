@@ -1,5 +1,6 @@
 """Proximity: do scores and attention favour near keys, how much, and over what range?"""
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -149,11 +150,13 @@ DESCRIBED = {
 
 
 def _check(checkpoint: "Checkpoint", sequences: int, window: int, resamples: int) -> None:
-    n = checkpoint.data.n
     if sequences < 2:
         raise UsageError(f"sequences={sequences}: an interval needs at least 2")
-    if n < 3 or not 1 <= window < n - 1:
-        raise UsageError(f"window={window}: must be 1 to {n - 2}, so that there are near and far keys among {n} tokens")
+    farthest = min(math.dist(view.shape, [1] * len(view.shape)) for view in _views(checkpoint).values())
+    if not 1 <= window < farthest:
+        raise UsageError(
+            f"window={window}: must be at least 1 and below {farthest:.3g}, the farthest distance there is"
+        )
     if resamples < 1:
         raise UsageError(f"resamples={resamples}: must be at least 1")
 
@@ -253,13 +256,17 @@ def _summary(
     profile = measured["score_by_offset"]
     fitted = _decay(_mean(profile), places)
     resampled = _decay(weighted_means(profile, weights[:REFITS]), places).length
-    with np.errstate(invalid="ignore"):
-        error = np.where(np.isfinite(fitted.length), np.nanstd(np.nan_to_num(resampled, nan=np.inf), axis=0), np.nan)
+    enough = np.isfinite(resampled).mean(axis=0) > 0.5
+    error = np.where(np.isfinite(fitted.length) & enough, np.nanstd(np.where(enough, resampled, 0.0), axis=0), np.nan)
     method = "a exp(-distance / length) + c, a > 0, least squares weighted by pairs, offset 0 left out"
     made |= {
         "decay_length": variable(("layer", "head"), fitted.length, "decay length of the score", view.unit, method),
         "decay_length_se": variable(
-            ("layer", "head"), error, "standard error of the decay length", view.unit, "bootstrap"
+            ("layer", "head"),
+            error,
+            "standard error of the decay length",
+            view.unit,
+            "sd over resamples that decay; NaN where half do not",
         ),
         "decay_r2": variable(("layer", "head"), fitted.r2, "weighted R² of the decay fit", "1"),
         "decay_reason": variable(("layer", "head"), fitted.reason, "why there is no decay length", ""),
@@ -277,11 +284,13 @@ def _decay(profiles: np.ndarray, places: "Geometry") -> "Decay":
     """Fit the decay to profiles by offset, folded to profiles by distance."""
     from attnprobe.statistics.decay import fit_decay
 
+    # Where every sequence is short, the farthest offsets have no score.
+    known = np.isfinite(profiles).reshape(-1, profiles.shape[-1]).any(axis=0)
     count = places.count.numpy()
-    used = (places.distance.numpy() > 0) & (count > 0)
+    used = (places.distance.numpy() > 0) & (count > 0) & known
     distance, which = np.unique(places.distance.numpy()[used], return_inverse=True)
     pairs = np.bincount(which, count[used])
-    member = np.eye(len(distance))[which] * count[used][:, None] / pairs
+    member = np.eye(len(distance))[which] * (count[used] / pairs[which])[:, None]
     return fit_decay(profiles[..., used] @ member, distance, pairs)
 
 

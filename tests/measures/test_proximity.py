@@ -120,6 +120,27 @@ def test_images_have_both_views(image_checkpoint):
     assert far.values == pytest.approx(np.zeros((2, 2)), abs=1e-12)
 
 
+def test_a_window_must_leave_far_pixels(image_checkpoint):
+    with pytest.raises(UsageError, match="window=10: must be at least 1 and below 9.9"):
+        proximity(image_checkpoint, window=10)
+
+
+def test_a_planted_decay_is_found_with_its_error():
+    """Relative biases that fall off exponentially, under content scores that add noise."""
+
+    def edit(model):
+        reach = torch.arange(16.0)
+        model.position.weight.copy_(4 * torch.exp(-torch.cat([reach, reach]) / 2).expand(2, 32))
+
+    made = checkpoint(position="relative", edit=edit, init_scale=0.25, lengths=np.full(30, 8))
+    result = proximity(made, sequences=30, resamples=100)
+    length, error = (result[name].isel(layer=0).values for name in ("decay_length", "decay_length_se"))
+    assert (error > 0).all()
+    assert (abs(length - 2) < 5 * error).all()
+    assert (error < 0.5).all()
+    assert (result["decay_reason"] == "").all()
+
+
 def test_shorter_sequences_count_with_their_own_offsets():
     lengths = np.array([N] * 15 + [5] * 15)
     result = proximity(checkpoint(position="alibi", lengths=lengths, edit=silence), sequences=30, resamples=60)
@@ -149,7 +170,7 @@ def test_intervals_narrow_with_more_sequences():
     ("named", "said"),
     [
         ({"sequences": 1}, "sequences=1: an interval needs at least 2"),
-        ({"window": 0}, "window=0: must be 1 to 10"),
+        ({"window": 0}, "window=0: must be at least 1 and below 11, the farthest distance"),
         ({"window": N - 1}, "window=11"),
         ({"resamples": 0}, "resamples=0"),
     ],
