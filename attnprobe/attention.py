@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from transformer_lens.hook_points import HookPoint
 
 from attnprobe.config import ModelConfig
-from attnprobe.position import PositionEncoding
+from attnprobe.position import POSITIONS, PositionEncoding
 
 
 @dataclass(frozen=True)
@@ -85,13 +85,13 @@ class Attention(nn.Module):
         """Make the four maps and the hook points."""
         super().__init__()
         self.n_heads = config.n_heads
-        self.rotary = config.position == "rotary"
+        self.rotates = POSITIONS[config.position].rotates
         self.q = nn.Linear(config.d_model, config.d_model)
         self.k = nn.Linear(config.d_model, config.d_model)
         self.v = nn.Linear(config.d_model, config.d_model)
         self.o = nn.Linear(config.d_model, config.d_model)
         self.hook_q, self.hook_k, self.hook_v = HookPoint(), HookPoint(), HookPoint()
-        if self.rotary:
+        if self.rotates:
             self.hook_rot_q, self.hook_rot_k = HookPoint(), HookPoint()
         self.hook_attn_scores, self.hook_pattern, self.hook_z = HookPoint(), HookPoint(), HookPoint()
 
@@ -106,7 +106,7 @@ class Attention(nn.Module):
             hook(rearrange(map_(x), "batch token (head d_head) -> batch token head d_head", head=self.n_heads))
             for map_, hook in ((self.q, self.hook_q), (self.k, self.hook_k), (self.v, self.hook_v))
         )
-        if self.rotary:
+        if self.rotates:
             q, k = self.hook_rot_q(position.rotate(q)), self.hook_rot_k(position.rotate(k))
         z = self.hook_z(self.attend(q, k, v, additive))
         return self.o(rearrange(z, "batch token head d_head -> batch token (head d_head)"))
@@ -119,7 +119,7 @@ class Attention(nn.Module):
         additive: Additive,
     ) -> Float[Tensor, "batch query head d_head"]:
         """Return z: explicitly where a hook looks at score or pattern, else fused."""
-        if _watched(self.hook_attn_scores) or _watched(self.hook_pattern):
+        if watched(self.hook_attn_scores) or watched(self.hook_pattern):
             pattern = self.hook_pattern(self.hook_attn_scores(scores(q, k, additive)).softmax(dim=-1))
             return einsum(pattern, v, "batch head query key, batch key head d_head -> batch query head d_head")
         only_causal = additive.causal and additive.bias is None and additive.real is None
@@ -159,6 +159,6 @@ class Attention(nn.Module):
         return rearrange(map_.weight, "(head d_head) d_model -> head d_model d_head", head=self.n_heads)
 
 
-def _watched(hook: HookPoint) -> bool:
+def watched(hook: HookPoint) -> bool:
     """Say whether anything is registered there, through TransformerLens or plain torch, forward or backward."""
     return bool(hook._forward_hooks or hook._backward_hooks or hook._forward_pre_hooks or hook._backward_pre_hooks)

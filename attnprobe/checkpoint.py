@@ -3,17 +3,16 @@
 import dataclasses
 import html
 import os
-import pickle
 import warnings
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import torch
 
 from attnprobe import tasks
-from attnprobe.config import DataSpec, TrainConfig, from_plain
+from attnprobe.config import DataSpec, Objective, TrainConfig, from_plain
 from attnprobe.errors import UsageError, listed
 from attnprobe.provenance import provenance
 
@@ -132,7 +131,19 @@ class Checkpoint:
         return f"<div><b>attnprobe.Checkpoint</b> {html.escape(self.title)}{''.join(rows)}</div>"
 
 
-KEYS = {"format", "config", "data", "weights", "optimiser", "step", "objective", "metrics", "fingerprint", "provenance"}
+KINDS: dict[str, type] = {
+    "format": int,
+    "config": dict,
+    "data": dict,
+    "weights": dict,
+    "optimiser": dict,
+    "step": int,
+    "objective": str,
+    "metrics": list,
+    "fingerprint": str,
+    "provenance": dict,
+}
+"""What a checkpoint file holds."""
 
 
 def load(path: str | Path) -> Checkpoint:
@@ -149,17 +160,27 @@ def load(path: str | Path) -> Checkpoint:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch warns of a foreign pickle before it refuses it
             fields = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, AttributeError, OSError) as error:
+    except Exception as error:  # a damaged file can raise anything in torch's reader
         first = str(error).strip().split("\n")[0].split(". ")[0]
         raise UsageError(f"{path}: not a checkpoint of attnprobe, or a damaged one ({first})") from error
     if not isinstance(fields, dict) or "format" not in fields:
         raise UsageError(f"{path}: not a checkpoint of attnprobe (it holds no format version)")
-    if fields["format"] != FORMAT:
-        newer = f"{path}: has checkpoint format {fields['format']}; this attnprobe reads format {FORMAT}"
-        raise UsageError(f"{newer}: upgrade attnprobe")
-    if set(fields) != KEYS:
-        unknown, missing = sorted(set(fields) - KEYS), sorted(KEYS - set(fields))
-        raise UsageError(f"{path}: unknown entries: {listed(unknown) or 'none'}; missing: {listed(missing) or 'none'}")
+    found = fields["format"]
+    if found != FORMAT:
+        newer = ": upgrade attnprobe" if isinstance(found, int) and found > FORMAT else ""
+        raise UsageError(f"{path}: has checkpoint format {found}; this attnprobe reads format {FORMAT}{newer}")
+    if set(fields) != set(KINDS):
+        unknown, missing = (
+            listed(sorted(one)) or "none" for one in (set(fields) - set(KINDS), set(KINDS) - set(fields))
+        )
+        raise UsageError(f"{path}: unknown entries: {unknown}; missing: {missing}")
+    for name, kind in KINDS.items():
+        if not isinstance(fields[name], kind):
+            raise UsageError(f"{path}: {name} is of type {type(fields[name]).__name__}, not {kind.__name__}")
+    if not all(isinstance(weight, torch.Tensor) for weight in fields["weights"].values()):
+        raise UsageError(f"{path}: weights hold something that is no tensor")
+    if fields["objective"] not in get_args(Objective):
+        raise UsageError(f"{path}: objective={fields['objective']!r} is unknown; valid: {listed(get_args(Objective))}")
     fields.pop("format")
     fields["config"] = from_plain(TrainConfig, fields["config"], str(path))
     fields["data"] = from_plain(DataSpec, fields["data"], str(path))

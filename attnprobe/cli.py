@@ -156,7 +156,8 @@ class Tasks:
             source = kind()
             data, (train, test) = source.data, source.sizes
             size = {"n": data.n, "inputs": data.inputs, "vocabulary": data.vocabulary, "classes": data.classes}
-            split = {"chance": 1 / data.classes, "train": train, "test": test, "licence": source.licence}
+            best = "unknown" if source.best_accuracy is None else f"{source.best_accuracy:.3f}"
+            split = {"chance": 1 / data.classes, "best": best, "train": train, "test": test, "licence": source.licence}
             rows.append({"task": name, **size, **split})
             notes.append({"what": (inspect.getdoc(kind) or "").split("\n")[0], "origin": source.origin})
         if self.json:

@@ -21,6 +21,7 @@ from attnprobe.errors import UsageError, listed
 Made = TypeVar("Made")
 Count = Annotated[int, Field(gt=0)]
 Index = Annotated[int, Field(ge=0)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Amount = Annotated[float, Field(ge=0)]
 Rate = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(gt=0, lt=1)]
@@ -117,6 +118,8 @@ class ModelConfig:
             raise UsageError(f"d_model={self.d_model} cannot be split into n_heads={self.n_heads} equal heads")
         if self.position == "rotary" and self.d_head % 2:
             raise UsageError(f"rotary positions need an even d_head, not {self.d_head} (d_model / n_heads)")
+        if self.pooling == "cls" and self.causal:
+            raise UsageError("pooling='cls' and causal=True: the token in front would see nothing but itself; use last")
         if self.position == "sinusoidal" and self.d_model % 2:
             raise UsageError(f"sinusoidal positions need an even d_model, not {self.d_model}")
 
@@ -152,7 +155,7 @@ class TrainConfig:
     """Parameters of the task that differ from its own, as NAME VALUE pairs (n 64 train_size 1000)."""
     recipe: Recipe = "spt"
     """labels: the labels alone for all steps. spt: self-pretraining, then the labels, in the same number of steps."""
-    seed: Index = 0
+    seed: Seed = 0
     """Seed of the task instance, the initial weights, the batches and the masks."""
     model: ModelConfig = field(default_factory=ModelConfig)
     """The network."""
@@ -244,17 +247,21 @@ def read_settings(path: str | Path) -> dict[str, Any]:
     for name, value in found.items():
         inner = value if isinstance(value, dict) and name != "task_options" else {name: value}
         for key, entry in inner.items():
+            if not isinstance(key, str):
+                raise UsageError(f"{path}: {key!r} is no name of a setting")
             if key in named:
                 raise UsageError(f"{path}: {key} is set twice")
             named[key] = entry
     return named
 
 
-def from_plain(kind: type[Made], fields: Mapping[str, Any], where: str) -> Made:
+def from_plain(kind: type[Made], fields: Any, where: str) -> Made:
     """Rebuild a settings dataclass from the dictionary that ``dataclasses.asdict`` made of it.
 
     Raises `UsageError` naming fields that are unknown or missing; ``where`` says what they were read from.
     """
+    if not isinstance(fields, Mapping):
+        raise UsageError(f"{where}: holds {type(fields).__name__} where {kind.__name__} should be")
     unknown, missing = sorted(set(fields) - _names(kind)), sorted(_names(kind) - set(fields))
     if unknown or missing:
         wrong = [f"unknown {listed(unknown)}"] * bool(unknown) + [f"missing {listed(missing)}"] * bool(missing)

@@ -17,7 +17,7 @@ from attnprobe.checkpoint import load
 from attnprobe.config import TrainConfig
 from attnprobe.errors import UsageError
 from attnprobe.figures.recipes import recipes as draw_recipes
-from attnprobe.results import save
+from attnprobe.results import join, own_prefix, save
 from attnprobe.run import Run
 from attnprobe.tasks import configure
 from attnprobe.training import train
@@ -43,20 +43,18 @@ def demo(out: Path, seeds: int, workers: int) -> None:
         for seed in range(seeds)
         for recipe in RECIPES
     }
+    for folder, config in plan.items():
+        _check_folder(folder, config)
     print(f"{len(plan)} runs into {out}, {workers} at a time")
+    out.mkdir(parents=True, exist_ok=True)
     results = _run_all(plan, workers)
     joined: dict[str, xr.Dataset] = {}
     for task in SETTINGS:
         by_recipe = [
-            xr.concat(
-                [results[out / f"{task}-{recipe}-{seed}"] for seed in range(seeds)],
-                "seed",
-                combine_attrs="drop_conflicts",
-            )
+            join([results[out / f"{task}-{recipe}-{seed}"] for seed in range(seeds)], "seed", range(seeds))
             for recipe in RECIPES
         ]
-        joined[task] = xr.concat(by_recipe, "recipe", combine_attrs="drop_conflicts")
-        joined[task] = joined[task].assign_coords(recipe=list(RECIPES), seed=range(seeds))
+        joined[task] = join(by_recipe, "recipe", RECIPES)
         save(joined[task], out / f"{task}.nc")
     report.write_figure(draw_recipes(joined), out / "demo", "labels alone, and SPT before them")
     print(_table(joined))
@@ -70,14 +68,9 @@ def demo(out: Path, seeds: int, workers: int) -> None:
 
 def most_proximal(result: xr.Dataset, name: str) -> xr.DataArray:
     """Return a variable at the head with the largest contrast of each run (two-dimensional on images)."""
-    prefix = prefix_of(result)
+    prefix = own_prefix(result)
     places = result[f"{prefix}proximity_contrast"].argmax(("layer", "head"))
     return result[f"{prefix}{name}"].isel(places)
-
-
-def prefix_of(result: xr.Dataset) -> str:
-    """Return the prefix of the variables that belong to the task's own geometry."""
-    return "grid_" if "grid_proximity_contrast" in result else ""
 
 
 def _run_all(plan: dict[Path, TrainConfig], workers: int) -> dict[Path, xr.Dataset]:
@@ -107,6 +100,15 @@ def _start_worker(counter: Any) -> None:
     torch.set_num_threads(1)
 
 
+def _check_folder(folder: Path, config: TrainConfig) -> None:
+    """Raise `UsageError` where a folder holds another run, or one that was cut off."""
+    if not (folder / "config.json").exists():
+        return
+    last = Run(folder).path_of(config.steps)
+    if not last.exists() or load(last).config != config:
+        raise UsageError(f"{folder}: holds another run, or an unfinished one; name another folder or remove it")
+
+
 def _run_one(folder: Path, config: TrainConfig) -> xr.Dataset:
     """Train one run, unless the folder holds it already, and measure its last checkpoint."""
 
@@ -118,8 +120,6 @@ def _run_one(folder: Path, config: TrainConfig) -> xr.Dataset:
     if not last.exists():
         train(config, folder, progress=False, on_step=count)
     checkpoint = load(last)
-    if checkpoint.config != config:
-        raise UsageError(f"{folder}: holds a run with other settings; name another folder or remove it")
     return report.write_checkpoint("proximity", checkpoint, report.default_folder(last))
 
 
@@ -128,7 +128,7 @@ def _table(joined: dict[str, xr.Dataset]) -> str:
     for task, result in joined.items():
         contrast = most_proximal(result, "proximity_contrast")
         null = (
-            result[f"{prefix_of(result)}proximity_contrast_null"]
+            result[f"{own_prefix(result)}proximity_contrast_null"]
             .sel(null="permuted")
             .max(("layer", "head"))
             .mean("draw")

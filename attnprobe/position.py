@@ -1,4 +1,4 @@
-r"""Position encodings: what a score knows of *where* its query and key stand.
+"""Position encodings: what a score knows of *where* its query and key stand.
 
 Every encoding acts in one of three places, and is the identity in the other two:
 
@@ -20,6 +20,9 @@ from attnprobe.config import ModelConfig
 
 class PositionEncoding(nn.Module):
     """No position encoding, and the base of the others: permuting tokens permutes scores."""
+
+    rotates = False
+    """Whether `rotate` does anything; such a network has ``hook_rot_q`` and ``hook_rot_k``."""
 
     def __init__(self, config: ModelConfig, n: int) -> None:
         """Take what is needed from the architecture and the longest sequence, n tokens."""
@@ -77,6 +80,8 @@ class Rotary(PositionEncoding):
     Su et al. 2021, arXiv:2104.09864, equation 34; $\omega_m = 10000^{-2m/d_{head}}$. Coordinates (2m, 2m + 1) form a
     pair, as in the paper; some libraries pair m with m + d_head / 2 instead.
     """
+
+    rotates = True
 
     def __init__(self, config: ModelConfig, n: int) -> None:
         """Compute cosines and sines once."""

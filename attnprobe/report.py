@@ -90,10 +90,9 @@ def head_rows(result: xr.Dataset) -> list[dict[str, Any]]:
 
 
 def prepare(folder: Path) -> None:
-    """Make a folder and see that files can be written there, before the work starts."""
+    """See that files can be written into a folder, there already or not, before the work starts; make nothing yet."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
+        with tempfile.TemporaryFile(dir=next(one for one in (folder, *folder.absolute().parents) if one.exists())):
             pass
     except OSError as error:
         raise UsageError(f"{folder}: cannot be written ({error.strerror})") from error
@@ -101,6 +100,7 @@ def prepare(folder: Path) -> None:
 
 def write_figure(figure: Figure, stem: Path, title: str) -> None:
     """Write a figure as STEM.png and STEM.pdf, each whole or not at all."""
+    stem.parent.mkdir(parents=True, exist_ok=True)
     with paper():
         for suffix, maker in ((".pdf", "Creator"), (".png", "Software")):
             part = stem.with_name(f"{stem.name}.part{suffix}")
@@ -109,5 +109,6 @@ def write_figure(figure: Figure, stem: Path, title: str) -> None:
 
 
 def _write(result: xr.Dataset, figure: Figure, stem: Path) -> None:
+    stem.parent.mkdir(parents=True, exist_ok=True)
     save(result, stem.with_suffix(".nc"))
     write_figure(figure, stem, f"{stem.name}: {result.attrs.get('title', result.attrs.get('run_title'))}")

@@ -35,12 +35,23 @@ def dataset(variables: dict[str, xr.Variable], coordinates: dict[str, Any], fact
     return xr.Dataset(variables, labelled, plain)
 
 
-def over_steps(results: Sequence[xr.Dataset]) -> xr.Dataset:
-    """Join the results of a run's checkpoints along ``step``; facts that differ between them are left out."""
-    by_step: list[xr.Dataset] = [result.expand_dims(step=[result.attrs["step"]]) for result in results]
-    joined = xr.concat(by_step, dim="step", combine_attrs="drop_conflicts", join="exact")
-    joined["step"].attrs["long_name"] = LABELS["step"]
+def join(results: Sequence[xr.Dataset], axis: str, values: Sequence[Any]) -> xr.Dataset:
+    """Join results along a new axis; facts that differ between them are left out, and provenance is made anew."""
+    along: list[xr.Dataset] = [one.expand_dims({axis: [value]}) for one, value in zip(results, values, strict=True)]
+    joined = xr.concat(along, dim=axis, combine_attrs="drop_conflicts", join="exact")
+    joined[axis].attrs["long_name"] = LABELS[axis]
+    joined.attrs["provenance"] = json.dumps(provenance())
     return joined
+
+
+def over_steps(results: Sequence[xr.Dataset]) -> xr.Dataset:
+    """Join the results of a run's checkpoints along ``step``."""
+    return join(results, "step", [one.attrs["step"] for one in results])
+
+
+def own_prefix(result: xr.Dataset) -> str:
+    """Return the prefix of the variables in the data's own geometry: pixels for images, tokens for the others."""
+    return "grid_" if "grid_proximity_contrast" in result else ""
 
 
 def save(result: xr.Dataset, path: Path) -> None:

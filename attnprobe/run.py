@@ -49,7 +49,8 @@ class Run:
     @property
     def checkpoint_paths(self) -> list[Path]:
         """The checkpoint files in order of their steps."""
-        return sorted((self.folder / "checkpoints").glob("step-*.pt"))
+        found = [path for path in (self.folder / "checkpoints").glob("step-*.pt") if path.stem[5:].isdigit()]
+        return sorted(found, key=lambda path: int(path.stem[5:]))
 
     @cached_property
     def checkpoints(self) -> list[Checkpoint]:

@@ -15,7 +15,7 @@ from transformer_lens import ActivationCache
 from transformer_lens.hook_points import HookPoint
 from transformer_lens.HookedRootModule import HookedRootModule
 
-from attnprobe.attention import Additive, Attention
+from attnprobe.attention import Additive, Attention, watched
 from attnprobe.config import DataSpec, ModelConfig
 from attnprobe.errors import UsageError
 from attnprobe.position import POSITIONS, PositionEncoding
@@ -34,17 +34,18 @@ class Norm(nn.Module):
         """Make gain and bias (RMSNorm has none) and the hook points."""
         super().__init__()
         self.kind = config.norm
-        if self.kind != "none":
-            self.weight = nn.Parameter(torch.ones(config.d_model))
         if self.kind == "layer":
             self.bias = nn.Parameter(torch.zeros(config.d_model))
-        self.hook_scale, self.hook_normalized = HookPoint(), HookPoint()
+        if self.kind != "none":
+            self.weight = nn.Parameter(torch.ones(config.d_model))
+            self.hook_scale = HookPoint()
+        self.hook_normalized = HookPoint()
 
     def forward(self, x: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_model"]:
         """Return x over its scale, token by token."""
         if self.kind == "none":
             return self.hook_normalized(x)
-        if self.hook_scale._forward_hooks or self.hook_scale._backward_hooks:
+        if watched(self.hook_scale):
             centred = x - x.mean(-1, keepdim=True) if self.kind == "layer" else x
             scale = self.hook_scale((centred.square().mean(-1, keepdim=True) + EPS).sqrt())
             y = centred / scale * self.weight
@@ -134,7 +135,9 @@ class Transformer(HookedRootModule):
         self.ln_final = Norm(config) if config.norm_place == "pre" else nn.Identity()
         self.unembed = nn.Linear(config.d_model, data.vocabulary or 1)
         self.classify = nn.Linear(config.d_model, data.classes)
-        self.hook_embed, self.hook_pos_embed, self.hook_pooled = HookPoint(), HookPoint(), HookPoint()
+        self.hook_embed, self.hook_pooled = HookPoint(), HookPoint()
+        if self.position.embed(1) is not None:
+            self.hook_pos_embed = HookPoint()
         self._initialise(seed)
         self.setup()
 
@@ -204,7 +207,8 @@ class Transformer(HookedRootModule):
         if self.cfg.pooling == "cls":
             return x[:, 0]
         if lengths is None:
-            lengths = torch.full((len(x),), x.shape[1], device=x.device)
+            lengths = torch.full((len(x),), x.shape[1])
+        lengths = lengths.to(x.device)
         if self.cfg.pooling == "last":
             return x[torch.arange(len(x), device=x.device), lengths - 1]
         real = (torch.arange(x.shape[1], device=x.device) < lengths[:, None])[..., None]
@@ -238,3 +242,6 @@ class Transformer(HookedRootModule):
             raise UsageError(f"inputs of type {inputs.dtype}: this network takes {self.data.inputs}")
         if lengths is not None and lengths.shape != inputs.shape[:1]:
             raise UsageError(f"lengths of shape {tuple(lengths.shape)}: must be [{len(inputs)}], one a sequence")
+        if lengths is not None and not (1 <= lengths.min() and lengths.max() <= inputs.shape[1]):
+            found = f"{lengths.min()} ... {lengths.max()}"
+            raise UsageError(f"lengths {found}: must be 1 ... {inputs.shape[1]}, the tokens of the inputs")

@@ -1,6 +1,8 @@
+import contextlib
 import os
 import pickle
 
+import numpy as np
 import pytest
 import torch
 
@@ -89,6 +91,53 @@ def test_what_is_unknown_or_missing_is_named(tmp_path, fields):
     model = {name: value for name, value in fields["config"]["model"].items() if name != "norm"}
     torch.save({**fields, "config": {**fields["config"], "model": model}}, tmp_path / "w.pt")
     refused(tmp_path / "w.pt", "ModelConfig has missing norm")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("config", 3, "config is of type int, not dict"),
+        ("weights", {"embed.weight": 3}, "weights hold something that is no tensor"),
+        ("step", "x", "step is of type str, not int"),
+        ("objective", "zz", "objective='zz' is unknown; valid: labels, masked, next-token"),
+        ("provenance", 3, "provenance is of type int, not dict"),
+        ("format", 0, "has checkpoint format 0; this attnprobe reads format 1$"),
+    ],
+)
+def test_entries_of_the_wrong_kind_are_named(name, value, said, tmp_path, fields):
+    torch.save({**fields, name: value}, tmp_path / "x.pt")
+    refused(tmp_path / "x.pt", said)
+    torch.save({**fields, "config": {**fields["config"], "model": 3}}, tmp_path / "y.pt")
+    refused(tmp_path / "y.pt", "holds int where ModelConfig should be")
+
+
+def test_no_damage_escapes_as_another_error(tmp_path, spt_run):
+    whole, rng = spt_run.checkpoints[0].path.read_bytes(), np.random.default_rng(0)
+    path = tmp_path / "x.pt"
+    path.write_bytes(b"\x80\x02]q\x00(K\x01a.")
+    refused(path, "a damaged one")
+    for _ in range(40):
+        damaged = bytearray(whole)
+        for place in rng.integers(len(whole), size=20):
+            damaged[place] = rng.integers(256)
+        path.write_bytes(damaged)
+        with contextlib.suppress(UsageError):
+            load(path)
+
+
+def test_a_write_that_fails_leaves_what_was_there(spt_run, tmp_path, monkeypatch):
+    path = tmp_path / "x.pt"
+    spt_run.checkpoints[0].save(path)
+    before = path.read_bytes()
+
+    def full_disk(fields, part):
+        part.write_bytes(b"half")
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(torch, "save", full_disk)
+    with pytest.raises(OSError, match="No space left"):
+        spt_run.checkpoints[-1].save(path)
+    assert path.read_bytes() == before
 
 
 def test_weights_that_do_not_fit_are_refused(tmp_path, fields):

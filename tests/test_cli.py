@@ -141,8 +141,9 @@ def test_bad_input_gets_one_line_and_leaves_nothing(arguments, said, tmp_path, c
 
 def test_bad_input_to_a_measure_leaves_no_files(spt_run, tmp_path, capsys):
     path = spt_run.checkpoints[0].path
-    assert "window=99" in refused(capsys, "proximity", path, "--window", "99", "--out", tmp_path / "o")
-    assert not list(tmp_path.rglob("*.*"))
+    assert "window=99" in refused(capsys, "proximity", path, "--window", "99", "--out", tmp_path / "o" / "p")
+    assert "seed=-1" in refused(capsys, "proximity", path, "--seed", "-1", "--out", tmp_path / "o" / "p")
+    assert not list(tmp_path.iterdir())
     (tmp_path / "file").write_text("")
     assert "cannot be written" in refused(capsys, "proximity", path, "--out", tmp_path / "file" / "o")
     (tmp_path / "bad.pt").write_bytes(path.read_bytes()[:1000])
@@ -184,6 +185,12 @@ def test_demo_trains_measures_and_says_what_it_saw(spt_run, tmp_path, capsys, mo
     )
     # a run that was there already is not trained again
     assert {path: path.stat().st_mtime_ns for path in kept.rglob("*.pt")} == before
+
+
+def test_demo_says_at_once_that_a_folder_holds_another_run(spt_run, tmp_path, capsys):
+    shutil.copytree(spt_run.folder, tmp_path / "pairs-spt-0")
+    assert "holds another run, or an unfinished one" in refused(capsys, "demo", "--out", tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["pairs-spt-0"]
 
 
 def test_the_gain_is_paired_and_has_its_t_interval():

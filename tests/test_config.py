@@ -34,6 +34,8 @@ def test_plain_form_gives_the_same_configuration_back():
         ({"mask_share": 1.0}, "mask_share=1.0: input should be less than 1"),
         ({"d_model": 30, "n_heads": 4}, "d_model=30 cannot be split into n_heads=4"),
         ({"d_model": 6, "n_heads": 2, "position": "rotary"}, "even d_head, not 3"),
+        ({"pooling": "cls", "causal": True}, "would see nothing but itself"),
+        ({"seed": 2**32}, "seed=4294967296: input should be less than"),
         ({"steps": 10, "pretrain_steps": 11}, "pretrain_steps=11 must be at least 1 and at most steps=10"),
         ({"pretrain_objective": "next-token"}, "needs causal=True"),
         ({"transfer": "qk"}, "needs init_from"),
@@ -75,6 +77,7 @@ def test_files_hold_the_same_settings(tmp_path, name, text):
         ("a.yaml", "rate: [", "a.yaml: "),
         ("a.yaml", "- 1", "holds no settings"),
         ("a.toml", "rate = 1\n[train]\nrate = 2", "rate is set twice"),
+        ("a.yaml", "1: 2", "1 is no name of a setting"),
     ],
 )
 def test_bad_files_are_refused_in_one_line(tmp_path, name, text, said):

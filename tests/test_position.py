@@ -88,6 +88,24 @@ def test_relative_biases_follow_t5s_buckets(causal):
     assert relative.bias(n)[0].tolist() == expected
 
 
+def test_an_encoding_of_ones_own_that_rotates_is_asked_to(monkeypatch):
+    """What the README says of adding one: a class and its name."""
+    from attnprobe.attention import Attention
+
+    class Backwards(POSITIONS["rotary"]):
+        def rotate(self, x):
+            return x.flip(1)
+
+    monkeypatch.setitem(POSITIONS, "learned", Backwards)
+    config = ModelConfig(position="learned", d_model=16)
+    attention = Attention(config)
+    seen = {}
+    attention.hook_q.add_hook(lambda tensor, hook: seen.update(before=tensor))
+    attention.hook_rot_q.add_hook(lambda tensor, hook: seen.update(after=tensor))
+    attention(torch.randn(1, 5, 16), Backwards(config, 5), Additive(5, torch.device("cpu")))
+    assert torch.equal(seen["after"], seen["before"].flip(1))
+
+
 def test_learned_vectors_are_parameters_of_their_positions():
     learned = encoding("learned", 5)
     with torch.no_grad():

@@ -86,6 +86,26 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(tmp_
     assert all(torch.isfinite(weight).all() for one in kept for weight in one.weights.values())
 
 
+@pytest.mark.parametrize(
+    "named", [{"pretrain_rate": 1e-4}, {"clip": 1e-3}, {"weight_decay": 5.0}, {"schedule": "constant"}]
+)
+def test_every_setting_of_the_optimiser_takes_effect(named, spt_run, tmp_path):
+    other = train(configure("pairs", **{**NAMED, **named}), tmp_path / "x", progress=False)
+    assert not torch.equal(weights(other)["embed.weight"], weights(spt_run)["embed.weight"])
+    if "pretrain_rate" in named:
+        peaks = {row["objective"]: row["rate"] for row in other.metrics[1:]}
+        assert peaks["masked"] < 1e-3 < peaks["labels"] * 20
+
+
+def test_steps_sort_as_numbers(spt_run, tmp_path):
+    from attnprobe.run import Run
+
+    (tmp_path / "checkpoints").mkdir()
+    for step in (1000000, 999999, 0):
+        Run(tmp_path).path_of(step).write_bytes(b"")
+    assert [path.stem for path in Run(tmp_path).checkpoint_paths] == ["step-000000", "step-999999", "step-1000000"]
+
+
 def test_a_folder_that_holds_a_run_is_left_alone(spt_run):
     before = spt_run.metrics
     with pytest.raises(UsageError, match="already holds a run"):

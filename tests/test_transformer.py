@@ -64,6 +64,21 @@ def test_fused_and_explicit_norm_agree_and_have_unit_scale(norm):
     torch.testing.assert_close(scale[0], (centred.square().mean(-1, keepdim=True) + 1e-5).sqrt())
 
 
+def test_an_edit_of_the_scale_takes_effect_however_it_is_hooked():
+    module = Norm(ModelConfig(d_model=12))
+    x = torch.randn(3, 12)
+    start = module(x)
+    module.hook_scale.register_forward_pre_hook(lambda hook, given: (given[0] * 2,))
+    torch.testing.assert_close(module(x), start / 2)
+
+
+def test_hook_points_that_would_never_fire_do_not_exist(tokens):
+    for named in ({"norm": "none", "position": "rotary"}, {"position": "none"}, {"position": "alibi"}):
+        model = network(**named)
+        _, cache = model.run_with_cache(tokens)
+        assert set(model.hook_dict) == set(cache.keys())
+
+
 def test_without_positions_permuting_tokens_permutes_scores_and_leaves_labels(tokens):
     model, order = network(position="none"), torch.randperm(8, generator=torch.Generator().manual_seed(1))
     logits, cache = model.run_with_cache(tokens)
@@ -85,6 +100,7 @@ def test_with_positions_it_does_not(position, tokens):
 @pytest.mark.parametrize("pooling", ["mean", "max", "cls", "last"])
 @pytest.mark.parametrize("causal", [False, True])
 def test_padding_changes_nothing(position, pooling, causal, tokens):
+    causal = causal and pooling != "cls"
     model = network(position=position, pooling=pooling, causal=causal)
     padded = model(tokens, lengths=torch.tensor([8, 5, 3, 1]))
     for row, length in enumerate([8, 5, 3, 1]):
@@ -97,9 +113,15 @@ def test_pooling_is_what_it_says(tokens):
     torch.testing.assert_close(hidden["mean"].pool(x, None), x.mean(1))
     torch.testing.assert_close(hidden["max"].pool(x, None), x.amax(1))
     torch.testing.assert_close(hidden["last"].pool(x, None), x[:, -1])
+
+
+def test_the_token_in_front_is_read_for_the_label_and_left_out_of_the_tokens(tokens):
     model = network(pooling="cls")
-    assert model.residual(tokens).shape == (4, 9, 12)
-    assert model(tokens, output="tokens").shape == (4, 8, 5)
+    _, cache = model.run_with_cache(tokens)
+    stream = cache["ln_final.hook_normalized"]
+    assert stream.shape == (4, 9, 12)
+    assert torch.equal(cache["hook_pooled"], stream[:, 0])
+    torch.testing.assert_close(model(tokens, output="tokens"), model.unembed(stream[:, 1:]))
 
 
 @pytest.mark.parametrize("data", [TOKENS, VALUES])
@@ -164,6 +186,12 @@ def test_xavier_weights_have_xaviers_variance():
         (torch.zeros(2, 3, 4, dtype=torch.long), {}, r"shape \(2, 3, 4\)"),
         (torch.zeros(2, 8), {}, "this network takes tokens"),
         (torch.zeros(2, 8, dtype=torch.long), {"lengths": torch.tensor([1, 2, 3])}, r"lengths of shape \(3,\)"),
+        (
+            torch.zeros(2, 8, dtype=torch.long),
+            {"lengths": torch.tensor([1, 9])},
+            r"lengths 1 \.\.\. 9: must be 1 \.\.\. 8",
+        ),
+        (torch.zeros(2, 8, dtype=torch.long), {"lengths": torch.tensor([0, 8])}, r"lengths 0 \.\.\. 8"),
     ],
 )
 def test_inputs_that_do_not_fit_are_refused(inputs, named, said):

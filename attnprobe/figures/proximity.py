@@ -12,6 +12,7 @@ from matplotlib.ticker import MaxNLocator
 
 from attnprobe.axes import label
 from attnprobe.figures.style import COLOURS, DIVERGING, INITIAL, PERMUTED, WIDTH, Page, line, paper
+from attnprobe.results import own_prefix
 
 ROW = 1.5
 """Inches: height of one row of panels."""
@@ -26,7 +27,7 @@ def proximity(result: xr.Dataset) -> Figure:
     images the pattern over two-dimensional offsets follows.
     """
     layers, heads = result.sizes["layer"], result.sizes["head"]
-    grid = bool(_prefix(result))
+    grid = bool(own_prefix(result))
     heights = [0.75 + ROW * layers, *([0.35 + (WIDTH - 1) / max(heads, 4) * layers] if grid else []), 0.45]
     with paper():
         figure = Page(figsize=(WIDTH, sum(heights)), layout="constrained")
@@ -47,7 +48,7 @@ def proximity_over_steps(result: xr.Dataset) -> Figure:
     Checkpoints are evenly spaced on the horizontal axis, since their steps are log-spaced within each stage. Ribbons
     are 95 % bootstrap intervals, the shaded band is the envelope of the permuted null over heads and draws.
     """
-    prefix = _prefix(result)
+    prefix = own_prefix(result)
     panels = {
         f"{prefix}proximity_contrast": "contrast\n(sd of score)",
         f"{prefix}toeplitz_share": "Toeplitz\nshare",
@@ -139,7 +140,7 @@ def _profile(axis: Axes, result: xr.Dataset, layer: int, name: str) -> None:
 
 
 def _contrast_map(axis: Axes, result: xr.Dataset) -> None:
-    name = f"{_prefix(result)}proximity_contrast"
+    name = f"{own_prefix(result)}proximity_contrast"
     values = result[name].transpose("head", "layer").values
     null = result[f"{name}_null"].transpose("head", "layer", "null", "draw").values
     null = null.reshape(*values.shape, -1)
@@ -199,11 +200,6 @@ def _head(result: xr.Dataset, layer: int, head: int) -> str:
     return f"head {head}" if result.sizes["layer"] == 1 else f"layer {layer}, head {head}"
 
 
-def _prefix(result: xr.Dataset) -> str:
-    """Return the prefix of the variables in the data's own geometry: pixels for images, tokens for the others."""
-    return "grid_" if "grid_proximity_contrast" in result else ""
-
-
 def _title(title: str) -> str:
     return title.replace("; ", "\n", 1)
 
@@ -211,7 +207,7 @@ def _title(title: str) -> str:
 def _caption(part: SubFigure, result: xr.Dataset) -> None:
     """Say in the figure what its marks mean, so that it can be read alone."""
     window = result.attrs["window"]
-    unit = "pixel" if _prefix(result) else "token"
+    unit = "pixel" if own_prefix(result) else "token"
     text = (
         f"Means over {result.attrs['sequences']} test sequences with 95 % bootstrap intervals. Grey band: positions "
         f"permuted; dashed: networks at initialisation (envelopes over heads and {result.sizes['draw']} draws). "

@@ -10,6 +10,7 @@ from matplotlib.ticker import MaxNLocator
 from attnprobe.axes import label
 from attnprobe.figures.proximity import colour_bar, draw_grid_pattern
 from attnprobe.figures.style import COLOURS, PERMUTED, WIDTH, Page, paper
+from attnprobe.results import own_prefix
 
 NAMES = {"labels": "labels alone", "spt": "SPT, then labels"}
 
@@ -28,7 +29,7 @@ def recipes(results: Mapping[str, xr.Dataset]) -> Figure:
             axis = left.add_subplot()
             _accuracies(axis, result)
             axis.set_ylabel(f"{task}\naccuracy")
-            (_maps if "grid_pattern_by_offset" in result else _lines)(right, result)
+            (_maps if own_prefix(result) else _lines)(right, result)
     return figure
 
 

@@ -34,9 +34,9 @@ def scores_by_layer(
     """Yield each layer's scores in float64, with their position bias but without the causal mask.
 
     They are computed by `attnprobe.attention.scores` from the queries and keys of the forward pass, and are those that
-    ``hook_attn_scores`` shows; a token that the network itself puts in front ([CLS]) is left out.
+    ``hook_attn_scores`` shows before any edit there; a token that the network itself puts in front ([CLS]) is left out.
     """
-    names = ("hook_rot_q", "hook_rot_k") if model.cfg.position == "rotary" else ("hook_q", "hook_k")
+    names = ("hook_rot_q", "hook_rot_k") if model.position.rotates else ("hook_q", "hook_k")
     caught: dict[str, Tensor] = {}
 
     def catch(tensor: Tensor, hook: object, name: str) -> None:

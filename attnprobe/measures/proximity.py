@@ -12,6 +12,7 @@ from attnprobe.errors import UsageError
 from attnprobe.randomness import numpy_generator
 
 if TYPE_CHECKING:
+    import torch
     import xarray as xr
 
     from attnprobe.checkpoint import Checkpoint
@@ -39,8 +40,8 @@ def proximity(
 
     - ``score_by_offset`` (offset): the function of the offset that fits the score best, a constant for each query
       aside, which the softmax ignores; ``pattern_by_offset`` (offset): mean attention weight of a pair;
-    - ``toeplitz_share``: share of the row-centred score's variance that the offset explains, 0 ... 1; about 2 / n for
-      a score without structure;
+    - ``toeplitz_share``: share of the row-centred score's variance that the offset explains, 0 ... 1; for a score
+      without structure the number of offsets, less one, over n (n - 1): 2 / n in a line;
     - ``proximity_contrast``: mean score of near keys (0 < distance <= window) minus that of far keys, in sd of the
       score; 0 where near and far are alike;
     - ``mean_distance`` (tokens) and ``mean_distance_ratio``, over that of uniform attention: 1 for uniform, below 1
@@ -52,8 +53,10 @@ def proximity(
 
     Image tasks have the same over two-dimensional offsets, under names that begin with ``grid_``. Each of the numbers
     but the fit has ``NAME_interval`` (bound), a 95 % bootstrap interval over sequences, and ``NAME_null`` (null, draw):
-    *permuted*, the same scores with the positions of queries and keys permuted alike, and *initial*, networks of the
-    same configuration at initialisation; every draw is taken on its share of the sequences.
+    *permuted*, the same scores with the positions of queries and keys permuted alike (where attention is causal, those
+    of the keys that a query sees), and *initial*, networks of the same configuration at initialisation; every draw is
+    taken on its share of the sequences. Where the network puts a [CLS] in front, all is about the attention among the
+    tokens of the sequence: pattern and entropy are those of a softmax without [CLS].
 
     Args:
         checkpoint: The checkpoint to measure.
@@ -65,7 +68,7 @@ def proximity(
     from attnprobe.results import dataset
     from attnprobe.statistics.intervals import resampling
 
-    _check(checkpoint, sequences, window, resamples)
+    _check(checkpoint, sequences, window, resamples, seed)
     n, layers = checkpoint.data.n, checkpoint.config.model.n_layers
     sequences = min(sequences, len(checkpoint.task.test))
     within = tuple(sorted({1, window}))
@@ -149,9 +152,12 @@ DESCRIBED = {
 }
 
 
-def _check(checkpoint: "Checkpoint", sequences: int, window: int, resamples: int) -> None:
-    if sequences < 2:
-        raise UsageError(f"sequences={sequences}: an interval needs at least 2")
+def _check(checkpoint: "Checkpoint", sequences: int, window: int, resamples: int, seed: int) -> None:
+    if min(sequences, len(checkpoint.task.test)) < 2:
+        there = f" (the test split has {len(checkpoint.task.test)})"
+        raise UsageError(f"sequences={sequences}: an interval needs at least 2{there if sequences > 1 else ''}")
+    if seed < 0:
+        raise UsageError(f"seed={seed}: must not be negative")
     farthest = min(math.dist(view.shape, [1] * len(view.shape)) for view in _views(checkpoint).values())
     if not 1 <= window < farthest:
         raise UsageError(
@@ -184,36 +190,62 @@ def _per_sequence(
 
     Offsets that a shorter sequence does not have are NaN.
     """
-    import torch
-
     from attnprobe.measures.capture import chunks, scores_by_layer
     from attnprobe.statistics.geometry import geometry
     from attnprobe.statistics.proximity import proximity_statistics
 
-    n = checkpoint.data.n
+    n, shortest = checkpoint.data.n, int(_lengths(checkpoint).min())
     places: list[np.ndarray] = []
     found: dict[str, list[dict[str, np.ndarray]]] = {prefix: [] for prefix in views}
     for chosen, inputs in chunks(checkpoint.task.test, rows, model.cfg.n_heads):
         length = inputs.shape[1]
         layers = list(scores_by_layer(model, inputs))
         if order is not None:
-            kept = torch.from_numpy(order[order < length])
-            layers = [scores[..., kept, :][..., kept] for scores in layers]
+            layers = [_permuted(scores, order[order < length], model.cfg.causal) for scores in layers]
         for prefix, view in views.items():
             shown = geometry(view.shape if length == n else (length,), view.causal)
             by_layer = [proximity_statistics(scores, shown, within) for scores in layers]
             values = {name: np.stack([getattr(one, name).numpy() for one in by_layer], axis=1) for name in DESCRIBED}
+            if length > shortest:
+                # A kernel has a free constant: on the offsets that all sequences have, all get mean 0.
+                shared = slice(length - shortest, length + shortest - 1)
+                weight = geometry((shortest,), view.causal).count.numpy()
+                kernel = values["score_by_offset"]
+                mean = np.nan_to_num(kernel[..., shared]) @ weight / weight.sum()
+                values["score_by_offset"] = kernel - mean[..., None]
+            uniform = np.broadcast_to((shown.uniform / shown.count).numpy(), (len(chosen), len(shown.count)))
+            values["uniform_pattern_by_offset"] = uniform
             found[prefix].append({name: _widened(name, value, n - length) for name, value in values.items()})
         places.append(chosen)
     back = np.argsort(np.concatenate(places))
     return {
-        prefix: {name: np.concatenate([part[name] for part in parts])[back] for name in DESCRIBED}
+        prefix: {name: np.concatenate([part[name] for part in parts])[back] for name in parts[0]}
         for prefix, parts in found.items()
     }
 
 
+def _lengths(checkpoint: "Checkpoint") -> np.ndarray:
+    test = checkpoint.task.test
+    return np.full(len(test), checkpoint.data.n) if test.lengths is None else test.lengths
+
+
+def _permuted(scores: "torch.Tensor", order: np.ndarray, causal: bool) -> "torch.Tensor":
+    """Return the scores with positions permuted: queries and keys alike.
+
+    A causal query has only the keys up to its own place; there the order is that of those keys alone, so that every
+    query keeps the scores that it uses.
+    """
+    import torch
+
+    if not causal:
+        kept = torch.from_numpy(order)
+        return scores[..., kept, :][..., kept]
+    rows = [np.concatenate([order[order <= query], np.arange(query + 1, len(order))]) for query in range(len(order))]
+    return scores.gather(-1, torch.from_numpy(np.stack(rows)).expand_as(scores))
+
+
 def _widened(name: str, values: np.ndarray, short: int) -> np.ndarray:
-    if "view" not in DESCRIBED[name][0] or not short:
+    if not name.endswith("by_offset") or not short:
         return values
     return np.pad(values, [(0, 0)] * (values.ndim - 1) + [(short, short)], constant_values=np.nan)
 
@@ -251,7 +283,7 @@ def _summary(
             f"{name}_null": variable(("null", "draw", *axes), shaped(draws, 4), f"null: {long_name}", units),
         }
     places = geometry(view.shape, view.causal)
-    uniform = (places.uniform / places.count).numpy().reshape(sides)
+    uniform = _mean(measured["uniform_pattern_by_offset"]).reshape(sides)
     made["uniform_pattern_by_offset"] = variable(view.axes, uniform, "uniform attention weight of a pair", "1")
     profile = measured["score_by_offset"]
     fitted = _decay(_mean(profile), places)

@@ -50,7 +50,7 @@ def fit_decay(profile: np.ndarray, distance: np.ndarray, weight: np.ndarray) -> 
 
     reason = np.select(
         [
-            variance == 0,
+            variance <= (1e-12 * np.abs(profile).max(-1)) ** 2,
             top == 0,
             top < WORST_FIT,
             best == 0,

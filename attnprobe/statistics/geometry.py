@@ -109,8 +109,8 @@ class Geometry:
 
     def _index(self, query: Tensor, key: Tensor) -> Tensor:
         index = torch.zeros_like(query)
-        places = zip(_unravel(query, self.shape), _unravel(key, self.shape), self.shape, self.sides, strict=True)
-        for one, other, side, offsets in places:
+        here, there = torch.unravel_index(query, self.shape), torch.unravel_index(key, self.shape)
+        for one, other, side, offsets in zip(here, there, self.shape, self.sides, strict=True):
             index = index * offsets + (other - one) + side - 1
         return index
 
@@ -119,10 +119,6 @@ class Geometry:
 def geometry(shape: tuple[int, ...], causal: bool = False) -> Geometry:
     """Return the geometry of a shape; what it has computed is kept for the next caller."""
     return Geometry(shape, causal)
-
-
-def _unravel(index: Tensor, shape: tuple[int, ...]) -> tuple[Tensor, ...]:
-    return torch.unravel_index(index, shape)
 
 
 def _diagonal_sums(x: Tensor) -> Tensor:

@@ -47,6 +47,9 @@ def proximity_statistics(
     sums = geometry.sums(centred)
     kernel = geometry.kernel(sums)
     energy = centred.square().sum((-2, -1))
+    # Of constant scores only rounding is left, which has no shape.
+    rounding = count.sum() * (1e-13 * (scores * geometry.visible).abs().amax((-2, -1))).square()
+    energy = torch.where(energy > rounding, energy, torch.nan)
     near, far = (distance > 0) & (distance <= within[-1]), distance > within[-1]
     difference = sums[..., near].sum(-1) / count[near].sum() - sums[..., far].sum(-1) / count[far].sum()
 

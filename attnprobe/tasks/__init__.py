@@ -20,11 +20,13 @@ TASKS: dict[str, type[Source]] = {
 }
 
 
-def source(name: str, options: Mapping[str, int | float] | None = None) -> Source:
+def source(name: Any, options: Any = None) -> Source:
     """Return the task's source with its parameters; raise `UsageError` for an unknown task or parameter."""
-    if name not in TASKS:
+    if not isinstance(name, str) or name not in TASKS:
         raise UsageError(f"task={name!r} is unknown; valid: {listed(TASKS)}")
     valid = [one.name for one in dataclasses.fields(TASKS[name])]  # pyright: ignore[reportArgumentType]
+    if not isinstance(options or {}, Mapping):
+        raise UsageError(f"task_options={options!r} must be names and values")
     for option in options or {}:
         if option not in valid:
             raise UsageError(f"task {name} has no parameter {option!r}; valid: {listed(valid)}")

@@ -1,11 +1,12 @@
 """`bigrams`: the label is the transition rule; token counts leak some of it, which makes it a contaminated control."""
 
-from math import comb, factorial
+from math import comb
 from typing import Annotated, Any, ClassVar
 
 import numpy as np
 from pydantic import Field
 from scipy.optimize import linear_sum_assignment
+from scipy.stats import poisson
 
 from attnprobe.config import Count, DataSpec, settings
 from attnprobe.errors import UsageError
@@ -60,26 +61,24 @@ class Bigrams:
 
         It counts the transitions that follow each class's rule and takes the largest count, ties at random. The
         n - 1 transitions are independent; one follows the true rule with probability q = s + (1 - s) / a, each other
-        rule with p = (1 - s) / a, none with the rest. The sum over the true count m and over r rivals that tie with it
-        is a coefficient of a product of truncated exponential series.
+        rule with p = (1 - s) / a, none with the rest. Multinomial counts are independent Poisson counts given their
+        sum, so the sum over the true count m and over the number of rivals that tie with it is one of convolutions.
         """
         steps, rivals = self.n - 1, self.classes - 1
         p = (1 - self.strength) / self.alphabet
         q = self.strength + p
-        series = 1 / np.array([float(factorial(j)) for j in range(steps + 1)])
-        powers = np.arange(steps + 1)
-        nobody = series * max(0.0, 1 - q - rivals * p) ** powers
-        one_rival = series * p**powers
+        counts = np.arange(steps + 1)
+        true, rival = poisson.pmf(counts, steps * q), poisson.pmf(counts, steps * p)
+        nobody = poisson.pmf(counts, steps * max(0.0, 1 - q - rivals * p))
         total = 0.0
-        for m in range(steps + 1):
-            behind = np.where(powers < m, one_rival, 0.0)
+        for m in counts:
+            behind = np.where(counts < m, rival, 0.0)
             for ties in range(min(rivals, (steps - m) // m if m else rivals) + 1):
                 ways = nobody
                 for _ in range(rivals - ties):
                     ways = np.convolve(ways, behind)[: steps + 1]
-                tied = comb(rivals, ties) * one_rival[m] ** ties / (ties + 1)
-                total += q**m * series[m] * tied * ways[steps - m - ties * m]
-        return float(total * factorial(steps))
+                total += true[m] * comb(rivals, ties) * rival[m] ** ties / (ties + 1) * ways[steps - m - ties * m]
+        return float(total / poisson.pmf(steps, steps))
 
     def build(self, seed: int) -> Task:
         """Draw permutations, training and test sequences."""

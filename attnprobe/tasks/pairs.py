@@ -55,6 +55,10 @@ class Pairs:
         """Sequences to train and to test on."""
         return self.train_size, self.test_size
 
+    @property
+    def best_accuracy(self) -> None:
+        """Not known in closed form."""
+
     def build(self, seed: int) -> Task:
         """Draw matchings, training and test sequences."""
         matchings = self.matchings(numpy_generator(seed, "pairs matchings"))

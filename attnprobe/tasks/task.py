@@ -94,6 +94,11 @@ class Source(Protocol):
         """Sequences to train and to test on."""
         ...
 
+    @property
+    def best_accuracy(self) -> float | None:
+        """Accuracy of the Bayes-optimal classifier, where it is known."""
+        ...
+
     def build(self, seed: int) -> Task:
         """Make the instance of the task that belongs to the seed."""
         ...

@@ -40,6 +40,21 @@ def test_the_drawn_profile_is_the_result(spt_run):
     np.testing.assert_array_equal(contrast.images[0].get_array(), result["proximity_contrast"].values.T)
 
 
+def test_a_contrast_is_framed_where_it_lies_outside_both_nulls(spt_run):
+    result = proximity(spt_run.checkpoints[-1], sequences=8, resamples=20)
+    null = result["proximity_contrast_null"]
+    for name in ("permuted", "initial"):
+        null.loc[{"null": name}] = np.linspace(-1, 1, null.sizes["draw"])[:, None, None]
+    for name, value, framed in (("none", 2.0, 2), ("permuted", 0.0, 0), ("initial", 0.0, 0)):
+        result["proximity_contrast"][:] = value
+        if name != "none":  # inside this null only
+            other = {"permuted": "initial", "initial": "permuted"}[name]
+            null.loc[{"null": name}] = np.linspace(-1, 1, null.sizes["draw"])[:, None, None]
+            null.loc[{"null": other}] = 5.0
+        contrast = FIGURES["proximity"](result).subfigs[0].axes[-1]
+        assert len(contrast.patches) == framed, name
+
+
 def test_an_image_task_is_drawn_in_both_views(image_checkpoint):
     result = proximity(image_checkpoint, sequences=4, resamples=10)
     figure = FIGURES["proximity"](result)

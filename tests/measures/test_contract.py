@@ -55,6 +55,20 @@ def test_files_give_back_the_same_result(result, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["x.nc"]
 
 
+def test_a_write_that_fails_leaves_what_was_there(result, tmp_path, monkeypatch):
+    save(result, tmp_path / "x.nc")
+    before = (tmp_path / "x.nc").read_bytes()
+
+    def full_disk(self, part, **named):
+        part.write_bytes(b"half")
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(xr.Dataset, "to_netcdf", full_disk)
+    with pytest.raises(OSError, match="No space left"):
+        save(result, tmp_path / "x.nc")
+    assert (tmp_path / "x.nc").read_bytes() == before
+
+
 def test_the_same_seed_gives_the_same_numbers(result, spt_run):
     again = MEASURES[result.attrs["measure"]](spt_run.checkpoints[-1], **FEW)
     xr.testing.assert_equal(again, result)
@@ -64,4 +78,5 @@ def test_results_of_a_run_join_along_the_steps(result, spt_run):
     other = MEASURES[result.attrs["measure"]](spt_run.checkpoints[0], **FEW)
     joined = over_steps([other, result])
     assert joined["step"].values.tolist() == [0, 12]
+    assert json.loads(joined.attrs["provenance"])["attnprobe"]
     xr.testing.assert_equal(joined.isel(step=1, drop=True), result)

@@ -8,7 +8,11 @@ from attnprobe.checkpoint import Checkpoint
 from attnprobe.config import DataSpec, ModelConfig, TrainConfig
 from attnprobe.errors import UsageError
 from attnprobe.measures import proximity
+from attnprobe.measures.capture import scores_by_layer
+from attnprobe.randomness import numpy_generator
+from attnprobe.statistics.decay import fit_decay
 from attnprobe.statistics.geometry import geometry
+from attnprobe.statistics.proximity import proximity_statistics
 from attnprobe.tasks import Split, Task
 from attnprobe.transformer import Transformer
 
@@ -89,6 +93,22 @@ def test_permuted_positions_lose_what_the_position_gave():
     assert null["entropy_null"].mean() == pytest.approx(float(result["entropy"].isel(layer=0, head=0)))
 
 
+@pytest.mark.parametrize("causal", [False, True])
+def test_the_permuted_null_moves_scores_about_and_changes_none(causal):
+    result = proximity(checkpoint(position="relative", causal=causal), **FEW)  # 24 sequences, 3 in each of 8 draws
+    null = result["entropy_null"].sel(null="permuted")
+    assert null.mean("draw").values == pytest.approx(result["entropy"].values)
+    assert (result["mean_distance_null"].sel(null="permuted").std("draw") > 0).all()
+    if not causal:  # queries and keys move together: a token stays its own key
+        own = result["pattern_by_offset_null"].sel(null="permuted", offset=0).mean("draw")
+        assert own.values == pytest.approx(result["pattern_by_offset"].sel(offset=0).values)
+
+
+def test_every_draw_of_a_null_is_another():
+    result = proximity(checkpoint(position="alibi", edit=silence), **FEW)  # all sequences have the same scores
+    assert len(np.unique(result["mean_distance_null"].sel(null="permuted").isel(layer=0, head=0).values.round(9))) == 8
+
+
 def test_the_initial_null_is_untrained_and_no_run_has_its_seeds():
     result = proximity(checkpoint(position="alibi", edit=silence), **FEW)
     draws = result["score_by_offset_null"].sel(null="initial")
@@ -125,14 +145,38 @@ def test_a_window_must_leave_far_pixels(image_checkpoint):
         proximity(image_checkpoint, window=10)
 
 
+def test_uniform_attention_is_uniform_whatever_the_lengths():
+    lengths = np.array([N] * 15 + [5] * 15)
+    result = proximity(checkpoint(position="none", lengths=lengths, edit=silence), sequences=30, resamples=20)
+    ratio = result["pattern_by_offset"] / result["uniform_pattern_by_offset"]
+    assert ratio.values == pytest.approx(np.ones((1, 2, 2 * N - 1)))
+
+
+def test_the_error_of_the_decay_is_the_sd_over_resamples():
+    made = checkpoint(position="relative", edit=fading, init_scale=0.25)
+    result = proximity(made, sequences=30, resamples=100)
+    places = geometry((N,))
+    (scores,) = scores_by_layer(made.model, made.tokens(30))
+    kernels = proximity_statistics(scores, places, (1, 2)).score_by_offset.numpy()
+    rng = numpy_generator(0, "proximity resamples")
+    distance = np.arange(1.0, N)
+    lengths = []
+    for drawn in rng.multinomial(30, np.full(30, 1 / 30), size=100):
+        mean = np.average(kernels, axis=0, weights=drawn)
+        folded = (mean[:, N:] + mean[:, : N - 1][:, ::-1]) / 2
+        lengths.append(fit_decay(folded, distance, N - distance).length)
+    assert result["decay_length_se"].values[0] == pytest.approx(np.std(lengths, axis=0), rel=1e-6)
+
+
+def fading(model):
+    """Biases that fall off exponentially with the distance, length 2."""
+    reach = torch.arange(16.0)
+    model.position.weight.copy_(4 * torch.exp(-torch.cat([reach, reach]) / 2).expand(2, 32))
+
+
 def test_a_planted_decay_is_found_with_its_error():
     """Relative biases that fall off exponentially, under content scores that add noise."""
-
-    def edit(model):
-        reach = torch.arange(16.0)
-        model.position.weight.copy_(4 * torch.exp(-torch.cat([reach, reach]) / 2).expand(2, 32))
-
-    made = checkpoint(position="relative", edit=edit, init_scale=0.25, lengths=np.full(30, 8))
+    made = checkpoint(position="relative", edit=fading, init_scale=0.25, lengths=np.full(30, 8))
     result = proximity(made, sequences=30, resamples=100)
     length, error = (result[name].isel(layer=0).values for name in ("decay_length", "decay_length_se"))
     assert (error > 0).all()
@@ -148,6 +192,8 @@ def test_shorter_sequences_count_with_their_own_offsets():
     assert np.isfinite(profile).all()
     short = proximity(checkpoint(position="alibi", lengths=np.full(30, 5), edit=silence), sequences=30, resamples=60)
     assert np.isfinite(short["score_by_offset"].isel(layer=0, head=0)).sum() == 9
+    offset = np.abs(result["offset"].values)
+    assert (profile - profile.sel(offset=0)).values == pytest.approx(-0.0625 * offset, abs=1e-9)
     assert result["toeplitz_share"].values == pytest.approx(np.ones((1, 2)))
     ratio = [float(one["mean_distance"].isel(layer=0, head=0)) for one in (short, result)]
     assert ratio[0] < ratio[1]
@@ -173,6 +219,7 @@ def test_intervals_narrow_with_more_sequences():
         ({"window": 0}, "window=0: must be at least 1 and below 11, the farthest distance"),
         ({"window": N - 1}, "window=11"),
         ({"resamples": 0}, "resamples=0"),
+        ({"seed": -1}, "seed=-1"),
     ],
 )
 def test_what_cannot_be_measured_is_refused(named, said):

@@ -8,7 +8,7 @@ DISTANCE = np.arange(1.0, 64.0)
 WEIGHT = 2 * (64 - DISTANCE)
 
 
-@pytest.mark.parametrize("length", [0.7, 3.0, 20.0])
+@pytest.mark.parametrize("length", [0.7, 3.0, 20.0, 190.0])
 @pytest.mark.parametrize(("height", "floor"), [(1.0, 0.0), (5.0, -3.0)])
 def test_a_planted_exponential_is_recovered(length, height, floor):
     fitted = fit_decay(height * np.exp(-DISTANCE / length) + floor, DISTANCE, WEIGHT)
@@ -31,6 +31,22 @@ def test_where_nothing_decays_there_is_a_reason_and_no_number(profile, reason):
     fitted = fit_decay(profile, DISTANCE, WEIGHT)
     assert fitted.reason == reason
     assert np.isnan(fitted.length)
+
+
+def test_a_poor_fit_gives_no_length():
+    """R² of a decay under noise of the variance v, from far below one half to above it."""
+    rng, clean = np.random.default_rng(0), np.exp(-DISTANCE / 5)
+    noise = rng.normal(size=63) * np.sqrt(np.average((clean - np.average(clean, weights=WEIGHT)) ** 2, weights=WEIGHT))
+    poor, good = (fit_decay(clean + scale * noise, DISTANCE, WEIGHT) for scale in (1.5, 0.5))
+    assert 0.1 < poor.r2 < 0.5 < good.r2
+    assert np.isnan(poor.length)
+    assert np.isfinite(good.length)
+
+
+def test_what_has_no_weight_has_no_say():
+    profile, weight = np.exp(-DISTANCE / 5), WEIGHT.astype(float)
+    profile[40:], weight[40:] = 7.0, 0.0
+    assert fit_decay(profile, DISTANCE, weight).length == pytest.approx(5, rel=1e-3)
 
 
 def test_profiles_are_fitted_one_by_one():

@@ -26,6 +26,8 @@ def test_a_planted_toeplitz_score_has_share_1_whatever_the_row_constants(causal)
 def test_a_random_score_has_share_of_about_two_over_n():
     """2 n - 2 of the n (n - 1) directions that a row-centred score has; (2 n - 1) / n² to leading order."""
     scores = torch.randn(400, N, N, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    grid = proximity_statistics(scores, Geometry((4, 4)), (1, 2)).toeplitz_share
+    assert grid.mean().item() == pytest.approx((7 * 7 - 1) / (N * (N - 1)), abs=4 * grid.std().item() / 20)
     share = proximity_statistics(scores, Geometry((N,)), (1, 2)).toeplitz_share
     assert share.mean().item() == pytest.approx((2 * N - 2) / (N * (N - 1)), abs=4 * share.std().item() / 20)
     assert share.mean().item() == pytest.approx((2 * N - 1) / N**2, rel=0.1)
@@ -42,8 +44,9 @@ def test_uniform_attention_has_every_ratio_1(shape, causal):
         assert found.mean_distance.item() == pytest.approx((N**2 - 1) / (3 * N))
 
 
-def test_a_constant_score_has_no_share_and_no_contrast():
-    found = proximity_statistics(torch.full((N, N), 3.0), Geometry((N,)), (1, 2))
+@pytest.mark.parametrize("value", [0.0, 3.0, 0.1, 1e6 / 3])
+def test_a_constant_score_has_no_share_and_no_contrast(value):
+    found = proximity_statistics(torch.full((N, N), value, dtype=torch.float64), Geometry((N,)), (1, 2))
     assert math.isnan(found.toeplitz_share)
     assert math.isnan(found.proximity_contrast)
 

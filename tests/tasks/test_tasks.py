@@ -113,6 +113,8 @@ def test_bigrams_best_accuracy_is_that_of_the_bayes_classifier(strength, n):
 
 
 def test_bigrams_best_accuracy_at_the_ends():
+    # long sequences of hardly any rule: the numbers stay numbers
+    assert 0.25 < Bigrams(n=2000, strength=0.001).best_accuracy < Bigrams(n=2000, strength=0.01).best_accuracy < 1
     assert Bigrams().best_accuracy == pytest.approx(1, abs=1e-6)
     assert Bigrams(n=2, strength=1.0).best_accuracy == pytest.approx(1)
 
@@ -121,6 +123,8 @@ def test_bigrams_best_accuracy_at_the_ends():
     ("name", "options", "said"),
     [
         ("pears", {}, "task='pears' is unknown; valid: pairs, bigrams, digits"),
+        (["pairs"], {}, r"task=\['pairs'\] is unknown"),
+        ("pairs", 3, "task_options=3 must be names and values"),
         ("pairs", {"m": 3}, "no parameter 'm'; valid: n, alphabet, classes"),
         ("pairs", {"n": 33}, "divide n=33"),
         ("pairs", {"classes": 8}, "only 7 disjoint matchings"),
