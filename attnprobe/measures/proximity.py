@@ -259,51 +259,62 @@ def _summary(
 ) -> dict[str, "xr.Variable"]:
     """Return the variables of one view: means, intervals and nulls, the uniform pattern, and the decay."""
     from attnprobe.results import variable
-    from attnprobe.statistics.geometry import geometry
-    from attnprobe.statistics.intervals import bootstrap_interval, weighted_means
+    from attnprobe.statistics.intervals import bootstrap_interval
 
-    sides = tuple(2 * side - 1 for side in view.shape)
+    _, layers, heads, near = measured["near_mass"].shape
+    sizes = {
+        "layer": layers,
+        "head": heads,
+        "within": near,
+        "bound": 2,
+        "null": len(NULLS),
+        "draw": len(nulls[NULLS[0]]),
+    }
+    sizes |= {axis: 2 * side - 1 for axis, side in zip(view.axes, view.shape, strict=True)}
+
+    def over(axes: tuple[str, ...], values: np.ndarray, *words: str) -> "xr.Variable":
+        """Return a variable; offsets in reading order take the axes of the view."""
+        return variable(axes, values.reshape([sizes[axis] for axis in axes]), *words)
+
     made = {}
     for name, (axes, long_name, units, method) in DESCRIBED.items():
         if prefix and name == "entropy":
             continue  # the same in every view
         units = view.unit if units == "unit" else units
-        on_view = "view" in axes
-        axes = ("layer", "head", *(view.axes if on_view else axes))
-
-        def shaped(values: np.ndarray, axis: int, on_view: bool = on_view) -> np.ndarray:
-            return values.reshape(*values.shape[:axis], *sides, *values.shape[axis + 1 :]) if on_view else values
-
-        values = measured[name]
+        axes = ("layer", "head", *(view.axes if "view" in axes else axes))
         draws = np.array([[_mean(draw[name]) for draw in nulls[null]] for null in NULLS])
-        interval = bootstrap_interval(values, weights)
+        interval = bootstrap_interval(measured[name], weights)
         made |= {
-            name: variable(axes, shaped(_mean(values), 2), long_name, units, method),
-            f"{name}_interval": variable((*axes, "bound"), shaped(interval, 2), f"95 % interval: {long_name}", units),
-            f"{name}_null": variable(("null", "draw", *axes), shaped(draws, 4), f"null: {long_name}", units),
+            name: over(axes, _mean(measured[name]), long_name, units, method),
+            f"{name}_interval": over((*axes, "bound"), interval, f"95 % interval: {long_name}", units),
+            f"{name}_null": over(("null", "draw", *axes), draws, f"null: {long_name}", units),
         }
+    uniform = _mean(measured["uniform_pattern_by_offset"])
+    made["uniform_pattern_by_offset"] = over(view.axes, uniform, "uniform attention weight of a pair", "1")
+    made |= _decay_summary(view, measured["score_by_offset"], weights[:REFITS])
+    return {prefix + name: one for name, one in made.items()}
+
+
+def _decay_summary(view: _View, profiles: np.ndarray, weights: np.ndarray) -> dict[str, "xr.Variable"]:
+    """Return the fit of the mean profile, and its standard error over resamples."""
+    from attnprobe.results import variable
+    from attnprobe.statistics.geometry import geometry
+    from attnprobe.statistics.intervals import weighted_means
+
     places = geometry(view.shape, view.causal)
-    uniform = _mean(measured["uniform_pattern_by_offset"]).reshape(sides)
-    made["uniform_pattern_by_offset"] = variable(view.axes, uniform, "uniform attention weight of a pair", "1")
-    profile = measured["score_by_offset"]
-    fitted = _decay(_mean(profile), places)
-    resampled = _decay(weighted_means(profile, weights[:REFITS]), places).length
+    fitted = _decay(_mean(profiles), places)
+    resampled = _decay(weighted_means(profiles, weights), places).length
     enough = np.isfinite(resampled).mean(axis=0) > 0.5
     error = np.where(np.isfinite(fitted.length) & enough, np.nanstd(np.where(enough, resampled, 0.0), axis=0), np.nan)
-    method = "a exp(-distance / length) + c, a > 0, least squares weighted by pairs, offset 0 left out"
-    made |= {
-        "decay_length": variable(("layer", "head"), fitted.length, "decay length of the score", view.unit, method),
-        "decay_length_se": variable(
-            ("layer", "head"),
-            error,
-            "standard error of the decay length",
-            view.unit,
-            "sd over resamples that decay; NaN where half do not",
-        ),
-        "decay_r2": variable(("layer", "head"), fitted.r2, "weighted R² of the decay fit", "1"),
-        "decay_reason": variable(("layer", "head"), fitted.reason, "why there is no decay length", ""),
+    axes, formula = ("layer", "head"), "a exp(-distance / length) + c with a > 0"
+    method = f"{formula}, least squares weighted by pairs, offset 0 left out"
+    spread = "sd over resamples that decay; NaN where half do not"
+    return {
+        "decay_length": variable(axes, fitted.length, "decay length of the score", view.unit, method),
+        "decay_length_se": variable(axes, error, "standard error of the decay length", view.unit, spread),
+        "decay_r2": variable(axes, fitted.r2, "weighted R² of the decay fit", "1"),
+        "decay_reason": variable(axes, fitted.reason, "why there is no decay length", ""),
     }
-    return {prefix + name: one for name, one in made.items()}
 
 
 def _mean(values: np.ndarray) -> np.ndarray:
