@@ -34,11 +34,11 @@ class Norm(nn.Module):
         """Make gain and bias (RMSNorm has none) and the hook points."""
         super().__init__()
         self.kind = config.norm
-        if self.kind == "layer":
-            self.bias = nn.Parameter(torch.zeros(config.d_model))
         if self.kind != "none":
             self.weight = nn.Parameter(torch.ones(config.d_model))
             self.hook_scale = HookPoint()
+        if self.kind == "layer":
+            self.bias = nn.Parameter(torch.zeros(config.d_model))
         self.hook_normalized = HookPoint()
 
     def forward(self, x: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_model"]:

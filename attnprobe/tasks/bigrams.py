@@ -5,8 +5,6 @@ from typing import Annotated, Any, ClassVar
 
 import numpy as np
 from pydantic import Field
-from scipy.optimize import linear_sum_assignment
-from scipy.stats import poisson
 
 from attnprobe.config import Count, DataSpec, settings
 from attnprobe.errors import UsageError
@@ -64,6 +62,8 @@ class Bigrams:
         rule with p = (1 - s) / a, none with the rest. Multinomial counts are independent Poisson counts given their
         sum, so the sum over the true count m and over the number of rivals that tie with it is one of convolutions.
         """
+        from scipy.stats import poisson  # slow to import, and the command line's help needs this module
+
         steps, rivals = self.n - 1, self.classes - 1
         p = (1 - self.strength) / self.alphabet
         q = self.strength + p
@@ -91,6 +91,8 @@ class Bigrams:
 
     def rules(self, rng: np.random.Generator) -> np.ndarray:
         """Return [class, id]: permutations without fixed points that differ everywhere, by random assignment."""
+        from scipy.optimize import linear_sum_assignment
+
         taken = np.eye(self.alphabet, dtype=bool)
         rules = []
         for _ in range(self.classes):
