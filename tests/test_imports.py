@@ -70,8 +70,8 @@ def test_the_check_sees_a_planted_bad_import(module, source):
 @pytest.mark.parametrize(
     ("arguments", "forbidden"),
     [
-        (["--help"], ["torch", "transformer_lens", "matplotlib"]),
-        (["train", "--help"], ["torch", "transformer_lens", "matplotlib"]),
+        (["--help"], ["torch", "transformer_lens", "matplotlib", "scipy", "xarray"]),
+        (["train", "--help"], ["torch", "transformer_lens", "matplotlib", "scipy", "xarray"]),
         (["proximity", "--help"], ["torch", "transformer_lens", "matplotlib"]),
         (["tasks"], ["transformer_lens", "matplotlib"]),
         (["show", "CHECKPOINT"], ["transformer_lens", "matplotlib"]),
