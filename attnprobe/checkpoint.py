@@ -68,8 +68,7 @@ class Checkpoint:
 
     def tokens(self, sequences: int) -> torch.Tensor:
         """Return the inputs [batch, token] of the first test sequences, as the network takes them."""
-        inputs = torch.from_numpy(self.task.test.inputs[:sequences])
-        return inputs.float() if inputs.is_floating_point() else inputs.long()
+        return self.task.test.tensor(slice(sequences))
 
     @property
     def last_metrics(self) -> dict[str, Any]:
@@ -179,6 +178,8 @@ def load(path: str | Path) -> Checkpoint:
             raise UsageError(f"{path}: {name} is of type {type(fields[name]).__name__}, not {kind.__name__}")
     if not all(isinstance(weight, torch.Tensor) for weight in fields["weights"].values()):
         raise UsageError(f"{path}: weights hold something that is no tensor")
+    if not all(isinstance(row, dict) for row in fields["metrics"]):
+        raise UsageError(f"{path}: metrics hold something that is no row of names and values")
     if fields["objective"] not in get_args(Objective):
         raise UsageError(f"{path}: objective={fields['objective']!r} is unknown; valid: {listed(get_args(Objective))}")
     fields.pop("format")

@@ -17,7 +17,7 @@ from attnprobe.checkpoint import load
 from attnprobe.config import TrainConfig
 from attnprobe.errors import UsageError
 from attnprobe.figures.recipes import recipes as draw_recipes
-from attnprobe.results import join, own_prefix, save
+from attnprobe.results import join, most_proximal, own_prefix, save
 from attnprobe.run import Run
 from attnprobe.tasks import configure
 from attnprobe.training import train
@@ -66,13 +66,6 @@ def demo(out: Path, seeds: int, workers: int) -> None:
     print(f"next:   attnprobe proximity {out / 'pairs-spt-0'}    # every checkpoint, and the evolution over steps")
 
 
-def most_proximal(result: xr.Dataset, name: str) -> xr.DataArray:
-    """Return a variable at the head with the largest contrast of each run (two-dimensional on images)."""
-    prefix = own_prefix(result)
-    places = result[f"{prefix}proximity_contrast"].argmax(("layer", "head"))
-    return result[f"{prefix}{name}"].isel(places)
-
-
 def _run_all(plan: dict[Path, TrainConfig], workers: int) -> dict[Path, xr.Dataset]:
     """Train and measure in processes of one thread each, under one progress bar."""
     context = multiprocessing.get_context("spawn")
@@ -119,26 +112,20 @@ def _run_one(folder: Path, config: TrainConfig) -> xr.Dataset:
     last = Run(folder).path_of(config.steps)
     if not last.exists():
         train(config, folder, progress=False, on_step=count)
-    checkpoint = load(last)
-    return report.write_checkpoint("proximity", checkpoint, report.default_folder(last))
+    return report.write_checkpoint("proximity", load(last), report.default_folder(last))
 
 
 def _table(joined: dict[str, xr.Dataset]) -> str:
     rows = []
     for task, result in joined.items():
-        contrast = most_proximal(result, "proximity_contrast")
-        null = (
-            result[f"{own_prefix(result)}proximity_contrast_null"]
-            .sel(null="permuted")
-            .max(("layer", "head"))
-            .mean("draw")
-        )
+        prefix, best = own_prefix(result), result.isel(most_proximal(result))
+        null = result[f"{prefix}proximity_contrast_null"].sel(null="permuted").max(("layer", "head")).mean("draw")
         columns = {
             "train accuracy": result["train_accuracy"],
             "test accuracy": result["test_accuracy"],
-            "mean distance / uniform": most_proximal(result, "mean_distance_ratio"),
-            "Toeplitz share": most_proximal(result, "toeplitz_share"),
-            "contrast": contrast,
+            "mean distance / uniform": best[f"{prefix}mean_distance_ratio"],
+            "Toeplitz share": best[f"{prefix}toeplitz_share"],
+            "contrast": best[f"{prefix}proximity_contrast"],
             "contrast (null)": null,
         }
         for recipe in RECIPES:

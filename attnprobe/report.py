@@ -69,7 +69,7 @@ def head_rows(result: xr.Dataset) -> list[dict[str, Any]]:
     numbers = {}
     for name, one in result.items():
         if set(one.dims) == set(axes):
-            numbers[name] = one, f"{name}"
+            numbers[name] = one, name
         elif set(one.dims) == {*axes, "within"}:
             numbers |= {f"{name}_{within}": (one.sel(within=within), name) for within in one["within"].values.tolist()}
     rows = []

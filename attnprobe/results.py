@@ -54,6 +54,11 @@ def own_prefix(result: xr.Dataset) -> str:
     return "grid_" if "grid_proximity_contrast" in result else ""
 
 
+def most_proximal(result: xr.Dataset) -> dict[Any, xr.DataArray]:
+    """Return the indices of the head with the largest contrast, in the data's own geometry, for ``isel``."""
+    return result[f"{own_prefix(result)}proximity_contrast"].argmax(("layer", "head"))
+
+
 def save(result: xr.Dataset, path: Path) -> None:
     """Write a result as netCDF, whole or not at all."""
     part = path.with_name(path.name + ".part")

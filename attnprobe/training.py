@@ -156,9 +156,16 @@ class _Training:
         if step not in self.evaluated:
             return
         self.model.eval()
-        row = {"step": step, "objective": objective, "rate": optimiser.param_groups[0]["lr"] if step else 0.0}
+        row: dict[str, Any] = {
+            "step": step,
+            "objective": objective,
+            "rate": optimiser.param_groups[0]["lr"] if step else 0.0,
+        }
         for split in ("train", "test"):
             row.update(self._evaluate(split, objective))
+        for split in ("train", "test"):
+            if not math.isfinite(row[f"{split}_loss"]):
+                raise self._diverged(f"the {split} loss is {row[f'{split}_loss']} at step {step} ({objective})")
         self.metrics.append(row)
         self.run.log(row)
         shown = {name: f"{row[name]:.3f}" for name in ("train_accuracy", "test_accuracy") if row[name] is not None}
@@ -204,10 +211,8 @@ class _Training:
         return {f"{split}_loss": loss / count, f"{split}_accuracy": None if correct is None else correct / count}
 
     def _tensors(self, split: Split) -> Batch:
-        inputs, labels = torch.from_numpy(split.inputs), torch.from_numpy(split.labels)
         lengths = None if split.lengths is None else torch.from_numpy(split.lengths)
-        inputs = inputs.float() if inputs.is_floating_point() else inputs.long()
-        return Batch(inputs, labels.long(), lengths)
+        return Batch(split.tensor(), torch.from_numpy(split.labels).long(), lengths)
 
     def _take(self, split: str, rows: torch.Tensor) -> Batch:
         whole, device = self.splits[split], next(self.model.parameters()).device

@@ -100,6 +100,7 @@ def test_what_is_unknown_or_missing_is_named(tmp_path, fields):
         ("weights", {"embed.weight": 3}, "weights hold something that is no tensor"),
         ("step", "x", "step is of type str, not int"),
         ("objective", "zz", "objective='zz' is unknown; valid: labels, masked, next-token"),
+        ("metrics", [3], "metrics hold something that is no row of names and values"),
         ("provenance", 3, "provenance is of type int, not dict"),
         ("format", 0, "has checkpoint format 0; this attnprobe reads format 1$"),
     ],

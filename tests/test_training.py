@@ -81,8 +81,10 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(tmp_
         train(config, tmp_path / "x", progress=False)
     from attnprobe.run import Run
 
-    kept = Run.open(tmp_path / "x").checkpoints
+    run = Run.open(tmp_path / "x")
+    kept = run.checkpoints
     assert kept[0].step == 0
+    assert all(np.isfinite([row["train_loss"], row["test_loss"]]).all() for row in run.metrics)
     assert all(torch.isfinite(weight).all() for one in kept for weight in one.weights.values())
 
 

@@ -10,7 +10,7 @@ from matplotlib.ticker import MaxNLocator
 from attnprobe.axes import label
 from attnprobe.figures.proximity import colour_bar, draw_grid_pattern
 from attnprobe.figures.style import COLOURS, PERMUTED, WIDTH, Page, paper
-from attnprobe.results import own_prefix
+from attnprobe.results import most_proximal, own_prefix
 
 NAMES = {"labels": "labels alone", "spt": "SPT, then labels"}
 
@@ -48,7 +48,7 @@ def _accuracies(axis: Axes, result: xr.Dataset) -> None:
 
 def _lines(part: SubFigure, result: xr.Dataset) -> None:
     axis = part.add_subplot()
-    best = result["proximity_contrast"].argmax(("layer", "head"))
+    best = most_proximal(result)
     shown = result.where(abs(result["offset"]) <= result.attrs["n"] // 2, drop=True)
     uniform = shown["uniform_pattern_by_offset"].isel(recipe=0, seed=0, missing_dims="ignore")
     null = shown["pattern_by_offset_null"].sel(null="permuted").isel(best) / uniform
@@ -68,7 +68,7 @@ def _lines(part: SubFigure, result: xr.Dataset) -> None:
 
 
 def _maps(part: SubFigure, result: xr.Dataset) -> None:
-    best = result["grid_proximity_contrast"].argmax(("layer", "head"))
+    best = most_proximal(result)
     ratio = (result["grid_pattern_by_offset"] / result["grid_uniform_pattern_by_offset"]).isel(best).mean("seed")
     axes = part.subplots(1, len(NAMES), sharey=True)
     image = None

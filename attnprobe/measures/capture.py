@@ -24,8 +24,7 @@ def chunks(split: Split, rows: np.ndarray, heads: int) -> Iterator[tuple[np.ndar
         size = max(1, ELEMENTS // (heads * length**2))
         for start in range(0, len(places), size):
             chosen = places[start : start + size]
-            inputs = torch.from_numpy(split.inputs[rows[chosen], :length])
-            yield chosen, inputs.float() if inputs.is_floating_point() else inputs.long()
+            yield chosen, split.tensor(rows[chosen], length)
 
 
 def scores_by_layer(

@@ -2,13 +2,16 @@
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 
 from attnprobe.config import DataSpec
 from attnprobe.errors import UsageError
 from attnprobe.provenance import fingerprint
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True)
@@ -25,6 +28,13 @@ class Split:
     def __len__(self) -> int:
         """Return the number of sequences."""
         return len(self.inputs)
+
+    def tensor(self, rows: Any = slice(None), length: int | None = None) -> "torch.Tensor":
+        """Return the inputs [batch, token] of some sequences as a network takes them, up to a length."""
+        import torch
+
+        inputs = torch.from_numpy(self.inputs[rows, :length])
+        return inputs.float() if inputs.is_floating_point() else inputs.long()
 
 
 @dataclass(frozen=True)
