@@ -12,7 +12,7 @@ from attnprobe.cli import main
 from attnprobe.config import TrainConfig
 from attnprobe.results import open_result
 
-FAST = ["--sequences", "8", "--resamples", "20"]
+FAST = ["--sequences", "8"]
 TINY = ["--steps", "4", "--pretrain-steps", "2", "--evaluations", "1", "--checkpoints", "1", "--d-model", "8"]
 FEW = ["--task-options", "train_size", "32", "test_size", "20"]
 

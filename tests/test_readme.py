@@ -36,7 +36,7 @@ def test_links_lead_somewhere(path):
 
 
 def test_every_number_in_the_table_is_a_variable_of_the_result(spt_run):
-    result = ap.proximity(spt_run.checkpoints[-1], sequences=4, resamples=5)
+    result = ap.proximity(spt_run.checkpoints[-1], sequences=4)
     section = README.split("## What proximity measures")[1].split("\n## ")[0]
     names = re.findall(r"^\| `(\w+)`", section, re.MULTILINE)
     assert len(names) == 8

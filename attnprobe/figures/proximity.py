@@ -21,8 +21,8 @@ ROW = 1.5
 def proximity(result: xr.Dataset) -> Figure:
     """Draw one checkpoint: profiles of score and pattern by offset against both nulls, and the map of the contrast.
 
-    Each layer is a row. Ribbons are 95 % bootstrap intervals. The shaded band and the dashed lines are the envelopes,
-    over heads and draws, of the two nulls. Offsets up to half the sequence are shown: farther ones have few pairs. A
+    Each layer is a row. Ribbons are 95 % t intervals over sequences. The shaded band and the dashed lines are the
+    envelopes, over heads and draws, of the two nulls. Offsets up to half the sequence are shown: farther ones have few pairs. A
     cell of the map is framed where the contrast lies outside the range of all draws of both nulls of its head. On
     images the pattern over two-dimensional offsets follows.
     """
@@ -46,7 +46,7 @@ def proximity_over_steps(result: xr.Dataset) -> Figure:
     On images distances are in pixels, elsewhere in tokens.
 
     Checkpoints are evenly spaced on the horizontal axis, since their steps are log-spaced within each stage. Ribbons
-    are 95 % bootstrap intervals, the shaded band is the envelope of the permuted null over heads and draws.
+    are 95 % t intervals over sequences, the shaded band is the envelope of the permuted null over heads and draws.
     """
     prefix = own_prefix(result)
     panels = {
@@ -209,7 +209,7 @@ def _caption(part: SubFigure, result: xr.Dataset) -> None:
     window = result.attrs["window"]
     unit = "pixel" if own_prefix(result) else "token"
     text = (
-        f"Means over {result.attrs['sequences']} test sequences with 95 % bootstrap intervals. Grey band: positions "
+        f"Means over {result.attrs['sequences']} test sequences with 95 % t intervals. Grey band: positions "
         f"permuted; dashed: networks at initialisation (envelopes over heads and {result.sizes['draw']} draws). "
         f"Contrast: score of keys within {window} {unit}{'' if window == 1 else 's'} minus score of keys beyond, in sd "
         "of the score; framed where it lies outside every draw of both nulls."

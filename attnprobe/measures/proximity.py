@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -12,10 +12,10 @@ from attnprobe.errors import UsageError
 from attnprobe.randomness import numpy_generator
 
 if TYPE_CHECKING:
-    import torch
     import xarray as xr
 
     from attnprobe.checkpoint import Checkpoint
+    from attnprobe.statistics import Moments, Scores
     from attnprobe.statistics.decay import Decay
     from attnprobe.statistics.geometry import Geometry
     from attnprobe.transformer import Transformer
@@ -23,18 +23,17 @@ if TYPE_CHECKING:
 DRAWS = 8
 """Draws of each null: permutations, and networks at initialisation."""
 NULLS = ("permuted", "initial")
-REFITS = 200
-"""Resamples for which the decay is fitted again."""
+GROUPS = 20
+"""Groups of sequences, at most, over which the decay's error is taken."""
 
 
-def proximity(
-    checkpoint: "Checkpoint", *, sequences: int = 256, window: int = 2, resamples: int = 1000, seed: int = 0
-) -> "xr.Dataset":
+def proximity(checkpoint: "Checkpoint", *, sequences: int = 256, window: int = 2, seed: int = 0) -> "xr.Dataset":
     r"""Measure how near the keys are that each head scores high and attends to.
 
     The network reads test sequences without any masking. For every layer, head and sequence the statistics of
-    `attnprobe.statistics.proximity` are taken from the score that `attnprobe.attention.scores` gives for the queries
-    and keys of that forward pass, in float64; reported are means over sequences.
+    `attnprobe.statistics` are taken from the queries and keys of that forward pass, those of the scores in float64,
+    those of the pattern in the network's own type; no n x n array is made, and sequences are added up as they come, so
+    that memory grows with n alone. Reported are means over sequences.
 
     The variables, over ``layer`` and ``head`` and, where named, more:
 
@@ -48,44 +47,47 @@ def proximity(
       for near (Tay et al. 2021, section 2.3; Dosovitskiy et al. 2021);
     - ``near_mass`` (within): attention at distance 1, and within the window, over its uniform share;
     - ``entropy`` (nats);
-    - ``decay_length`` (tokens) of the exponential that fits the score's profile, its bootstrap standard error
+    - ``decay_length`` (tokens) of the exponential that fits the score's profile, its standard error
       ``decay_length_se``, ``decay_r2``, and ``decay_reason``, which says why where the length is NaN.
 
     Image tasks have the same over two-dimensional offsets, under names that begin with ``grid_``. Each of the numbers
-    but the fit has ``NAME_interval`` (bound), a 95 % bootstrap interval over sequences, and ``NAME_null`` (null, draw):
-    *permuted*, the same scores with the positions of queries and keys permuted alike (where attention is causal, those
-    of the keys that a query sees), and *initial*, networks of the same configuration at initialisation; every draw is
-    taken on its share of the sequences. Where the network puts a [CLS] in front, all is about the attention among the
-    tokens of the sequence: pattern and entropy are those of a softmax without [CLS].
+    but the fit has ``NAME_interval`` (bound), Student's 95 % interval of the mean over sequences, ``NAME_sd``, the
+    standard deviation of a sequence, and ``NAME_null`` (null, draw): *permuted*, the same scores with the positions of
+    queries and keys permuted alike (where attention is causal, those of the keys that a query sees), and *initial*,
+    networks of the same configuration at initialisation; every draw is taken on its share of the sequences. The error
+    of the decay is a jackknife over groups of sequences. Where the network puts a [CLS] in front, all is about the
+    attention among the tokens of the sequence: pattern and entropy are those of a softmax without [CLS].
 
     Args:
         checkpoint: The checkpoint to measure.
         sequences: Number of test sequences: the first ones.
         window: Largest distance that counts as near, in tokens or pixels.
-        resamples: Bootstrap resamples.
-        seed: Seed of the resamples, the permutations and the initial networks.
+        seed: Seed of the permutations and the initial networks.
     """
-    from attnprobe.results import dataset
-    from attnprobe.statistics.intervals import resampling
+    from attnprobe.results import dataset, variable
 
-    _check(checkpoint, sequences, window, resamples, seed)
+    _check(checkpoint, sequences, window, seed)
     n, layers = checkpoint.data.n, checkpoint.config.model.n_layers
     sequences = min(sequences, len(checkpoint.task.test))
     within = tuple(sorted({1, window}))
     draws = min(DRAWS, sequences)
-    weights = resampling(sequences, resamples, numpy_generator(seed, "proximity resamples"))
     views = _views(checkpoint)
-    look = partial(_per_sequence, checkpoint, views, within)
     rows = np.arange(sequences)
-    measured = look(checkpoint.model, rows)
+    groups = np.arange(sequences) % min(GROUPS, sequences)
+    look = partial(_over_sequences, checkpoint, views, within)
+    measured, profiles = look(checkpoint.model, rows, groups=groups)
     nulls = {
-        "permuted": [look(checkpoint.model, rows[draw::draws], _order(seed, draw, n)) for draw in range(draws)],
-        "initial": [look(_initial(checkpoint, seed, draw), rows[draw::draws]) for draw in range(draws)],
+        "permuted": [_means(look(checkpoint.model, rows[d::draws], _order(seed, d, n))[0]) for d in range(draws)],
+        "initial": [_means(look(_initial(checkpoint, seed, d), rows[d::draws])[0]) for d in range(draws)],
     }
     variables: dict[str, xr.Variable] = {}
     for prefix, view in views.items():
         of_view = {null: [draw[prefix] for draw in draws_of] for null, draws_of in nulls.items()}
-        variables.update(_summary(prefix, view, measured[prefix], of_view, weights))
+        variables.update(_summary(prefix, view, measured[prefix], of_view))
+        uniform = _uniform(checkpoint, view, rows).reshape([2 * side - 1 for side in view.shape])
+        about_uniform = "uniform attention weight of a pair"
+        variables[f"{prefix}uniform_pattern_by_offset"] = variable(view.axes, uniform, about_uniform, "1")
+        variables.update(_decay_summary(prefix, view, measured[prefix]["score_by_offset"], profiles[prefix]))
     variables.update(_metrics(checkpoint))
     coordinates = {
         "layer": np.arange(layers),
@@ -109,7 +111,6 @@ def proximity(
             "sequences": sequences,
             "sequences_from": "test",
             "window": window,
-            "resamples": resamples,
             "seed": seed,
             "n": n,
             "classes": checkpoint.data.classes,
@@ -152,7 +153,7 @@ DESCRIBED = {
 }
 
 
-def _check(checkpoint: "Checkpoint", sequences: int, window: int, resamples: int, seed: int) -> None:
+def _check(checkpoint: "Checkpoint", sequences: int, window: int, seed: int) -> None:
     if min(sequences, len(checkpoint.task.test)) < 2:
         there = f" (the test split has {len(checkpoint.task.test)})"
         raise UsageError(f"sequences={sequences}: an interval needs at least 2{there if sequences > 1 else ''}")
@@ -163,8 +164,6 @@ def _check(checkpoint: "Checkpoint", sequences: int, window: int, resamples: int
         raise UsageError(
             f"window={window}: must be at least 1 and below {farthest:.3g}, the farthest distance there is"
         )
-    if resamples < 1:
-        raise UsageError(f"resamples={resamples}: must be at least 1")
 
 
 def _order(seed: int, draw: int, n: int) -> np.ndarray:
@@ -178,70 +177,87 @@ def _initial(checkpoint: "Checkpoint", seed: int, draw: int) -> "Transformer":
     return Transformer(checkpoint.config.model, checkpoint.data, seed=2**32 + seed * DRAWS + draw).eval()
 
 
-def _per_sequence(
+def _over_sequences(
     checkpoint: "Checkpoint",
     views: Mapping[str, _View],
     within: tuple[int, ...],
     model: "Transformer",
     rows: np.ndarray,
     order: np.ndarray | None = None,
-) -> dict[str, dict[str, np.ndarray]]:
-    """Return, for each view, each statistic of [sequence, layer, head, ...]; positions are permuted by an order.
+    groups: np.ndarray | None = None,
+) -> tuple[dict[str, dict[str, list["Moments"]]], dict[str, list[list["Moments"]]]]:
+    """Return, for each view, the moments of each statistic over sequences, a list over layers.
 
-    Offsets that a shorter sequence does not have are NaN.
+    The second part holds the score's profile for each group of sequences, a list over groups and layers. Positions are
+    permuted by an order. Offsets that a shorter sequence does not have are missing there.
     """
-    from attnprobe.measures.capture import chunks, scores_by_layer
-    from attnprobe.statistics.geometry import geometry
-    from attnprobe.statistics.proximity import proximity_statistics
+    import torch
 
-    n, shortest = checkpoint.data.n, int(_lengths(checkpoint).min())
-    places: list[np.ndarray] = []
-    found: dict[str, list[dict[str, np.ndarray]]] = {prefix: [] for prefix in views}
-    for chosen, inputs in chunks(checkpoint.task.test, rows, model.cfg.n_heads):
+    from attnprobe.measures.capture import chunks, scores_by_layer
+    from attnprobe.statistics import Moments
+
+    layers, n = checkpoint.config.model.n_layers, checkpoint.data.n
+    shortest = int(_lengths(checkpoint).min())
+    found = {prefix: {name: [Moments() for _ in range(layers)] for name in DESCRIBED} for prefix in views}
+    groups = np.full(len(rows), -1) if groups is None else groups
+    kinds = int(groups.max()) + 1
+    profiles = {prefix: [[Moments() for _ in range(layers)] for _ in range(kinds)] for prefix in views}
+    for chosen, inputs in chunks(checkpoint.task.test, rows, model):
         length = inputs.shape[1]
-        layers = list(scores_by_layer(model, inputs))
-        if order is not None:
-            layers = [_permuted(scores, order[order < length], model.cfg.causal) for scores in layers]
-        for prefix, view in views.items():
-            shown = geometry(view.shape if length == n else (length,), view.causal)
-            by_layer = [proximity_statistics(scores, shown, within) for scores in layers]
-            values = {name: np.stack([getattr(one, name).numpy() for one in by_layer], axis=1) for name in DESCRIBED}
-            if length > shortest:
-                # A kernel has a free constant: on the offsets that all sequences have, all get mean 0.
-                shared = slice(length - shortest, length + shortest - 1)
-                weight = geometry((shortest,), view.causal).count.numpy()
+        for layer, scores in enumerate(scores_by_layer(model, inputs)):
+            if order is not None:
+                scores = replace(scores, order=torch.from_numpy(order[order < length]))
+            for prefix, values in _statistics(scores, views, within).items():
                 kernel = values["score_by_offset"]
-                mean = np.nan_to_num(kernel[..., shared]) @ weight / weight.sum()
-                values["score_by_offset"] = kernel - mean[..., None]
-            uniform = np.broadcast_to((shown.uniform / shown.count).numpy(), (len(chosen), len(shown.count)))
-            values["uniform_pattern_by_offset"] = uniform
-            found[prefix].append({name: _widened(name, value, n - length) for name, value in values.items()})
-        places.append(chosen)
-    back = np.argsort(np.concatenate(places))
-    return {
-        prefix: {name: np.concatenate([part[name] for part in parts])[back] for name in parts[0]}
-        for prefix, parts in found.items()
-    }
+                if length > shortest:
+                    # A kernel has a free constant: on the offsets that all sequences have, all get mean 0.
+                    kernel -= _mean_over_shared(kernel, length, shortest, views[prefix].causal)
+                for name, value in values.items():
+                    found[prefix][name][layer].add(_widened(name, value, n - length))
+                for group in range(kinds):
+                    own = _widened("score_by_offset", kernel[groups[chosen] == group], n - length)
+                    profiles[prefix][group][layer].add(own)
+    return found, profiles
+
+
+def _statistics(
+    scores: "Scores", views: Mapping[str, _View], within: tuple[int, ...]
+) -> dict[str, dict[str, np.ndarray]]:
+    """Return, for each view, each statistic of [sequence, head, ...] scores."""
+    from attnprobe.statistics import pattern_statistics, score_statistics
+
+    grids = {prefix: view.shape if len(view.shape) == 2 else None for prefix, view in views.items()}
+    finest = pattern_statistics(replace(scores, grid=next((grid for grid in grids.values() if grid), None)))
+    found = {}
+    for prefix, grid in grids.items():
+        score = score_statistics(replace(scores, grid=grid))
+        pattern = finest if grid else finest.in_line()
+        values = {
+            "score_by_offset": score.kernel,
+            "pattern_by_offset": pattern.mass_by_offset * pattern.geometry.n / pattern.pairs[:, None],
+            "toeplitz_share": score.toeplitz_share,
+            "proximity_contrast": score.contrast(within[-1]),
+            "mean_distance": pattern.mean_distance,
+            "mean_distance_ratio": pattern.mean_distance_ratio,
+            "near_mass": np.stack([pattern.within(distance) for distance in within], axis=-1),
+            "entropy": pattern.entropy,
+        }
+        found[prefix] = {name: np.asarray(value) for name, value in values.items()}
+    return found
+
+
+def _mean_over_shared(kernel: np.ndarray, length: int, shortest: int, causal: bool) -> np.ndarray:
+    """Return the mean of kernels over the pairs that the shortest sequence has."""
+    from attnprobe.statistics.geometry import geometry
+
+    weight = geometry((shortest,), causal).count.numpy()
+    shared = np.nan_to_num(kernel[..., length - shortest : length + shortest - 1])
+    return (shared @ weight / weight.sum())[..., None]
 
 
 def _lengths(checkpoint: "Checkpoint") -> np.ndarray:
     test = checkpoint.task.test
     return np.full(len(test), checkpoint.data.n) if test.lengths is None else test.lengths
-
-
-def _permuted(scores: "torch.Tensor", order: np.ndarray, causal: bool) -> "torch.Tensor":
-    """Return the scores with positions permuted: queries and keys alike.
-
-    A causal query has only the keys up to its own place; there the order is that of those keys alone, so that every
-    query keeps the scores that it uses.
-    """
-    import torch
-
-    if not causal:
-        kept = torch.from_numpy(order)
-        return scores[..., kept, :][..., kept]
-    rows = [np.concatenate([order[order <= query], np.arange(query + 1, len(order))]) for query in range(len(order))]
-    return scores.gather(-1, torch.from_numpy(np.stack(rows)).expand_as(scores))
 
 
 def _widened(name: str, values: np.ndarray, short: int) -> np.ndarray:
@@ -250,77 +266,100 @@ def _widened(name: str, values: np.ndarray, short: int) -> np.ndarray:
     return np.pad(values, [(0, 0)] * (values.ndim - 1) + [(short, short)], constant_values=np.nan)
 
 
+def _uniform(checkpoint: "Checkpoint", view: _View, rows: np.ndarray) -> np.ndarray:
+    """Return the weight that uniform attention gives a pair at each offset, mean over sequences."""
+    from attnprobe.statistics import Moments
+    from attnprobe.statistics.geometry import geometry
+
+    n, moments = checkpoint.data.n, Moments()
+    lengths = _lengths(checkpoint)[rows]
+    for length in lengths.tolist():
+        places = geometry(view.shape if length == n else (length,), view.causal)
+        weight = (places.uniform / places.count).numpy()
+        moments.add(_widened("uniform_pattern_by_offset", weight[None], n - length))
+    return moments.mean
+
+
+def _means(found: dict[str, dict[str, list["Moments"]]]) -> dict[str, dict[str, np.ndarray]]:
+    """Return the means of [layer, ...], for each view and statistic."""
+    return {
+        prefix: {name: np.stack([one.mean for one in by_layer]) for name, by_layer in statistics.items()}
+        for prefix, statistics in found.items()
+    }
+
+
 def _summary(
     prefix: str,
     view: _View,
-    measured: dict[str, np.ndarray],
+    measured: dict[str, list["Moments"]],
     nulls: dict[str, list[dict[str, np.ndarray]]],
-    weights: np.ndarray,
 ) -> dict[str, "xr.Variable"]:
-    """Return the variables of one view: means, intervals and nulls, the uniform pattern, and the decay."""
+    """Return the variables of one view: means, intervals, standard deviations and nulls."""
     from attnprobe.results import variable
-    from attnprobe.statistics.intervals import bootstrap_interval
 
-    _, layers, heads, near = measured["near_mass"].shape
-    sizes = {
-        "layer": layers,
-        "head": heads,
-        "within": near,
-        "bound": 2,
-        "null": len(NULLS),
-        "draw": len(nulls[NULLS[0]]),
-    }
-    sizes |= {axis: 2 * side - 1 for axis, side in zip(view.axes, view.shape, strict=True)}
+    sizes = {axis: 2 * side - 1 for axis, side in zip(view.axes, view.shape, strict=True)}
 
     def over(axes: tuple[str, ...], values: np.ndarray, *words: str) -> "xr.Variable":
-        """Return a variable; offsets in reading order take the axes of the view."""
-        return variable(axes, values.reshape([sizes[axis] for axis in axes]), *words)
+        """Return a variable; flat offsets take the axes of the view."""
+        if "view" in axes:
+            at = axes.index("view")
+            values = values.reshape(*values.shape[:at], *sizes.values(), *values.shape[at + 1 :])
+            axes = (*axes[:at], *sizes, *axes[at + 1 :])
+        return variable(axes, values, *words)
 
     made = {}
     for name, (axes, long_name, units, method) in DESCRIBED.items():
         if prefix and name == "entropy":
             continue  # the same in every view
         units = view.unit if units == "unit" else units
-        axes = ("layer", "head", *(view.axes if "view" in axes else axes))
-        draws = np.array([[_mean(draw[name]) for draw in nulls[null]] for null in NULLS])
-        interval = bootstrap_interval(measured[name], weights)
+        axes = ("layer", "head", *axes)
+        mean, sd, interval = (
+            np.stack([get(one) for one in measured[name]])
+            for get in (lambda one: one.mean, lambda one: one.sd, lambda one: one.interval())
+        )
+        draws = np.array([[draw[name] for draw in nulls[null]] for null in NULLS])
         made |= {
-            name: over(axes, _mean(measured[name]), long_name, units, method),
+            name: over(axes, mean, long_name, units, method),
             f"{name}_interval": over((*axes, "bound"), interval, f"95 % interval: {long_name}", units),
+            f"{name}_sd": over(axes, sd, f"sd over sequences: {long_name}", units),
             f"{name}_null": over(("null", "draw", *axes), draws, f"null: {long_name}", units),
         }
-    uniform = _mean(measured["uniform_pattern_by_offset"])
-    made["uniform_pattern_by_offset"] = over(view.axes, uniform, "uniform attention weight of a pair", "1")
-    made |= _decay_summary(view, measured["score_by_offset"], weights[:REFITS])
     return {prefix + name: one for name, one in made.items()}
 
 
-def _decay_summary(view: _View, profiles: np.ndarray, weights: np.ndarray) -> dict[str, "xr.Variable"]:
-    """Return the fit of the mean profile, and its standard error over resamples."""
+def _decay_summary(
+    prefix: str, view: _View, whole: list["Moments"], groups: list[list["Moments"]]
+) -> dict[str, "xr.Variable"]:
+    """Return the fit of the mean profile, and its error from fits that leave out one group of sequences each."""
     from attnprobe.results import variable
     from attnprobe.statistics.geometry import geometry
-    from attnprobe.statistics.intervals import weighted_means
+    from attnprobe.statistics.moments import jackknife_error
 
     places = geometry(view.shape, view.causal)
-    fitted = _decay(_mean(profiles), places)
-    resampled = _decay(weighted_means(profiles, weights), places).length
-    enough = np.isfinite(resampled).mean(axis=0) > 0.5
-    error = np.where(np.isfinite(fitted.length) & enough, np.nanstd(np.where(enough, resampled, 0.0), axis=0), np.nan)
+    fitted = _decay(np.stack([one.mean for one in whole]), places)
+    left_out = np.stack(
+        [
+            _decay(np.stack([_without(a, g) for a, g in zip(whole, group, strict=True)]), places).length
+            for group in groups
+        ]
+    )
+    error = np.where(np.isfinite(fitted.length), jackknife_error(left_out), np.nan)
     axes, formula = ("layer", "head"), "a exp(-distance / length) + c with a > 0"
     method = f"{formula}, least squares weighted by pairs, offset 0 left out"
-    spread = "sd over resamples that decay; NaN where half do not"
+    spread = f"jackknife over {len(groups)} groups of sequences; NaN where one of them decides whether anything decays"
     return {
-        "decay_length": variable(axes, fitted.length, "decay length of the score", view.unit, method),
-        "decay_length_se": variable(axes, error, "standard error of the decay length", view.unit, spread),
-        "decay_r2": variable(axes, fitted.r2, "weighted R² of the decay fit", "1"),
-        "decay_reason": variable(axes, fitted.reason, "why there is no decay length", ""),
+        f"{prefix}decay_length": variable(axes, fitted.length, "decay length of the score", view.unit, method),
+        f"{prefix}decay_length_se": variable(axes, error, "standard error of the decay length", view.unit, spread),
+        f"{prefix}decay_r2": variable(axes, fitted.r2, "weighted R² of the decay fit", "1"),
+        f"{prefix}decay_reason": variable(axes, fitted.reason, "why there is no decay length", ""),
     }
 
 
-def _mean(values: np.ndarray) -> np.ndarray:
-    from attnprobe.statistics.intervals import weighted_means
-
-    return weighted_means(values, np.full((1, len(values)), 1 / len(values)))[0]
+def _without(whole: "Moments", group: "Moments") -> np.ndarray:
+    """Return the mean over the samples that are not in the group."""
+    left = whole.count - group.count
+    total = whole.count * np.nan_to_num(whole.mean) - group.count * np.nan_to_num(group.mean)
+    return np.where(left > 0, total / np.maximum(left, 1), np.nan)
 
 
 def _decay(profiles: np.ndarray, places: "Geometry") -> "Decay":
@@ -333,8 +372,9 @@ def _decay(profiles: np.ndarray, places: "Geometry") -> "Decay":
     used = (places.distance.numpy() > 0) & (count > 0) & known
     distance, which = np.unique(places.distance.numpy()[used], return_inverse=True)
     pairs = np.bincount(which, count[used])
-    member = np.eye(len(distance))[which] * (count[used] / pairs[which])[:, None]
-    return fit_decay(profiles[..., used] @ member, distance, pairs)
+    flat = (profiles[..., used] * count[used]).reshape(-1, len(which))
+    folded = np.stack([np.bincount(which, one, len(distance)) for one in flat]) / pairs
+    return fit_decay(folded.reshape(*profiles.shape[:-1], len(distance)), distance, pairs)
 
 
 def _metrics(checkpoint: "Checkpoint") -> dict[str, "xr.Variable"]:

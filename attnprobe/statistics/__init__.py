@@ -1,1 +1,28 @@
-"""Statistics of scores and patterns by offset, and their intervals. Nothing here knows a model or a checkpoint."""
+"""Exact statistics of attention from queries, keys and values at any length, by offset, over samples.
+
+Nothing here knows a model or a checkpoint, and nothing holds an n x n array:
+
+>>> import torch
+>>> from attnprobe.statistics import Scores, pattern_statistics, score_statistics
+>>> q, k = torch.randn(2, 1, 4, 3000, 16)  # [batch, head, token, d_head], of any network
+>>> scores = Scores(q, k)
+>>> score_statistics(scores).toeplitz_share.shape, pattern_statistics(scores).mass_by_offset.shape
+(torch.Size([1, 4]), torch.Size([1, 4, 5999]))
+"""
+
+from attnprobe.statistics.gradient import GradientStatistics, gradient_statistics
+from attnprobe.statistics.moments import Moments
+from attnprobe.statistics.pattern import PatternStatistics, pattern_statistics
+from attnprobe.statistics.score import ScoreStatistics, score_statistics
+from attnprobe.statistics.scores import Scores
+
+__all__ = [
+    "GradientStatistics",
+    "Moments",
+    "PatternStatistics",
+    "ScoreStatistics",
+    "Scores",
+    "gradient_statistics",
+    "pattern_statistics",
+    "score_statistics",
+]

@@ -11,23 +11,29 @@ profile of a causal $-m\,|j - i|$ would come out with three quarters of its slop
 keys visible to query i and $C_{io} = 1$ where query i has a key at offset o, t solves
 
 $$(\mathrm{diag}(N) - C^\top \mathrm{diag}(1/n) C)\, t = b, \qquad b_o = \sum_{j - i = o} (S_{ij} - \bar S_{i\cdot}).$$
+
+Nothing here is n x n: in reading order a key is visible or not by its offset alone, so $C t$ (`Geometry.windows`) and
+$C^\top r$ (`Geometry.overlaps`) are running sums, and the system is solved by conjugate gradients, which take about ten
+steps at any n.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from typing import Any
 
 import numpy as np
-import scipy.linalg
 import torch
-import torch.nn.functional as F
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 
 @dataclass(frozen=True)
 class Geometry:
-    """The pairs of n tokens in a line, or of rows x columns pixels read row by row."""
+    """The pairs of n tokens in a line, or of rows x columns pixels read row by row.
+
+    Axes of offsets are flat: from -(n - 1) to n - 1 in a line; on a grid row offsets by column offsets, in reading
+    order. All tensors are float64 on the CPU.
+    """
 
     shape: tuple[int, ...]
     """(n,) for a line, (rows, columns) for a grid."""
@@ -45,20 +51,19 @@ class Geometry:
         return tuple(2 * side - 1 for side in self.shape)
 
     @cached_property
-    def visible(self) -> Bool[Tensor, "query key"]:
-        """Which pairs there are."""
-        visible = torch.ones(self.n, self.n, dtype=torch.bool)
-        return visible.tril() if self.causal else visible
-
-    @cached_property
     def keys(self) -> Float[Tensor, " query"]:
         """Number of keys that each query sees, $n_i$."""
-        return self.visible.double().sum(-1)
+        return self.sum_over_keys(torch.ones(self.n, dtype=torch.float64))
+
+    @cached_property
+    def queries(self) -> Float[Tensor, " key"]:
+        """Number of queries that see each key."""
+        return self.sum_over_queries(torch.ones(self.n, dtype=torch.float64))
 
     @cached_property
     def count(self) -> Float[Tensor, " offset"]:
         """Number of pairs at each offset, $N_o$."""
-        return self.sums(self.visible.double())
+        return self.overlaps(torch.ones(self.n, dtype=torch.float64))
 
     @cached_property
     def distance(self) -> Float[Tensor, " offset"]:
@@ -69,50 +74,69 @@ class Geometry:
     @cached_property
     def uniform(self) -> Float[Tensor, " offset"]:
         """Sum over queries of the weight at each offset, where attention is uniform over the visible keys."""
-        return self.sums(self.visible / self.keys[:, None])
+        return self.overlaps(1 / self.keys)
 
-    def sums(self, x: Float[Tensor, "*lead query key"]) -> Float[Tensor, "*lead offset"]:
-        """Return the sums over all pairs at each offset; on a grid offsets are in reading order too."""
-        lead = x.shape[:-2]
-        if len(self.shape) == 1:
-            return _diagonal_sums(x)
-        rows, columns = self.shape
-        x = x.reshape(*lead, rows, columns, rows, columns).transpose(-3, -2)
-        by_column = _diagonal_sums(x)  # [..., query row, key row, column offset]
-        by_both = _diagonal_sums(by_column.movedim(-1, -3))  # [..., column offset, row offset]
-        return by_both.transpose(-1, -2).reshape(*lead, -1)
+    @cached_property
+    def in_line(self) -> Int[Tensor, " offset"]:
+        """Place of each offset among those of the same tokens in a line: row offset x columns + column offset."""
+        line = torch.zeros(1, dtype=torch.long)
+        for side in self.shape:
+            line = (line[:, None] * side + torch.arange(-(side - 1), side)).flatten()
+        return line + self.n - 1
 
-    def centre(self, scores: Float[Tensor, "*lead query key"]) -> Float[Tensor, "*lead query key"]:
-        """Return the scores minus their mean over each query's visible keys, and 0 at pairs that are not visible."""
-        kept = scores * self.visible
-        return (kept - kept.sum(-1, keepdim=True) / self.keys[:, None]) * self.visible
+    @cached_property
+    def seen(self) -> Bool[Tensor, " offset"]:
+        """Whether keys at each offset are visible; an offset inside the shape is visible to all queries or to none."""
+        return self.in_line < self.n if self.causal else torch.ones(len(self.in_line), dtype=torch.bool)
+
+    def sum_over_keys(self, x: Float[Tensor, "*lead key"]) -> Float[Tensor, "*lead query"]:
+        """Return for each query the sum of x over its visible keys."""
+        return x.cumsum(-1) if self.causal else x.sum(-1, keepdim=True).expand_as(x)
+
+    def sum_over_queries(self, x: Float[Tensor, "*lead query"]) -> Float[Tensor, "*lead key"]:
+        """Return for each key the sum of x over the queries that see it."""
+        return x.flip(-1).cumsum(-1).flip(-1) if self.causal else x.sum(-1, keepdim=True).expand_as(x)
+
+    def windows(self, t: Float[Tensor, "*lead offset"]) -> Float[Tensor, "*lead query"]:
+        """Return for each query the sum of t over its visible keys, $C t$."""
+        return self._over_axes(_windows, t * self.seen, self.sides)
+
+    def windows_by_key(self, t: Float[Tensor, "*lead offset"]) -> Float[Tensor, "*lead key"]:
+        """Return for each key the sum of t over the queries that see it."""
+        return self._over_axes(_windows, (t * self.seen).flip(-1), self.sides)
+
+    def overlaps(self, r: Float[Tensor, "*lead query"]) -> Float[Tensor, "*lead offset"]:
+        """Return for each offset the sum of r over the queries that see a key there, $C^T r$."""
+        return self._over_axes(_overlaps, r, self.shape) * self.seen
+
+    def fold(self, sums: Float[Tensor, "*lead offset"]) -> Float[Tensor, "*lead line_offset"]:
+        """Return sums by offset on a grid as sums by offset of the same tokens in a line."""
+        line = torch.zeros(*sums.shape[:-1], 2 * self.n - 1, dtype=sums.dtype)
+        return line.index_add(-1, self.in_line, sums)
 
     def kernel(self, sums: Float[Tensor, "*lead offset"]) -> Float[Tensor, "*lead offset"]:
         """Return the least-squares t for the offset sums b of centred scores: mean 0 over pairs, NaN without pairs."""
-        present, factor = self._normal_equations
-        right = sums[..., present].reshape(-1, int(present.sum())).numpy()
-        solved = torch.full((len(right), len(present)), torch.nan, dtype=torch.float64)
-        solved[:, present] = torch.from_numpy(scipy.linalg.cho_solve(factor, right.T).T)
-        return solved.reshape(sums.shape)
 
-    @cached_property
-    def _normal_equations(self) -> tuple[Tensor, Any]:
-        present = self.count > 0
-        has = torch.zeros(self.n, len(self.count), dtype=torch.float64)
-        query, key = self.visible.nonzero(as_tuple=True)
-        has[query, self._index(query, key)] = 1
-        has, count = has[:, present], self.count[present]
-        matrix = count.diag() - has.T @ (has / self.keys[:, None])
-        # A constant is invisible to rows; adding this rank-one term picks the t with mean 0 over pairs.
-        matrix += torch.outer(count, count) / count.sum()
-        return present, scipy.linalg.cho_factor(matrix.numpy())
+        def normal(t: Tensor) -> Tensor:
+            return self.count * t - self.overlaps(self.windows(t) / self.keys)
 
-    def _index(self, query: Tensor, key: Tensor) -> Tensor:
-        index = torch.zeros_like(query)
-        here, there = torch.unravel_index(query, self.shape), torch.unravel_index(key, self.shape)
-        for one, other, side, offsets in zip(here, there, self.shape, self.sides, strict=True):
-            index = index * offsets + (other - one) + side - 1
-        return index
+        solved = _conjugate_gradients(normal, sums * self.seen, self.count)
+        return solved.where(self.seen, torch.nan)
+
+    def key_constants(self, sums: Float[Tensor, "*lead key"]) -> Float[Tensor, "*lead key"]:
+        """Return the least-squares u in $S_{ij} = r_i + u_j$ for the sums over queries of centred scores."""
+
+        def normal(u: Tensor) -> Tensor:
+            return self.queries * u - self.sum_over_queries(self.sum_over_keys(u) / self.keys)
+
+        return _conjugate_gradients(normal, sums, self.queries)
+
+    def _over_axes(self, function: Callable[[Tensor], Tensor], x: Tensor, sizes: tuple[int, ...]) -> Tensor:
+        lead = x.shape[:-1]
+        x = x.reshape(*lead, *sizes)
+        for axis in range(-len(sizes), 0):
+            x = function(x.movedim(axis, -1)).movedim(-1, axis)
+        return x.reshape(*lead, -1)
 
 
 @lru_cache(maxsize=64)
@@ -121,11 +145,50 @@ def geometry(shape: tuple[int, ...], causal: bool = False) -> Geometry:
     return Geometry(shape, causal)
 
 
-def _diagonal_sums(x: Tensor) -> Tensor:
-    """Return [..., 2 n - 1]: the sums along the diagonals of [..., n, n], key minus query from -(n - 1) to n - 1.
+def _windows(t: Tensor) -> Tensor:
+    """Return [..., n]: for each i the sum of t, [..., 2 n - 1], over offsets -i ... n - 1 - i."""
+    n = (t.shape[-1] + 1) // 2
+    before = t[..., :n].flip(-1).cumsum(-1)
+    after = t[..., n:].cumsum(-1).flip(-1)
+    return torch.cat([before[..., : n - 1] + after, before[..., n - 1 :]], dim=-1)
 
-    Rows are turned upside down and padded to 2 n; read with a width of 2 n - 1 the diagonals stand in columns.
+
+def _overlaps(r: Tensor) -> Tensor:
+    """Return [..., 2 n - 1]: for each offset o the sum of r, [..., n], over those i where i + o is in 0 ... n - 1."""
+    return torch.cat([r.flip(-1).cumsum(-1), r[..., :-1].cumsum(-1).flip(-1)], dim=-1)
+
+
+def _conjugate_gradients(
+    apply: Callable[[Tensor], Tensor], right: Float[Tensor, "*lead unknown"], diagonal: Float[Tensor, " unknown"]
+) -> Float[Tensor, "*lead unknown"]:
+    """Solve symmetric systems whose null space is the constants, preconditioned by their diagonals, to rounding.
+
+    The solution is the one whose mean, weighted by the diagonal, is 0.
     """
-    n = x.shape[-1]
-    flat = F.pad(x.flip(-2), (0, n)).flatten(-2)[..., : n * (2 * n - 1)]
-    return flat.unflatten(-1, (n, 2 * n - 1)).sum(-2)
+    given = (right * _quotient(right, diagonal)).sum(-1, keepdim=True)
+    # Sums made in float32 do not cancel quite; what is left over has no solution.
+    residual = right - diagonal * (right.sum(-1, keepdim=True) / diagonal.sum())
+    direction = scaled = _quotient(residual, diagonal)
+    solved, size = torch.zeros_like(right), (residual * scaled).sum(-1, keepdim=True)
+    for _ in range(STEPS):
+        left = size > TOLERANCE**2 * given
+        if not left.any():
+            return solved
+        applied = apply(direction)
+        # Those that are done stand still: their directions are nothing but rounding.
+        length = _quotient(size, (direction * applied).sum(-1, keepdim=True)) * left
+        solved = solved + length * direction
+        residual = residual - length * applied
+        scaled = _quotient(residual, diagonal)
+        size, before = (residual * scaled).sum(-1, keepdim=True), size
+        direction = scaled + _quotient(size, before) * direction
+    raise ArithmeticError(f"conjugate gradients: not converged after {STEPS} steps")
+
+
+STEPS = 200
+TOLERANCE = 1e-14
+
+
+def _quotient(above: Tensor, below: Tensor) -> Tensor:
+    """Return above over below, which is not negative, and 0 where that is 0."""
+    return torch.where(below > 0, above / below, 0.0)

@@ -16,7 +16,7 @@ def test_every_measure_has_its_figures():
 
 
 def test_a_figure_is_redrawn_from_its_file_without_torch(spt_run, tmp_path):
-    save(proximity(spt_run.checkpoints[-1], sequences=8, resamples=20), tmp_path / "x.nc")
+    save(proximity(spt_run.checkpoints[-1], sequences=8), tmp_path / "x.nc")
     code = (
         "import sys; from attnprobe import figures; from attnprobe.results import open_result;"
         f"figures.proximity(open_result({str(tmp_path / 'x.nc')!r})).savefig({str(tmp_path / 'x.pdf')!r});"
@@ -27,7 +27,7 @@ def test_a_figure_is_redrawn_from_its_file_without_torch(spt_run, tmp_path):
 
 
 def test_the_drawn_profile_is_the_result(spt_run):
-    result = proximity(spt_run.checkpoints[-1], sequences=8, resamples=20)
+    result = proximity(spt_run.checkpoints[-1], sequences=8)
     figure = FIGURES["proximity"](result)
     score, pattern, contrast = (axis for part in figure.subfigs for axis in part.axes)
     half = result.sel(offset=slice(-16, 16)).isel(layer=0)
@@ -41,7 +41,7 @@ def test_the_drawn_profile_is_the_result(spt_run):
 
 
 def test_a_contrast_is_framed_where_it_lies_outside_both_nulls(spt_run):
-    result = proximity(spt_run.checkpoints[-1], sequences=8, resamples=20)
+    result = proximity(spt_run.checkpoints[-1], sequences=8)
     null = result["proximity_contrast_null"]
     for name in ("permuted", "initial"):
         null.loc[{"null": name}] = np.linspace(-1, 1, null.sizes["draw"])[:, None, None]
@@ -56,7 +56,7 @@ def test_a_contrast_is_framed_where_it_lies_outside_both_nulls(spt_run):
 
 
 def test_an_image_task_is_drawn_in_both_views(image_checkpoint):
-    result = proximity(image_checkpoint, sequences=4, resamples=10)
+    result = proximity(image_checkpoint, sequences=4)
     figure = FIGURES["proximity"](result)
     maps = [axis for axis in figure.subfigs[1].axes if axis.images]
     assert len(maps) == 4
@@ -66,7 +66,7 @@ def test_an_image_task_is_drawn_in_both_views(image_checkpoint):
 
 
 def test_a_run_is_drawn_with_its_stages(spt_run):
-    results = [proximity(one, sequences=4, resamples=10) for one in spt_run.checkpoints]
+    results = [proximity(one, sequences=4) for one in spt_run.checkpoints]
     joined = over_steps(results)
     figure = OVER_STEPS["proximity"](joined)
     assert [tick.get_text() for tick in figure.axes[-1].get_xticklabels()] == ["0", "1", "8", "9", "12"]

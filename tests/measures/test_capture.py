@@ -1,10 +1,12 @@
 """What a measure reads is what the forward pass computed."""
 
+import materialised
 import numpy as np
 import pytest
 import torch
 
 from attnprobe.config import DataSpec, ModelConfig
+from attnprobe.measures import capture
 from attnprobe.measures.capture import chunks, scores_by_layer
 from attnprobe.position import POSITIONS
 from attnprobe.tasks import Split
@@ -22,9 +24,9 @@ def test_captured_scores_are_those_of_the_hook(position, causal):
     _, cache = model.run_with_cache(tokens)
     visible = torch.ones(7, 7, dtype=torch.bool).tril() if causal else torch.ones(7, 7, dtype=torch.bool)
     for layer, found in enumerate(scores_by_layer(model, tokens)):
-        torch.testing.assert_close(found[..., visible].float(), cache["attn_scores", layer][..., visible])
-        pattern = found.masked_fill(~visible, -torch.inf).softmax(-1).float()
-        torch.testing.assert_close(pattern, cache["pattern", layer])
+        scores = materialised.dense(found)
+        torch.testing.assert_close(scores[..., visible].float(), cache["attn_scores", layer][..., visible])
+        torch.testing.assert_close(scores.softmax(-1).float(), cache["pattern", layer])
 
 
 def test_the_networks_own_first_token_is_left_out():
@@ -32,15 +34,19 @@ def test_the_networks_own_first_token_is_left_out():
     tokens = torch.randint(5, (3, 7))
     _, cache = model.run_with_cache(tokens)
     (found,) = scores_by_layer(model, tokens)
-    torch.testing.assert_close(found.float(), cache["attn_scores", 0][..., 1:, 1:])
+    torch.testing.assert_close(materialised.dense(found).float(), cache["attn_scores", 0][..., 1:, 1:])
 
 
-def test_chunks_hold_each_row_once_without_padding():
-    lengths = np.array([3, 7, 3, 5, 7])
-    inputs = np.arange(35).reshape(5, 7)
-    seen = {}
-    for places, tokens in chunks(Split(inputs, np.zeros(5), lengths), np.array([0, 1, 2, 4]), heads=2):
+def test_chunks_hold_each_row_once_without_padding(monkeypatch):
+    lengths = np.array([3, 7, 3, 5, 7, 3])
+    inputs = np.arange(42).reshape(6, 7)
+    model = Transformer(ModelConfig(d_model=8), DATA)
+    monkeypatch.setattr(capture, "ELEMENTS", 2 * 3 * 8 * 2)  # two sequences of three tokens at a time
+    seen, sizes = {}, []
+    for places, tokens in chunks(Split(inputs, np.zeros(6), lengths), np.array([0, 1, 2, 4, 5]), model):
+        sizes.append(tokens.shape)
         for place, row in zip(places, tokens, strict=True):
             seen[int(place)] = row.tolist()
-    assert {place: len(row) for place, row in seen.items()} == {0: 3, 1: 7, 2: 3, 3: 7}
+    assert sizes == [(2, 3), (1, 3), (1, 7), (1, 7)]
+    assert {place: len(row) for place, row in seen.items()} == {0: 3, 1: 7, 2: 3, 3: 7, 4: 3}
     assert seen[3] == inputs[4].tolist()

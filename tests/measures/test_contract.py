@@ -10,7 +10,7 @@ from attnprobe.axes import LABELS
 from attnprobe.measures import MEASURES
 from attnprobe.results import open_result, over_steps, save
 
-FEW = {"sequences": 16, "resamples": 50}
+FEW = {"sequences": 16}
 
 
 @pytest.fixture(scope="module", params=MEASURES)

@@ -1,5 +1,6 @@
 import dataclasses
 
+import materialised
 import numpy as np
 import pytest
 import torch
@@ -9,14 +10,12 @@ from attnprobe.config import DataSpec, ModelConfig, TrainConfig
 from attnprobe.errors import UsageError
 from attnprobe.measures import proximity
 from attnprobe.measures.capture import scores_by_layer
-from attnprobe.randomness import numpy_generator
 from attnprobe.statistics.decay import fit_decay
 from attnprobe.statistics.geometry import geometry
-from attnprobe.statistics.proximity import proximity_statistics
 from attnprobe.tasks import Split, Task
 from attnprobe.transformer import Transformer
 
-N, FEW = 12, {"sequences": 24, "resamples": 60}
+N, FEW = 12, {"sequences": 24}
 
 
 def checkpoint(data=None, lengths=None, edit=None, **named):
@@ -119,7 +118,7 @@ def test_the_initial_null_is_untrained_and_no_run_has_its_seeds():
 
 def test_a_network_without_positions_is_like_its_permuted_null():
     """A token may prefer itself (offset 0), with and without permutation; nothing else depends on the offset."""
-    result = proximity(checkpoint(position="none"), sequences=30, resamples=60)
+    result = proximity(checkpoint(position="none"), sequences=30)
     for name in ("toeplitz_share", "mean_distance_ratio", "proximity_contrast"):
         null = result[f"{name}_null"].sel(null="permuted")
         spread = 4 * null.std("draw", ddof=1).values
@@ -127,7 +126,7 @@ def test_a_network_without_positions_is_like_its_permuted_null():
 
 
 def test_images_have_both_views(image_checkpoint):
-    result = proximity(image_checkpoint, sequences=8, resamples=20)
+    result = proximity(image_checkpoint, sequences=8)
     assert result["grid_score_by_offset"].dims == ("layer", "head", "row_offset", "column_offset")
     assert result["grid_pattern_by_offset"].sizes == {"layer": 2, "head": 2, "row_offset": 15, "column_offset": 15}
     assert result["grid_mean_distance"].attrs["units"] == "pixels"
@@ -147,25 +146,24 @@ def test_a_window_must_leave_far_pixels(image_checkpoint):
 
 def test_uniform_attention_is_uniform_whatever_the_lengths():
     lengths = np.array([N] * 15 + [5] * 15)
-    result = proximity(checkpoint(position="none", lengths=lengths, edit=silence), sequences=30, resamples=20)
+    result = proximity(checkpoint(position="none", lengths=lengths, edit=silence), sequences=30)
     ratio = result["pattern_by_offset"] / result["uniform_pattern_by_offset"]
     assert ratio.values == pytest.approx(np.ones((1, 2, 2 * N - 1)))
 
 
-def test_the_error_of_the_decay_is_the_sd_over_resamples():
+def test_the_error_of_the_decay_is_the_jackknife_over_groups():
     made = checkpoint(position="relative", edit=fading, init_scale=0.25)
-    result = proximity(made, sequences=30, resamples=100)
-    places = geometry((N,))
+    result = proximity(made, sequences=30)
     (scores,) = scores_by_layer(made.model, made.tokens(30))
-    kernels = proximity_statistics(scores, places, (1, 2)).score_by_offset.numpy()
-    rng = numpy_generator(0, "proximity resamples")
+    kernels = materialised.score_statistics(scores)["kernel"].numpy()
     distance = np.arange(1.0, N)
     lengths = []
-    for drawn in rng.multinomial(30, np.full(30, 1 / 30), size=100):
-        mean = np.average(kernels, axis=0, weights=drawn)
+    for group in range(20):
+        mean = np.delete(kernels, [group, group + 20] if group < 10 else [group], axis=0).mean(0)
         folded = (mean[:, N:] + mean[:, : N - 1][:, ::-1]) / 2
         lengths.append(fit_decay(folded, distance, N - distance).length)
-    assert result["decay_length_se"].values[0] == pytest.approx(np.std(lengths, axis=0), rel=1e-6)
+    error = np.sqrt(19 / 20 * np.square(np.array(lengths) - np.mean(lengths, axis=0)).sum(0))
+    assert result["decay_length_se"].values[0] == pytest.approx(error, rel=1e-6)
 
 
 def fading(model):
@@ -177,7 +175,7 @@ def fading(model):
 def test_a_planted_decay_is_found_with_its_error():
     """Relative biases that fall off exponentially, under content scores that add noise."""
     made = checkpoint(position="relative", edit=fading, init_scale=0.25, lengths=np.full(30, 8))
-    result = proximity(made, sequences=30, resamples=100)
+    result = proximity(made, sequences=30)
     length, error = (result[name].isel(layer=0).values for name in ("decay_length", "decay_length_se"))
     assert (error > 0).all()
     assert (abs(length - 2) < 5 * error).all()
@@ -187,10 +185,10 @@ def test_a_planted_decay_is_found_with_its_error():
 
 def test_shorter_sequences_count_with_their_own_offsets():
     lengths = np.array([N] * 15 + [5] * 15)
-    result = proximity(checkpoint(position="alibi", lengths=lengths, edit=silence), sequences=30, resamples=60)
+    result = proximity(checkpoint(position="alibi", lengths=lengths, edit=silence), sequences=30)
     profile = result["score_by_offset"].isel(layer=0, head=0)
     assert np.isfinite(profile).all()
-    short = proximity(checkpoint(position="alibi", lengths=np.full(30, 5), edit=silence), sequences=30, resamples=60)
+    short = proximity(checkpoint(position="alibi", lengths=np.full(30, 5), edit=silence), sequences=30)
     assert np.isfinite(short["score_by_offset"].isel(layer=0, head=0)).sum() == 9
     offset = np.abs(result["offset"].values)
     assert (profile - profile.sel(offset=0)).values == pytest.approx(-0.0625 * offset, abs=1e-9)
@@ -207,7 +205,7 @@ def test_it_works_for_every_kind_of_network(named):
 
 
 def test_intervals_narrow_with_more_sequences():
-    few, many = (proximity(checkpoint(), sequences=size, resamples=400) for size in (5, 30))
+    few, many = (proximity(checkpoint(), sequences=size) for size in (5, 30))
     width = [float(one["entropy_interval"].diff("bound").mean()) for one in (few, many)]
     assert width[1] < 0.7 * width[0]
 
@@ -218,7 +216,6 @@ def test_intervals_narrow_with_more_sequences():
         ({"sequences": 1}, "sequences=1: an interval needs at least 2"),
         ({"window": 0}, "window=0: must be at least 1 and below 11, the farthest distance"),
         ({"window": N - 1}, "window=11"),
-        ({"resamples": 0}, "resamples=0"),
         ({"seed": -1}, "seed=-1"),
     ],
 )
@@ -229,8 +226,8 @@ def test_what_cannot_be_measured_is_refused(named, said):
 
 def test_accuracy_and_objective_stand_beside_the_numbers(spt_run):
     last = spt_run.checkpoints[-1]
-    result = proximity(last, sequences=4, resamples=5)
+    result = proximity(last, sequences=4)
     assert float(result["test_accuracy"]) == last.last_metrics["test_accuracy"]
     assert result["objective"].item() == "labels"
-    bare = proximity(dataclasses.replace(last, metrics=[]), sequences=4, resamples=5)
+    bare = proximity(dataclasses.replace(last, metrics=[]), sequences=4)
     assert np.isnan(bare["test_accuracy"])

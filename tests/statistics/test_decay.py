@@ -2,7 +2,6 @@ import numpy as np
 import pytest
 
 from attnprobe.statistics.decay import fit_decay
-from attnprobe.statistics.intervals import bootstrap_interval, resampling, weighted_means
 
 DISTANCE = np.arange(1.0, 64.0)
 WEIGHT = 2 * (64 - DISTANCE)
@@ -52,30 +51,3 @@ def test_what_has_no_weight_has_no_say():
 def test_profiles_are_fitted_one_by_one():
     profiles = np.stack([[np.exp(-DISTANCE / 2), np.exp(-DISTANCE / 9)]])
     assert fit_decay(profiles, DISTANCE, WEIGHT).length == pytest.approx(np.array([[2, 9]]), rel=1e-3)
-
-
-def test_the_interval_of_a_mean_is_that_of_normal_theory_and_covers():
-    rng = np.random.default_rng(0)
-    values = rng.normal(size=(100, 400))  # 400 experiments of 100 sequences
-    ends = bootstrap_interval(values, resampling(100, 1000, rng))
-    half = np.mean(ends[:, 1] - ends[:, 0]) / 2
-    assert half == pytest.approx(1.96 / 10, rel=0.05)
-    covered = np.mean((ends[:, 0] < 0) & (ends[:, 1] > 0))
-    assert 0.90 < covered < 0.98
-
-
-def test_weights_of_resamples_sum_to_1_and_means_leave_out_what_is_missing():
-    weights = resampling(10, 50, np.random.default_rng(0))
-    assert weights.sum(1) == pytest.approx(np.ones(50))
-    values = np.array([[1.0, 5.0], [3.0, np.nan], [np.nan, np.nan]])
-    means = weighted_means(values, np.full((1, 3), 1 / 3))
-    assert means[0] == pytest.approx([2, 5])
-
-
-def test_intervals_do_not_depend_on_how_columns_are_blocked(monkeypatch):
-    from attnprobe.statistics import intervals
-
-    values, weights = np.random.default_rng(0).normal(size=(20, 3, 5)), resampling(20, 30, np.random.default_rng(1))
-    whole = bootstrap_interval(values, weights)
-    monkeypatch.setattr(intervals, "BLOCK", 4)
-    np.testing.assert_allclose(bootstrap_interval(values, weights), whole)

@@ -1,0 +1,193 @@
+"""Arrays over query and key, a block of queries at a time: never n x n."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from attnprobe.statistics.geometry import Geometry
+from attnprobe.statistics.scores import Scores
+
+QUERIES = 64
+"""Queries in a block; on a grid the next number of whole rows of pixels."""
+ELEMENTS = 2**21
+"""Scores held at a time on a CPU, where they should fit its caches; other devices take 64 times as many."""
+
+
+@dataclass(frozen=True)
+class Block:
+    """The queries from start to stop - 1, and the keys before ``keys``, which are all that they see."""
+
+    start: int
+    stop: int
+    keys: int
+
+    @property
+    def queries(self) -> slice:
+        """The queries."""
+        return slice(self.start, self.stop)
+
+    def of(self, memory: Float[Tensor, " element"], matrices: int) -> Float[Tensor, "matrix query key"]:
+        """Return the beginning of some memory as an array for this block."""
+        rows = self.stop - self.start
+        return memory[: matrices * rows * self.keys].view(matrices, rows, self.keys)
+
+
+@dataclass(frozen=True)
+class Group:
+    """Some (sequence, head) matrices of the scores of one batch without padding, worked on together."""
+
+    scores: Scores
+    sequences: Int[Tensor, " matrix"]
+    """The place of each matrix in the batch."""
+    heads: Int[Tensor, " matrix"]
+    """The head of each matrix."""
+    q: Float[Tensor, "matrix token d_head"]
+    """Queries times the scale, in at least float32."""
+    k: Float[Tensor, "matrix token d_head"]
+    """Keys."""
+    bias: Float[Tensor, "matrix offset"] | None
+    """Bias."""
+    queries: int
+    """Queries in a block."""
+
+    @property
+    def size(self) -> int:
+        """Number of matrices."""
+        return len(self.q)
+
+    @property
+    def geometry(self) -> Geometry:
+        """The geometry of the scores."""
+        return self.scores.geometry
+
+    def take(self, x: Float[Tensor, "batch head token width"]) -> Float[Tensor, "matrix token width"]:
+        """Return the group's part of values, gradients or factors, in the type of its queries."""
+        return x[self.sequences.to(x.device), self.heads.to(x.device)].to(self.q)
+
+    def memory(self) -> Float[Tensor, " element"]:
+        """Return room for one block of every matrix."""
+        return self.q.new_empty(self.size * self.queries * self.geometry.n)
+
+    def totals(self, *shape: int) -> Float[Tensor, "matrix ..."]:
+        """Return zeros to add up in."""
+        return torch.zeros(self.size, *shape, dtype=torch.float64, device=self.q.device)
+
+    def blocks(self) -> Iterator[Block]:
+        """Yield blocks that hold each query once."""
+        n = self.geometry.n
+        for start in range(0, n, self.queries):
+            stop = min(start + self.queries, n)
+            yield Block(start, stop, stop if self.scores.causal else n)
+
+    def write_scores(self, block: Block, out: Float[Tensor, "matrix query key"]) -> None:
+        """Write the scores of a block, with `hidden` for keys after a causal query."""
+        causal, order = self.scores.causal, self.scores.order
+        device = out.device
+        queries = torch.arange(block.start, block.stop, device=device)
+        if order is None:
+            torch.bmm(self.q[:, block.queries], self.k[:, : block.keys].mT, out=out)
+            if self.bias is not None:
+                out += self._bias(queries, block.keys)
+        else:
+            order = order.to(device)
+            taken = queries if causal else order[queries]
+            arranged = self.q[:, taken] @ self.k.mT
+            if self.bias is not None:
+                arranged += self._bias(taken, self.geometry.n)
+            arranged = arranged[..., order]
+            if causal:
+                out.masked_scatter_(_visible(queries, block.keys), arranged[:, order <= queries[:, None]])
+            else:
+                out.copy_(arranged)
+        if causal:
+            out.masked_fill_(~_visible(queries, block.keys), hidden(out))
+
+    def _bias(self, queries: Int[Tensor, " query"], keys: int) -> Float[Tensor, "matrix query key"]:
+        """Return the bias of some queries with the first keys."""
+        assert self.bias is not None
+        windows = self.bias.unfold(-1, self.geometry.n, 1)  # a view: window n - 1 - i is row i
+        return windows[:, self.geometry.n - 1 - queries, :keys]
+
+
+def groups(scores: Scores) -> Iterator[Group]:
+    """Yield all matrices of scores without padding, some together, with the size of their blocks."""
+    batch, heads, n = scores.shape
+    step = 1 if scores.grid is None else scores.grid[1]
+    queries = min(n, -(-QUERIES // step) * step)
+    elements = ELEMENTS if scores.q.device.type == "cpu" else 64 * ELEMENTS
+    at_once = max(1, elements // (queries * n))
+    wide = torch.promote_types(scores.q.dtype, torch.float32)
+    for matrices in torch.arange(batch * heads, device=scores.q.device).split(at_once):
+        sequence, head = matrices // heads, matrices % heads
+        q, k = (x[sequence, head].to(wide) for x in (scores.q, scores.k))
+        bias = None if scores.bias is None else scores.bias[head].to(wide)
+        yield Group(scores, sequence.cpu(), head.cpu(), q * scores.factor, k, bias, queries)
+
+
+def hidden(like: Tensor) -> float:
+    """Return a score that gets no weight and that may still be multiplied by 0."""
+    return torch.finfo(like.dtype).min / 4
+
+
+class OffsetSums:
+    """Sums by offset of arrays that come in blocks.
+
+    In a line an offset is a diagonal of the block, and with a row stride of one more than its width diagonals are
+    columns: their sums are read off in place, but for the corners, where a diagonal misses some rows. On a grid, where a
+    block is a number of whole rows of pixels, what is added up is the array over (query column, row offset, key column),
+    whose diagonals remain for the end.
+    """
+
+    def __init__(self, group: Group) -> None:
+        """Start from zero."""
+        self.geometry = group.geometry
+        if len(self.geometry.shape) == 1:
+            self.total = group.totals(2 * group.geometry.n - 1)
+        else:
+            rows, columns = self.geometry.shape
+            self.total = group.q.new_zeros(group.size, columns, 2 * rows - 1, columns)
+
+    def add(self, x: Float[Tensor, "matrix query key"], block: Block) -> None:
+        """Add the array of a block."""
+        matrices, queries, keys = x.shape
+        if len(self.geometry.shape) == 1:
+            zero = self.geometry.n - 1 - block.start  # where the offsets of the first query with key 0 are
+            whole = x.as_strided((matrices, queries, keys - queries + 1), (queries * keys, keys + 1, 1))
+            corners = diagonal_sums(x[..., :queries].tril(-1) + x[..., keys - queries :].triu(1))
+            self.total[:, zero : zero + keys - queries + 1] += whole.sum(1)
+            self.total[:, zero - queries + 1 : zero] += corners[:, : queries - 1]
+            self.total[:, zero + keys - queries + 1 : zero + keys] += corners[:, queries:]
+            return
+        rows, columns = self.geometry.shape
+        pixels = x.unflatten(1, (-1, columns)).unflatten(-1, (-1, columns))  # query row, column, key row, column
+        for row in range(queries // columns):
+            first = rows - 1 - (block.start // columns + row)
+            self.total[:, :, first : first + pixels.shape[3]] += pixels[:, row]
+
+    def sums(self) -> Float[Tensor, "matrix offset"]:
+        """Return the sums, in float64 on the CPU."""
+        if len(self.geometry.shape) == 1:
+            return self.total.cpu()
+        columns = self.geometry.shape[1]
+        found = self.total.new_zeros(len(self.total), *self.geometry.sides, dtype=torch.float64)
+        for column in range(columns):
+            found[..., columns - 1 - column : 2 * columns - 1 - column] += self.total[:, column]
+        return found.flatten(1).cpu()
+
+
+def _visible(queries: Int[Tensor, " query"], keys: int) -> Tensor:
+    return torch.arange(keys, device=queries.device) <= queries[:, None]
+
+
+def diagonal_sums(x: Float[Tensor, "*lead n n"]) -> Float[Tensor, "*lead offset"]:
+    """Return the sums along the diagonals of squares, from offset -(n - 1) to n - 1.
+
+    Rows are turned upside down and padded to 2 n; read with a width of 2 n - 1 the diagonals stand in columns.
+    """
+    n = x.shape[-1]
+    flat = F.pad(x.flip(-2), (0, n)).flatten(-2)[..., : n * (2 * n - 1)]
+    return flat.unflatten(-1, (n, 2 * n - 1)).sum(-2)

@@ -1,0 +1,139 @@
+"""The streaming engine against the materialised way, over drawn shapes, masks, biases and types."""
+
+import materialised
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from attnprobe.statistics import blocks, score
+from attnprobe.statistics.gradient import gradient_statistics
+from attnprobe.statistics.pattern import pattern_statistics
+from attnprobe.statistics.score import score_statistics
+from attnprobe.statistics.scores import Scores
+
+TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def small_blocks():
+    """Several blocks, groups and chunks even at tiny sizes."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(blocks, "QUERIES", 3)
+        patched.setattr(blocks, "ELEMENTS", 60)
+        patched.setattr(score, "ELEMENTS", 100)
+        patched.setattr(score, "BLOCK", 2)
+        yield
+
+
+DRAWN = st.fixed_dictionaries(
+    {
+        "seed": st.integers(0, 2**31),
+        "grid": st.none() | st.tuples(st.integers(1, 4), st.integers(1, 4)),
+        "n": st.integers(1, 11),
+        "batch": st.integers(1, 3),
+        "heads": st.integers(1, 3),
+        "d_head": st.integers(1, 5),
+        "dtype": st.sampled_from(list(TOLERANCE)),
+        "causal": st.booleans(),
+        "size": st.sampled_from([0.1, 1.0, 3.0]),
+        "scale": st.sampled_from([None, 0.7]),
+        "bias": st.sampled_from([None, 0.3, 4.0]),
+        "special": st.sampled_from(["nothing", "padding", "order"]),
+    }
+)
+
+
+def made(seed, grid, n, batch, heads, d_head, dtype, causal, size, scale, bias, special):
+    """Return scores of any kind, and a generator for what else is drawn."""
+    generator = torch.Generator().manual_seed(seed)
+    n = n if grid is None else grid[0] * grid[1]
+
+    def normal(*shape):
+        return torch.randn(*shape, generator=generator, dtype=dtype)
+
+    q, k = size * normal(batch, heads, n, d_head) + normal(d_head), size * normal(batch, heads, n, d_head) + 1
+    bias = None if bias is None else bias * normal(heads, 2 * n - 1)
+    real = order = None
+    if special == "padding" and grid is None:
+        ends = torch.randint(0, n + 1, (batch, 2), generator=generator).sort(1).values
+        ends[:, 1] = ends[:, 1].clamp(min=1)
+        ends[:, 0] = torch.minimum(ends[:, 0], ends[:, 1] - 1)
+        real = (torch.arange(n) >= ends[:, :1]) & (torch.arange(n) < ends[:, 1:])
+    if special == "order":
+        order = torch.randperm(n, generator=generator)
+    return Scores(q, k, scale, bias, causal, real, grid, order), generator
+
+
+def close(found, expected, tolerance, scale=None):
+    """Assert that each matrix is right to a tolerance relative to the largest number in it, or to a given scale."""
+    assert torch.equal(found.isfinite(), expected.isfinite())
+    found, expected = found.nan_to_num(), expected.nan_to_num()
+    if scale is None:
+        scale = expected.abs().flatten(2).amax(-1) if expected.ndim > 2 else expected.abs()
+    scale = scale.reshape(scale.shape + (1,) * (expected.ndim - scale.ndim))
+    assert ((found - expected).abs() <= tolerance * scale + 1e-300).all(), ((found - expected).abs() / scale).max()
+
+
+@settings(max_examples=150, deadline=None)
+@given(drawn=DRAWN)
+def test_score_statistics(drawn):
+    scores, _ = made(**drawn)
+    found, expected = score_statistics(scores), materialised.score_statistics(scores)
+    tolerance = TOLERANCE[scores.q.dtype]
+    assert torch.equal(found.pairs, expected["pairs"])
+    # Numbers that may nearly vanish by chance are compared on the scale of the scores.
+    size = expected["square"] + expected["square_row_centred"]
+    largest = (size / found.pairs.sum(1, keepdim=True)).sqrt() + 1e-3
+    for name in ("mean", "mean_by_query", "mean_by_key", "mean_by_offset", "centred_by_offset", "kernel", "sd"):
+        one = getattr(found, name)
+        scale = largest * found.pairs.sum(1, keepdim=True).sqrt()
+        close(one, expected[name], tolerance, scale)
+    for name in ("square", "square_row_centred", "square_double_centred"):
+        close(getattr(found, name), expected[name], tolerance, size + 1e-6)
+    constant = expected["square_row_centred"] <= 1e-10 * (size + 1e-6)
+    shares = [share.masked_fill(constant, torch.nan) for share in (found.toeplitz_share, expected["toeplitz_share"])]
+    close(*shares, tolerance, (size / expected["square_row_centred"]).nan_to_num(1.0))
+
+
+@settings(max_examples=150, deadline=None)
+@given(drawn=DRAWN)
+def test_pattern_statistics(drawn):
+    scores, _ = made(**drawn)
+    n = scores.shape[2]
+    found, expected = pattern_statistics(scores, top=min(2, n)), materialised.pattern_statistics(scores)
+    tolerance = TOLERANCE[scores.q.dtype]
+    for name in ("mass_by_offset", "mass_by_key"):
+        close(getattr(found, name), expected[name], tolerance)
+    close(found.uniform_by_offset, expected["uniform_by_offset"], 1e-12, torch.ones(len(scores.q)))
+    close(found.entropy, expected["entropy"], tolerance, expected["entropy"] + 1e-3)
+    close(found.mass_by_offset.sum(-1), torch.ones(scores.shape[:2]).double(), tolerance)
+    best = materialised.pattern(scores).topk(min(2, n))
+    close(found.top_weights, best.values, tolerance, torch.ones(scores.shape[:2]))
+    at_keys = materialised.pattern(scores).gather(-1, found.top_keys.clamp(min=0)).where(found.top_keys >= 0, 0.0)
+    close(at_keys, best.values, tolerance, torch.ones(scores.shape[:2]))
+
+
+@settings(max_examples=100, deadline=None)
+@given(drawn=DRAWN, leading=st.sampled_from([(), ("heads",), (1,), ("batch", 1), ("batch", "heads")]))
+def test_gradient_statistics(drawn, leading):
+    scores, generator = made(**{**drawn, "special": "padding"})
+    batch, heads, n = scores.shape
+    v, dz = torch.randn(2, batch, heads, n, 3, generator=generator, dtype=scores.q.dtype)
+    shape = [*(drawn.get(axis, axis) for axis in leading), n, 2]
+    left, right = torch.randn(2, *shape, generator=generator, dtype=scores.q.dtype)
+    found = gradient_statistics(scores, v, dz, [(left, right), (right, left[..., :2, :].sum(-2, keepdim=True) + right)])
+    gradient = materialised.score_gradient(scores, v, dz)
+    tolerance = TOLERANCE[scores.q.dtype]
+    # What is subtracted from what: where one key takes all, a small gradient is the difference of large numbers.
+    products = torch.einsum("bhid,bhjd->bhij", dz.double(), v.double()).abs()
+    scale = (materialised.pattern(scores) * products).sum((-2, -1))
+    close(found.by_offset, materialised.by_offset(scores, gradient), tolerance, scale)
+    close(found.by_key, gradient.sum(-2), tolerance, scale)
+    close(found.square, gradient.square().sum((-2, -1)), tolerance, scale.square())
+    planes = [(left, right), (right, left[..., :2, :].sum(-2, keepdim=True) + right)]
+    for number, (a, b) in enumerate(planes):
+        along = (gradient * (a.double() @ b.double().mT)).sum((-2, -1))
+        close(found.along[..., number], along, tolerance, 10 * scale)
+    function = torch.randn(found.by_offset.shape[-1], generator=generator, dtype=torch.float64)
+    close(found.along_offsets(function), materialised.by_offset(scores, gradient) @ function, tolerance, 10 * scale)
