@@ -6,15 +6,15 @@
 (('masked', 1500), ('labels', 500))
 
 ``ap.train(config)`` returns a run, ``ap.load("ckpt.pt")`` a checkpoint, ``ap.proximity(checkpoint)`` a labelled result
-and ``ap.figures.proximity(result)`` its figure. Names are imported when they are first used, so that
-``import attnprobe`` itself is quick.
+and ``ap.figures.proximity(result)`` its figure; ``ap.statistics`` takes queries and keys of any network.
+Names are imported when they are first used, so that ``import attnprobe`` itself is quick.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from attnprobe import figures
+    from attnprobe import figures, statistics
     from attnprobe.checkpoint import Checkpoint, load
     from attnprobe.config import DataSpec, ModelConfig, TrainConfig
     from attnprobe.errors import UsageError
@@ -64,14 +64,15 @@ __all__ = [
     "open_result",
     "over_steps",
     "proximity",
+    "statistics",
     "train",
 ]
 
 
 def __getattr__(name: str) -> Any:
     """Import a public name when it is first used."""
-    if name == "figures":
-        return import_module("attnprobe.figures")
+    if name in ("figures", "statistics"):
+        return import_module(f"attnprobe.{name}")
     if name not in _HOME:
         raise AttributeError(f"module 'attnprobe' has no attribute {name!r}; it has {', '.join(__all__)}")
     return getattr(import_module(f"attnprobe.{_HOME[name]}"), name)

@@ -5,12 +5,13 @@ For the queries $q_i$ and keys $k_j$ of one head (already rotated, where the enc
 $$S_{ij} = q_i \cdot k_j / \sqrt{d_{head}} + b(j - i), \qquad A = \mathrm{softmax}_j S, \qquad z_i = \sum_j A_{ij} v_j$$
 
 with $S_{ij} = -\infty$ where query i may not see key j. `Attention.attend` has two paths to z. The fused one never
-holds an n x n array where nothing but q, k and causality decides the score, and is taken unless somebody looks; the
+holds an n x n array of scores, nor a large one of biases and masks, and is taken unless somebody looks; the
 explicit one makes S and A, and is taken when a hook sits on ``hook_attn_scores`` or ``hook_pattern``, so that an edit
 there is never ignored. Both start from the same q and k and the same `Additive`.
 """
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -43,24 +44,34 @@ class Additive:
     @cached_property
     def dense(self) -> Float[Tensor, "#batch #head query key"] | None:
         """The sum as an array, or None where there is nothing to add: then no n x n array exists."""
-        if self.bias is None and self.hidden is None:
+        return self.rows(0, self.n)
+
+    def rows(self, start: int, stop: int) -> Float[Tensor, "#batch #head query key"] | None:
+        """Return the sum for the queries from start to stop - 1, or None."""
+        if self.bias is None and not self.causal and self.real is None:
             return None
-        position = torch.arange(self.n, device=self.device)
+        query, key = torch.arange(start, stop, device=self.device)[:, None], torch.arange(self.n, device=self.device)
         added = torch.zeros(1, 1, 1, 1, device=self.device)
         if self.bias is not None:
-            added = self.bias[None, :, position - position[:, None] + self.n - 1]
-        return added if self.hidden is None else torch.where(self.hidden, -math.inf, added)
-
-    @cached_property
-    def hidden(self) -> Bool[Tensor, "#batch 1 query key"] | None:
-        """Where a key may not be seen, or None where all may."""
-        hidden = None
+            added = self.bias[None, :, key - query + self.n - 1]
         if self.causal:
-            hidden = torch.ones(self.n, self.n, dtype=torch.bool, device=self.device).triu(1)[None, None]
-        if self.real is not None:
-            padding = ~self.real[:, None, None, :].expand(-1, 1, self.n, -1)
-            hidden = padding if hidden is None else hidden | padding
-        return hidden
+            added = torch.where(key > query, -math.inf, added)
+        return added if self.real is None else torch.where(self.real[:, None, None, :], added, -math.inf)
+
+    def blocks(self) -> Iterator[tuple[slice, Float[Tensor, "#batch #head query key"] | None]]:
+        """Yield all queries, some at a time where the sum for all of them would be large, with their part of it."""
+        size = (1 if self.real is None else len(self.real)) * (1 if self.bias is None else len(self.bias)) * self.n
+        step = max(1, ELEMENTS // size)
+        if self.n <= step:
+            yield slice(0, self.n), self.dense
+            return
+        for start in range(0, self.n, step):
+            stop = min(start + step, self.n)
+            yield slice(start, stop), self.rows(start, stop)
+
+
+ELEMENTS = 2**24
+"""Numbers added to scores that are held at a time in the fused path."""
 
 
 def scores(
@@ -122,17 +133,17 @@ class Attention(nn.Module):
         if watched(self.hook_attn_scores) or watched(self.hook_pattern):
             pattern = self.hook_pattern(self.hook_attn_scores(scores(q, k, additive)).softmax(dim=-1))
             return einsum(pattern, v, "batch head query key, batch key head d_head -> batch query head d_head")
-        only_causal = additive.causal and additive.bias is None and additive.real is None
-        added = None if only_causal else additive.dense
-        z = F.scaled_dot_product_attention(
-            q.transpose(1, 2),
-            k.transpose(1, 2),
-            v.transpose(1, 2),
+        q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+        if additive.bias is None and additive.real is None:
+            return F.scaled_dot_product_attention(q, k, v, is_causal=additive.causal).transpose(1, 2)
+        parts = [
             # A mask of another type than q is misread without an error (torch 2.13, float64 on a CPU).
-            attn_mask=None if added is None else added.to(q.dtype),
-            is_causal=only_causal,
-        )
-        return z.transpose(1, 2)
+            F.scaled_dot_product_attention(
+                q[:, :, queries], k, v, attn_mask=None if added is None else added.to(q.dtype)
+            )
+            for queries, added in additive.blocks()
+        ]
+        return torch.cat(parts, dim=2).transpose(1, 2)
 
     # TransformerLens's names and shapes: W_Q, W_K, W_V [head, d_model, d_head], W_O [head, d_head, d_model].
     @property

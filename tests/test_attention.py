@@ -70,7 +70,21 @@ def test_nothing_of_size_n_by_n_exists_where_nothing_is_added():
     _, encoding = layer("learned")
     plain = Additive(N, torch.device("cpu"), encoding.bias(N))
     assert plain.dense is None
-    assert plain.hidden is None
+
+
+@pytest.mark.parametrize("position", ["alibi", "relative"])
+@pytest.mark.parametrize("queries_at_once", [1, 3])
+def test_a_long_sequence_takes_its_biases_a_few_queries_at_a_time(position, queries_at_once, monkeypatch):
+    attention, encoding = layer(position)
+    x = torch.randn(2, N, 12, dtype=torch.float64, requires_grad=True)
+    found = []
+    for elements in (2**24, queries_at_once * 2 * 2 * N):
+        monkeypatch.setattr("attnprobe.attention.ELEMENTS", elements)
+        added = additive(encoding, True, True)
+        out = attention(x, encoding, added)
+        found.append((out, torch.autograd.grad(out.square().sum(), x)[0], len(list(added.blocks()))))
+    assert [blocks for *_, blocks in found] == [1, -(-N // queries_at_once)]
+    torch.testing.assert_close(found[0][:2], found[1][:2])
 
 
 @pytest.mark.parametrize("name", ["hook_attn_scores", "hook_pattern"])

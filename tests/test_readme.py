@@ -11,14 +11,17 @@ ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 
 
-def test_the_python_example_runs(tmp_path, monkeypatch):
-    (example,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+def test_the_python_examples_run(tmp_path, monkeypatch):
+    example, at_any_length = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     quick = 'ap.configure("pairs", steps=4, pretrain_steps=2, '
     monkeypatch.chdir(tmp_path)
     names = {}
     exec(example.replace('ap.configure("pairs", ', quick), names)
     assert names["cache"]["blocks.0.attn.hook_pattern"].shape == (4, 2, 32, 32)
     assert (tmp_path / "proximity.pdf").exists()
+    exec(at_any_length.replace("5000", "50"), names)
+    assert names["pattern"].top_keys.shape == (1, 4, 50, 3)
+    assert names["moments"].interval().shape == (4, 2)
 
 
 def test_the_file_map_names_every_module():

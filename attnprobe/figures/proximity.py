@@ -22,9 +22,9 @@ def proximity(result: xr.Dataset) -> Figure:
     """Draw one checkpoint: profiles of score and pattern by offset against both nulls, and the map of the contrast.
 
     Each layer is a row. Ribbons are 95 % t intervals over sequences. The shaded band and the dashed lines are the
-    envelopes, over heads and draws, of the two nulls. Offsets up to half the sequence are shown: farther ones have few pairs. A
-    cell of the map is framed where the contrast lies outside the range of all draws of both nulls of its head. On
-    images the pattern over two-dimensional offsets follows.
+    envelopes, over heads and draws, of the two nulls. Offsets up to half the sequence are shown: farther ones have few
+    pairs. A cell of the map is framed where the contrast lies outside the range of all draws of both nulls of its head.
+    On images the pattern over two-dimensional offsets follows.
     """
     layers, heads = result.sizes["layer"], result.sizes["head"]
     grid = bool(own_prefix(result))

@@ -1,7 +1,7 @@
 """Proximity: do scores and attention favour near keys, how much, and over what range?"""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
@@ -64,6 +64,8 @@ def proximity(checkpoint: "Checkpoint", *, sequences: int = 256, window: int = 2
         window: Largest distance that counts as near, in tokens or pixels.
         seed: Seed of the permutations and the initial networks.
     """
+    from tqdm import tqdm
+
     from attnprobe.results import dataset, variable
 
     _check(checkpoint, sequences, window, seed)
@@ -74,12 +76,13 @@ def proximity(checkpoint: "Checkpoint", *, sequences: int = 256, window: int = 2
     views = _views(checkpoint)
     rows = np.arange(sequences)
     groups = np.arange(sequences) % min(GROUPS, sequences)
-    look = partial(_over_sequences, checkpoint, views, within)
-    measured, profiles = look(checkpoint.model, rows, groups=groups)
-    nulls = {
-        "permuted": [_means(look(checkpoint.model, rows[d::draws], _order(seed, d, n))[0]) for d in range(draws)],
-        "initial": [_means(look(_initial(checkpoint, seed, d), rows[d::draws])[0]) for d in range(draws)],
-    }
+    with tqdm(total=3 * sequences, desc="proximity", unit="sequence", delay=5, leave=False, dynamic_ncols=True) as bar:
+        look = partial(_over_sequences, checkpoint, views, within, bar.update)
+        measured, profiles = look(checkpoint.model, rows, groups=groups)
+        nulls = {
+            "permuted": [_means(look(checkpoint.model, rows[d::draws], _order(seed, d, n))[0]) for d in range(draws)],
+            "initial": [_means(look(_initial(checkpoint, seed, d), rows[d::draws])[0]) for d in range(draws)],
+        }
     variables: dict[str, xr.Variable] = {}
     for prefix, view in views.items():
         of_view = {null: [draw[prefix] for draw in draws_of] for null, draws_of in nulls.items()}
@@ -181,6 +184,7 @@ def _over_sequences(
     checkpoint: "Checkpoint",
     views: Mapping[str, _View],
     within: tuple[int, ...],
+    done: Callable[[int], object],
     model: "Transformer",
     rows: np.ndarray,
     order: np.ndarray | None = None,
@@ -189,7 +193,8 @@ def _over_sequences(
     """Return, for each view, the moments of each statistic over sequences, a list over layers.
 
     The second part holds the score's profile for each group of sequences, a list over groups and layers. Positions are
-    permuted by an order. Offsets that a shorter sequence does not have are missing there.
+    permuted by an order. Offsets that a shorter sequence does not have are missing there. ``done`` is told how many
+    sequences are done.
     """
     import torch
 
@@ -217,6 +222,7 @@ def _over_sequences(
                 for group in range(kinds):
                     own = _widened("score_by_offset", kernel[groups[chosen] == group], n - length)
                     profiles[prefix][group][layer].add(own)
+        done(len(chosen))
     return found, profiles
 
 

@@ -137,9 +137,9 @@ class OffsetSums:
     """Sums by offset of arrays that come in blocks.
 
     In a line an offset is a diagonal of the block, and with a row stride of one more than its width diagonals are
-    columns: their sums are read off in place, but for the corners, where a diagonal misses some rows. On a grid, where a
-    block is a number of whole rows of pixels, what is added up is the array over (query column, row offset, key column),
-    whose diagonals remain for the end.
+    columns: their sums are read off in place, but for the corners, where a diagonal misses some rows. On a grid, where
+    a block is a number of whole rows of pixels, what is added up is the array over (query column, row offset, key
+    column), whose diagonals remain for the end.
     """
 
     def __init__(self, group: Group) -> None:

@@ -66,8 +66,8 @@ class PatternStatistics:
 
         On a grid an offset is (row offset, column offset). Raises `UsageError` for no offset or one that is not there.
         """
-        asked = np.array(offsets, dtype=int).reshape(len(offsets), -1)
         shape = np.array(self.geometry.shape)
+        asked = np.array(offsets, dtype=int).reshape(len(offsets), -1 if offsets else 0)
         if asked.size == 0 or asked.shape[1] != len(shape) or (abs(asked) >= shape).any():
             farthest = [int(side) - 1 for side in shape]
             raise UsageError(f"offsets={list(offsets)}: must be one or more, each up to ±{farthest} along its axes")

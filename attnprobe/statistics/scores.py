@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Int
 from torch import Tensor
 
 from attnprobe.errors import UsageError
@@ -27,22 +27,23 @@ class Scores:
     tensor([1., 2., 3.], dtype=torch.float64)
     """
 
-    q: Float[Tensor, "batch head token d_head"]
-    """Queries, rotated where the encoding rotates."""
-    k: Float[Tensor, "batch head token d_head"]
-    """Keys, rotated where the encoding rotates."""
+    # Shapes are checked below, for everybody and by name; so they are not in the annotations.
+    q: Tensor
+    """[batch, head, token, d_head]: queries, rotated where the encoding rotates."""
+    k: Tensor
+    """[batch, head, token, d_head]: keys, rotated where the encoding rotates."""
     scale: float | None = None
     """Factor of the product; 1 / sqrt(d_head) unless given."""
-    bias: Float[Tensor, "head offset"] | None = None
-    """What is added at offsets -(n - 1) ... n - 1."""
+    bias: Tensor | None = None
+    """[head, offset]: what is added at offsets -(n - 1) ... n - 1."""
     causal: bool = False
     """Whether keys after the query are hidden."""
-    real: Bool[Tensor, "batch token"] | None = None
-    """Tokens that are not padding, one run of neighbours in each sequence; the others are neither query nor key."""
+    real: Tensor | None = None
+    """[batch, token]: true where a token is not padding, one run in each sequence; padding is neither query nor key."""
     grid: tuple[int, int] | None = None
     """Rows and columns where the tokens are pixels read row by row: statistics are then over 2-D offsets."""
-    order: Int[Tensor, " token"] | None = None
-    """A permutation of the tokens, for a null: the same scores at other positions.
+    order: Tensor | None = None
+    """[token]: a permutation of the tokens, for a null: the same scores at other positions.
 
     Token ``order[p]`` takes position p, as query and as key, and keeps its scores with every other token. A causal
     query stays where it is, and the keys that it sees take each other's positions in the sequence of the order: it
@@ -52,8 +53,11 @@ class Scores:
     def __post_init__(self) -> None:
         """Check everything before any work."""
         batch, heads, n, _ = check_shape("q", self.q, ("batch", "head", "token", "d_head"))
-        if self.k.shape != self.q.shape:
-            raise UsageError(f"k of shape {tuple(self.k.shape)}: must be that of q, {tuple(self.q.shape)}")
+        if (self.k.shape, self.k.dtype, self.k.device) != (self.q.shape, self.q.dtype, self.q.device):
+            raise UsageError(
+                f"k of shape {tuple(self.k.shape)} and type {self.k.dtype}: must be that of q, {tuple(self.q.shape)}, "
+                f"{self.q.dtype}, and on {self.q.device}"
+            )
         if self.scale is not None and not math.isfinite(self.scale):
             raise UsageError(f"scale={self.scale}: must be finite")
         if self.bias is not None and self.bias.shape != (heads, 2 * n - 1):

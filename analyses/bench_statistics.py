@@ -1,0 +1,245 @@
+"""How fast and how large are the attention statistics, beside materialising and beside fused attention?
+
+One sequence, 4 heads, d_head 32, random float32 queries, keys, values and gradients; n = 256 ... 65,536. All ways of a
+length are timed in turns in one process, and medians are shown. The ways:
+
+- engine: `attnprobe.statistics`;
+- materialised: the same numbers from n x n arrays in plain torch, in float32, one head after the other;
+- fused: `scaled_dot_product_attention`, forward for patterns, forward and backward for gradients: the cost of *using*
+  the attention whose statistics these are;
+- TransformerLens: only *getting* the pattern of one layer of the same size, with ``run_with_cache``.
+
+Peak memory is what the process (on a GPU: the allocator) holds at most beyond its inputs. The limit is the time that
+the multiply-adds and exponentials alone would take at this machine's rates, which are measured first: matrix products
+of 1024 x 1024 and exponentials of an array in cache.
+
+    python analyses/bench_statistics.py                  # 6 minutes on 2 cores; 4 GiB
+    python analyses/bench_statistics.py --longest 4096   # 20 seconds
+"""
+
+import ctypes
+import gc
+import math
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+import torch
+import torch.nn.functional as F
+import tyro
+from torch import Tensor
+
+from attnprobe.statistics import Scores, gradient_statistics, pattern_statistics, score_statistics
+
+HEADS, D_HEAD = 4, 32
+LENGTHS = (256, 1024, 4096, 16_384, 65_536)
+MATERIALISED = 16_384
+"""Longest sequence that is materialised: 1 GiB an array and head."""
+CACHED = 4096
+"""Longest sequence whose pattern TransformerLens caches here."""
+
+
+def main(longest: int = 65_536, device: str = "cpu", out: Path | None = None) -> None:
+    """Print the table.
+
+    Args:
+        longest: Longest sequence.
+        device: Where to run: cpu or cuda.
+        out: Where to write the table as CSV too.
+    """
+    rates = measured_rates(device)
+    print(f"{machine(device)}; torch {torch.__version__}, {torch.get_num_threads()} threads")
+    print(", ".join(f"{rate / 1e9:.3g} G{what}/s" for what, rate in rates.items()))
+    rows = []
+    for n in [n for n in LENGTHS if n <= longest]:
+        q, k, v, dz = torch.randn(4, 1, HEADS, n, D_HEAD, generator=torch.Generator().manual_seed(n)).to(device)
+        for name, ways in comparisons(q, k, v, dz).items():
+            rows += table(name, n, ways, limit(name, n, rates), device)
+            print(rows[-1])
+    found = pd.DataFrame(rows)
+    print(found.to_string(index=False, float_format=lambda x: f"{x:.3g}", na_rep=""))
+    if out is not None:
+        found.to_csv(out, index=False)
+
+
+def comparisons(q: Tensor, k: Tensor, v: Tensor, dz: Tensor) -> dict[str, dict[str, Callable[[], object]]]:
+    """Return, for each kind of statistic, the ways that are compared; the first is the engine's."""
+    n = q.shape[2]
+    scores = Scores(q, k)
+    leaves = [x.clone().requires_grad_() for x in (q, k, v)]
+
+    def fused_backward() -> object:
+        return torch.autograd.grad(F.scaled_dot_product_attention(*leaves), leaves, dz)
+
+    ways: dict[str, dict[str, Callable[[], object]]] = {
+        "score": {"engine": lambda: score_statistics(scores)},
+        "pattern": {
+            "engine": lambda: pattern_statistics(scores),
+            "fused": lambda: F.scaled_dot_product_attention(q, k, v),
+        },
+        "gradient": {"engine": lambda: gradient_statistics(scores, v, dz), "fused": fused_backward},
+    }
+    if n <= MATERIALISED:
+        ways["score"]["materialised"] = lambda: by_head(score_materialised, q, k)
+        ways["pattern"]["materialised"] = lambda: by_head(pattern_materialised, q, k)
+        ways["gradient"]["materialised"] = lambda: by_head(gradient_materialised, q, k, v, dz)
+    if n <= CACHED:
+        ways["pattern"]["TransformerLens"] = cached_pattern(n, q.device)
+    return ways
+
+
+def by_head(function: Callable[..., object], *tensors: Tensor) -> list[object]:
+    """Return what a function finds for each head."""
+    return [function(*(x[0, head] for x in tensors)) for head in range(HEADS)]
+
+
+def score_materialised(q: Tensor, k: Tensor) -> tuple[Tensor, ...]:
+    """Return means, sums of squares and sums by offset of the score, the row means taken away."""
+    s = q @ k.T / math.sqrt(D_HEAD)
+    square, rows, columns = s.square().sum(), s.mean(1, keepdim=True), s.mean(0)
+    s -= rows
+    row_centred, offsets = s.square().sum(), sums_by_offset(s)
+    s -= s.mean(0)
+    return square, rows, columns, row_centred, offsets, s.square().sum()
+
+
+def pattern_materialised(q: Tensor, k: Tensor) -> tuple[Tensor, ...]:
+    """Return the pattern's sums by offset and by key and its entropy."""
+    a = (q @ k.T / math.sqrt(D_HEAD)).softmax(-1)
+    return sums_by_offset(a), a.sum(0), torch.special.entr(a).sum()
+
+
+def gradient_materialised(q: Tensor, k: Tensor, v: Tensor, dz: Tensor) -> tuple[Tensor, ...]:
+    """Return the score gradient's sums by offset and by key and its sum of squares."""
+    a = (q @ k.T / math.sqrt(D_HEAD)).softmax(-1)
+    gradient = dz @ v.T
+    gradient -= (a * gradient).sum(-1, keepdim=True)
+    gradient *= a
+    return sums_by_offset(gradient), gradient.sum(0), gradient.square().sum()
+
+
+def sums_by_offset(x: Tensor) -> Tensor:
+    """Return the sums along the diagonals of a square: padded rows, read with another width."""
+    n = len(x)
+    return F.pad(x.flip(0), (0, n)).flatten()[: n * (2 * n - 1)].view(n, 2 * n - 1).sum(0)
+
+
+def cached_pattern(n: int, device: torch.device) -> Callable[[], object]:
+    """Return what caches the pattern of one layer of TransformerLens's own model, of these sizes."""
+    from transformer_lens.config import TransformerBridgeConfig
+    from transformer_lens.model_bridge.sources.native import boot
+
+    sizes = {"n_layers": 1, "n_heads": HEADS, "d_head": D_HEAD, "d_model": HEADS * D_HEAD, "n_ctx": n, "d_vocab": 8}
+    model = boot(TransformerBridgeConfig(**sizes, d_mlp=1, act_fn="relu", seed=0), device=device)
+    tokens = torch.arange(n, device=device)[None] % 8
+
+    @torch.no_grad()
+    def cached() -> object:
+        return model.run_with_cache(tokens, names_filter=lambda name: name.endswith("hook_pattern"))
+
+    return cached
+
+
+def table(
+    name: str, n: int, ways: dict[str, Callable[[], object]], least: float, device: str
+) -> list[dict[str, object]]:
+    """Return a row a way: its median time, peak memory, and the time over the engine's and over the limit."""
+    memory = {way: peak_memory(function, device) for way, function in ways.items()}
+    times: dict[str, list[float]] = {way: [] for way in ways}
+    first = {way: timed(function, device) for way, function in ways.items()}
+    repeats = max(1, min(9, int(20 / sum(first.values()))))
+    for _ in range(repeats):
+        for way, function in ways.items():
+            times[way].append(timed(function, device))
+    median = {way: statistics.median(seconds) for way, seconds in times.items()}
+    return [
+        {
+            "statistics": name,
+            "n": n,
+            "way": way,
+            "milliseconds": 1e3 * seconds,
+            "over engine": seconds / median["engine"],
+            "peak MiB": memory[way],
+            "limit ms": 1e3 * least if way == "engine" else math.nan,
+            "over limit": seconds / least if way == "engine" else math.nan,
+        }
+        for way, seconds in median.items()
+    ]
+
+
+def limit(name: str, n: int, rates: dict[str, float]) -> float:
+    """Return the seconds that the multiply-adds and exponentials of the engine's statistics take at least."""
+    length = 2 * n
+    fft = (2 * D_HEAD + 1) * 1.25 * length * math.log2(length)  # a real transform: 2.5 n log2 n operations
+    return (
+        HEADS
+        * {
+            "score": (fft + 2 * n * D_HEAD**2) / rates["multiply-add float64"],
+            "pattern": n * n * (D_HEAD / rates["multiply-add float32"] + 1 / rates["exp float32"]),
+            "gradient": n * n * (2 * D_HEAD / rates["multiply-add float32"] + 1 / rates["exp float32"]),
+        }[name]
+    )
+
+
+def measured_rates(device: str) -> dict[str, float]:
+    """Return how many multiply-adds and exponentials the machine does in a second."""
+    rates = {}
+    for dtype, label in ((torch.float32, "float32"), (torch.float64, "float64")):
+        a, b = torch.randn(2, 1024, 1024, dtype=dtype, device=device)
+        rates[f"multiply-add {label}"] = 1024**3 / min(timed(lambda a=a, b=b: a @ b, device) for _ in range(20))
+    x = torch.randn(2**16 if device == "cpu" else 2**26, device=device)
+    y = torch.empty_like(x)
+    rates["exp float32"] = len(x) / min(timed(lambda: torch.exp(x, out=y), device) for _ in range(200))
+    return rates
+
+
+def timed(function: Callable[[], object], device: str) -> float:
+    """Return the seconds that a call takes."""
+    start = time.perf_counter()
+    function()
+    if device != "cpu":
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def peak_memory(function: Callable[[], object], device: str) -> float:
+    """Return the MiB that a call holds at most beyond what is held before it; NaN where the system does not say."""
+    gc.collect()
+    if device != "cpu":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        function()
+        return (torch.cuda.max_memory_allocated() - before) / 2**20
+    if platform.system() != "Linux":
+        function()
+        return math.nan
+    ctypes.CDLL("libc.so.6").malloc_trim(0)  # so that memory of earlier calls is not used again
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+    before = status("VmRSS")
+    function()
+    return (status("VmHWM") - before) / 2**10
+
+
+def status(field: str) -> int:
+    """Return a field of the process's status, in KiB."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith(field)).split()[1])
+
+
+def machine(device: str) -> str:
+    """Return the name of the processor."""
+    if device != "cpu":
+        return torch.cuda.get_device_name()
+    names = [
+        line.split(":")[1].strip()
+        for line in (Path("/proc/cpuinfo").read_text().splitlines() if platform.system() == "Linux" else [])
+        if line.startswith("model name")
+    ]
+    return names[0] if names else platform.processor()
+
+
+if __name__ == "__main__":
+    tyro.cli(main)
