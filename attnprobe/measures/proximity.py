@@ -76,8 +76,9 @@ def proximity(checkpoint: "Checkpoint", *, sequences: int = 256, window: int = 2
     views = _views(checkpoint)
     rows = np.arange(sequences)
     groups = np.arange(sequences) % min(GROUPS, sequences)
+    shortest = int(_lengths(checkpoint)[rows].min())
     with tqdm(total=3 * sequences, desc="proximity", unit="sequence", delay=5, leave=False, dynamic_ncols=True) as bar:
-        look = partial(_over_sequences, checkpoint, views, within, bar.update)
+        look = partial(_over_sequences, checkpoint, views, within, shortest, bar.update)
         measured, profiles = look(checkpoint.model, rows, groups=groups)
         nulls = {
             "permuted": [_means(look(checkpoint.model, rows[d::draws], _order(seed, d, n))[0]) for d in range(draws)],
@@ -184,6 +185,7 @@ def _over_sequences(
     checkpoint: "Checkpoint",
     views: Mapping[str, _View],
     within: tuple[int, ...],
+    shortest: int,
     done: Callable[[int], object],
     model: "Transformer",
     rows: np.ndarray,
@@ -202,7 +204,6 @@ def _over_sequences(
     from attnprobe.statistics import Moments
 
     layers, n = checkpoint.config.model.n_layers, checkpoint.data.n
-    shortest = int(_lengths(checkpoint).min())
     found = {prefix: {name: [Moments() for _ in range(layers)] for name in DESCRIBED} for prefix in views}
     groups = np.full(len(rows), -1) if groups is None else groups
     kinds = int(groups.max()) + 1

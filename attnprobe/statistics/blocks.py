@@ -1,11 +1,15 @@
-"""Arrays over query and key, a block of queries at a time: never n x n."""
+"""Arrays over query and key, a block of queries at a time.
+
+A block holds queries x n numbers. On a grid it holds whole rows of pixels, and the sums by offset need twice n x
+columns numbers: for a square image that is n to the power 1.5.
+"""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from attnprobe.statistics.geometry import Geometry
@@ -46,7 +50,7 @@ class Group:
     heads: Int[Tensor, " matrix"]
     """The head of each matrix."""
     q: Float[Tensor, "matrix token d_head"]
-    """Queries times the scale, in at least float32."""
+    """Queries times the scale, in `Scores.type`."""
     k: Float[Tensor, "matrix token d_head"]
     """Keys."""
     bias: Float[Tensor, "matrix offset"] | None
@@ -84,9 +88,12 @@ class Group:
             yield Block(start, stop, stop if self.scores.causal else n)
 
     def write_scores(self, block: Block, out: Float[Tensor, "matrix query key"]) -> None:
-        """Write the scores of a block, with `hidden` for keys after a causal query."""
+        """Write the scores of a block, and for keys after a causal query a number far below any score.
+
+        It is finite, since it is multiplied by the weight 0.
+        """
         causal, order = self.scores.causal, self.scores.order
-        device = out.device
+        device, seen = out.device, self.visible(block)
         queries = torch.arange(block.start, block.stop, device=device)
         if order is None:
             torch.bmm(self.q[:, block.queries], self.k[:, : block.keys].mT, out=out)
@@ -100,11 +107,18 @@ class Group:
                 arranged += self._bias(taken, self.geometry.n)
             arranged = arranged[..., order]
             if causal:
-                out.masked_scatter_(_visible(queries, block.keys), arranged[:, order <= queries[:, None]])
+                out.masked_scatter_(seen, arranged[:, order <= queries[:, None]])
             else:
                 out.copy_(arranged)
         if causal:
-            out.masked_fill_(~_visible(queries, block.keys), hidden(out))
+            out.masked_fill_(~seen, torch.finfo(out.dtype).min / 4)
+
+    def visible(self, block: Block) -> Bool[Tensor, "#query key"]:
+        """Return which keys the queries of a block see."""
+        key = torch.arange(block.keys, device=self.q.device)
+        if not self.scores.causal:
+            return (key >= 0)[None]
+        return key <= torch.arange(block.start, block.stop, device=self.q.device)[:, None]
 
     def _bias(self, queries: Int[Tensor, " query"], keys: int) -> Float[Tensor, "matrix query key"]:
         """Return the bias of some queries with the first keys."""
@@ -116,11 +130,12 @@ class Group:
 def groups(scores: Scores) -> Iterator[Group]:
     """Yield all matrices of scores without padding, some together, with the size of their blocks."""
     batch, heads, n = scores.shape
-    step = 1 if scores.grid is None else scores.grid[1]
+    rows, columns = rows_and_columns(scores.geometry)
+    step = 1 if rows == 1 else columns
     queries = min(n, -(-QUERIES // step) * step)
     elements = ELEMENTS if scores.q.device.type == "cpu" else 64 * ELEMENTS
     at_once = max(1, elements // (queries * n))
-    wide = torch.promote_types(scores.q.dtype, torch.float32)
+    wide = scores.type
     for matrices in torch.arange(batch * heads, device=scores.q.device).split(at_once):
         sequence, head = matrices // heads, matrices % heads
         q, k = (x[sequence, head].to(wide) for x in (scores.q, scores.k))
@@ -128,9 +143,9 @@ def groups(scores: Scores) -> Iterator[Group]:
         yield Group(scores, sequence.cpu(), head.cpu(), q * scores.factor, k, bias, queries)
 
 
-def hidden(like: Tensor) -> float:
-    """Return a score that gets no weight and that may still be multiplied by 0."""
-    return torch.finfo(like.dtype).min / 4
+def rows_and_columns(geometry: Geometry) -> tuple[int, int]:
+    """Return the sides of a grid; a line is one row."""
+    return (1, geometry.n) if len(geometry.shape) == 1 else (geometry.shape[0], geometry.shape[1])
 
 
 class OffsetSums:
@@ -144,43 +159,38 @@ class OffsetSums:
 
     def __init__(self, group: Group) -> None:
         """Start from zero."""
-        self.geometry = group.geometry
-        if len(self.geometry.shape) == 1:
-            self.total = group.totals(2 * group.geometry.n - 1)
+        self.rows, self.columns = rows_and_columns(group.geometry)
+        if self.rows == 1:
+            self.total = group.totals(2 * self.columns - 1)
         else:
-            rows, columns = self.geometry.shape
-            self.total = group.q.new_zeros(group.size, columns, 2 * rows - 1, columns)
+            self.total = group.totals(self.columns, 2 * self.rows - 1, self.columns)
 
     def add(self, x: Float[Tensor, "matrix query key"], block: Block) -> None:
         """Add the array of a block."""
         matrices, queries, keys = x.shape
-        if len(self.geometry.shape) == 1:
-            zero = self.geometry.n - 1 - block.start  # where the offsets of the first query with key 0 are
+        if self.rows == 1:
+            zero = self.columns - 1 - block.start  # where the offsets of the first query with key 0 are
             whole = x.as_strided((matrices, queries, keys - queries + 1), (queries * keys, keys + 1, 1))
             corners = diagonal_sums(x[..., :queries].tril(-1) + x[..., keys - queries :].triu(1))
             self.total[:, zero : zero + keys - queries + 1] += whole.sum(1)
             self.total[:, zero - queries + 1 : zero] += corners[:, : queries - 1]
             self.total[:, zero + keys - queries + 1 : zero + keys] += corners[:, queries:]
             return
-        rows, columns = self.geometry.shape
-        pixels = x.unflatten(1, (-1, columns)).unflatten(-1, (-1, columns))  # query row, column, key row, column
-        for row in range(queries // columns):
-            first = rows - 1 - (block.start // columns + row)
+        shape = (-1, self.columns)
+        pixels = x.unflatten(1, shape).unflatten(-1, shape)  # [matrix, query row, query column, key row, key column]
+        for row in range(queries // self.columns):
+            first = self.rows - 1 - (block.start // self.columns + row)
             self.total[:, :, first : first + pixels.shape[3]] += pixels[:, row]
 
     def sums(self) -> Float[Tensor, "matrix offset"]:
         """Return the sums, in float64 on the CPU."""
-        if len(self.geometry.shape) == 1:
+        if self.rows == 1:
             return self.total.cpu()
-        columns = self.geometry.shape[1]
-        found = self.total.new_zeros(len(self.total), *self.geometry.sides, dtype=torch.float64)
-        for column in range(columns):
-            found[..., columns - 1 - column : 2 * columns - 1 - column] += self.total[:, column]
+        found = self.total.new_zeros(len(self.total), 2 * self.rows - 1, 2 * self.columns - 1)
+        for column in range(self.columns):
+            first = self.columns - 1 - column
+            found[..., first : first + self.columns] += self.total[:, column]
         return found.flatten(1).cpu()
-
-
-def _visible(queries: Int[Tensor, " query"], keys: int) -> Tensor:
-    return torch.arange(keys, device=queries.device) <= queries[:, None]
 
 
 def diagonal_sums(x: Float[Tensor, "*lead n n"]) -> Float[Tensor, "*lead offset"]:

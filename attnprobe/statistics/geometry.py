@@ -99,11 +99,11 @@ class Geometry:
 
     def windows(self, t: Float[Tensor, "*lead offset"]) -> Float[Tensor, "*lead query"]:
         """Return for each query the sum of t over its visible keys, $C t$."""
-        return self._over_axes(_windows, t * self.seen, self.sides)
+        return self._over_axes(_windows, t.where(self.seen, 0.0), self.sides)
 
     def windows_by_key(self, t: Float[Tensor, "*lead offset"]) -> Float[Tensor, "*lead key"]:
         """Return for each key the sum of t over the queries that see it."""
-        return self._over_axes(_windows, (t * self.seen).flip(-1), self.sides)
+        return self._over_axes(_windows, t.where(self.seen, 0.0).flip(-1), self.sides)
 
     def overlaps(self, r: Float[Tensor, "*lead query"]) -> Float[Tensor, "*lead offset"]:
         """Return for each offset the sum of r over the queries that see a key there, $C^T r$."""

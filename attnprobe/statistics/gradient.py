@@ -19,7 +19,7 @@ from torch import Tensor
 from attnprobe.errors import UsageError
 from attnprobe.statistics.blocks import Group, OffsetSums, groups
 from attnprobe.statistics.geometry import Geometry
-from attnprobe.statistics.scores import Part, Scores, check_finite
+from attnprobe.statistics.scores import Part, Scores, check_finite, check_shape
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class GradientStatistics:
     """
 
     geometry: Geometry
-    """The pairs of a sequence without padding."""
+    """The pairs of a sequence without padding; shared, not to be changed."""
     pairs: Float[Tensor, "batch offset"]
     """Number of pairs at each offset."""
     by_offset: Float[Tensor, "batch head offset"]
@@ -42,17 +42,12 @@ class GradientStatistics:
     along: Float[Tensor, "batch head direction"]
     r"""$\langle \partial L / \partial S, D \rangle$ for each direction D that was given as factors."""
 
-    def along_offsets(
-        self, function: Float[Tensor, " offset"] | Float[Tensor, "direction offset"]
-    ) -> Float[Tensor, "batch head *direction"]:
+    def along_offsets(self, function: Float[Tensor, "*direction offset"]) -> Float[Tensor, "batch head *direction"]:
         """Return the products with directions that are functions of the offset, $D_{ij} = f(j - i)$."""
         if function.shape[-1] != self.by_offset.shape[-1]:
             raise UsageError(f"function of shape {tuple(function.shape)}: must have {self.by_offset.shape[-1]} offsets")
-        return (
-            self.by_offset @ function.double().cpu().mT
-            if function.ndim > 1
-            else self.by_offset @ function.double().cpu()
-        )
+        check_finite("function", function)
+        return torch.einsum("bho,...o->bh...", self.by_offset, function.double().cpu())
 
 
 @torch.no_grad()
@@ -68,9 +63,11 @@ def gradient_statistics(
     """
     batch, heads, n = scores.shape
     for name, x in (("v", v), ("dz", dz)):
-        if x.ndim != 4 or x.shape[:3] != scores.shape or x.shape != v.shape:
+        check_shape(name, x, ("batch", "head", "token", "d_head"))
+        if x.shape[:3] != scores.shape or x.shape != v.shape or x.device != scores.q.device:
             raise UsageError(
-                f"{name} of shape {tuple(x.shape)}: must be {[*scores.shape, 'd_head']}, as q, and v as dz"
+                f"{name} of shape {tuple(x.shape)}: must be {[*scores.shape, 'd_head']} as q, on {scores.q.device}, "
+                "and v as dz"
             )
         check_finite(name, x)
     if scores.order is not None:
@@ -98,6 +95,8 @@ def _measure(group: Group, part: Part, made: GradientStatistics, taken: Sequence
     """Fill in the sums of one group of matrices; taken are v, dz and the factors of the directions."""
     v, dz, *factors = taken
     rows, heads = part.rows[group.sequences], group.heads
+    unit = dz.abs().amax((1, 2), keepdim=True).clamp(min=torch.finfo(dz.dtype).tiny)  # squares of small gradients
+    dz = dz / unit
     by_offset, by_key, square = OffsetSums(group), group.totals(group.geometry.n), group.totals()
     along = group.totals(len(factors) // 2)
     room, more_room = group.memory(), group.memory()
@@ -114,18 +113,19 @@ def _measure(group: Group, part: Part, made: GradientStatistics, taken: Sequence
         for number in range(along.shape[1]):
             left, right = factors[2 * number], factors[2 * number + 1]
             along[:, number] += (left[:, block.queries] * (gradient @ right[:, : block.keys])).sum((1, 2))
-    made.by_offset[rows, heads, part.offsets] = by_offset.sums()
-    made.by_key[rows, heads, part.tokens] = by_key.cpu()
-    made.square[rows, heads] = square.cpu()
-    made.along[rows, heads] = along.cpu()
+    back = unit[:, 0].double().cpu()
+    made.by_offset[rows, heads, part.offsets] = by_offset.sums() * back
+    made.by_key[rows, heads, part.tokens] = by_key.cpu() * back
+    made.square[rows, heads] = square.cpu() * back[:, 0].square()
+    made.along[rows, heads] = along.cpu() * back
 
 
 def _factors(number: int, pair: tuple[Tensor, Tensor], scores: Scores) -> tuple[Tensor, Tensor]:
-    """Return both factors of a direction as [batch, head, token, rank]; nothing is copied."""
+    """Return both factors of a direction as [batch, head, token, rank]."""
     batch, heads, n = scores.shape
     for side, factor in zip(("left", "right"), pair, strict=True):
         name = f"{side} factor of direction {number}"
-        fits = factor.ndim >= 2 and factor.shape[-2:] == (n, pair[0].shape[-1])
+        fits = factor.ndim >= 2 and factor.shape[-2:] == (n, pair[0].shape[-1]) and factor.device == scores.q.device
         leading = factor.shape[:-2]
         if (
             not fits

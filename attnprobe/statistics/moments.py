@@ -23,7 +23,7 @@ class Moments:
 
     def add(self, values: np.ndarray) -> None:
         """Take in samples, [sample, ...]."""
-        known = np.isfinite(values)
+        known = ~np.isnan(values)
         count = known.sum(0)
         total = self._count + count
         below = np.maximum(count, 1)

@@ -4,8 +4,9 @@ Each block of scores is made, turned into the pattern by one softmax over all ke
 dropped. With the row maximum m taken away the entropy of a row is
 $-\log \max_j A_{ij} - \sum_j A_{ij} (S_{ij} - m_i)$, two terms that are never negative: nothing cancels.
 
-Work inside a block is done in the type of q (float32 for half precision), sums over blocks in float64. Relative errors
-are about 1e-13 for float64 and 1e-6 for float32, growing with the size of the scores (their own rounding).
+Work inside a block is done in the type of q (float32 for half precision), sums over blocks in float64. Errors are about
+1e-14 of the largest number for float64 and 1e-6 for float32, where the rounding of the scores themselves adds 1e-7 of
+their size.
 """
 
 from collections.abc import Sequence
@@ -30,7 +31,7 @@ class PatternStatistics:
     """
 
     geometry: Geometry
-    """The pairs of a sequence without padding."""
+    """The pairs of a sequence without padding; shared, not to be changed."""
     pairs: Float[Tensor, "batch offset"]
     """Number of pairs at each offset."""
     uniform_by_offset: Float[Tensor, "batch offset"]
@@ -38,11 +39,11 @@ class PatternStatistics:
     mass_by_offset: Float[Tensor, "batch head offset"]
     """Mean over queries of the attention at each offset; sums to 1."""
     mass_by_key: Float[Tensor, "batch head key"]
-    """Attention that each key receives, summed over queries: its mean over keys is 1, and a sink has much more."""
+    """Attention that each key receives, summed over queries: its mean over real keys is 1, and a sink has much more."""
     entropy: Float[Tensor, "batch head"]
     """Mean over queries of the entropy, in nats."""
     top_keys: Int[Tensor, "batch head query rank"] | None
-    """The keys with the largest weights of each query, largest first; -1 where there is none."""
+    """The keys with the largest weights of each query, largest first; -1 where it sees no more keys."""
     top_weights: Float[Tensor, "batch head query rank"] | None
     """Their weights."""
 
@@ -66,11 +67,11 @@ class PatternStatistics:
 
         On a grid an offset is (row offset, column offset). Raises `UsageError` for no offset or one that is not there.
         """
-        shape = np.array(self.geometry.shape)
-        asked = np.array(offsets, dtype=int).reshape(len(offsets), -1 if offsets else 0)
+        shape, asked = np.array(self.geometry.shape), np.asarray(offsets)
+        asked = asked.reshape(len(asked), -1 if len(asked) else 0)
         if asked.size == 0 or asked.shape[1] != len(shape) or (abs(asked) >= shape).any():
             farthest = [int(side) - 1 for side in shape]
-            raise UsageError(f"offsets={list(offsets)}: must be one or more, each up to ±{farthest} along its axes")
+            raise UsageError(f"offsets={list(offsets)}: must be one or more, each up to ±{farthest}")
         places = np.ravel_multi_index(tuple((asked + shape - 1).T), self.geometry.sides)
         return self.mass_by_offset[..., np.unique(places)].sum(-1)
 
@@ -129,12 +130,12 @@ def _measure(group: Group, part: Part, made: PatternStatistics) -> None:
         by_key[:, : block.keys] += pattern.sum(1)
         by_offset.add(pattern, block)
         if made.top_keys is not None and made.top_weights is not None:
-            best = pattern.topk(min(made.top_keys.shape[-1], block.keys), dim=-1)
-            first, found = part.tokens.start, slice(0, best.values.shape[-1])
+            best = score.topk(min(made.top_keys.shape[-1], block.keys), dim=-1).indices
+            first, found = part.tokens.start, slice(0, best.shape[-1])
             queries = slice(first + block.start, first + block.stop)
-            keys = (best.indices + first).where(best.values > 0, -1)
+            keys = (best + first).where(group.visible(block).expand(score.shape).gather(-1, best), -1)
             made.top_keys[rows, heads, queries, found] = keys.cpu()
-            made.top_weights[rows, heads, queries, found] = best.values.double().cpu()
+            made.top_weights[rows, heads, queries, found] = pattern.gather(-1, best).double().cpu()
     made.mass_by_offset[rows, heads, part.offsets] = by_offset.sums() / n
     made.mass_by_key[rows, heads, part.tokens] = by_key.cpu()
     made.entropy[rows, heads] = entropy.cpu() / n

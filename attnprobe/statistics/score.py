@@ -1,4 +1,4 @@
-r"""Score statistics in near-linear time: O(n log n d + n d²), and no more memory than the queries themselves.
+r"""Score statistics in near-linear time, O(n log n d + n d²), and in the memory of a few copies of one head's queries.
 
 With the scale folded into q and the keys centred, $\hat k_j = k_j - \bar k$ (which adds a constant to each row):
 
@@ -8,23 +8,26 @@ With the scale folded into q and the keys centred, $\hat k_j = k_j - \bar k$ (wh
   Gram matrix of the keys so far;
 - a bias $b(o)$ enters exactly: by running sums, and through its products with the sums at each offset.
 
-All is computed in float64 from q and k as they are given: relative errors are about 1e-12.
+All is computed in float64 from q and k as they are given. Errors are about 1e-13 of the lengths that are multiplied,
+$\|Q^\top Q\| \|\hat K^\top \hat K\|$ for sums of squares: relative errors grow where queries and keys are long in
+directions in which their products cancel. The scores of a null (`Scores.order`) with causal attention or a bias are no
+such products: those are streamed in blocks, in float64 too, in the time of attention.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
 from scipy.fft import next_fast_len
 from torch import Tensor
 
-from attnprobe.statistics.blocks import OffsetSums, groups, hidden
+from attnprobe.statistics.blocks import OffsetSums, groups
 from attnprobe.statistics.geometry import Geometry
 from attnprobe.statistics.scores import Scores
 
 SMALLEST = 1e-13
-"""Below this share of the products of lengths a centred score is nothing but rounding."""
+"""Below this share of the products of lengths the sum of squares of a centred score is nothing but rounding."""
 BLOCK = 64
 """Queries at a time in the causal sum of squares."""
 ELEMENTS = 2**20
@@ -38,10 +41,10 @@ class ScoreStatistics:
     On a grid the axis of offsets is flat (see `Geometry`). Where there is no pair a mean is NaN.
     """
 
+    geometry: Geometry
+    """The pairs of a sequence without padding; shared, not to be changed."""
     pairs: Float[Tensor, "batch offset"]
     """Number of pairs at each offset."""
-    distance: Float[Tensor, " offset"]
-    """Length of each offset, in tokens or pixels."""
     mean: Float[Tensor, "batch head"]
     """Mean score."""
     mean_by_query: Float[Tensor, "batch head query"]
@@ -73,7 +76,8 @@ class ScoreStatistics:
 
         NaN where the score is constant or where there is nothing near or nothing far.
         """
-        near, far = (self.distance > 0) & (self.distance <= window), self.distance > window
+        distance = self.geometry.distance
+        near, far = (distance > 0) & (distance <= window), distance > window
         sums = (self.centred_by_offset * self.pairs[:, None]).nan_to_num()
         pairs = self.pairs[:, None]
         means = [sums[..., of].sum(-1) / pairs[..., of].sum(-1) for of in (near, far)]
@@ -91,8 +95,8 @@ def score_statistics(scores: Scores) -> ScoreStatistics:
         return torch.full((batch, heads, size), torch.nan, dtype=torch.float64)
 
     made = ScoreStatistics(
+        geometry=places,
         pairs=torch.zeros(batch, len(places.count), dtype=torch.float64),
-        distance=places.distance,
         mean=empty.clone(),
         mean_by_query=nan(n),
         mean_by_key=nan(n),
@@ -228,7 +232,8 @@ def _correlation(q: Tensor, k: Tensor, shape: tuple[int, ...]) -> Tensor:
 
 
 def _streamed_sums(scores: Scores) -> _Sums:
-    """Return the same from blocks of scores, in the time of attention, for scores that are no such product."""
+    """Return the same from blocks of scores, in the time of attention, for scores that are no such products."""
+    scores = replace(scores, q=scores.q.double(), k=scores.k.double())
     batch, heads, n = scores.shape
     geometry = scores.geometry
     made = _Sums(
@@ -244,14 +249,14 @@ def _streamed_sums(scores: Scores) -> _Sums:
         for block in group.blocks():
             score = block.of(room, group.size)
             group.write_scores(block, out=score)
-            seen = score > hidden(score)
-            score.masked_fill_(~seen, 0.0)
+            seen = group.visible(block)
+            score *= seen
             made.scale[rows, head] += score.square().sum((1, 2)).cpu()
             mean = score.sum(-1, keepdim=True) / seen.sum(-1, keepdim=True)
             score -= mean * seen
             by_offset.add(score, block)
             made.by_key[rows, head, : block.keys] += score.sum(1).cpu()
             made.square[rows, head] += score.square().sum((1, 2)).cpu()
-            made.mean_by_query[rows, head, block.queries] = mean[..., 0].double().cpu()
+            made.mean_by_query[rows, head, block.queries] = mean[..., 0].cpu()
         made.by_offset[rows, head] = by_offset.sums()
     return made

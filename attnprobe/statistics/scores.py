@@ -18,9 +18,10 @@ class Scores:
 
     $$S_{ij} = \mathrm{scale}\; q_i \cdot k_j + b(j - i)$$
 
-    over the pairs of real tokens that are visible; this is the score of `attnprobe.attention.scores`. Any device; types
-    of half precision are computed in float32. Raises `UsageError` (a ``ValueError``) where shapes do not agree or a
-    value is not finite.
+    over the pairs of real tokens that are visible; this is the score of `attnprobe.attention.scores`. Any device and
+    real type; patterns of half precision are computed in float32. Raises `UsageError` (a ``ValueError``) where shapes,
+    types or devices do not agree, a value is not finite (in padding too), or scores could leave the range of their
+    type: a key is hidden by ``causal`` or ``real``, never by a huge negative bias.
 
     >>> q, k = torch.randn(2, 1, 4, 50, 8)
     >>> Scores(q, k, causal=True).geometry.count[:3]
@@ -52,7 +53,7 @@ class Scores:
 
     def __post_init__(self) -> None:
         """Check everything before any work."""
-        batch, heads, n, _ = check_shape("q", self.q, ("batch", "head", "token", "d_head"))
+        batch, heads, n, d_head = check_shape("q", self.q, ("batch", "head", "token", "d_head"))
         if (self.k.shape, self.k.dtype, self.k.device) != (self.q.shape, self.q.dtype, self.q.device):
             raise UsageError(
                 f"k of shape {tuple(self.k.shape)} and type {self.k.dtype}: must be that of q, {tuple(self.q.shape)}, "
@@ -60,22 +61,39 @@ class Scores:
             )
         if self.scale is not None and not math.isfinite(self.scale):
             raise UsageError(f"scale={self.scale}: must be finite")
-        if self.bias is not None and self.bias.shape != (heads, 2 * n - 1):
-            raise UsageError(f"bias of shape {tuple(self.bias.shape)}: must be [head, offset] = {(heads, 2 * n - 1)}")
-        for name, given in (("q", self.q), ("k", self.k), ("bias", self.bias)):
-            if given is not None:
-                check_finite(name, given)
+        if self.bias is not None:
+            check_shape("bias", self.bias, ("head", "offset"))
+            if self.bias.shape != (heads, 2 * n - 1) or self.bias.device != self.q.device:
+                raise UsageError(
+                    f"bias of shape {tuple(self.bias.shape)}: must be [head, offset] = {(heads, 2 * n - 1)}, "
+                    f"on {self.q.device}"
+                )
+        q, k = check_finite("q", self.q), check_finite("k", self.k)
+        bias = 0.0 if self.bias is None else check_finite("bias", self.bias)
+        largest, most = d_head * q * k * abs(self.factor) + bias, torch.finfo(self.type).max / 8
+        if largest > most:
+            raise UsageError(
+                f"q, k of shape {tuple(self.q.shape)}: scores of up to {largest:.1e} leave the range of {self.type}"
+            )
         if self.real is not None:
-            if self.real.shape != (batch, n):
-                raise UsageError(f"real of shape {tuple(self.real.shape)}: must be [batch, token] = {(batch, n)}")
+            if self.real.shape != (batch, n) or self.real.dtype != torch.bool:
+                raise UsageError(
+                    f"real of shape {tuple(self.real.shape)} and type {self.real.dtype}: must be [batch, token] = "
+                    f"{(batch, n)} and torch.bool"
+                )
             runs = (self.real[:, 1:] & ~self.real[:, :-1]).sum(1) + self.real[:, 0]
             if (runs != 1).any():
                 row = int((runs != 1).int().argmax())
                 raise UsageError(f"real of sequence {row}: must be one run of tokens, not {int(runs[row])}")
         if self.grid is not None and (math.prod(self.grid) != n or min(self.grid) < 1):
-            raise UsageError(f"grid={self.grid}: must have the {n} tokens of q")
-        if self.order is not None and not torch.equal(self.order.cpu().sort().values, torch.arange(n)):
-            raise UsageError(f"order of shape {tuple(self.order.shape)}: must be a permutation of 0 ... {n - 1}")
+            raise UsageError(f"grid={self.grid}: must be (rows, columns) of the {n} tokens of q")
+        if self.order is not None and not (
+            self.order.dtype == torch.long and torch.equal(self.order.cpu().sort().values, torch.arange(n))
+        ):
+            raise UsageError(
+                f"order of shape {tuple(self.order.shape)} and type {self.order.dtype}: must be a permutation of "
+                f"0 ... {n - 1}"
+            )
         if self.real is not None and (self.grid is not None or self.order is not None):
             raise UsageError("real with a grid or an order: give sequences of one length without padding")
 
@@ -88,6 +106,11 @@ class Scores:
     def factor(self) -> float:
         """What the product of query and key is multiplied by."""
         return self.q.shape[-1] ** -0.5 if self.scale is None else self.scale
+
+    @property
+    def type(self) -> torch.dtype:
+        """The type in which blocks of scores are computed: that of q, but at least float32."""
+        return torch.promote_types(self.q.dtype, torch.float32)
 
     @property
     def geometry(self) -> Geometry:
@@ -135,8 +158,10 @@ def check_shape(name: str, x: Tensor, axes: tuple[str, ...]) -> torch.Size:
     return x.shape
 
 
-def check_finite(name: str, x: Tensor) -> None:
-    """Raise `UsageError` where a tensor holds NaN or infinity."""
-    if not x.isfinite().all():
+def check_finite(name: str, x: Tensor) -> float:
+    """Return the largest absolute value of a tensor; raise `UsageError` where one is NaN or infinite."""
+    largest = max(abs(end.item()) for end in x.detach().aminmax())
+    if not math.isfinite(largest):
         many = int((~x.isfinite()).sum())
         raise UsageError(f"{name} of shape {tuple(x.shape)}: {many} of its values are NaN or infinite")
+    return largest

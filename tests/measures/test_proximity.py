@@ -1,4 +1,5 @@
 import dataclasses
+from functools import partial
 
 import materialised
 import numpy as np
@@ -183,14 +184,36 @@ def test_a_planted_decay_is_found_with_its_error():
     assert (result["decay_reason"] == "").all()
 
 
-def test_shorter_sequences_count_with_their_own_offsets():
+def test_a_short_sequence_that_is_not_measured_has_no_say():
+    lengths = np.array([N] * 10 + [7] * 10 + [1] * 10)
+    made = checkpoint(position="relative", lengths=lengths)
+    level = proximity(made, sequences=20)["score_by_offset"].isel(layer=0).sel(offset=slice(-6, 6)).mean("head")
+    weight = 7 - abs(level["offset"])
+    assert float((level * weight).sum()) == pytest.approx(0, abs=1e-9)
+
+
+def test_draws_of_the_nulls_share_out_the_sequences(monkeypatch):
+    """Each draw measures its own sequences, and together every one once."""
+    from attnprobe.measures import capture
+
+    seen, chunks = [], capture.chunks
+    monkeypatch.setattr(
+        capture, "chunks", lambda split, rows, model: (seen.append(rows), chunks(split, rows, model))[1]
+    )
+    proximity(checkpoint(), **FEW)
+    assert sorted(np.concatenate(seen[1:9]).tolist()) == sorted(np.concatenate(seen[9:]).tolist()) == list(range(24))
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_shorter_sequences_count_with_their_own_offsets(causal):
     lengths = np.array([N] * 15 + [5] * 15)
-    result = proximity(checkpoint(position="alibi", lengths=lengths, edit=silence), sequences=30)
-    profile = result["score_by_offset"].isel(layer=0, head=0)
-    assert np.isfinite(profile).all()
-    short = proximity(checkpoint(position="alibi", lengths=np.full(30, 5), edit=silence), sequences=30)
-    assert np.isfinite(short["score_by_offset"].isel(layer=0, head=0)).sum() == 9
-    offset = np.abs(result["offset"].values)
+    made = partial(checkpoint, position="alibi", edit=silence, causal=causal)
+    result = proximity(made(lengths=lengths), sequences=30)
+    profile = result["score_by_offset"].isel(layer=0, head=0).dropna("offset")
+    assert profile.size == (N if causal else 2 * N - 1)
+    short = proximity(made(lengths=np.full(30, 5)), sequences=30)
+    assert np.isfinite(short["score_by_offset"].isel(layer=0, head=0)).sum() == (5 if causal else 9)
+    offset = np.abs(profile["offset"].values)
     assert (profile - profile.sel(offset=0)).values == pytest.approx(-0.0625 * offset, abs=1e-9)
     assert result["toeplitz_share"].values == pytest.approx(np.ones((1, 2)))
     ratio = [float(one["mean_distance"].isel(layer=0, head=0)) for one in (short, result)]

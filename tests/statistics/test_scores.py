@@ -33,13 +33,25 @@ REAL = torch.tensor([[True] * 6, [True, True, False, True, False, False]])
         ({"bias": torch.zeros(3, 6)}, r"bias of shape \(3, 6\): must be \[head, offset\] = \(3, 11\)"),
         ({"bias": torch.full((3, 11), -torch.inf)}, r"bias of shape \(3, 11\): 33 of its values"),
         ({"scale": float("nan")}, "scale=nan: must be finite"),
-        ({"real": REAL[:, :5]}, r"real of shape \(2, 5\): must be \[batch, token\] = \(2, 6\)"),
+        ({"real": REAL[:, :5]}, r"real of shape \(2, 5\) .*: must be \[batch, token\] = \(2, 6\)"),
         ({"real": REAL}, "real of sequence 1: must be one run of tokens, not 2"),
         ({"real": REAL & False}, "real of sequence 0: must be one run of tokens, not 0"),
-        ({"grid": (2, 4)}, r"grid=\(2, 4\): must have the 6 tokens of q"),
+        ({"grid": (2, 4)}, r"grid=\(2, 4\): must be \(rows, columns\) of the 6 tokens of q"),
         ({"grid": (-2, -3)}, r"grid=\(-2, -3\)"),
-        ({"order": torch.tensor([0, 1, 2, 3, 4, 4])}, r"order of shape \(6,\): must be a permutation of 0 ... 5"),
+        (
+            {"order": torch.tensor([0, 1, 2, 3, 4, 4])},
+            r"order of shape \(6,\) and type torch.int64: must be a permutation of 0 ... 5",
+        ),
         ({"order": torch.arange(5)}, r"order of shape \(5,\)"),
+        ({"order": torch.arange(6.0)}, r"order of shape \(6,\) and type torch.float32"),
+        ({"real": REAL.float()}, "real of shape .* and type torch.float32: .* torch.bool"),
+        ({"bias": torch.zeros(3, 11, dtype=torch.cfloat)}, "bias of shape .* and type torch.complex64"),
+        ({"q": Q.to("meta"), "k": K}, "k of shape .* and on meta"),
+        (
+            {"q": 1e20 * Q, "k": 1e20 * K},
+            r"q, k of shape \(2, 3, 6, 4\): scores of up to .* leave the range of torch.fl",
+        ),
+        ({"bias": torch.full((3, 11), torch.finfo(torch.float32).min)}, "scores of up to 3.4e.38 leave the range"),
         ({"real": REAL[:1].expand(2, -1), "grid": (2, 3)}, "real with a grid or an order"),
     ],
 )
@@ -60,6 +72,12 @@ def test_scores_that_cannot_be(named, said):
         (lambda s: gradient_statistics(s, Q[:, :2], K), r"v of shape \(2, 2, 6, 4\): must be \[2, 3, 6, 'd_head'\]"),
         (lambda s: gradient_statistics(s, Q, K[..., :2]), r"dz of shape \(2, 3, 6, 2\)"),
         (lambda s: gradient_statistics(s, Q, spoiled(K, torch.nan)), r"dz of shape \(2, 3, 6, 4\): 1 of its values"),
+        (lambda s: gradient_statistics(s, Q, K.int()), r"dz of shape .* and type torch.int32"),
+        (
+            lambda s: gradient_statistics(s, Q, K).along_offsets(torch.full((11,), torch.nan)),
+            "11 of its values are NaN",
+        ),
+        (lambda s: gradient_statistics(s, Q, K, [(Q[0, 0, 0], K)]), "left factor of direction 0 of shape"),
         (lambda s: gradient_statistics(s, Q, K, [(Q, K[..., :2])]), r"right factor of direction 0 of shape"),
         (lambda s: gradient_statistics(s, Q, K, [(Q[0, 0], K[0, 0]), (Q[:, :2], K)]), "left factor of direction 1"),
         (lambda s: gradient_statistics(s, Q, K).along_offsets(torch.ones(6).double()), r"function of shape \(6,\)"),
@@ -115,3 +133,59 @@ def test_directions_share_the_work_and_functions_of_the_offset_may_be_many():
     # a direction that is the same for every key of a query is invisible to the softmax
     blind = gradient_statistics(Scores(Q, K), v, dz, [(torch.randn(6, 1), torch.ones(6, 1))])
     torch.testing.assert_close(blind.along, torch.zeros(2, 3, 1, dtype=torch.float64), atol=1e-5, rtol=0)
+
+
+def test_small_gradients_keep_their_squares():
+    v, dz = torch.randn(2, 2, 3, 6, 4)
+    one, small = (gradient_statistics(Scores(Q, K), v, size * dz) for size in (1.0, 1e-30))
+    torch.testing.assert_close(small.square * 1e60, one.square, rtol=1e-5, atol=0)
+    torch.testing.assert_close(small.by_offset * 1e30, one.by_offset, rtol=1e-5, atol=1e-6)
+    assert torch.equal(gradient_statistics(Scores(Q, K), v, 0 * dz).square, torch.zeros(2, 3).double())
+
+
+def test_a_deep_but_honest_bias_hides_nothing_and_shows_nothing():
+    """Scores near -1e5 are still scores; keys after a causal query have none."""
+    bias = torch.randn(3, 11) - 1e5
+    scores = Scores(Q, K, bias=bias, causal=True, order=torch.tensor([3, 1, 0, 5, 2, 4]))
+    plain = dataclasses.replace(scores, order=None)
+    for one in (scores, plain):
+        expected = materialised.score_statistics(one)
+        torch.testing.assert_close(score_statistics(one).mean, expected["mean"])
+        torch.testing.assert_close(score_statistics(one).square_row_centred, expected["square_row_centred"])
+        found = pattern_statistics(one)
+        assert (found.mass_by_offset[..., 6:] == 0).all()
+        # float32 knows such scores to 1e-2 only
+        torch.testing.assert_close(
+            found.mass_by_offset, materialised.pattern_statistics(one)["mass_by_offset"], atol=2e-2, rtol=0
+        )
+
+
+def test_sums_on_a_tall_grid_keep_their_digits():
+    zero = torch.zeros(1, 1, 4000, 1)
+    found = pattern_statistics(Scores(zero, zero, grid=(1000, 4)))
+    assert found.mass_by_offset.sum().item() == pytest.approx(1, abs=3e-7)
+    torch.testing.assert_close(found.mass_by_offset[0, 0], found.uniform_by_offset[0], rtol=1e-6, atol=0)
+
+
+def test_a_small_structure_on_large_row_constants_is_seen():
+    """1e-5 of noise: a share can be given, and it is that of the noise."""
+    noise = 1e-5 * torch.randn(1, 1, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    eye = torch.eye(8, dtype=torch.float64).expand(1, 1, 8, 8)
+    share = score_statistics(Scores(noise, eye, scale=1.0)).toeplitz_share
+    torch.testing.assert_close(
+        score_statistics(Scores(noise + 1, eye, scale=1.0)).toeplitz_share, share, rtol=1e-6, atol=0
+    )
+
+
+def test_a_level_of_the_bias_costs_no_digits():
+    bias = torch.exp(-torch.arange(-5, 6).abs().double())[None]
+    zero = torch.zeros(1, 1, 6, 1, dtype=torch.float64)
+    low, high = (score_statistics(Scores(zero, zero, bias=level + bias)) for level in (0.0, 2.0**20))
+    for name in ("kernel", "square_row_centred", "sd"):
+        torch.testing.assert_close(getattr(high, name), getattr(low, name), rtol=1e-9, atol=1e-9)
+
+
+def test_top_keys_are_those_that_a_query_sees():
+    found = pattern_statistics(Scores(100 * Q, 100 * K, causal=True), top=3)
+    seen = torch.arange(6)[:, None] + 1 > torch.arange(3)
+    assert torch.equal(found.top_keys >= 0, seen.expand(2, 3, 6, 3))
