@@ -1,7 +1,7 @@
 """How fast and how large are the attention statistics, beside materialising and beside fused attention?
 
 One sequence, 4 heads, d_head 32, random float32 queries, keys, values and gradients; n = 256 ... 65,536. All ways of a
-length are timed in turns in one process, and medians are shown. The ways:
+length are timed in turns in one process, up to 15 times for 10 seconds, and medians are shown. The ways:
 
 - engine: `attnprobe.statistics`;
 - materialised: the same numbers from n x n arrays in plain torch, in float32, one head after the other;
@@ -13,7 +13,7 @@ Peak memory is what the process (on a GPU: the allocator) holds at most beyond i
 the multiply-adds and exponentials alone would take at this machine's rates, which are measured first: matrix products
 of 1024 x 1024 and exponentials of an array in cache.
 
-    python analyses/bench_statistics.py                  # 6 minutes on 2 cores; 4 GiB
+    python analyses/bench_statistics.py                  # 8 minutes on 2 cores; 5 GiB
     python analyses/bench_statistics.py --longest 4096   # 20 seconds
 """
 
@@ -22,6 +22,7 @@ import gc
 import math
 import platform
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -51,18 +52,19 @@ def main(longest: int = 65_536, device: str = "cpu", out: Path | None = None) ->
         out: Where to write the table as CSV too.
     """
     rates = measured_rates(device)
-    print(f"{machine(device)}; torch {torch.__version__}, {torch.get_num_threads()} threads")
+    where = f"{machine(device)}; torch {torch.__version__}, {torch.get_num_threads()} threads"
+    print(where)
     print(", ".join(f"{rate / 1e9:.3g} G{what}/s" for what, rate in rates.items()))
     rows = []
     for n in [n for n in LENGTHS if n <= longest]:
         q, k, v, dz = torch.randn(4, 1, HEADS, n, D_HEAD, generator=torch.Generator().manual_seed(n)).to(device)
         for name, ways in comparisons(q, k, v, dz).items():
             rows += table(name, n, ways, limit(name, n, rates), device)
-            print(rows[-1])
+            print(f"{n} {name}", file=sys.stderr)
     found = pd.DataFrame(rows)
     print(found.to_string(index=False, float_format=lambda x: f"{x:.3g}", na_rep=""))
     if out is not None:
-        found.to_csv(out, index=False)
+        found.assign(machine=where).to_csv(out, index=False)
 
 
 def comparisons(q: Tensor, k: Tensor, v: Tensor, dz: Tensor) -> dict[str, dict[str, Callable[[], object]]]:
@@ -147,13 +149,16 @@ def table(
     name: str, n: int, ways: dict[str, Callable[[], object]], least: float, device: str
 ) -> list[dict[str, object]]:
     """Return a row a way: its median time, peak memory, and the time over the engine's and over the limit."""
-    memory = {way: peak_memory(function, device) for way, function in ways.items()}
+    first, memory = {}, {}
+    for way, function in ways.items():
+        start = time.perf_counter()
+        memory[way] = peak_memory(function, device)
+        first[way] = time.perf_counter() - start
     times: dict[str, list[float]] = {way: [] for way in ways}
-    first = {way: timed(function, device) for way, function in ways.items()}
-    repeats = max(1, min(9, int(20 / sum(first.values()))))
-    for _ in range(repeats):
+    for turn in range(15):
         for way, function in ways.items():
-            times[way].append(timed(function, device))
+            if turn * first[way] < 10:  # seconds for each way, and once at least
+                times[way].append(first[way] if first[way] > 10 else timed(function, device))
     median = {way: statistics.median(seconds) for way, seconds in times.items()}
     return [
         {

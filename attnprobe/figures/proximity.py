@@ -23,8 +23,8 @@ def proximity(result: xr.Dataset) -> Figure:
 
     Each layer is a row. Ribbons are 95 % t intervals over sequences. The shaded band and the dashed lines are the
     envelopes, over heads and draws, of the two nulls. Offsets up to half the sequence are shown: farther ones have few
-    pairs. A cell of the map is framed where the contrast lies outside the range of all draws of both nulls of its head.
-    On images the pattern over two-dimensional offsets follows.
+    pairs; long sequences have a logarithmic axis. A cell of the map is framed where the contrast lies outside the range
+    of all draws of both nulls of its head. On images the pattern over two-dimensional offsets follows.
     """
     layers, heads = result.sizes["layer"], result.sizes["head"]
     grid = bool(own_prefix(result))
@@ -100,7 +100,7 @@ def _evolution(axis: Axes, places: np.ndarray, result: xr.Dataset, name: str) ->
 def _profiles(part: SubFigure, result: xr.Dataset) -> None:
     layers = result.sizes["layer"]
     spec = part.add_gridspec(layers, 3, width_ratios=[1, 1, 0.16 + 0.13 * layers])
-    shown = result.where(abs(result["offset"]) <= result.attrs["n"] // 2, drop=True)
+    shown = result.sel(offset=shown_offsets(result.attrs["n"] // 2))
     ratio = shown.copy()
     for name in ("pattern_by_offset", "pattern_by_offset_interval", "pattern_by_offset_null"):
         ratio[name] = shown[name] / shown["uniform_pattern_by_offset"]
@@ -120,6 +120,18 @@ def _profiles(part: SubFigure, result: xr.Dataset) -> None:
     _contrast_map(part.add_subplot(spec[:, 2]), result)
 
 
+def shown_offsets(farthest: int) -> np.ndarray:
+    """Return the offsets that are drawn: all of a short sequence, log-spaced ones beyond `DENSE` of a long one."""
+    distance = np.arange(min(farthest, DENSE if farthest > LINEAR else LINEAR) + 1)
+    if farthest > LINEAR:
+        distance = np.unique(np.concatenate([distance, np.geomspace(DENSE, farthest, 100).round().astype(int)]))
+    return np.concatenate([-distance[:0:-1], distance])
+
+
+LINEAR, DENSE = 256, 16
+"""Farthest offset up to which a profile has a linear axis, and up to which a logarithmic one shows every offset."""
+
+
 def _profile(axis: Axes, result: xr.Dataset, layer: int, name: str) -> None:
     offset, one = result["offset"], result.isel(layer=layer)
     null = one[f"{name}_null"]
@@ -135,7 +147,13 @@ def _profile(axis: Axes, result: xr.Dataset, layer: int, name: str) -> None:
         ends = interval.sel(bound="lower"), interval.sel(bound="upper")
         axis.fill_between(offset, *ends, color=drawn["color"], alpha=0.2, linewidth=0)
     axis.margins(x=0)
-    axis.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    farthest = int(offset.max())
+    if farthest > LINEAR:
+        axis.set_xscale("symlog", linthresh=1, linscale=0.5)
+        far = 100 if farthest < 1000 else 1000
+        axis.set_xticks([-far, -10, 0, 10, far])
+    else:
+        axis.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     axis.yaxis.set_major_locator(MaxNLocator(5))
 
 

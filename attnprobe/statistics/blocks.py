@@ -172,7 +172,7 @@ class OffsetSums:
             zero = self.columns - 1 - block.start  # where the offsets of the first query with key 0 are
             whole = x.as_strided((matrices, queries, keys - queries + 1), (queries * keys, keys + 1, 1))
             corners = diagonal_sums(x[..., :queries].tril(-1) + x[..., keys - queries :].triu(1))
-            self.total[:, zero : zero + keys - queries + 1] += whole.sum(1)
+            self.total[:, zero : zero + keys - queries + 1] += over_queries(whole)
             self.total[:, zero - queries + 1 : zero] += corners[:, : queries - 1]
             self.total[:, zero + keys - queries + 1 : zero + keys] += corners[:, queries:]
             return
@@ -191,6 +191,11 @@ class OffsetSums:
             first = self.columns - 1 - column
             found[..., first : first + self.columns] += self.total[:, column]
         return found.flatten(1).cpu()
+
+
+def over_queries(x: Float[Tensor, "matrix query key"]) -> Float[Tensor, "matrix key"]:
+    """Return the sums over the queries of a block, as a product with ones: faster than a reduction."""
+    return torch.bmm(x.new_ones(len(x), 1, x.shape[1]), x)[:, 0]
 
 
 def diagonal_sums(x: Float[Tensor, "*lead n n"]) -> Float[Tensor, "*lead offset"]:

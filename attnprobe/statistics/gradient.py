@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from attnprobe.errors import UsageError
-from attnprobe.statistics.blocks import Group, OffsetSums, groups
+from attnprobe.statistics.blocks import Group, OffsetSums, groups, over_queries
 from attnprobe.statistics.geometry import Geometry
 from attnprobe.statistics.scores import Part, Scores, check_finite, check_shape
 
@@ -108,7 +108,7 @@ def _measure(group: Group, part: Part, made: GradientStatistics, taken: Sequence
         gradient -= torch.linalg.vecdot(pattern, gradient)[..., None]
         gradient *= pattern
         by_offset.add(gradient, block)
-        by_key[:, : block.keys] += gradient.sum(1)
+        by_key[:, : block.keys] += over_queries(gradient)
         square += torch.linalg.vecdot(gradient, gradient).sum(1)
         for number in range(along.shape[1]):
             left, right = factors[2 * number], factors[2 * number + 1]

@@ -18,7 +18,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from attnprobe.errors import UsageError
-from attnprobe.statistics.blocks import Group, OffsetSums, groups
+from attnprobe.statistics.blocks import Group, OffsetSums, groups, over_queries
 from attnprobe.statistics.geometry import Geometry, geometry
 from attnprobe.statistics.scores import Part, Scores
 
@@ -127,7 +127,7 @@ def _measure(group: Group, part: Part, made: PatternStatistics) -> None:
         score -= score.amax(-1, keepdim=True)
         torch.softmax(score, -1, out=pattern)
         entropy -= (torch.linalg.vecdot(pattern, score) + pattern.amax(-1).log()).sum(1)
-        by_key[:, : block.keys] += pattern.sum(1)
+        by_key[:, : block.keys] += over_queries(pattern)
         by_offset.add(pattern, block)
         if made.top_keys is not None and made.top_weights is not None:
             best = score.topk(min(made.top_keys.shape[-1], block.keys), dim=-1).indices

@@ -22,7 +22,7 @@ from jaxtyping import Float
 from scipy.fft import next_fast_len
 from torch import Tensor
 
-from attnprobe.statistics.blocks import OffsetSums, groups
+from attnprobe.statistics.blocks import OffsetSums, groups, over_queries
 from attnprobe.statistics.geometry import Geometry
 from attnprobe.statistics.scores import Scores
 
@@ -30,7 +30,7 @@ SMALLEST = 1e-13
 """Below this share of the products of lengths the sum of squares of a centred score is nothing but rounding."""
 BLOCK = 64
 """Queries at a time in the causal sum of squares."""
-ELEMENTS = 2**20
+ELEMENTS = 2**19
 """Numbers that go through the FFT at a time."""
 
 
@@ -255,7 +255,7 @@ def _streamed_sums(scores: Scores) -> _Sums:
             mean = score.sum(-1, keepdim=True) / seen.sum(-1, keepdim=True)
             score -= mean * seen
             by_offset.add(score, block)
-            made.by_key[rows, head, : block.keys] += score.sum(1).cpu()
+            made.by_key[rows, head, : block.keys] += over_queries(score).cpu()
             made.square[rows, head] += score.square().sum((1, 2)).cpu()
             made.mean_by_query[rows, head, block.queries] = mean[..., 0].cpu()
         made.by_offset[rows, head] = by_offset.sums()

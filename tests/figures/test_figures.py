@@ -4,8 +4,10 @@ import subprocess
 import sys
 
 import numpy as np
+import pytest
 
 from attnprobe.figures import FIGURES, OVER_STEPS
+from attnprobe.figures.proximity import shown_offsets
 from attnprobe.figures.style import COLOURS, line
 from attnprobe.measures import MEASURES, proximity
 from attnprobe.results import over_steps, save
@@ -38,6 +40,24 @@ def test_the_drawn_profile_is_the_result(spt_run):
         ratio = half["pattern_by_offset"] / half["uniform_pattern_by_offset"]
         np.testing.assert_allclose(drawn.get_ydata(), ratio.isel(head=head))
     np.testing.assert_array_equal(contrast.images[0].get_array(), result["proximity_contrast"].values.T)
+
+
+@pytest.mark.parametrize("farthest", [16, 256, 257, 8192])
+def test_long_sequences_are_drawn_at_log_spaced_offsets(farthest):
+    shown = shown_offsets(farthest)
+    assert (shown == -shown[::-1]).all() and (np.diff(shown) > 0).all()
+    assert shown[-1] == farthest
+    assert set(range(-16, 17)) <= set(shown.tolist())
+    assert len(shown) == 2 * farthest + 1 if farthest <= 256 else len(shown) < 250
+
+
+def test_a_long_sequence_has_a_logarithmic_axis(spt_run):
+    """The result of a short one, stretched: figures know results only."""
+    result = proximity(spt_run.checkpoints[-1], sequences=4)
+    stretched = result.reindex(offset=np.arange(-999, 1000), fill_value=1.0).assign_attrs(n=1000)
+    (axis, *_) = FIGURES["proximity"](stretched).subfigs[0].axes
+    assert axis.get_xscale() == "symlog"
+    assert axis.get_xlim() == (-500, 500)
 
 
 def test_a_contrast_is_framed_where_it_lies_outside_both_nulls(spt_run):

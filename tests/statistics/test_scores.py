@@ -189,3 +189,22 @@ def test_top_keys_are_those_that_a_query_sees():
     found = pattern_statistics(Scores(100 * Q, 100 * K, causal=True), top=3)
     seen = torch.arange(6)[:, None] + 1 > torch.arange(3)
     assert torch.equal(found.top_keys >= 0, seen.expand(2, 3, 6, 3))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device (or hidden: CUDA_VISIBLE_DEVICES)")
+@pytest.mark.parametrize("causal", [False, True])
+def test_a_gpu_finds_the_same(causal):
+    v, dz = torch.randn(2, 2, 3, 6, 4)
+    here, there = (
+        Scores(Q.to(device), K.to(device), bias=torch.linspace(0, 1, 33).view(3, 11).to(device), causal=causal)
+        for device in ("cpu", "cuda")
+    )
+    found = [
+        (score_statistics(s), pattern_statistics(s, top=2), gradient_statistics(s, v.to(s.q), dz.to(s.q)))
+        for s in (here, there)
+    ]
+    for one, other in zip(*found, strict=True):
+        for field in dataclasses.fields(one):
+            a, b = getattr(one, field.name), getattr(other, field.name)
+            if isinstance(a, torch.Tensor):
+                torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5, equal_nan=True)

@@ -1,0 +1,51 @@
+"""The scripts of analyses/ run, and compare what they say they compare."""
+
+import importlib.util
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+
+from attnprobe.statistics import Scores, gradient_statistics, pattern_statistics, score_statistics
+
+FOLDER = Path(__file__).parent.parent / "analyses"
+
+
+@pytest.fixture(scope="module")
+def bench():
+    spec = importlib.util.spec_from_file_location("bench_statistics", FOLDER / "bench_statistics.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_materialised_way_of_the_benchmark_finds_the_engines_numbers(bench):
+    q, k, v, dz = torch.randn(4, 1, bench.HEADS, 40, bench.D_HEAD, dtype=torch.float64)
+    scores = Scores(q, k)
+    score, pattern, gradient = score_statistics(scores), pattern_statistics(scores), gradient_statistics(scores, v, dz)
+    for head in range(bench.HEADS):
+        square, rows, columns, row_centred, offsets, double = bench.by_head(bench.score_materialised, q, k)[head]
+        torch.testing.assert_close(square, score.square[0, head])
+        torch.testing.assert_close(rows[:, 0], score.mean_by_query[0, head])
+        torch.testing.assert_close(columns, score.mean_by_key[0, head])
+        torch.testing.assert_close(row_centred, score.square_row_centred[0, head])
+        torch.testing.assert_close(offsets, score.centred_by_offset[0, head] * score.pairs[0])
+        torch.testing.assert_close(double, score.square_double_centred[0, head])
+        offsets, keys, entropy = bench.by_head(bench.pattern_materialised, q, k)[head]
+        torch.testing.assert_close(offsets / 40, pattern.mass_by_offset[0, head])
+        torch.testing.assert_close(keys, pattern.mass_by_key[0, head])
+        torch.testing.assert_close(entropy / 40, pattern.entropy[0, head])
+        offsets, keys, square = bench.by_head(bench.gradient_materialised, q, k, v, dz)[head]
+        torch.testing.assert_close(offsets, gradient.by_offset[0, head])
+        torch.testing.assert_close(keys, gradient.by_key[0, head])
+        torch.testing.assert_close(square, gradient.square[0, head])
+
+
+def test_the_benchmark_runs_and_its_committed_table_is_its_own(bench, tmp_path, capsys):
+    bench.main(longest=256, out=tmp_path / "table.csv")
+    found, committed = (pd.read_csv(path) for path in (tmp_path / "table.csv", FOLDER / "results/bench_statistics.csv"))
+    assert (found[["milliseconds", "over engine", "peak MiB"]] > 0).all(axis=None)
+    assert list(found.columns) == list(committed.columns)
+    assert set(found["way"]) == set(committed["way"]) == {"engine", "fused", "materialised", "TransformerLens"}
+    assert sorted(committed["n"].unique()) == list(bench.LENGTHS)
