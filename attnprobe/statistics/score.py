@@ -151,12 +151,11 @@ def _sums(scores: Scores) -> _Sums:
     order = slice(None) if scores.order is None else scores.order
     batch, heads, n = scores.shape
     geometry = scores.geometry
-    q = (scores.q[:, :, order].flatten(0, 1), scores.factor)
-    k = scores.k[:, :, order].flatten(0, 1)
-    size = max(1, ELEMENTS // (n * q[0].shape[-1]))
+    q, k = (x[:, :, order].flatten(0, 1) for x in (scores.q, scores.k))
+    size = max(1, ELEMENTS // (n * q.shape[-1]))
     found = [
-        _products(q[0][at : at + size].double() * q[1], k[at : at + size].double(), geometry)
-        for at in range(0, len(k), size)
+        _products(some_q.double() * scores.factor, some_k.double(), geometry)
+        for some_q, some_k in zip(q.split(size), k.split(size), strict=True)
     ]
     by_offset, by_key, mean, shift, square, scale = (
         torch.cat(parts).unflatten(0, (batch, heads)).cpu() for parts in zip(*found, strict=True)
