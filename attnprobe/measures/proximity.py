@@ -346,7 +346,7 @@ def _decay_summary(
     fitted = _decay(np.stack([one.mean for one in whole]), places)
     left_out = np.stack(
         [
-            _decay(np.stack([_without(a, g) for a, g in zip(whole, group, strict=True)]), places).length
+            _decay(np.stack([a.mean_without(g) for a, g in zip(whole, group, strict=True)]), places).length
             for group in groups
         ]
     )
@@ -360,13 +360,6 @@ def _decay_summary(
         f"{prefix}decay_r2": variable(axes, fitted.r2, "weighted R² of the decay fit", "1"),
         f"{prefix}decay_reason": variable(axes, fitted.reason, "why there is no decay length", ""),
     }
-
-
-def _without(whole: "Moments", group: "Moments") -> np.ndarray:
-    """Return the mean over the samples that are not in the group."""
-    left = whole.count - group.count
-    total = whole.count * np.nan_to_num(whole.mean) - group.count * np.nan_to_num(group.mean)
-    return np.where(left > 0, total / np.maximum(left, 1), np.nan)
 
 
 def _decay(profiles: np.ndarray, places: "Geometry") -> "Decay":

@@ -45,6 +45,12 @@ class Moments:
         """Their mean; NaN without any."""
         return np.where(self._count > 0, self._mean, np.nan)
 
+    def mean_without(self, part: "Moments") -> np.ndarray:
+        """Return the mean of the samples that are not in a part, whose samples all are here; NaN without any."""
+        left = self._count - part._count
+        total = self._count * self._mean - part._count * part._mean
+        return np.where(left > 0, total / np.maximum(left, 1), np.nan)
+
     @property
     def variance(self) -> np.ndarray:
         """Their variance, divided by count - 1; NaN below two."""

@@ -31,6 +31,16 @@ def test_moments_are_those_of_all_samples_at_once_however_they_come(seed, sizes,
             assert np.isnan(moments.interval()[place]).all()
 
 
+def test_the_mean_without_a_part_is_that_of_the_rest():
+    values = np.random.default_rng(0).normal(size=(9, 5))
+    values[4:, 1] = values[2:, 2] = values[:, 3] = np.nan
+    whole, part = Moments(), Moments()
+    whole.add(values)
+    part.add(values[:3])
+    expected = np.append([np.nanmean(values[3:, column]) for column in (0, 1)], [np.nan, np.nan])
+    np.testing.assert_allclose(whole.mean_without(part)[:4], expected)
+
+
 @pytest.mark.parametrize("size", [4, 100])
 def test_the_interval_covers_the_truth_as_often_as_it_says(size):
     values = np.random.default_rng(0).normal(size=(size, 4000))  # 4000 experiments
