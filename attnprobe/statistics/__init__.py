@@ -11,10 +11,10 @@ Nothing here knows a model or a checkpoint, and nothing holds an n x n array:
 """
 
 from attnprobe.statistics.gradient import GradientStatistics, gradient_statistics
+from attnprobe.statistics.inputs import Scores
 from attnprobe.statistics.moments import Moments
 from attnprobe.statistics.pattern import PatternStatistics, pattern_statistics
 from attnprobe.statistics.score import ScoreStatistics, score_statistics
-from attnprobe.statistics.scores import Scores
 
 __all__ = [
     "GradientStatistics",

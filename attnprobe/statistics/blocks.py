@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from attnprobe.statistics.geometry import Geometry
-from attnprobe.statistics.scores import Scores
+from attnprobe.statistics.inputs import Scores
 
 QUERIES = 64
 """Queries in a block; on a grid the next number of whole rows of pixels."""

@@ -19,7 +19,7 @@ from torch import Tensor
 from attnprobe.errors import UsageError
 from attnprobe.statistics.blocks import Group, OffsetSums, groups, over_queries
 from attnprobe.statistics.geometry import Geometry
-from attnprobe.statistics.scores import Part, Scores, check_finite, check_shape
+from attnprobe.statistics.inputs import Part, Scores, check_finite, check_shape
 
 
 @dataclass(frozen=True)

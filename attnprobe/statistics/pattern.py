@@ -20,7 +20,7 @@ from torch import Tensor
 from attnprobe.errors import UsageError
 from attnprobe.statistics.blocks import Group, OffsetSums, groups, over_queries
 from attnprobe.statistics.geometry import Geometry, geometry
-from attnprobe.statistics.scores import Part, Scores
+from attnprobe.statistics.inputs import Part, Scores
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from attnprobe.statistics.blocks import OffsetSums, groups, over_queries
 from attnprobe.statistics.geometry import Geometry
-from attnprobe.statistics.scores import Scores
+from attnprobe.statistics.inputs import Scores
 
 SMALLEST = 1e-13
 """Below this share of the products of lengths the sum of squares of a centred score is nothing but rounding."""

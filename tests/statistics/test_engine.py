@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 
 from attnprobe.statistics import blocks, score
 from attnprobe.statistics.gradient import gradient_statistics
+from attnprobe.statistics.inputs import Scores
 from attnprobe.statistics.pattern import pattern_statistics
 from attnprobe.statistics.score import score_statistics
-from attnprobe.statistics.scores import Scores
 
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4}
 

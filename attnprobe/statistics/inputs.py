@@ -1,4 +1,4 @@
-"""The scores of a batch, held as what they are made of."""
+"""What every statistic is taken of: the scores of a batch, held as what they are made of."""
 
 import math
 from collections.abc import Iterator
