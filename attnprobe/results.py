@@ -25,9 +25,15 @@ def variable(axes: Sequence[str], values: Any, long_name: str, units: str, metho
 def dataset(variables: dict[str, xr.Variable], coordinates: dict[str, Any], facts: dict[str, Any]) -> xr.Dataset:
     """Return a result: variables, coordinates with the glossary's labels, and the facts of how it was made.
 
-    Facts that are not plain numbers or strings are stored as JSON; provenance is added.
+    Coordinates of axes that no variable has are left out. Facts that are not plain numbers or strings are stored as
+    JSON; provenance is added.
     """
-    labelled = {axis: (axis, np.asarray(values), {"long_name": LABELS[axis]}) for axis, values in coordinates.items()}
+    used = {axis for one in variables.values() for axis in one.dims}
+    labelled = {
+        axis: (axis, np.asarray(values), {"long_name": LABELS[axis]})
+        for axis, values in coordinates.items()
+        if axis in used
+    }
     attributes = {**facts, "provenance": provenance()}
     plain = {
         name: value if isinstance(value, str | int | float) else json.dumps(value) for name, value in attributes.items()

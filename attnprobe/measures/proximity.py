@@ -2,14 +2,15 @@
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from attnprobe.errors import UsageError
-from attnprobe.randomness import numpy_generator
+from attnprobe.measures import common
+from attnprobe.measures.common import DRAWS, NULLS, View
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -20,9 +21,6 @@ if TYPE_CHECKING:
     from attnprobe.statistics.geometry import Geometry
     from attnprobe.transformer import Transformer
 
-DRAWS = 8
-"""Draws of each null: permutations, and networks at initialisation."""
-NULLS = ("permuted", "initial")
 GROUPS = 20
 """Groups of sequences, at most, over which the decay's error is taken."""
 
@@ -69,20 +67,25 @@ def proximity(checkpoint: "Checkpoint", *, sequences: int = 256, window: int = 2
     from attnprobe.results import dataset, variable
 
     _check(checkpoint, sequences, window, seed)
-    n, layers = checkpoint.data.n, checkpoint.config.model.n_layers
+    n = checkpoint.data.n
     sequences = min(sequences, len(checkpoint.task.test))
     within = tuple(sorted({1, window}))
     draws = min(DRAWS, sequences)
-    views = _views(checkpoint)
+    views = common.views(checkpoint)
     rows = np.arange(sequences)
     groups = np.arange(sequences) % min(GROUPS, sequences)
-    shortest = int(_lengths(checkpoint)[rows].min())
+    shortest = int(common.lengths(checkpoint)[rows].min())
     with tqdm(total=3 * sequences, desc="proximity", unit="sequence", delay=5, leave=False, dynamic_ncols=True) as bar:
         look = partial(_over_sequences, checkpoint, views, within, shortest, bar.update)
         measured, profiles = look(checkpoint.model, rows, groups=groups)
         nulls = {
-            "permuted": [_means(look(checkpoint.model, rows[d::draws], _order(seed, d, n))[0]) for d in range(draws)],
-            "initial": [_means(look(_initial(checkpoint, seed, d), rows[d::draws])[0]) for d in range(draws)],
+            "permuted": [
+                _means(look(checkpoint.model, rows[d::draws], common.permutation("proximity", seed, d, n))[0])
+                for d in range(draws)
+            ],
+            "initial": [
+                _means(look(common.initial_network(checkpoint, seed, d), rows[d::draws])[0]) for d in range(draws)
+            ],
         }
     variables: dict[str, xr.Variable] = {}
     for prefix, view in views.items():
@@ -92,56 +95,9 @@ def proximity(checkpoint: "Checkpoint", *, sequences: int = 256, window: int = 2
         about_uniform = "uniform attention weight of a pair"
         variables[f"{prefix}uniform_pattern_by_offset"] = variable(view.axes, uniform, about_uniform, "1")
         variables.update(_decay_summary(prefix, view, measured[prefix]["score_by_offset"], profiles[prefix]))
-    variables.update(_metrics(checkpoint))
-    coordinates = {
-        "layer": np.arange(layers),
-        "head": np.arange(checkpoint.config.model.n_heads),
-        "offset": np.arange(-(n - 1), n),
-        "within": np.array(within),
-        "bound": ["lower", "upper"],
-        "null": list(NULLS),
-        "draw": np.arange(draws),
-    }
-    if checkpoint.data.grid is not None:
-        height, width = checkpoint.data.grid
-        coordinates |= {"row_offset": np.arange(1 - height, height), "column_offset": np.arange(1 - width, width)}
-    return dataset(
-        variables,
-        coordinates,
-        {
-            "measure": "proximity",
-            "title": checkpoint.title,
-            "step": checkpoint.step,
-            "sequences": sequences,
-            "sequences_from": "test",
-            "window": window,
-            "seed": seed,
-            "n": n,
-            "classes": checkpoint.data.classes,
-            "config": asdict(checkpoint.config),
-            "data": asdict(checkpoint.data),
-            "data_fingerprint": checkpoint.fingerprint,
-            "checkpoint_provenance": checkpoint.provenance,
-        },
-    )
-
-
-@dataclass(frozen=True)
-class _View:
-    """One way to look at the same tokens: in a line, or on a grid."""
-
-    shape: tuple[int, ...]
-    axes: tuple[str, ...]
-    unit: str
-    causal: bool
-
-
-def _views(checkpoint: "Checkpoint") -> dict[str, _View]:
-    data, causal = checkpoint.data, checkpoint.config.model.causal
-    views = {"": _View((data.n,), ("offset",), "tokens", causal)}
-    if data.grid is not None:
-        views["grid_"] = _View(data.grid, ("row_offset", "column_offset"), "pixels", causal)
-    return views
+    variables.update(common.accuracies(checkpoint))
+    coordinates = common.coordinates(checkpoint, draws) | {"within": np.array(within)}
+    return dataset(variables, coordinates, common.facts(checkpoint, "proximity", sequences, seed, window=window))
 
 
 # name: (axes besides layer and head, long name, units, method); "view" and "unit" are filled in by the view.
@@ -158,32 +114,17 @@ DESCRIBED = {
 
 
 def _check(checkpoint: "Checkpoint", sequences: int, window: int, seed: int) -> None:
-    if min(sequences, len(checkpoint.task.test)) < 2:
-        there = f" (the test split has {len(checkpoint.task.test)})"
-        raise UsageError(f"sequences={sequences}: an interval needs at least 2{there if sequences > 1 else ''}")
-    if seed < 0:
-        raise UsageError(f"seed={seed}: must not be negative")
-    farthest = min(math.dist(view.shape, [1] * len(view.shape)) for view in _views(checkpoint).values())
+    common.check(checkpoint, sequences, seed)
+    farthest = min(math.dist(view.shape, [1] * len(view.shape)) for view in common.views(checkpoint).values())
     if not 1 <= window < farthest:
         raise UsageError(
             f"window={window}: must be at least 1 and below {farthest:.3g}, the farthest distance there is"
         )
 
 
-def _order(seed: int, draw: int, n: int) -> np.ndarray:
-    return numpy_generator(seed, "proximity permutation", draw).permutation(n)
-
-
-def _initial(checkpoint: "Checkpoint", seed: int, draw: int) -> "Transformer":
-    """Return a network of the checkpoint's configuration before training, from a seed that belongs to no run."""
-    from attnprobe.transformer import Transformer
-
-    return Transformer(checkpoint.config.model, checkpoint.data, seed=2**32 + seed * DRAWS + draw).eval()
-
-
 def _over_sequences(
     checkpoint: "Checkpoint",
-    views: Mapping[str, _View],
+    views: Mapping[str, View],
     within: tuple[int, ...],
     shortest: int,
     done: Callable[[int], object],
@@ -228,7 +169,7 @@ def _over_sequences(
 
 
 def _statistics(
-    scores: "Scores", views: Mapping[str, _View], within: tuple[int, ...]
+    scores: "Scores", views: Mapping[str, View], within: tuple[int, ...]
 ) -> dict[str, dict[str, np.ndarray]]:
     """Return, for each view, each statistic of [sequence, head, ...] scores."""
     from attnprobe.statistics import pattern_statistics, score_statistics
@@ -262,28 +203,21 @@ def _mean_over_shared(kernel: np.ndarray, length: int, shortest: int, causal: bo
     return (shared @ weight / weight.sum())[..., None]
 
 
-def _lengths(checkpoint: "Checkpoint") -> np.ndarray:
-    test = checkpoint.task.test
-    return np.full(len(test), checkpoint.data.n) if test.lengths is None else test.lengths
-
-
 def _widened(name: str, values: np.ndarray, short: int) -> np.ndarray:
-    if not name.endswith("by_offset") or not short:
-        return values
-    return np.pad(values, [(0, 0)] * (values.ndim - 1) + [(short, short)], constant_values=np.nan)
+    return common.widened(values, short) if name.endswith("by_offset") else values
 
 
-def _uniform(checkpoint: "Checkpoint", view: _View, rows: np.ndarray) -> np.ndarray:
+def _uniform(checkpoint: "Checkpoint", view: View, rows: np.ndarray) -> np.ndarray:
     """Return the weight that uniform attention gives a pair at each offset, mean over sequences."""
     from attnprobe.statistics import Moments
     from attnprobe.statistics.geometry import geometry
 
     n, moments = checkpoint.data.n, Moments()
-    lengths = _lengths(checkpoint)[rows]
+    lengths = common.lengths(checkpoint)[rows]
     for length in lengths.tolist():
         places = geometry(view.shape if length == n else (length,), view.causal)
         weight = (places.uniform / places.count).numpy()
-        moments.add(_widened("uniform_pattern_by_offset", weight[None], n - length))
+        moments.add(common.widened(weight[None], n - length))
     return moments.mean
 
 
@@ -297,45 +231,26 @@ def _means(found: dict[str, dict[str, list["Moments"]]]) -> dict[str, dict[str, 
 
 def _summary(
     prefix: str,
-    view: _View,
+    view: View,
     measured: dict[str, list["Moments"]],
     nulls: dict[str, list[dict[str, np.ndarray]]],
 ) -> dict[str, "xr.Variable"]:
     """Return the variables of one view: means, intervals, standard deviations and nulls."""
-    from attnprobe.results import variable
-
-    sizes = {axis: 2 * side - 1 for axis, side in zip(view.axes, view.shape, strict=True)}
-
-    def over(axes: tuple[str, ...], values: np.ndarray, *words: str) -> "xr.Variable":
-        """Return a variable; flat offsets take the axes of the view."""
-        if "view" in axes:
-            at = axes.index("view")
-            values = values.reshape(*values.shape[:at], *sizes.values(), *values.shape[at + 1 :])
-            axes = (*axes[:at], *sizes, *axes[at + 1 :])
-        return variable(axes, values, *words)
-
+    heads = {"head": len(measured["entropy"][0].mean)}
+    sizes = {"view": view.offsets, "within": {"within": measured["near_mass"][0].mean.shape[-1]}}
     made = {}
     for name, (axes, long_name, units, method) in DESCRIBED.items():
         if prefix and name == "entropy":
             continue  # the same in every view
-        units = view.unit if units == "unit" else units
-        axes = ("layer", "head", *axes)
-        mean, sd, interval = (
-            np.stack([get(one) for one in measured[name]])
-            for get in (lambda one: one.mean, lambda one: one.sd, lambda one: one.interval())
-        )
-        draws = np.array([[draw[name] for draw in nulls[null]] for null in NULLS])
-        made |= {
-            name: over(axes, mean, long_name, units, method),
-            f"{name}_interval": over((*axes, "bound"), interval, f"95 % interval: {long_name}", units),
-            f"{name}_sd": over(axes, sd, f"sd over sequences: {long_name}", units),
-            f"{name}_null": over(("null", "draw", *axes), draws, f"null: {long_name}", units),
-        }
-    return {prefix + name: one for name, one in made.items()}
+        over = heads | {axis: size for kind in axes for axis, size in sizes[kind].items()}
+        words = (long_name, view.unit if units == "unit" else units, method)
+        draws = [[draw[name] for draw in nulls[null]] for null in NULLS]
+        made |= common.summary(prefix + name, over, measured[name], draws, words)
+    return made
 
 
 def _decay_summary(
-    prefix: str, view: _View, whole: list["Moments"], groups: list[list["Moments"]]
+    prefix: str, view: View, whole: list["Moments"], groups: list[list["Moments"]]
 ) -> dict[str, "xr.Variable"]:
     """Return the fit of the mean profile, and its error from fits that leave out one group of sequences each."""
     from attnprobe.results import variable
@@ -375,17 +290,3 @@ def _decay(profiles: np.ndarray, places: "Geometry") -> "Decay":
     flat = (profiles[..., used] * count[used]).reshape(-1, len(which))
     folded = np.stack([np.bincount(which, one, len(distance)) for one in flat]) / pairs
     return fit_decay(folded.reshape(*profiles.shape[:-1], len(distance)), distance, pairs)
-
-
-def _metrics(checkpoint: "Checkpoint") -> dict[str, "xr.Variable"]:
-    """Return the accuracies at the checkpoint and the objective they belong to."""
-    from attnprobe.results import variable
-
-    last = checkpoint.last_metrics
-    return {
-        "objective": variable((), checkpoint.objective, "objective of the stage", ""),
-        **{
-            name: variable((), np.nan if last.get(name) is None else last[name], name.replace("_", " "), "1")
-            for name in ("train_accuracy", "test_accuracy")
-        },
-    }
