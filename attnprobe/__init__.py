@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from attnprobe.config import DataSpec, ModelConfig, TrainConfig
     from attnprobe.errors import UsageError
     from attnprobe.measures import MEASURES
+    from attnprobe.measures.positions import positions
     from attnprobe.measures.proximity import proximity
     from attnprobe.results import open_result, over_steps
     from attnprobe.run import Run
@@ -34,6 +35,7 @@ _HOME = {
     "TrainConfig": "config",
     "UsageError": "errors",
     "MEASURES": "measures",
+    "positions": "measures.positions",
     "proximity": "measures.proximity",
     "open_result": "results",
     "over_steps": "results",
@@ -63,6 +65,7 @@ __all__ = [
     "load",
     "open_result",
     "over_steps",
+    "positions",
     "proximity",
     "statistics",
     "train",

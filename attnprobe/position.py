@@ -23,6 +23,8 @@ class PositionEncoding(nn.Module):
 
     rotates = False
     """Whether `rotate` does anything; such a network has ``hook_rot_q`` and ``hook_rot_k``."""
+    frequency: Float[Tensor, " pair"] | None = None
+    """Periods a token of each pair of coordinates, where the encoding is made of waves."""
 
     def __init__(self, config: ModelConfig, n: int) -> None:
         """Take what is needed from the architecture and the longest sequence, n tokens."""
@@ -64,7 +66,8 @@ class Sinusoidal(PositionEncoding):
     def __init__(self, config: ModelConfig, n: int) -> None:
         """Compute the waves once."""
         super().__init__(config, n)
-        angle = _angles(n, config.d_model)
+        self.frequency = _frequency(config.d_model)
+        angle = _angles(n, self.frequency)
         waves = torch.stack([angle.sin(), angle.cos()], dim=-1).reshape(n, config.d_model)
         self.register_buffer("waves", waves.to(torch.get_default_dtype()), persistent=False)
         self.waves: Tensor
@@ -86,7 +89,8 @@ class Rotary(PositionEncoding):
     def __init__(self, config: ModelConfig, n: int) -> None:
         """Compute cosines and sines once."""
         super().__init__(config, n)
-        angle = _angles(n, config.d_head)
+        self.frequency = _frequency(config.d_head)
+        angle = _angles(n, self.frequency)
         self.register_buffer("cosine", angle.cos().to(torch.get_default_dtype()), persistent=False)
         self.register_buffer("sine", angle.sin().to(torch.get_default_dtype()), persistent=False)
         self.cosine: Tensor
@@ -151,9 +155,12 @@ POSITIONS = {
 }
 
 
-def _angles(n: int, width: int) -> Tensor:
-    frequency = 10000.0 ** (-torch.arange(0, width, 2, dtype=torch.float64) / width)
-    return torch.arange(n, dtype=torch.float64)[:, None] * frequency
+def _frequency(width: int) -> Tensor:
+    return 10000.0 ** (-torch.arange(0, width, 2, dtype=torch.float64) / width) / (2 * math.pi)
+
+
+def _angles(n: int, frequency: Tensor) -> Tensor:
+    return torch.arange(n, dtype=torch.float64)[:, None] * (2 * math.pi * frequency)
 
 
 def _bucket(offset: Int[Tensor, " offset"], causal: bool) -> Int[Tensor, " offset"]:

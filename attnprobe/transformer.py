@@ -5,7 +5,7 @@ know them, under its hook names. It has two heads: one reconstructs tokens, one 
 """
 
 import math
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -46,13 +46,18 @@ class Norm(nn.Module):
         if self.kind == "none":
             return self.hook_normalized(x)
         if watched(self.hook_scale):
-            centred = x - x.mean(-1, keepdim=True) if self.kind == "layer" else x
-            scale = self.hook_scale((centred.square().mean(-1, keepdim=True) + EPS).sqrt())
-            y = centred / scale * self.weight
+            spread = x - x.mean(-1, keepdim=True) if self.kind == "layer" else x
+            y = self.share(x, self.hook_scale((spread.square().mean(-1, keepdim=True) + EPS).sqrt()))
             return self.hook_normalized(y + self.bias if self.kind == "layer" else y)
         if self.kind == "layer":
             return self.hook_normalized(F.layer_norm(x, x.shape[-1:], self.weight, self.bias, EPS))
         return self.hook_normalized(F.rms_norm(x, x.shape[-1:], self.weight, EPS))
+
+    def share(
+        self, part: Float[Tensor, "*#batch d_model"], scale: Float[Tensor, "*batch 1"]
+    ) -> Float[Tensor, "*batch d_model"]:
+        """Return what a part of x contributes to the output, given the scale of the whole: it is linear in the part."""
+        return (part - part.mean(-1, keepdim=True) if self.kind == "layer" else part) / scale * self.weight
 
 
 EPS = 1e-5
@@ -215,6 +220,10 @@ class Transformer(HookedRootModule):
         if self.cfg.pooling == "max":
             return x.masked_fill(~real, -math.inf).amax(dim=1)
         return (x * real).sum(dim=1) / lengths[:, None]
+
+    def block(self, layer: int) -> Block:
+        """Return the block of a layer."""
+        return cast(Block, self.blocks[layer])
 
     def run_with_cache(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, *inputs: Any, return_cache_object: bool = True, remove_batch_dim: bool = False, **named: Any

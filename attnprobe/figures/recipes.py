@@ -8,7 +8,7 @@ from matplotlib.figure import Figure, SubFigure
 from matplotlib.ticker import MaxNLocator
 
 from attnprobe.axes import label
-from attnprobe.figures.proximity import colour_bar, draw_grid_pattern
+from attnprobe.figures.panels import colour_bar, draw_grid_pattern
 from attnprobe.figures.style import COLOURS, PERMUTED, WIDTH, Page, paper
 from attnprobe.results import most_proximal, own_prefix
 

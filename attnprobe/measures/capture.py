@@ -1,6 +1,7 @@
 """What the measures read from a network: the queries and keys of its forward pass, layer by layer."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from functools import partial
 
 import numpy as np
@@ -19,14 +20,38 @@ ELEMENTS = 2**23
 def chunks(
     split: Split, rows: np.ndarray, model: Transformer
 ) -> Iterator[tuple[np.ndarray, Shaped[Tensor, "batch token"]]]:
-    """Yield rows of a split and their inputs, a few at a time, all of one length and without padding."""
+    """Yield rows of a split and their inputs, a few at a time, all of one length and without padding.
+
+    The inputs are on the device of the network.
+    """
     lengths = np.full(len(split), split.inputs.shape[1]) if split.lengths is None else split.lengths
     for length in np.unique(lengths[rows]).tolist():
         places = np.flatnonzero(lengths[rows] == length)
         size = max(1, ELEMENTS // (2 * length * model.cfg.d_model * model.cfg.n_layers))
         for start in range(0, len(places), size):
             chosen = places[start : start + size]
-            yield chosen, split.tensor(rows[chosen], length)
+            yield chosen, split.tensor(rows[chosen], length).to(model.classify.weight.device)
+
+
+def query_and_key(model: Transformer) -> tuple[str, str]:
+    """Return the hooks that see queries and keys as they enter the score: rotated, where the encoding rotates."""
+    return ("hook_rot_q", "hook_rot_k") if model.position.rotates else ("hook_q", "hook_k")
+
+
+def catching(model: Transformer, names: Sequence[str], into: dict[str, Tensor]) -> AbstractContextManager[object]:
+    """Return a context in which the named activations of every forward pass are put into a dictionary."""
+
+    def catch(tensor: Tensor, hook: object, name: str) -> None:
+        into[name] = tensor
+
+    return model.hooks(fwd_hooks=[(name, partial(catch, name=name)) for name in names])
+
+
+def by_head(
+    model: Transformer, x: Shaped[Tensor, "batch token head d_head"]
+) -> Shaped[Tensor, "batch head token d_head"]:
+    """Return queries, keys or values as the statistics take them, without a token that the network puts in front."""
+    return x.detach()[:, model.n_prefix :].transpose(1, 2)
 
 
 def scores_by_layer(model: Transformer, inputs: Shaped[Tensor, "batch token"]) -> Iterator[Scores]:
@@ -35,16 +60,11 @@ def scores_by_layer(model: Transformer, inputs: Shaped[Tensor, "batch token"]) -
     They are those that ``hook_attn_scores`` shows before any edit there; a token that the network itself puts in front
     ([CLS]) is left out.
     """
-    names = ("hook_rot_q", "hook_rot_k") if model.position.rotates else ("hook_q", "hook_k")
     caught: dict[str, Tensor] = {}
-
-    def catch(tensor: Tensor, hook: object, name: str) -> None:
-        caught[name] = tensor.detach()[:, model.n_prefix :].transpose(1, 2)
-
-    wanted = [f"blocks.{layer}.attn.{name}" for layer in range(model.cfg.n_layers) for name in names]
-    with torch.no_grad(), model.hooks(fwd_hooks=[(name, partial(catch, name=name)) for name in wanted]):
+    names = [[f"blocks.{layer}.attn.{hook}" for hook in query_and_key(model)] for layer in range(model.cfg.n_layers)]
+    with torch.no_grad(), catching(model, sum(names, []), caught):
         model.residual(inputs.to(model.classify.weight.device))
         bias = model.position.bias(inputs.shape[1])
-    for layer in range(model.cfg.n_layers):
-        q, k = (caught.pop(f"blocks.{layer}.attn.{name}") for name in names)
+    for of_layer in names:
+        q, k = (by_head(model, caught.pop(name)) for name in of_layer)
         yield Scores(q, k, bias=bias, causal=model.cfg.causal)

@@ -1,5 +1,6 @@
 """What every measure does alike: its data, its nulls, and how moments over sequences become labelled variables."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
@@ -54,6 +55,15 @@ def check(checkpoint: "Checkpoint", sequences: int, seed: int) -> None:
         raise UsageError(f"seed={seed}: must not be negative")
 
 
+def check_window(checkpoint: "Checkpoint", window: int) -> None:
+    """Raise `UsageError` where nothing is near or nothing is far."""
+    farthest = min(math.dist(view.shape, [1] * len(view.shape)) for view in views(checkpoint).values())
+    if not 1 <= window < farthest:
+        raise UsageError(
+            f"window={window}: must be at least 1 and below {farthest:.3g}, the farthest distance there is"
+        )
+
+
 def permutation(measure: str, seed: int, draw: int, n: int) -> np.ndarray:
     """Return the permutation of n positions that belongs to a draw of a measure's null."""
     return numpy_generator(seed, f"{measure} permutation", draw).permutation(n)
@@ -75,6 +85,15 @@ def lengths(checkpoint: "Checkpoint") -> np.ndarray:
 def widened(values: np.ndarray, short: int) -> np.ndarray:
     """Return profiles over the offsets of sequences that are ``short`` tokens shorter than the longest, with NaN."""
     return np.pad(values, [(0, 0)] * (values.ndim - 1) + [(short, short)], constant_values=np.nan) if short else values
+
+
+def mean_over_shared(kernel: np.ndarray, length: int, shortest: int, causal: bool) -> np.ndarray:
+    """Return the mean of kernels over the pairs that the shortest sequence has."""
+    from attnprobe.statistics.geometry import geometry
+
+    weight = geometry((shortest,), causal).count.numpy()
+    shared = np.nan_to_num(kernel[..., length - shortest : length + shortest - 1])
+    return (shared @ weight / weight.sum())[..., None]
 
 
 def summary(

@@ -1,6 +1,5 @@
 """Proximity: do scores and attention favour near keys, how much, and over what range?"""
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
@@ -8,7 +7,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from attnprobe.errors import UsageError
 from attnprobe.measures import common
 from attnprobe.measures.common import DRAWS, NULLS, View
 
@@ -66,7 +64,8 @@ def proximity(checkpoint: "Checkpoint", *, sequences: int = 256, window: int = 2
 
     from attnprobe.results import dataset, variable
 
-    _check(checkpoint, sequences, window, seed)
+    common.check(checkpoint, sequences, seed)
+    common.check_window(checkpoint, window)
     n = checkpoint.data.n
     sequences = min(sequences, len(checkpoint.task.test))
     within = tuple(sorted({1, window}))
@@ -113,15 +112,6 @@ DESCRIBED = {
 }
 
 
-def _check(checkpoint: "Checkpoint", sequences: int, window: int, seed: int) -> None:
-    common.check(checkpoint, sequences, seed)
-    farthest = min(math.dist(view.shape, [1] * len(view.shape)) for view in common.views(checkpoint).values())
-    if not 1 <= window < farthest:
-        raise UsageError(
-            f"window={window}: must be at least 1 and below {farthest:.3g}, the farthest distance there is"
-        )
-
-
 def _over_sequences(
     checkpoint: "Checkpoint",
     views: Mapping[str, View],
@@ -158,7 +148,7 @@ def _over_sequences(
                 kernel = values["score_by_offset"]
                 if length > shortest:
                     # A kernel has a free constant: on the offsets that all sequences have, all get mean 0.
-                    kernel -= _mean_over_shared(kernel, length, shortest, views[prefix].causal)
+                    kernel -= common.mean_over_shared(kernel, length, shortest, views[prefix].causal)
                 for name, value in values.items():
                     found[prefix][name][layer].add(_widened(name, value, n - length))
                 for group in range(kinds):
@@ -192,15 +182,6 @@ def _statistics(
         }
         found[prefix] = {name: np.asarray(value) for name, value in values.items()}
     return found
-
-
-def _mean_over_shared(kernel: np.ndarray, length: int, shortest: int, causal: bool) -> np.ndarray:
-    """Return the mean of kernels over the pairs that the shortest sequence has."""
-    from attnprobe.statistics.geometry import geometry
-
-    weight = geometry((shortest,), causal).count.numpy()
-    shared = np.nan_to_num(kernel[..., length - shortest : length + shortest - 1])
-    return (shared @ weight / weight.sum())[..., None]
 
 
 def _widened(name: str, values: np.ndarray, short: int) -> np.ndarray:

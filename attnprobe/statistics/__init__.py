@@ -14,7 +14,7 @@ from attnprobe.statistics.gradient import GradientStatistics, gradient_statistic
 from attnprobe.statistics.inputs import Scores
 from attnprobe.statistics.moments import Moments
 from attnprobe.statistics.pattern import PatternStatistics, pattern_statistics
-from attnprobe.statistics.score import ScoreStatistics, score_statistics
+from attnprobe.statistics.score import ScoreStatistics, covariance, score_statistics
 
 __all__ = [
     "GradientStatistics",
@@ -22,6 +22,7 @@ __all__ = [
     "PatternStatistics",
     "ScoreStatistics",
     "Scores",
+    "covariance",
     "gradient_statistics",
     "pattern_statistics",
     "score_statistics",

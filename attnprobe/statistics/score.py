@@ -22,6 +22,7 @@ from jaxtyping import Float
 from scipy.fft import next_fast_len
 from torch import Tensor
 
+from attnprobe.errors import UsageError
 from attnprobe.statistics.blocks import OffsetSums, groups, over_queries
 from attnprobe.statistics.geometry import Geometry
 from attnprobe.statistics.inputs import Scores
@@ -72,16 +73,20 @@ class ScoreStatistics:
         return (self.square_row_centred / self.pairs.sum(-1, keepdim=True)).sqrt()
 
     def contrast(self, window: int | float) -> Float[Tensor, "batch head"]:
-        """Return the mean centred score at 0 < distance <= window, minus that beyond, over the score's sd.
+        """Return `near_minus_far` over the score's sd; NaN where the score is constant too."""
+        return self.near_minus_far(window) / self.sd.where(self.toeplitz_share.isfinite(), torch.nan)
 
-        NaN where the score is constant or where there is nothing near or nothing far.
+    def near_minus_far(self, window: int | float) -> Float[Tensor, "batch head"]:
+        """Return the mean centred score at 0 < distance <= window, minus that beyond.
+
+        It is linear in the score. NaN where there is nothing near or nothing far.
         """
         distance = self.geometry.distance
         near, far = (distance > 0) & (distance <= window), distance > window
         sums = (self.centred_by_offset * self.pairs[:, None]).nan_to_num()
         pairs = self.pairs[:, None]
         means = [sums[..., of].sum(-1) / pairs[..., of].sum(-1) for of in (near, far)]
-        return (means[0] - means[1]) / self.sd.where(self.toeplitz_share.isfinite(), torch.nan)
+        return means[0] - means[1]
 
 
 @torch.no_grad()
@@ -129,6 +134,27 @@ def score_statistics(scores: Scores) -> ScoreStatistics:
     return made
 
 
+@torch.no_grad()
+def covariance(a: Scores, b: Scores) -> Float[Tensor, "batch head"]:
+    r"""Return $\sum_{ij} \hat a_{ij} \hat b_{ij}$ over visible pairs for two row-centred scores of the same tokens.
+
+    By polarisation: $a + b$ is a score too, whose queries and keys are those of both side by side. Errors are about
+    1e-13 of the products of lengths; what is smaller comes out as 0. An order changes nothing here.
+    """
+    if (a.shape, a.causal) != (b.shape, b.causal) or a.real is not None or b.real is not None:
+        raise UsageError(
+            f"scores of [batch, head, token] = {a.shape} and {b.shape}, causal={a.causal} and {b.causal}: must be "
+            "alike, without padding"
+        )
+    q = torch.cat([a.q.double() * a.factor, b.q.double() * b.factor], dim=-1)
+    k = torch.cat([a.k.double(), b.k.double()], dim=-1)
+    biases = [one.bias.double() for one in (a, b) if one.bias is not None]
+    both = replace(a, q=q, k=k, scale=1.0, bias=sum(biases) if biases else None)
+    of_both, of_a, of_b = (_sums(replace(one, order=None), by_offset=one.bias is not None) for one in (both, a, b))
+    found = (of_both.square - of_a.square - of_b.square) / 2
+    return found.where(found.abs() > SMALLEST * of_both.scale, 0.0)
+
+
 @dataclass(frozen=True)
 class _Sums:
     """What all score statistics follow from; c is the row-centred score, over visible pairs."""
@@ -145,7 +171,8 @@ class _Sums:
     """How large the terms of that sum are, for the rounding."""
 
 
-def _sums(scores: Scores) -> _Sums:
+def _sums(scores: Scores, by_offset: bool = True) -> _Sums:
+    """Return the sums; those by offset, which a bias needs too, cost more than all others and may be left out."""
     if scores.order is not None and (scores.causal or scores.bias is not None):
         return _streamed_sums(scores)  # such scores are no function of rearranged queries and keys
     order = slice(None) if scores.order is None else scores.order
@@ -154,24 +181,24 @@ def _sums(scores: Scores) -> _Sums:
     q, k = (x[:, :, order].flatten(0, 1) for x in (scores.q, scores.k))
     size = max(1, ELEMENTS // (n * q.shape[-1]))
     found = [
-        _products(some_q.double() * scores.factor, some_k.double(), geometry)
+        _products(some_q.double() * scores.factor, some_k.double(), geometry, by_offset)
         for some_q, some_k in zip(q.split(size), k.split(size), strict=True)
     ]
-    by_offset, by_key, mean, shift, square, scale = (
+    sums, by_key, mean, shift, square, scale = (
         torch.cat(parts).unflatten(0, (batch, heads)).cpu() for parts in zip(*found, strict=True)
     )
     if scores.bias is not None:
         bias = scores.bias.double().cpu()[:, geometry.in_line]
         level = (bias @ geometry.count / geometry.count.sum())[:, None]
         bias = bias - level
-        square = square + 2 * (by_offset * bias).sum(-1) + bias.square() @ geometry.count
+        square = square + 2 * (sums * bias).sum(-1) + bias.square() @ geometry.count
         scale = scale + bias.square() @ geometry.count
-        by_offset = by_offset + geometry.count * bias
+        sums = sums + geometry.count * bias
         by_key = by_key + geometry.windows_by_key(bias)
         mean = mean + geometry.windows(bias) / geometry.keys
         shift = shift + level
     return _Sums(
-        by_offset - geometry.overlaps(mean),
+        sums - geometry.overlaps(mean),
         by_key - geometry.sum_over_queries(mean),
         mean + shift,
         (square - mean.square() @ geometry.keys).clamp(min=0),
@@ -179,7 +206,7 @@ def _sums(scores: Scores) -> _Sums:
     )
 
 
-def _products(q: Tensor, k: Tensor, geometry: Geometry) -> tuple[Tensor, ...]:
+def _products(q: Tensor, k: Tensor, geometry: Geometry, correlate: bool) -> tuple[Tensor, ...]:
     """Return the sums of products of q and centred k, and the row constants that centring took away."""
     level = k.mean(1, keepdim=True)
     k = k - level
@@ -193,7 +220,9 @@ def _products(q: Tensor, k: Tensor, geometry: Geometry) -> tuple[Tensor, ...]:
         mean = torch.zeros_like(q[..., 0])
         by_key = (k @ q.sum(1)[..., None])[..., 0]
         square = (gram_q * gram_k).sum((-2, -1))
-    by_offset = _correlation(q, k, geometry.shape) * geometry.seen.to(q.device)
+    by_offset = q.new_zeros(len(q), len(geometry.count))
+    if correlate:
+        by_offset = _correlation(q, k, geometry.shape) * geometry.seen.to(q.device)
     scale = torch.linalg.matrix_norm(gram_q) * torch.linalg.matrix_norm(gram_k)
     return by_offset, by_key, mean, (q @ level.mT)[..., 0], square, scale
 

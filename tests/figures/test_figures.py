@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from attnprobe.figures import FIGURES, OVER_STEPS
-from attnprobe.figures.proximity import shown_offsets
+from attnprobe.figures.panels import shown_offsets
 from attnprobe.figures.style import COLOURS, line
 from attnprobe.measures import MEASURES, proximity
 from attnprobe.results import over_steps, save

@@ -1,0 +1,82 @@
+r"""Spectra of kernels: which frequencies a function of the offset is made of, and which offset each prefers."""
+
+import math
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+
+def circulant_part(sums: Float[Tensor, "*lead offset"]) -> Float[Tensor, "*lead shift"]:
+    """Return the mean over pairs at each shift, offset modulo n, from sums over pairs at each offset in a line."""
+    n = (sums.shape[-1] + 1) // 2
+    shifted = sums[..., n - 1 :].clone()
+    shifted[..., 1:] += sums[..., : n - 1]
+    return shifted / n
+
+
+def waves(kernel: Float[Tensor, "*lead shift"]) -> tuple[Float[Tensor, "*lead wave"], Float[Tensor, "*lead wave"]]:
+    r"""Return amplitude and preferred offset of the waves of 1 ... n // 2 periods in n tokens.
+
+    $$t(o) = \bar t + \sum_f a_f \cos\big(2 \pi f (o - \delta_f) / n\big), \quad a_f \ge 0, \quad
+      -\tfrac{n}{2f} < \delta_f \le \tfrac{n}{2f}$$
+    """
+    n = kernel.shape[-1]
+    spectrum = torch.fft.rfft(kernel.double(), dim=-1)[..., 1:]
+    number = torch.arange(1, n // 2 + 1, device=kernel.device)
+    both = torch.where(2 * number == n, 1.0, 2.0).to(spectrum.real)  # the highest wave of an even n stands alone
+    return spectrum.abs() * both / n, -spectrum.angle() * n / (2 * math.pi * number)
+
+
+def pair_waves(
+    queries: Float[Tensor, "*lead width"], keys: Float[Tensor, "*lead width"], frequency: Float[Tensor, " pair"]
+) -> tuple[Float[Tensor, "*lead pair"], Float[Tensor, "*lead pair"]]:
+    r"""Return amplitude and preferred offset of each rotary pair's wave, for one query and one key.
+
+    Coordinates (2m, 2m + 1) as a complex number: $\mathrm{Re}(\bar q_m k_m e^{i \omega_m o})
+    = |q_m| |k_m| \cos(\omega_m (o - \delta_m))$; the frequency is in periods a token.
+    """
+    q, k = (torch.view_as_complex(x.unflatten(-1, (-1, 2)).contiguous()) for x in (queries, keys))
+    product = q * k.conj()
+    return product.abs(), product.angle() / (2 * math.pi * frequency)
+
+
+def vector_waves(
+    w_q: Float[Tensor, "*lead d_model d_head"],
+    w_k: Float[Tensor, "*lead d_model d_head"],
+    frequency: Float[Tensor, " pair"],
+) -> tuple[Float[Tensor, "*lead pair"], Float[Tensor, "*lead pair"]]:
+    r"""Return amplitude and preferred offset of each wave of sinusoidal position vectors under $W_Q W_K^\top$.
+
+    With rows 2m of $\sin i \omega_m$ and 2m + 1 of $\cos i \omega_m$ and their 2 x 2 block B of the product,
+
+    $$p_i^\top B p_j = \alpha \cos \omega o + \beta \sin \omega o + \dots, \quad
+      \alpha = \tfrac{1}{2} (B_{00} + B_{11}), \quad \beta = \tfrac{1}{2} (B_{10} - B_{01}),$$
+
+    where the rest of the block depends on i + j, and other blocks mix frequencies.
+    """
+    rows = [x.unflatten(-2, (-1, 2)) for x in (w_q, w_k)]
+    block = rows[0] @ rows[1].mT
+    alpha = (block[..., 0, 0] + block[..., 1, 1]) / 2
+    beta = (block[..., 1, 0] - block[..., 0, 1]) / 2
+    return torch.hypot(alpha, beta), torch.atan2(beta, alpha) / (2 * math.pi * frequency)
+
+
+def effective_rank(singular_values: Float[Tensor, "*lead component"]) -> Float[Tensor, "*lead"]:
+    r"""Return $\exp(-\sum_r p_r \log p_r)$, $p_r = \sigma_r / \sum \sigma$: 1 ... number of components.
+
+    Roy & Vetterli 2007; NaN where all are 0.
+    """
+    share = singular_values / singular_values.sum(-1, keepdim=True)
+    return torch.special.entr(share).sum(-1).exp()
+
+
+def product_svd(
+    a: Float[Tensor, "*lead row width"], b: Float[Tensor, "*lead column width"]
+) -> tuple[
+    Float[Tensor, "*lead component row"], Float[Tensor, "*lead component"], Float[Tensor, "*lead component column"]
+]:
+    r"""Return left vectors, singular values and right vectors of $a b^\top$, which is never formed."""
+    (q_a, r_a), (q_b, r_b) = torch.linalg.qr(a.double()), torch.linalg.qr(b.double())
+    left, values, right = torch.linalg.svd(r_a @ r_b.mT)
+    return (q_a @ left).mT, values, (q_b @ right.mT).mT
