@@ -1,5 +1,15 @@
 """What several tests share that is no fixture."""
 
+import numpy as np
+import torch
+
+from attnprobe.checkpoint import Checkpoint
+from attnprobe.config import DataSpec, ModelConfig, TrainConfig
+from attnprobe.tasks import Split, Task
+from attnprobe.transformer import Transformer
+
+N = 12
+
 TINY = {
     "task_options": {"train_size": 64, "test_size": 40},
     "steps": 12,
@@ -8,3 +18,19 @@ TINY = {
     "batch_size": 16,
 }
 """Settings of a run that trains in a second."""
+
+
+def checkpoint(data=None, lengths=None, edit=None, **named):
+    """Return a checkpoint of a network on random tokens, edited by hand."""
+    data = data or DataSpec(n=N, inputs="tokens", classes=2, vocabulary=6)
+    config = ModelConfig(**{"d_model": 16, "init_scale": 0.4, **named})
+    model = Transformer(config, data)
+    if edit is not None:
+        with torch.no_grad():
+            edit(model)
+    rng = np.random.default_rng(0)
+    split = Split(rng.integers(6, size=(30, data.n)), rng.integers(2, size=30), lengths)
+    task = Task("mine", data, split, split)
+    made = Checkpoint(TrainConfig(model=config), data, model.state_dict(), {}, 5, "labels", [], task.fingerprint)
+    object.__setattr__(made, "task", task)  # its data come from no generator
+    return made

@@ -165,7 +165,8 @@ def _caption(part: SubFigure, result: xr.Dataset) -> None:
         "Top: the score of the forward pass as the sum of four terms, content and position of the query (first word) "
         "and of the key; shares are covariances with the score and add up to 1, contrasts (keys within "
         f"{window} {unit}{'' if window == 1 else 's'} minus keys beyond, in sd of the score) to that of the score. "
-        f"Dots: means over {result.attrs['sequences']} test sequences, 95 % t intervals. Grey: the encoding's positions "
-        f"permuted; frames and dashes: networks at initialisation (ranges of {result.sizes['draw']} draws). Below: the "
-        "position-position term by offset, its spectrum, and the term itself (red: high; the scale is in each title).",
+        f"Dots: means over {result.attrs['sequences']} test sequences, 95 % t intervals. Grey: the encoding's "
+        f"positions permuted; frames and dashes: networks at initialisation (ranges of {result.sizes['draw']} draws). "
+        "Below: the position-position term by offset, its spectrum, and the term itself (red: high; the scale is in "
+        "each title).",
     )

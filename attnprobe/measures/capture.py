@@ -48,7 +48,7 @@ def catching(model: Transformer, names: Sequence[str], into: dict[str, Tensor]) 
 
 
 def by_head(
-    model: Transformer, x: Shaped[Tensor, "batch token head d_head"]
+    model: Transformer, x: Shaped[Tensor, "batch prefix_and_token head d_head"]
 ) -> Shaped[Tensor, "batch head token d_head"]:
     """Return queries, keys or values as the statistics take them, without a token that the network puts in front."""
     return x.detach()[:, model.n_prefix :].transpose(1, 2)

@@ -241,7 +241,7 @@ def _kernel(model: "Transformer", of: "Means", order: np.ndarray | None) -> dict
     score = score_statistics(Scores(q, k, bias=bias, order=back))
     amplitude, shift = waves(circulant_part(score.mean_by_offset * score.pairs[:, None]))
     k = (k - k.mean(2, keepdim=True)) / k.shape[-1] ** 0.5
-    left, values, right = product_svd(q, k)
+    left, values, right = (_padded(x, k.shape[-1]) for x in product_svd(q, k))
     head, method = ("layer", "head"), "of the mean position parts"
     return {
         "position_kernel": variable(
@@ -277,6 +277,14 @@ def _binned(q: "Tensor", k: "Tensor", bias: "Tensor | None") -> np.ndarray:
         means = torch.stack(rows, dim=1)
         kernel = kernel + (means - means.mean(-1, keepdim=True)) @ members.T
     return kernel.numpy()
+
+
+def _padded(x: "Tensor", components: int) -> "Tensor":
+    """Return [layer, head, component, ...] with zeros for components that a short sequence cannot have."""
+    import torch
+
+    short = x.new_zeros(*x.shape[:2], components - x.shape[2], *x.shape[3:])
+    return torch.cat([x, short], dim=2)
 
 
 def _first(vectors: "Tensor") -> np.ndarray:

@@ -81,8 +81,8 @@ class Means:
 
 
 @torch.no_grad()
-def means(model: Transformer, batches: Iterable[Shaped[Tensor, "batch token"]]) -> Means:
-    """Return the means over batches of sequences; a position that none of them has gets the mean of the others."""
+def means(model: Transformer, batches: Iterable[Tensor]) -> Means:
+    """Return the means over batches, [batch, token]; a position that no sequence has gets the mean of the others."""
     n, rotated, plain = model.data.n, query_and_key(model), ("hook_q", "hook_k")
     sums: dict[str, Tensor] = {}
     count = torch.zeros(n, dtype=torch.float64)

@@ -23,8 +23,8 @@ def waves(kernel: Float[Tensor, "*lead shift"]) -> tuple[Float[Tensor, "*lead wa
     """
     n = kernel.shape[-1]
     spectrum = torch.fft.rfft(kernel.double(), dim=-1)[..., 1:]
-    number = torch.arange(1, n // 2 + 1, device=kernel.device)
-    both = torch.where(2 * number == n, 1.0, 2.0).to(spectrum.real)  # the highest wave of an even n stands alone
+    number = torch.arange(1, n // 2 + 1, dtype=torch.float64, device=kernel.device)
+    both = torch.where(2 * number == n, 1.0, 2.0)  # the highest wave of an even n stands alone
     return spectrum.abs() * both / n, -spectrum.angle() * n / (2 * math.pi * number)
 
 

@@ -9,7 +9,7 @@ import pytest
 from attnprobe.figures import FIGURES, OVER_STEPS
 from attnprobe.figures.panels import shown_offsets
 from attnprobe.figures.style import COLOURS, line
-from attnprobe.measures import MEASURES, proximity
+from attnprobe.measures import MEASURES, positions, proximity
 from attnprobe.results import over_steps, save
 
 
@@ -99,3 +99,40 @@ def test_lines_stay_apart_without_colour():
     first = [line(number) for number in range(4)]
     assert len({str(one["linestyle"]) for one in first}) == 4
     assert len({line(number)["color"] for number in range(8)}) == len(COLOURS) == 8
+
+
+def test_the_drawn_terms_are_the_result(spt_run):
+    result = positions(spt_run.checkpoints[-1], sequences=8)
+    figure = FIGURES["positions"](result)
+    share, contrast = figure.subfigs[0].axes
+    for axis, name in ((share, "variance_share"), (contrast, "proximity_contrast")):
+        dots = [one for one in axis.containers if one.get_label().startswith("head")]
+        assert len(dots) == 2
+        for head, drawn in enumerate(dots):
+            np.testing.assert_array_equal(drawn[0].get_ydata(), result[name].isel(layer=0, head=head))
+    kernels = [axis.images[0] for axis in figure.subfigs[2].axes if axis.images]
+    for head, drawn in enumerate(kernels):
+        np.testing.assert_array_equal(drawn.get_array(), result["position_kernel"].isel(layer=0, head=head))
+    profile, spectrum = figure.subfigs[1].axes
+    drawn = {one.get_label(): one for one in profile.lines}["head 1"]
+    kernel = result["score_by_offset"].sel(term="position-position", offset=slice(-16, 16))
+    np.testing.assert_array_equal(drawn.get_ydata(), kernel.isel(layer=0, head=1))
+    np.testing.assert_array_equal(spectrum.lines[-1].get_ydata(), result["wave_amplitude"].isel(layer=0, head=1))
+
+
+def test_the_terms_of_a_run_are_drawn(spt_run):
+    joined = over_steps([positions(one, sequences=4) for one in spt_run.checkpoints[-2:]])
+    figure = OVER_STEPS["positions"](joined)
+    drawn = {one.get_label(): one for one in figure.axes[4].lines}["head 0"]
+    expected = joined["proximity_contrast"].sel(term="content-content").isel(layer=0, head=0)
+    np.testing.assert_array_equal(drawn.get_ydata(), expected)
+
+
+def test_rotary_images_show_their_pairs_and_two_dimensional_offsets(image_checkpoint):
+    result = positions(image_checkpoint, sequences=4)
+    figure = FIGURES["positions"](result)
+    assert figure.subfigs[1].axes[-1].get_xscale() == "log"
+    kernels = [axis.images[0] for axis in figure.subfigs[2].axes if axis.images]
+    assert len(kernels) == 4
+    shown = result["grid_score_by_offset"].sel(term="position-position")
+    np.testing.assert_array_equal(kernels[0].get_array(), shown.isel(layer=0, head=0))

@@ -5,34 +5,15 @@ import materialised
 import numpy as np
 import pytest
 import torch
+from support import N, checkpoint
 
-from attnprobe.checkpoint import Checkpoint
-from attnprobe.config import DataSpec, ModelConfig, TrainConfig
 from attnprobe.errors import UsageError
 from attnprobe.measures import proximity
 from attnprobe.measures.capture import scores_by_layer
 from attnprobe.statistics.decay import fit_decay
 from attnprobe.statistics.geometry import geometry
-from attnprobe.tasks import Split, Task
-from attnprobe.transformer import Transformer
 
-N, FEW = 12, {"sequences": 24}
-
-
-def checkpoint(data=None, lengths=None, edit=None, **named):
-    """Return a checkpoint of a network on random tokens, edited by hand."""
-    data = data or DataSpec(n=N, inputs="tokens", classes=2, vocabulary=6)
-    config = ModelConfig(**{"d_model": 16, "init_scale": 0.4, **named})
-    model = Transformer(config, data)
-    if edit is not None:
-        with torch.no_grad():
-            edit(model)
-    rng = np.random.default_rng(0)
-    split = Split(rng.integers(6, size=(30, data.n)), rng.integers(2, size=30), lengths)
-    task = Task("mine", data, split, split)
-    made = Checkpoint(TrainConfig(model=config), data, model.state_dict(), {}, 5, "labels", [], task.fingerprint)
-    object.__setattr__(made, "task", task)  # its data come from no generator
-    return made
+FEW = {"sequences": 24}
 
 
 def silence(model):

@@ -10,7 +10,7 @@ from attnprobe.statistics import blocks, score
 from attnprobe.statistics.gradient import gradient_statistics
 from attnprobe.statistics.inputs import Scores
 from attnprobe.statistics.pattern import pattern_statistics
-from attnprobe.statistics.score import score_statistics
+from attnprobe.statistics.score import covariance, score_statistics
 
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4}
 
@@ -94,6 +94,22 @@ def test_score_statistics(drawn):
     constant = expected["square_row_centred"] <= 1e-10 * (size + 1e-6)
     shares = [share.masked_fill(constant, torch.nan) for share in (found.toeplitz_share, expected["toeplitz_share"])]
     close(*shares, tolerance, (size / expected["square_row_centred"]).nan_to_num(1.0))
+
+
+@settings(max_examples=100, deadline=None)
+@given(drawn=DRAWN, other=st.sampled_from([None, 0.5]))
+def test_covariance(drawn, other):
+    one, generator = made(**drawn | {"special": "nothing"})
+    q, k = torch.randn(2, *one.shape, 3, generator=generator, dtype=one.q.dtype)
+    bias = None if other is None else other * torch.randn(one.shape[1], 2 * one.shape[2] - 1, generator=generator)
+    two = Scores(q, k, 0.3, bias, one.causal)
+    visible = materialised.dense(one).isfinite()
+    centred = []
+    for scores in (one, two):
+        s = materialised.dense(scores).masked_fill(~visible, 0.0)
+        centred.append((s - s.sum(-1, keepdim=True) / visible.sum(-1, keepdim=True)) * visible)
+    sizes = [materialised.dense(scores).masked_fill(~visible, 0.0).square().sum((-2, -1)) for scores in (one, two)]
+    close(covariance(one, two), (centred[0] * centred[1]).sum((-2, -1)), 1e-10, sizes[0] + sizes[1] + 1e-6)
 
 
 @settings(max_examples=150, deadline=None)
