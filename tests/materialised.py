@@ -25,18 +25,24 @@ def dense(scores):
     position = torch.arange(n)
     if scores.bias is not None:
         made = made + scores.bias.double()[:, position - position[:, None] + n - 1]
-    if scores.order is not None:
-        if scores.causal:
-            for i in range(n):
-                seen = scores.order[scores.order <= i]
-                made[..., i, : i + 1] = made[..., i, seen]
-        else:
-            made = made[..., scores.order, :][..., scores.order]
+    made = rearranged(scores, made)
     if scores.causal:
         made = made.masked_fill(position > position[:, None], -torch.inf)
     if scores.real is not None:
         made = made.masked_fill(~(scores.real[:, None, :, None] & scores.real[:, None, None, :]), -torch.inf)
     return made
+
+
+def rearranged(scores, x):
+    """Return [batch, head, query, key] as an order of the scores moves it."""
+    if scores.order is None:
+        return x
+    if not scores.causal:
+        return x[..., scores.order, :][..., scores.order]
+    x = x.clone()
+    for i in range(x.shape[-1]):
+        x[..., i, : i + 1] = x[..., i, scores.order[scores.order <= i]]
+    return x
 
 
 def by_offset(scores, x):
@@ -130,12 +136,12 @@ def pattern_statistics(scores):
 def score_gradient(scores, v, dz):
     """Return [batch, head, query, key]: the gradient with respect to the score, by autograd through softmax and v."""
     with torch.enable_grad():
-        s = dense(scores)
+        s = dense(replace(scores, order=None))
         leaf = s.masked_fill(~s.isfinite(), 0.0).requires_grad_()
         a = leaf.masked_fill(~s.isfinite(), torch.finfo(torch.float64).min).softmax(-1)
         a = a * s.isfinite()
         ((a @ v.double()) * dz.double()).sum().backward()
-    return leaf.grad
+    return rearranged(scores, leaf.grad)
 
 
 def double(scores):

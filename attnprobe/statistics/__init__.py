@@ -10,7 +10,7 @@ Nothing here knows a model or a checkpoint, and nothing holds an n x n array:
 (torch.Size([1, 4]), torch.Size([1, 4, 5999]))
 """
 
-from attnprobe.statistics.gradient import GradientStatistics, gradient_statistics
+from attnprobe.statistics.gradient import GradientStatistics, gradient_product, gradient_statistics
 from attnprobe.statistics.inputs import Scores
 from attnprobe.statistics.moments import Moments
 from attnprobe.statistics.pattern import PatternStatistics, pattern_statistics
@@ -23,6 +23,7 @@ __all__ = [
     "ScoreStatistics",
     "Scores",
     "covariance",
+    "gradient_product",
     "gradient_statistics",
     "pattern_statistics",
     "score_statistics",

@@ -92,26 +92,39 @@ class Group:
 
         It is finite, since it is multiplied by the weight 0.
         """
+        self.write_products(block, self.q, self.k, out, self.bias)
+        if self.scores.causal:
+            out.masked_fill_(~self.visible(block), torch.finfo(out.dtype).min / 4)
+
+    def write_products(
+        self,
+        block: Block,
+        left: Float[Tensor, "matrix token width"],
+        right: Float[Tensor, "matrix token width"],
+        out: Float[Tensor, "matrix query key"],
+        bias: Float[Tensor, "matrix offset"] | None = None,
+    ) -> None:
+        """Write the products of left with right, plus a bias, for the pairs of a block in their order.
+
+        What stands at keys after a causal query is finite, and has no meaning.
+        """
         causal, order = self.scores.causal, self.scores.order
-        device, seen = out.device, self.visible(block)
-        queries = torch.arange(block.start, block.stop, device=device)
+        queries = torch.arange(block.start, block.stop, device=out.device)
         if order is None:
-            torch.bmm(self.q[:, block.queries], self.k[:, : block.keys].mT, out=out)
-            if self.bias is not None:
-                out += self._bias(queries, block.keys)
-        else:
-            order = order.to(device)
-            taken = queries if causal else order[queries]
-            arranged = self.q[:, taken] @ self.k.mT
-            if self.bias is not None:
-                arranged += self._bias(taken, self.geometry.n)
-            arranged = arranged[..., order]
-            if causal:
-                out.masked_scatter_(seen, arranged[:, order <= queries[:, None]])
-            else:
-                out.copy_(arranged)
+            torch.bmm(left[:, block.queries], right[:, : block.keys].mT, out=out)
+            if bias is not None:
+                out += self._windows(bias, queries, block.keys)
+            return
+        order = order.to(out.device)
+        taken = queries if causal else order[queries]
+        arranged = left[:, taken] @ right.mT
+        if bias is not None:
+            arranged += self._windows(bias, taken, self.geometry.n)
+        arranged = arranged[..., order]
         if causal:
-            out.masked_fill_(~seen, torch.finfo(out.dtype).min / 4)
+            out.zero_().masked_scatter_(self.visible(block), arranged[:, order <= queries[:, None]])
+        else:
+            out.copy_(arranged)
 
     def visible(self, block: Block) -> Bool[Tensor, "#query key"]:
         """Return which keys the queries of a block see."""
@@ -120,10 +133,11 @@ class Group:
             return (key >= 0)[None]
         return key <= torch.arange(block.start, block.stop, device=self.q.device)[:, None]
 
-    def _bias(self, queries: Int[Tensor, " query"], keys: int) -> Float[Tensor, "matrix query key"]:
+    def _windows(
+        self, bias: Float[Tensor, "matrix offset"], queries: Int[Tensor, " query"], keys: int
+    ) -> Float[Tensor, "matrix query key"]:
         """Return the bias of some queries with the first keys."""
-        assert self.bias is not None
-        windows = self.bias.unfold(-1, self.geometry.n, 1)  # a view: window n - 1 - i is row i
+        windows = bias.unfold(-1, self.geometry.n, 1)  # a view: window n - 1 - i is row i
         return windows[:, self.geometry.n - 1 - queries, :keys]
 
 

@@ -109,6 +109,14 @@ class Geometry:
         """Return for each offset the sum of r over the queries that see a key there, $C^T r$."""
         return self._over_axes(_overlaps, r, self.shape) * self.seen
 
+    def overlaps_by_key(self, u: Float[Tensor, "*lead key"]) -> Float[Tensor, "*lead offset"]:
+        """Return for each offset the sum of u over the keys that a query sees there."""
+        return self._over_axes(_overlaps, u, self.shape).flip(-1) * self.seen
+
+    def inner(self, f: Float[Tensor, "*#lead offset"], g: Float[Tensor, "*#lead offset"]) -> Float[Tensor, "*#lead"]:
+        r"""Return the inner product over visible pairs of $f(j - i)$ and $g(j - i)$, both row-centred."""
+        return (self.count * f * g).sum(-1) - (self.windows(f) * self.windows(g) / self.keys).sum(-1)
+
     def fold(self, sums: Float[Tensor, "*lead offset"]) -> Float[Tensor, "*lead line_offset"]:
         """Return sums by offset on a grid as sums by offset of the same tokens in a line."""
         line = torch.zeros(*sums.shape[:-1], 2 * self.n - 1, dtype=sums.dtype)
@@ -130,6 +138,34 @@ class Geometry:
             return self.queries * u - self.sum_over_queries(self.sum_over_keys(u) / self.keys)
 
         return _conjugate_gradients(normal, sums, self.queries)
+
+    def shared_energy(
+        self, by_key: Float[Tensor, "*lead key"], by_offset: Float[Tensor, "*lead offset"]
+    ) -> Float[Tensor, "*lead"]:
+        r"""Return the sum of squares that $S_{ij} = r_i + u_j + t(j - i)$ explains of a row-centred array.
+
+        It is given by its sums over queries and at each offset. What functions of the key and of the offset both are
+        (linear ones) is counted once.
+        """
+        n, offsets = self.n, len(self.count)
+
+        def normal(x: Tensor) -> Tensor:
+            u, t = x[..., :n], x[..., n:]
+            r = (self.sum_over_keys(u) + self.windows(t)) / self.keys
+            of_key = self.queries * u + self.windows_by_key(t) - self.sum_over_queries(r)
+            return torch.cat([of_key, self.count * t + self.overlaps_by_key(u) - self.overlaps(r)], dim=-1)
+
+        # Constants of either kind, and along each axis what is linear: t = offset, u = -position.
+        null = torch.zeros(n + offsets, 2 + len(self.shape), dtype=torch.float64)
+        null[:n, 0] = null[n:, 1] = 1
+        places = torch.meshgrid(*(torch.arange(side) for side in self.shape), indexing="ij")
+        steps = torch.meshgrid(*(torch.arange(1 - side, side) for side in self.shape), indexing="ij")
+        for axis, (place, step) in enumerate(zip(places, steps, strict=True)):
+            null[:n, 2 + axis], null[n:, 2 + axis] = -place.flatten(), step.flatten()
+        null[n:] *= self.seen[:, None]
+        right = torch.cat([by_key, by_offset * self.seen], dim=-1)
+        solved = _conjugate_gradients(normal, right, torch.cat([self.queries, self.count]), null)
+        return (right * solved).sum(-1)
 
     def _over_axes(self, function: Callable[[Tensor], Tensor], x: Tensor, sizes: tuple[int, ...]) -> Tensor:
         lead = x.shape[:-1]
@@ -159,15 +195,20 @@ def _overlaps(r: Tensor) -> Tensor:
 
 
 def _conjugate_gradients(
-    apply: Callable[[Tensor], Tensor], right: Float[Tensor, "*lead unknown"], diagonal: Float[Tensor, " unknown"]
+    apply: Callable[[Tensor], Tensor],
+    right: Float[Tensor, "*lead unknown"],
+    diagonal: Float[Tensor, " unknown"],
+    null: Float[Tensor, "unknown vector"] | None = None,
 ) -> Float[Tensor, "*lead unknown"]:
-    """Solve symmetric systems whose null space is the constants, preconditioned by their diagonals, to rounding.
+    """Solve symmetric systems with a known null space (the constants), preconditioned by their diagonals, to rounding.
 
-    The solution is the one whose mean, weighted by the diagonal, is 0.
+    The solution is the one that is orthogonal to the null space, weighted by the diagonal: for constants of mean 0.
     """
     given = (right * _quotient(right, diagonal)).sum(-1, keepdim=True)
     # Sums made in float32 do not cancel quite; what is left over has no solution.
-    residual = right - diagonal * (right.sum(-1, keepdim=True) / diagonal.sum())
+    null = torch.ones_like(diagonal)[:, None] if null is None else null
+    weighted = diagonal[:, None] * null
+    residual = right - (right @ null) @ torch.linalg.pinv(null.mT @ weighted) @ weighted.mT
     direction = scaled = _quotient(residual, diagonal)
     solved, size = torch.zeros_like(right), (residual * scaled).sum(-1, keepdim=True)
     for _ in range(STEPS):

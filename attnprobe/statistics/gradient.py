@@ -9,15 +9,15 @@ Its rows sum to 0. Each block of it is made, summed up and dropped; precision is
 relative to the sum of the absolute values of what is summed.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from attnprobe.errors import UsageError
-from attnprobe.statistics.blocks import Group, OffsetSums, groups, over_queries
+from attnprobe.statistics.blocks import Block, Group, OffsetSums, groups, over_queries
 from attnprobe.statistics.geometry import Geometry
 from attnprobe.statistics.inputs import Part, Scores, check_finite, check_shape
 
@@ -39,6 +39,9 @@ class GradientStatistics:
     """Sum over queries."""
     square: Float[Tensor, "batch head"]
     """Sum of squares."""
+    bilinear: Float[Tensor, "batch head d_model d_model_"] | None
+    r"""$X^\top (\partial L / \partial S) X$ for the inputs X that were given: where $S = X M X^\top$, this is
+    $\partial L / \partial M$."""
     along: Float[Tensor, "batch head direction"]
     r"""$\langle \partial L / \partial S, D \rangle$ for each direction D that was given as factors."""
 
@@ -52,26 +55,31 @@ class GradientStatistics:
 
 @torch.no_grad()
 def gradient_statistics(
-    scores: Scores, v: Tensor, dz: Tensor, directions: Sequence[tuple[Tensor, Tensor]] = ()
+    scores: Scores,
+    v: Tensor,
+    dz: Tensor,
+    directions: Sequence[tuple[Tensor, Tensor]] = (),
+    inputs: Tensor | None = None,
 ) -> GradientStatistics:
     r"""Return sums of the gradient of a loss with respect to scores.
 
     ``v`` and ``dz``, values and $\partial L / \partial z$, are [batch, head, token, d_head]; with one loss a sequence
     the sums are those of each sequence. A direction is two factors, left [..., query, rank] and right [..., key, rank],
-    with leading axes that broadcast with [batch, head]: $D_{ij} = \sum_r l_{ir}\, r_{jr}$. Raises `UsageError` where
-    shapes do not agree or a value is not finite.
+    with leading axes that broadcast with [batch, head]: $D_{ij} = \sum_r l_{ir}\, r_{jr}$. ``inputs``, [batch, token,
+    d_model], are for `GradientStatistics.bilinear`. With an order (a null) the gradient is that of the scores as they
+    are, and its entries are rearranged as the order rearranges scores. Raises `UsageError` where shapes do not agree or
+    a value is not finite.
     """
     batch, heads, n = scores.shape
-    for name, x in (("v", v), ("dz", dz)):
-        check_shape(name, x, ("batch", "head", "token", "d_head"))
-        if x.shape[:3] != scores.shape or x.shape != v.shape or x.device != scores.q.device:
+    _check(scores, v, dz)
+    if inputs is not None:
+        check_shape("inputs", inputs, ("batch", "token", "d_model"))
+        if inputs.shape[:2] != (batch, n) or inputs.device != scores.q.device or scores.order is not None:
             raise UsageError(
-                f"{name} of shape {tuple(x.shape)}: must be {[*scores.shape, 'd_head']} as q, on {scores.q.device}, "
-                "and v as dz"
+                f"inputs of shape {tuple(inputs.shape)}: must be [batch, token, d_model] = {[batch, n, 'd_model']}, on "
+                f"{scores.q.device}, of scores without an order"
             )
-        check_finite(name, x)
-    if scores.order is not None:
-        raise UsageError("scores with an order: a gradient belongs to the scores as they are")
+        check_finite("inputs", inputs)
     expanded = [_factors(number, pair, scores) for number, pair in enumerate(directions)]
     offsets = len(scores.geometry.count)
     made = GradientStatistics(
@@ -80,44 +88,90 @@ def gradient_statistics(
         by_offset=torch.zeros(batch, heads, offsets, dtype=torch.float64),
         by_key=torch.zeros(batch, heads, n, dtype=torch.float64),
         square=torch.zeros(batch, heads, dtype=torch.float64),
+        bilinear=None
+        if inputs is None
+        else torch.zeros(batch, heads, inputs.shape[2], inputs.shape[2], dtype=torch.float64),
         along=torch.zeros(batch, heads, len(expanded), dtype=torch.float64),
     )
+    given = [] if inputs is None else [inputs[:, None].expand(-1, heads, -1, -1)]
     for part in scores.unpadded():
         made.pairs[part.rows, part.offsets] = part.scores.geometry.count
         own = part.rows.to(v.device)
-        shown = [x[own, :, part.tokens] for x in (v, dz, *(factor for pair in expanded for factor in pair))]
+        shown = [x[own, :, part.tokens] for x in (v, dz, *given, *(factor for pair in expanded for factor in pair))]
         for group in groups(part.scores):
             _measure(group, part, made, [group.take(x) for x in shown])
     return made
 
 
-def _measure(group: Group, part: Part, made: GradientStatistics, taken: Sequence[Tensor]) -> None:
-    """Fill in the sums of one group of matrices; taken are v, dz and the factors of the directions."""
-    v, dz, *factors = taken
-    rows, heads = part.rows[group.sequences], group.heads
-    unit = dz.abs().amax((1, 2), keepdim=True).clamp(min=torch.finfo(dz.dtype).tiny)  # squares of small gradients
-    dz = dz / unit
-    by_offset, by_key, square = OffsetSums(group), group.totals(group.geometry.n), group.totals()
-    along = group.totals(len(factors) // 2)
+@torch.no_grad()
+def gradient_product(a: tuple[Scores, Tensor, Tensor], b: tuple[Scores, Tensor, Tensor]) -> Float[Tensor, "batch head"]:
+    """Return the inner product of the score gradients of two losses, each given as scores, v and dz; no padding."""
+    for scores, v, dz in (a, b):
+        _check(scores, v, dz)
+        if scores.real is not None or scores.shape != a[0].shape or scores.causal != a[0].causal:
+            raise UsageError(
+                f"scores of [batch, head, token] = {scores.shape}: must be those of the other, {a[0].shape}"
+            )
+    made = torch.zeros(a[0].shape[:2], dtype=torch.float64)
+    plain = [replace(scores, grid=None, order=None) for scores, _, _ in (a, b)]  # which change no product
+    for of_a, of_b in zip(*map(groups, plain), strict=True):
+        total = of_a.totals()
+        pairs = [_gradient(group, group.take(v), group.take(dz)) for group, (_, v, dz) in ((of_a, a), (of_b, b))]
+        for (_, one), (_, other) in zip(*pairs, strict=True):
+            total += torch.linalg.vecdot(one, other).sum(1)
+        made[of_a.sequences, of_a.heads] = total.cpu()
+    return made
+
+
+def _check(scores: Scores, v: Tensor, dz: Tensor) -> None:
+    for name, x in (("v", v), ("dz", dz)):
+        check_shape(name, x, ("batch", "head", "token", "d_head"))
+        if x.shape[:3] != scores.shape or x.shape != v.shape or x.device != scores.q.device:
+            raise UsageError(
+                f"{name} of shape {tuple(x.shape)}: must be {[*scores.shape, 'd_head']} as q, on {scores.q.device}, "
+                "and v as dz"
+            )
+        check_finite(name, x)
+
+
+def _gradient(group: Group, v: Tensor, dz: Tensor) -> Iterator[tuple[Block, Tensor]]:
+    """Yield the gradient in blocks, [matrix, query, key], each until the next is asked for."""
     room, more_room = group.memory(), group.memory()
     for block in group.blocks():
         gradient, pattern = block.of(room, group.size), block.of(more_room, group.size)
         group.write_scores(block, out=gradient)
         torch.softmax(gradient, -1, out=pattern)
-        torch.bmm(dz[:, block.queries], v[:, : block.keys].mT, out=gradient)
+        group.write_products(block, dz, v, out=gradient)
         gradient -= torch.linalg.vecdot(pattern, gradient)[..., None]
         gradient *= pattern
+        yield block, gradient
+
+
+def _measure(group: Group, part: Part, made: GradientStatistics, taken: Sequence[Tensor]) -> None:
+    """Fill in the sums of one group of matrices; taken are v, dz, inputs if any, and the factors of the directions."""
+    v, dz, *factors = taken
+    inputs = None if made.bilinear is None else factors.pop(0)
+    rows, heads = part.rows[group.sequences], group.heads
+    unit = dz.abs().amax((1, 2), keepdim=True).clamp(min=torch.finfo(dz.dtype).tiny)  # squares of small gradients
+    by_offset, by_key, square = OffsetSums(group), group.totals(group.geometry.n), group.totals()
+    along = group.totals(len(factors) // 2)
+    bilinear = None if inputs is None else group.totals(inputs.shape[2], inputs.shape[2])
+    for block, gradient in _gradient(group, v, dz / unit):
         by_offset.add(gradient, block)
         by_key[:, : block.keys] += over_queries(gradient)
         square += torch.linalg.vecdot(gradient, gradient).sum(1)
         for number in range(along.shape[1]):
             left, right = factors[2 * number], factors[2 * number + 1]
             along[:, number] += (left[:, block.queries] * (gradient @ right[:, : block.keys])).sum((1, 2))
+        if inputs is not None and bilinear is not None:
+            bilinear += inputs[:, block.queries].mT @ (gradient @ inputs[:, : block.keys])
     back = unit[:, 0].double().cpu()
     made.by_offset[rows, heads, part.offsets] = by_offset.sums() * back
     made.by_key[rows, heads, part.tokens] = by_key.cpu() * back
     made.square[rows, heads] = square.cpu() * back[:, 0].square()
     made.along[rows, heads] = along.cpu() * back
+    if made.bilinear is not None and bilinear is not None:
+        made.bilinear[rows, heads] = bilinear.cpu() * back[..., None]
 
 
 def _factors(number: int, pair: tuple[Tensor, Tensor], scores: Scores) -> tuple[Tensor, Tensor]:

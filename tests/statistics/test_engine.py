@@ -1,5 +1,7 @@
 """The streaming engine against the materialised way, over drawn shapes, masks, biases and types."""
 
+from dataclasses import replace
+
 import materialised
 import pytest
 import torch
@@ -7,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from attnprobe.statistics import blocks, score
-from attnprobe.statistics.gradient import gradient_statistics
+from attnprobe.statistics.gradient import gradient_product, gradient_statistics
 from attnprobe.statistics.inputs import Scores
 from attnprobe.statistics.pattern import pattern_statistics
 from attnprobe.statistics.score import covariance, score_statistics
@@ -133,7 +135,7 @@ def test_pattern_statistics(drawn):
 @settings(max_examples=100, deadline=None)
 @given(drawn=DRAWN, leading=st.sampled_from([(), ("heads",), (1,), ("batch", 1), ("batch", "heads")]))
 def test_gradient_statistics(drawn, leading):
-    scores, generator = made(**{**drawn, "special": "padding"})
+    scores, generator = made(**drawn)
     batch, heads, n = scores.shape
     v, dz = torch.randn(2, batch, heads, n, 3, generator=generator, dtype=scores.q.dtype)
     shape = [*(drawn.get(axis, axis) for axis in leading), n, 2]
@@ -143,7 +145,7 @@ def test_gradient_statistics(drawn, leading):
     tolerance = TOLERANCE[scores.q.dtype]
     # What is subtracted from what: where one key takes all, a small gradient is the difference of large numbers.
     products = torch.einsum("bhid,bhjd->bhij", dz.double(), v.double()).abs()
-    scale = (materialised.pattern(scores) * products).sum((-2, -1))
+    scale = (materialised.pattern(replace(scores, order=None)) * products).sum((-2, -1))
     close(found.by_offset, materialised.by_offset(scores, gradient), tolerance, scale)
     close(found.by_key, gradient.sum(-2), tolerance, scale)
     close(found.square, gradient.square().sum((-2, -1)), tolerance, scale.square())
@@ -153,3 +155,26 @@ def test_gradient_statistics(drawn, leading):
         close(found.along[..., number], along, tolerance, 10 * scale)
     function = torch.randn(found.by_offset.shape[-1], generator=generator, dtype=torch.float64)
     close(found.along_offsets(function), materialised.by_offset(scores, gradient) @ function, tolerance, 10 * scale)
+    if scores.order is None:
+        x = torch.randn(batch, n, 3, generator=generator, dtype=scores.q.dtype)
+        given = gradient_statistics(scores, v, dz, inputs=x).bilinear
+        x = x.double()[:, None]
+        close(given, x.mT @ gradient @ x, tolerance, 10 * scale)
+
+
+@settings(max_examples=60, deadline=None)
+@given(drawn=DRAWN)
+def test_gradient_product(drawn):
+    one, generator = made(**drawn | {"special": "order"})
+    size = (*one.shape, 3)
+    v, dz, other_v, other_dz, q, k = torch.randn(6, *size, generator=generator, dtype=one.q.dtype)
+    other = Scores(q, k, causal=one.causal, order=one.order)
+    found = gradient_product((one, v, dz), (other, other_v, other_dz))
+    gradients = [materialised.score_gradient(one, v, dz), materialised.score_gradient(other, other_v, other_dz)]
+    sizes = [
+        (v.double().abs().sum((-2, -1)) * dz.double().abs().sum((-2, -1))) for v, dz in ((v, dz), (other_v, other_dz))
+    ]
+    close(found, (gradients[0] * gradients[1]).sum((-2, -1)), TOLERANCE[one.q.dtype], sizes[0] * sizes[1])
+    none = replace(one, order=None), replace(other, order=None)
+    plain = gradient_product((none[0], v, dz), (none[1], other_v, other_dz))
+    close(found, plain, TOLERANCE[one.q.dtype], sizes[0] * sizes[1])  # rearranging both changes nothing

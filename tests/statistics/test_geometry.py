@@ -107,3 +107,32 @@ def test_averaging_centred_diagonals_would_bend_the_profile():
 def test_geometries_are_kept():
     assert geometry((7,)) is geometry((7,))
     assert geometry((7,)) is not geometry((7,), True)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("shape", [(1,), (2,), (7,), (3, 4), (1, 5), (4, 1)])
+def test_inner_products_and_what_keys_and_offsets_share(shape, causal):
+    """Against dense arrays and numpy's solver."""
+    places, generator = Geometry(shape, causal), torch.Generator().manual_seed(0)
+    used = list(materialised.pairs(shape, causal))
+    query, key, offset = torch.tensor(used).T
+    n, offsets = places.n, len(places.count)
+
+    def centred(values):
+        x = torch.zeros(n, n, dtype=torch.float64)
+        x[query, key] = values
+        x[query, key] -= (x.sum(1) / places.keys)[query]
+        return x
+
+    f, g = torch.randn(2, offsets, generator=generator, dtype=torch.float64)
+    expected = (centred(f[offset]) * centred(g[offset])).sum()
+    torch.testing.assert_close(places.inner(f * places.seen, g * places.seen), expected)
+    x = centred(torch.randn(len(used), generator=generator, dtype=torch.float64))
+    design = np.zeros((len(used), 2 * n + offsets))
+    for column in (query, n + key, 2 * n + offset):
+        design[np.arange(len(used)), column] = 1
+    values = x[query, key].numpy()
+    fitted = design @ np.linalg.lstsq(design, values, rcond=None)[0]
+    by_offset = torch.zeros(offsets, dtype=torch.float64).index_add(0, offset, x[query, key])
+    found = places.shared_energy(x.sum(0)[None], by_offset[None])
+    assert found.numpy() == pytest.approx([np.square(fitted).sum()], abs=1e-12)

@@ -6,7 +6,7 @@ import materialised
 import pytest
 import torch
 
-from attnprobe.statistics import Scores, gradient_statistics, pattern_statistics, score_statistics
+from attnprobe.statistics import Scores, gradient_product, gradient_statistics, pattern_statistics, score_statistics
 
 Q, K = torch.randn(2, 2, 3, 6, 4, generator=torch.Generator().manual_seed(0))
 
@@ -81,7 +81,8 @@ def test_scores_that_cannot_be(named, said):
         (lambda s: gradient_statistics(s, Q, K, [(Q, K[..., :2])]), r"right factor of direction 0 of shape"),
         (lambda s: gradient_statistics(s, Q, K, [(Q[0, 0], K[0, 0]), (Q[:, :2], K)]), "left factor of direction 1"),
         (lambda s: gradient_statistics(s, Q, K).along_offsets(torch.ones(6).double()), r"function of shape \(6,\)"),
-        (lambda s: gradient_statistics(dataclasses.replace(s, order=torch.arange(6)), Q, K), "scores with an order"),
+        (lambda s: gradient_statistics(s, Q, K, inputs=torch.zeros(1, 6, 2)), r"inputs of shape \(1, 6, 2\)"),
+        (lambda s: gradient_product((s, Q, K), (s, Q, K[:1])), "dz of shape"),
     ],
 )
 def test_questions_that_have_no_answer(call, said):

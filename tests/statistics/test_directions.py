@@ -1,0 +1,123 @@
+import materialised
+import numpy as np
+import pytest
+import torch
+
+from attnprobe.errors import UsageError
+from attnprobe.statistics import Scores, gradient_statistics
+from attnprobe.statistics.directions import (
+    SUBSPACES,
+    dimensions,
+    energy_shares,
+    kernels,
+    own_pair,
+    unit,
+    without_own_pair,
+)
+from attnprobe.statistics.geometry import geometry
+
+SHAPES = [((5,), False), ((6,), True), ((3, 4), False), ((2, 3), True)]
+
+
+def dense(f, shape, causal):
+    """Return the row-centred array of a function of the offset, and which pairs are visible."""
+    n = int(np.prod(shape))
+    x, visible = torch.zeros(n, n, dtype=torch.float64), torch.zeros(n, n, dtype=torch.bool)
+    for i, j, o in materialised.pairs(shape, causal):
+        x[i, j], visible[i, j] = f[o], True
+    return (x - x.sum(1, keepdim=True) / visible.sum(1, keepdim=True)) * visible, visible
+
+
+@pytest.mark.parametrize(("shape", "causal"), SHAPES)
+def test_directions_have_length_1_and_no_part_in_offset_0(shape, causal):
+    places = geometry(shape, causal)
+    zero, _ = dense(unit(own_pair(places), places), shape, causal)
+    assert zero.square().sum() == pytest.approx(1)
+    for f in kernels(places, 1.5).values():
+        d, _ = dense(unit(without_own_pair(f, places), places), shape, causal)
+        assert float(d.square().sum()) == pytest.approx(1)
+        assert float((d * zero).sum()) == pytest.approx(0, abs=1e-12)
+
+
+def test_kernels_are_what_their_names_say():
+    offset = torch.arange(-5, 6.0).double()
+    made = kernels(geometry((6,)), 2)
+    around = torch.tensor([1.0, 2, 3, 2, 1, 0, 1, 2, 3, 2, 1]).double()
+    torch.testing.assert_close(made["circulant linear"], -around)
+    torch.testing.assert_close(made["toeplitz linear"], -offset.abs())
+    torch.testing.assert_close(made["toeplitz band"], (offset.abs() <= 2).double())
+    torch.testing.assert_close(made["circulant exponential"], (-around / 2).exp())
+    assert not any(name.startswith("circulant") for name in kernels(geometry((6,), causal=True), 2))
+    grid = kernels(geometry((3, 4)), 1)["circulant linear"].reshape(5, 7)
+    assert float(grid[0, 0]) == pytest.approx(-(2**0.5))  # two up and three left is one down and one right
+
+
+@pytest.mark.parametrize("shape", [(4,), (5,), (3, 4)])
+def test_circulant_directions_have_equal_column_sums_and_others_do_not(shape):
+    for name, f in kernels(geometry(shape), 1).items():
+        columns = dense(f, shape, False)[0].sum(0)
+        if name.startswith("circulant"):
+            assert columns.numpy() == pytest.approx(np.zeros(len(columns)), abs=1e-12)
+        elif name.endswith("linear"):
+            assert float(columns.abs().max()) > 0.1
+
+
+def test_a_direction_that_is_constant_in_each_row_has_no_length():
+    places = geometry((4,))
+    assert torch.isnan(unit(torch.ones(7, dtype=torch.float64), places)).all()
+
+
+def bases(shape, causal):
+    """Return orthonormal bases of the subspaces, [pair, dimension], by numpy from dense arrays."""
+    places = geometry(shape, causal)
+    n = places.n
+    visible = dense(places.count, shape, causal)[1]
+    rows = np.stack([dense(one, shape, causal)[0][visible].numpy() for one in torch.eye(len(places.count)).double()], 1)
+    columns = []
+    for key in range(n):
+        x = torch.zeros(n, n, dtype=torch.float64)
+        x[:, key] = 1
+        x = x * visible
+        columns.append(((x - x.sum(1, keepdim=True) / visible.sum(1, keepdim=True)) * visible)[visible].numpy())
+    wrapped = {}
+    for i, j, _ in materialised.pairs(shape, False):
+        here, there = np.unravel_index(i, shape), np.unravel_index(j, shape)
+        wrapped.setdefault(tuple((np.array(there) - here) % shape), torch.zeros(n, n, dtype=torch.float64))[i, j] = 1
+    around = np.stack([(x - x.mean(1, keepdim=True))[visible].numpy() for x in wrapped.values()], 1)
+    spans = {"circulant": around, "toeplitz": rows, "column": np.stack(columns, 1)}
+    spans["both"] = np.concatenate([rows, spans["column"]], 1)
+    made = {}
+    for name, x in spans.items():
+        left, values, _ = np.linalg.svd(x, full_matrices=False)
+        made[name] = left[:, values > 1e-9]
+    return made, visible
+
+
+@pytest.mark.parametrize(("shape", "causal"), SHAPES)
+def test_energy_shares_are_projections_on_the_subspaces(shape, causal):
+    generator = torch.Generator().manual_seed(1)
+    n = int(np.prod(shape))
+    q, k, v, dz = torch.randn(4, 2, 3, n, 4, generator=generator, dtype=torch.float64)
+    scores = Scores(q, k, causal=causal, grid=shape if len(shape) == 2 else None)
+    found = energy_shares(gradient_statistics(scores, v, dz))
+    spans, visible = bases(shape, causal)
+    values = materialised.score_gradient(scores, v, dz)[..., visible].numpy()
+    whole = np.square(values).sum(-1)
+    expected = {name: np.square(values @ span).sum(-1) / whole for name, span in spans.items()}
+    expected["rest"] = 1 - expected.pop("both")
+    sizes = dimensions(geometry(shape, causal))
+    for number, name in enumerate(SUBSPACES):
+        if causal and name == "circulant":
+            assert found[..., number].isnan().all() and np.isnan(sizes[name])
+            continue
+        assert found[..., number].numpy() == pytest.approx(expected[name], abs=1e-10), name
+    spans["rest"] = np.empty((0, len(values[0, 0]) - n - spans["both"].shape[1]))
+    for name in set(SUBSPACES) - ({"circulant"} if causal else set()):
+        assert sizes[name] == pytest.approx(spans[name].shape[1] / (len(values[0, 0]) - n)), name
+
+
+def test_shares_of_padded_gradients_are_refused():
+    q = torch.randn(2, 1, 5, 3)
+    scores = Scores(q, q, real=torch.arange(5) < torch.tensor([[5], [3]]))
+    with pytest.raises(UsageError, match="padded"):
+        energy_shares(gradient_statistics(scores, q, q))
