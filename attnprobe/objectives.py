@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Shaped
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from attnprobe.config import Objective
@@ -51,27 +51,58 @@ class Outcome:
         return self.loss / max(self.count, 1)
 
 
+@dataclass(frozen=True)
+class Predictions:
+    """Every single prediction of a batch."""
+
+    loss: Float[Tensor, " prediction"]
+    correct: Float[Tensor, " prediction"] | None
+    """1 for a right answer, 0 for a wrong one; None where the answer is a real value."""
+    sequence: Int[Tensor, " prediction"]
+    """The sequence that it belongs to."""
+    sequences: int
+    """Number of sequences."""
+
+    def by_sequence(self) -> tuple[Float[Tensor, " batch"], Float[Tensor, " batch"] | None]:
+        """Return the mean loss and the share of right answers of each sequence; NaN where nothing is predicted."""
+        count = torch.bincount(self.sequence, minlength=self.sequences)
+
+        def mean(x: Tensor) -> Tensor:
+            return x.new_zeros(self.sequences).index_add(0, self.sequence, x) / count
+
+        return mean(self.loss), None if self.correct is None else mean(self.correct)
+
+
 def draw_mask(batch: Batch, share: float, generator: torch.Generator) -> Bool[Tensor, "batch token"]:
     """Return which tokens to hide: each real one independently with probability ``share``."""
     drawn = torch.rand(batch.inputs.shape, generator=generator).to(batch.inputs.device)
     return (drawn < share) & batch.real()
 
 
-def evaluate(
+def predict(
     model: Transformer, batch: Batch, objective: Objective, mask: Bool[Tensor, "batch token"] | None = None
-) -> Outcome:
-    """Return how well the network does on a batch; ``mask`` says which tokens are hidden, for *masked*."""
+) -> Predictions:
+    """Return the network's predictions on a batch; ``mask`` says which tokens are hidden, for *masked*."""
     if objective == "labels":
         logits, target = model(batch.inputs, lengths=batch.lengths), batch.labels
+        sequence = torch.arange(len(target), device=target.device)
     elif objective == "masked":
         assert mask is not None, "the objective 'masked' needs a mask"
         logits = model(batch.inputs, masked=mask, lengths=batch.lengths, output="tokens")[mask]
-        target = batch.inputs[mask]
+        target, sequence = batch.inputs[mask], mask.nonzero()[:, 0]
     else:
         following = batch.real()[:, 1:]
         logits = model(batch.inputs, lengths=batch.lengths, output="tokens")[:, :-1][following]
-        target = batch.inputs[:, 1:][following]
+        target, sequence = batch.inputs[:, 1:][following], following.nonzero()[:, 0]
     if target.is_floating_point():
-        return Outcome(F.l1_loss(logits[:, 0], target, reduction="sum"), None, len(target))
-    correct = (logits.argmax(dim=-1) == target).sum().float()
-    return Outcome(F.cross_entropy(logits, target, reduction="sum"), correct, len(target))
+        return Predictions(F.l1_loss(logits[:, 0], target, reduction="none"), None, sequence, len(batch.inputs))
+    correct = (logits.argmax(dim=-1) == target).float()
+    return Predictions(F.cross_entropy(logits, target, reduction="none"), correct, sequence, len(batch.inputs))
+
+
+def evaluate(
+    model: Transformer, batch: Batch, objective: Objective, mask: Bool[Tensor, "batch token"] | None = None
+) -> Outcome:
+    """Return how well the network does on a batch, in sums over its predictions."""
+    made = predict(model, batch, objective, mask)
+    return Outcome(made.loss.sum(), None if made.correct is None else made.correct.sum(), len(made.loss))

@@ -55,12 +55,12 @@ def check(checkpoint: "Checkpoint", sequences: int, seed: int) -> None:
         raise UsageError(f"seed={seed}: must not be negative")
 
 
-def check_window(checkpoint: "Checkpoint", window: int) -> None:
+def check_window(checkpoint: "Checkpoint", window: int, name: str = "window") -> None:
     """Raise `UsageError` where nothing is near or nothing is far."""
     farthest = min(math.dist(view.shape, [1] * len(view.shape)) for view in views(checkpoint).values())
     if not 1 <= window < farthest:
         raise UsageError(
-            f"window={window}: must be at least 1 and below {farthest:.3g}, the farthest distance there is"
+            f"{name}={window}: must be at least 1 and below {farthest:.3g}, the farthest distance there is"
         )
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from attnprobe.errors import UsageError
 from attnprobe.statistics.blocks import Block, Group, OffsetSums, groups, over_queries
-from attnprobe.statistics.geometry import Geometry
+from attnprobe.statistics.geometry import Geometry, geometry
 from attnprobe.statistics.inputs import Part, Scores, check_finite, check_shape
 
 
@@ -44,6 +44,12 @@ class GradientStatistics:
     $\partial L / \partial M$."""
     along: Float[Tensor, "batch head direction"]
     r"""$\langle \partial L / \partial S, D \rangle$ for each direction D that was given as factors."""
+
+    def in_line(self) -> "GradientStatistics":
+        """Return the statistics by offset in the reading order, of pixels on a grid."""
+        fold = self.geometry.fold
+        line = geometry((self.geometry.n,), self.geometry.causal)
+        return replace(self, geometry=line, pairs=fold(self.pairs), by_offset=fold(self.by_offset))
 
     def along_offsets(self, function: Float[Tensor, "*direction offset"]) -> Float[Tensor, "batch head *direction"]:
         """Return the products with directions that are functions of the offset, $D_{ij} = f(j - i)$."""
@@ -74,10 +80,10 @@ def gradient_statistics(
     _check(scores, v, dz)
     if inputs is not None:
         check_shape("inputs", inputs, ("batch", "token", "d_model"))
-        if inputs.shape[:2] != (batch, n) or inputs.device != scores.q.device or scores.order is not None:
+        if inputs.shape[:2] != (batch, n) or inputs.device != scores.q.device:
             raise UsageError(
                 f"inputs of shape {tuple(inputs.shape)}: must be [batch, token, d_model] = {[batch, n, 'd_model']}, on "
-                f"{scores.q.device}, of scores without an order"
+                f"{scores.q.device}"
             )
         check_finite("inputs", inputs)
     expanded = [_factors(number, pair, scores) for number, pair in enumerate(directions)]

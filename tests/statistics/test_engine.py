@@ -155,11 +155,12 @@ def test_gradient_statistics(drawn, leading):
         close(found.along[..., number], along, tolerance, 10 * scale)
     function = torch.randn(found.by_offset.shape[-1], generator=generator, dtype=torch.float64)
     close(found.along_offsets(function), materialised.by_offset(scores, gradient) @ function, tolerance, 10 * scale)
-    if scores.order is None:
-        x = torch.randn(batch, n, 3, generator=generator, dtype=scores.q.dtype)
-        given = gradient_statistics(scores, v, dz, inputs=x).bilinear
-        x = x.double()[:, None]
-        close(given, x.mT @ gradient @ x, tolerance, 10 * scale)
+    x = torch.randn(batch, n, 3, generator=generator, dtype=scores.q.dtype)
+    given = gradient_statistics(scores, v, dz, inputs=x).bilinear
+    x = x.double()[:, None]
+    close(given, x.mT @ gradient @ x, tolerance, 10 * scale)
+    line = gradient_statistics(replace(scores, grid=None), v, dz)
+    close(found.in_line().by_offset, line.by_offset, tolerance, scale)
 
 
 @settings(max_examples=60, deadline=None)
