@@ -23,7 +23,7 @@ from scipy.fft import next_fast_len
 from torch import Tensor
 
 from attnprobe.statistics.blocks import OffsetSums, groups, over_queries
-from attnprobe.statistics.geometry import Geometry
+from attnprobe.statistics.geometry import Geometry, geometry
 from attnprobe.statistics.inputs import Scores
 
 SMALLEST = 1e-13
@@ -82,6 +82,27 @@ class ScoreStatistics:
         pairs = self.pairs[:, None]
         means = [sums[..., of].sum(-1) / pairs[..., of].sum(-1) for of in (near, far)]
         return (means[0] - means[1]) / self.sd.where(self.toeplitz_share.isfinite(), torch.nan)
+
+    def in_line(self) -> "ScoreStatistics":
+        """Return the statistics by offset in the reading order, of pixels on a grid."""
+        if len(self.geometry.shape) == 1:
+            return self
+        fold, line = self.geometry.fold, geometry((self.geometry.n,), self.geometry.causal)
+        pairs = fold(self.pairs)
+        mean, centred = (
+            fold((one * self.pairs[:, None]).nan_to_num()) for one in (self.mean_by_offset, self.centred_by_offset)
+        )
+        kernel = line.kernel(centred)
+        energy = self.square_row_centred.where(self.toeplitz_share.isfinite(), torch.nan)
+        return replace(
+            self,
+            geometry=line,
+            pairs=pairs,
+            mean_by_offset=mean / pairs[:, None],
+            centred_by_offset=centred / pairs[:, None],
+            kernel=kernel,
+            toeplitz_share=(centred * kernel.nan_to_num()).sum(-1) / energy,
+        )
 
 
 @torch.no_grad()
@@ -160,8 +181,8 @@ def _sums(scores: Scores) -> _Sums:
     by_offset, by_key, mean, shift, square, scale = (
         torch.cat(parts).unflatten(0, (batch, heads)).cpu() for parts in zip(*found, strict=True)
     )
-    if scores.bias is not None:
-        bias = scores.bias.double().cpu()[:, geometry.in_line]
+    if scores.bias_by_offset is not None:
+        bias = scores.bias_by_offset.double().cpu()
         level = (bias @ geometry.count / geometry.count.sum())[:, None]
         bias = bias - level
         square = square + 2 * (by_offset * bias).sum(-1) + bias.square() @ geometry.count

@@ -39,12 +39,13 @@ DRAWN = st.fixed_dictionaries(
         "size": st.sampled_from([0.1, 1.0, 3.0]),
         "scale": st.sampled_from([None, 0.7]),
         "bias": st.sampled_from([None, 0.3, 4.0]),
+        "bias_on_grid": st.booleans(),
         "special": st.sampled_from(["nothing", "padding", "order"]),
     }
 )
 
 
-def made(seed, grid, n, batch, heads, d_head, dtype, causal, size, scale, bias, special):
+def made(seed, grid, n, batch, heads, d_head, dtype, causal, size, scale, bias, bias_on_grid, special):
     """Return scores of any kind, and a generator for what else is drawn."""
     generator = torch.Generator().manual_seed(seed)
     n = n if grid is None else grid[0] * grid[1]
@@ -53,7 +54,8 @@ def made(seed, grid, n, batch, heads, d_head, dtype, causal, size, scale, bias, 
         return torch.randn(*shape, generator=generator, dtype=dtype)
 
     q, k = size * normal(batch, heads, n, d_head) + normal(d_head), size * normal(batch, heads, n, d_head) + 1
-    bias = None if bias is None else bias * normal(heads, 2 * n - 1)
+    offsets = (2 * grid[0] - 1) * (2 * grid[1] - 1) if grid is not None and bias_on_grid else 2 * n - 1
+    bias = None if bias is None else bias * normal(heads, offsets)
     real = order = None
     if special == "padding" and grid is None:
         ends = torch.randint(0, n + 1, (batch, 2), generator=generator).sort(1).values
