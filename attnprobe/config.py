@@ -111,6 +111,11 @@ class ModelConfig:
     """Standard deviation of the initial embeddings and normal weights."""
     position_scale: Amount = 0.02
     """Standard deviation of initial learned positions and relative biases."""
+    score_bias: Literal["none", "fixed", "learned"] = "none"
+    """Proximity bias of every head's score, -distance / proximity_range: none, a constant, or where one free number for
+    each head and offset starts."""
+    proximity_range: Rate = 2.0
+    """Range of the proximity bias, in tokens or pixels."""
 
     def __post_init__(self) -> None:
         """Check that the sizes fit each other."""
@@ -258,22 +263,29 @@ def read_settings(path: str | Path) -> dict[str, Any]:
 def from_plain(kind: type[Made], fields: Any, where: str) -> Made:
     """Rebuild a settings dataclass from the dictionary that ``dataclasses.asdict`` made of it.
 
-    Raises `UsageError` naming fields that are unknown or missing; ``where`` says what they were read from.
+    A field with a default may be missing, as in files from before it existed: the default of a new field is what was
+    done before. Raises `UsageError` naming fields that are unknown or missing; ``where`` says what they were read from.
     """
     if not isinstance(fields, Mapping):
         raise UsageError(f"{where}: holds {type(fields).__name__} where {kind.__name__} should be")
-    unknown, missing = sorted(set(fields) - _names(kind)), sorted(_names(kind) - set(fields))
+    unknown, missing = sorted(set(fields) - _names(kind)), sorted(_needed(kind) - set(fields))
     if unknown or missing:
         wrong = [f"unknown {listed(unknown)}"] * bool(unknown) + [f"missing {listed(missing)}"] * bool(missing)
         raise UsageError(f"{where}: {kind.__name__} has {'; '.join(wrong)}")
     values = dict(fields)
-    if kind is TrainConfig:
+    if kind is TrainConfig and "model" in values:
         values["model"] = from_plain(ModelConfig, values["model"], where)
     return kind(**values)
 
 
 def _names(kind: Any) -> set[str]:
     return {one.name for one in dataclasses.fields(kind)}
+
+
+def _needed(kind: Any) -> set[str]:
+    """Return the names of the fields without a default."""
+    absent = dataclasses.MISSING
+    return {one.name for one in dataclasses.fields(kind) if one.default is absent and one.default_factory is absent}
 
 
 def _toml(text: str) -> Any:

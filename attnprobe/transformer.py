@@ -18,8 +18,9 @@ from transformer_lens.HookedRootModule import HookedRootModule
 from attnprobe.attention import Additive, Attention, watched
 from attnprobe.config import DataSpec, ModelConfig
 from attnprobe.errors import UsageError
-from attnprobe.position import POSITIONS, PositionEncoding
+from attnprobe.position import POSITIONS, PositionEncoding, ProximityBias
 from attnprobe.randomness import torch_generator
+from attnprobe.statistics.geometry import geometry
 
 ACTIVATIONS = {"gelu": F.gelu, "relu": F.relu, "silu": F.silu}
 
@@ -130,6 +131,7 @@ class Transformer(HookedRootModule):
         if self.n_prefix:
             self.cls = nn.Parameter(torch.zeros(config.d_model))
         self.position = POSITIONS[config.position](config, data.n + self.n_prefix)
+        self.score_bias = None if config.score_bias == "none" else ProximityBias(config, data)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layers))
         # With post-norm the last block has normalised already.
         self.ln_final = Norm(config) if config.norm_place == "pre" else nn.Identity()
@@ -146,6 +148,8 @@ class Transformer(HookedRootModule):
         with torch.no_grad():
             for name, weight in self.named_parameters():
                 generator = torch_generator(seed, f"init {name}")
+                if name.startswith("score_bias."):
+                    continue  # starts as it was made
                 if name.startswith("position."):
                     weight.copy_(torch.randn(weight.shape, generator=generator) * self.cfg.position_scale)
                 elif name.endswith(".bias"):
@@ -193,12 +197,22 @@ class Transformer(HookedRootModule):
 
     def additive(self, n: int, lengths: Int[Tensor, " batch"] | None = None) -> Additive:
         """Return what enters every score of n tokens besides the product of query and key."""
+        proximity = None if self.score_bias is None else self.score_bias.bias(n)
         n = n + self.n_prefix
         device = self.classify.weight.device
         real = None
         if lengths is not None and bool((lengths < n - self.n_prefix).any()):
             real = torch.arange(n, device=device) < (lengths.to(device) + self.n_prefix)[:, None]
-        return Additive(n, device, self.position.bias(n), self.cfg.causal, real)
+        bias = self.position.bias(n)
+        return Additive(n, device, bias, self.cfg.causal, real, proximity, self.data.grid, self.n_prefix)
+
+    def bias(self, n: int) -> Float[Tensor, "head offset"] | None:
+        """Return the whole bias among n tokens of the sequence at the offsets of their line, or of the grid."""
+        bias = self.position.bias(n)
+        if self.score_bias is None:
+            return bias
+        proximity = self.score_bias.bias(n)
+        return proximity if bias is None else proximity + bias[:, geometry(self.data.grid or (n,)).in_line]
 
     def pool(
         self, x: Float[Tensor, "batch token d_model"], lengths: Int[Tensor, " batch"] | None

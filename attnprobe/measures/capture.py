@@ -30,10 +30,10 @@ def chunks(
 
 
 def scores_by_layer(model: Transformer, inputs: Shaped[Tensor, "batch token"]) -> Iterator[Scores]:
-    """Yield each layer's scores, as the queries and keys of the forward pass and the network's bias and mask.
+    """Yield each layer's scores, as the queries and keys of the forward pass and the network's biases and mask.
 
-    They are those that ``hook_attn_scores`` shows before any edit there; a token that the network itself puts in front
-    ([CLS]) is left out.
+    They are those that ``hook_attn_scores`` shows before any edit there, on the grid of an image; a token that the
+    network itself puts in front ([CLS]) is left out.
     """
     names = ("hook_rot_q", "hook_rot_k") if model.position.rotates else ("hook_q", "hook_k")
     caught: dict[str, Tensor] = {}
@@ -44,7 +44,7 @@ def scores_by_layer(model: Transformer, inputs: Shaped[Tensor, "batch token"]) -
     wanted = [f"blocks.{layer}.attn.{name}" for layer in range(model.cfg.n_layers) for name in names]
     with torch.no_grad(), model.hooks(fwd_hooks=[(name, partial(catch, name=name)) for name in wanted]):
         model.residual(inputs.to(model.classify.weight.device))
-        bias = model.position.bias(inputs.shape[1])
+        bias = model.bias(inputs.shape[1])
     for layer in range(model.cfg.n_layers):
         q, k = (caught.pop(f"blocks.{layer}.attn.{name}") for name in names)
-        yield Scores(q, k, bias=bias, causal=model.cfg.causal)
+        yield Scores(q, k, bias=bias, causal=model.cfg.causal, grid=model.data.grid)
