@@ -115,7 +115,10 @@ class ModelConfig:
     """Proximity bias of every head's score, -distance / proximity_range: none, a constant, or where one free number for
     each head and offset starts."""
     proximity_range: Rate = 2.0
-    """Range of the proximity bias, in tokens or pixels."""
+    """Range of the proximity bias, and of the exponential of init_qk proximity, in tokens or pixels."""
+    init_qk: Literal["random", "proximity", "mimetic"] = "random"
+    """Initial query and key maps: random; scoring near keys high, by the position vectors; or with the products of
+    trained vision Transformers, noise plus identity (Trockman & Kolter 2023)."""
 
     def __post_init__(self) -> None:
         """Check that the sizes fit each other."""
@@ -127,6 +130,19 @@ class ModelConfig:
             raise UsageError("pooling='cls' and causal=True: the token in front would see nothing but itself; use last")
         if self.position == "sinusoidal" and self.d_model % 2:
             raise UsageError(f"sinusoidal positions need an even d_model, not {self.d_model}")
+        if self.init_qk == "proximity":
+            self._check_position_vectors()
+
+    def _check_position_vectors(self) -> None:
+        if self.position not in ("learned", "sinusoidal"):
+            raise UsageError(
+                f"init_qk='proximity' needs position vectors in the residual stream: position learned or sinusoidal, "
+                f"not {self.position}"
+            )
+        if self.position == "learned" and self.position_scale == 0:
+            raise UsageError("init_qk='proximity' needs position vectors that differ: position_scale=0.0 has none")
+        if not 0.5 <= self.proximity_range <= 1e6:
+            raise UsageError(f"init_qk='proximity' needs a proximity_range of 0.5 ... 1e6, not {self.proximity_range}")
 
     @property
     def d_head(self) -> int:

@@ -18,6 +18,7 @@ from transformer_lens.HookedRootModule import HookedRootModule
 from attnprobe.attention import Additive, Attention, watched
 from attnprobe.config import DataSpec, ModelConfig
 from attnprobe.errors import UsageError
+from attnprobe.initialisation import Map, mimetic, proximity
 from attnprobe.position import POSITIONS, PositionEncoding, ProximityBias
 from attnprobe.randomness import torch_generator
 from attnprobe.statistics.geometry import geometry
@@ -159,6 +160,30 @@ class Transformer(HookedRootModule):
                 elif weight.ndim == 2:
                     widest = math.sqrt(6 / sum(weight.shape))
                     weight.copy_((torch.rand(weight.shape, generator=generator) * 2 - 1) * widest)
+            if self.cfg.init_qk != "random":
+                for layer in range(self.cfg.n_layers):
+                    queries, keys = zip(*self._maps(seed, layer), strict=True)
+                    for name, by_head in (("q", queries), ("k", keys)):
+                        weight = self.get_parameter(f"blocks.{layer}.attn.{name}.weight")
+                        weight.copy_(torch.cat(by_head, dim=1).mT)
+
+    def _maps(self, seed: int, layer: int) -> list[tuple[Map, Map]]:
+        """Return the query and the key map of each head that `attnprobe.initialisation` gives."""
+        config = self.cfg
+        if config.init_qk == "mimetic":
+            name = f"init blocks.{layer}.attn.q.weight"
+            generators = (torch_generator(seed, name, head) for head in range(config.n_heads))
+            return [mimetic(config.d_model, config.d_head, generator) for generator in generators]
+        positions = self.position.embed(self.data.n + self.n_prefix)
+        assert positions is not None  # the configuration has checked it
+        scale = 1.0
+        # With post-norm the first layer reads the stream as it is.
+        if config.norm != "none" and (config.norm_place == "pre" or layer > 0):
+            positions = positions - positions.mean(-1, keepdim=True) if config.norm == "layer" else positions
+            scale = math.sqrt(config.init_scale**2 + positions.square().mean().item() + EPS)
+        shape = self.data.grid or (self.data.n,)
+        maps = proximity(positions, config.init_scale, scale, shape, config.proximity_range, config.d_head)
+        return [maps] * config.n_heads
 
     def forward(
         self,

@@ -142,8 +142,12 @@ def test_scores_with_a_bias_on_the_grid_have_statistics_in_the_line_too(causal):
 
 
 def test_constant_scores_on_a_grid_have_no_share_in_the_line():
-    constant = Scores(NOTHING, NOTHING, bias=torch.full((1, 49), 0.1), grid=(4, 4))
-    assert score_statistics(constant).in_line().toeplitz_share.isnan().all()
+    """Queries and keys at right angles: nothing but rounding is left, and that is no score."""
+    q, k = torch.randn(2, 1, 20, 15, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    right_angles = torch.tensor([[0.1, 0.3], [0.3, -0.1]], dtype=torch.float64)
+    found = score_statistics(Scores(q * right_angles[0], k * right_angles[1], grid=(3, 5)))
+    assert (found.square_row_centred > 0).any()
+    assert found.in_line().toeplitz_share.isnan().all()
 
 
 def test_mass_on_a_grid_takes_offsets_in_rows_and_columns():
