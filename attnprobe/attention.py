@@ -18,7 +18,7 @@ from functools import cached_property
 import torch
 import torch.nn.functional as F
 from einops import einsum, rearrange
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from transformer_lens.hook_points import HookPoint
 
@@ -28,18 +28,29 @@ from attnprobe.position import POSITIONS, PositionEncoding
 
 @dataclass(frozen=True)
 class Additive:
-    """What enters a score besides the product of query and key: the position bias, and -inf for hidden keys."""
+    """What enters a score besides the product of query and key: the biases, and -inf for hidden keys."""
 
     n: int
-    """Tokens in the sequence."""
+    """Tokens in the sequence, with those that the network puts in front."""
     device: torch.device
     """Where the network is."""
     bias: Float[Tensor, "head offset"] | None = None
-    """Bias at offsets -(n - 1) ... n - 1."""
+    """Position bias at offsets -(n - 1) ... n - 1."""
     causal: bool = False
     """Whether keys after the query are hidden."""
     real: Bool[Tensor, "batch token"] | None = None
     """Tokens that are not padding; the others are hidden as keys."""
+    proximity: Float[Tensor, "head token_offset"] | None = None
+    """Proximity bias at the offsets of the tokens behind the prefix, in a line or flat on the grid as in `Geometry`."""
+    grid: tuple[int, int] | None = None
+    """Rows and columns, where the tokens are pixels and ``proximity`` is over 2-D offsets."""
+    prefix: int = 0
+    """Tokens in front, which have no proximity: the bias between them and everybody is 0."""
+
+    @property
+    def biased(self) -> bool:
+        """Whether some bias is added."""
+        return self.bias is not None or self.proximity is not None
 
     @cached_property
     def dense(self) -> Float[Tensor, "#batch #head query key"] | None:
@@ -48,19 +59,32 @@ class Additive:
 
     def rows(self, start: int, stop: int) -> Float[Tensor, "#batch #head query key"] | None:
         """Return the sum for the queries from start to stop - 1, or None."""
-        if self.bias is None and not self.causal and self.real is None:
+        if not self.biased and not self.causal and self.real is None:
             return None
         query, key = torch.arange(start, stop, device=self.device)[:, None], torch.arange(self.n, device=self.device)
         added = torch.zeros(1, 1, 1, 1, device=self.device)
         if self.bias is not None:
             added = self.bias[None, :, key - query + self.n - 1]
+        if self.proximity is not None:
+            added = added + self._proximity(query - self.prefix, key - self.prefix)
         if self.causal:
             added = torch.where(key > query, -math.inf, added)
         return added if self.real is None else torch.where(self.real[:, None, None, :], added, -math.inf)
 
+    def _proximity(self, query: Int[Tensor, "query 1"], key: Int[Tensor, " key"]) -> Float[Tensor, "1 head query key"]:
+        """Return the proximity bias of pairs of tokens, which are numbered from the first one behind the prefix."""
+        assert self.proximity is not None
+        rows, columns = self.grid or (1, self.n - self.prefix)
+        row_offset = key // columns - query // columns + rows - 1
+        place = row_offset * (2 * columns - 1) + key % columns - query % columns + columns - 1
+        nowhere = self.proximity.shape[1]
+        place = place.where((query >= 0) & (key >= 0), nowhere)
+        return F.pad(self.proximity, (0, 1))[None, :, place]
+
     def blocks(self) -> Iterator[tuple[slice, Float[Tensor, "#batch #head query key"] | None]]:
         """Yield all queries, some at a time where the sum for all of them would be large, with their part of it."""
-        size = (1 if self.real is None else len(self.real)) * (1 if self.bias is None else len(self.bias)) * self.n
+        heads = max(1 if one is None else len(one) for one in (self.bias, self.proximity))
+        size = (1 if self.real is None else len(self.real)) * heads * self.n
         step = max(1, ELEMENTS // size)
         if self.n <= step:
             yield slice(0, self.n), self.dense
@@ -134,7 +158,7 @@ class Attention(nn.Module):
             pattern = self.hook_pattern(self.hook_attn_scores(scores(q, k, additive)).softmax(dim=-1))
             return einsum(pattern, v, "batch head query key, batch key head d_head -> batch query head d_head")
         q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-        if additive.bias is None and additive.real is None:
+        if not additive.biased and additive.real is None:
             return F.scaled_dot_product_attention(q, k, v, is_causal=additive.causal).transpose(1, 2)
         parts = [
             # A mask of another type than q is misread without an error (torch 2.13, float64 on a CPU).

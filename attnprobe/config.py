@@ -111,6 +111,14 @@ class ModelConfig:
     """Standard deviation of the initial embeddings and normal weights."""
     position_scale: Amount = 0.02
     """Standard deviation of initial learned positions and relative biases."""
+    score_bias: Literal["none", "fixed", "learned"] = "none"
+    """Proximity bias of every head's score, -distance / proximity_range: none, a constant, or where one free number for
+    each head and offset starts."""
+    proximity_range: Rate = 2.0
+    """Range of the proximity bias, and of the exponential of init_qk proximity, in tokens or pixels."""
+    init_qk: Literal["random", "proximity", "mimetic"] = "random"
+    """Initial query and key maps: random; scoring near keys high, by the position vectors; or with the products of
+    trained vision Transformers, noise plus identity (Trockman & Kolter 2023)."""
 
     def __post_init__(self) -> None:
         """Check that the sizes fit each other."""
@@ -122,6 +130,19 @@ class ModelConfig:
             raise UsageError("pooling='cls' and causal=True: the token in front would see nothing but itself; use last")
         if self.position == "sinusoidal" and self.d_model % 2:
             raise UsageError(f"sinusoidal positions need an even d_model, not {self.d_model}")
+        if self.init_qk == "proximity":
+            self._check_position_vectors()
+
+    def _check_position_vectors(self) -> None:
+        if self.position not in ("learned", "sinusoidal"):
+            raise UsageError(
+                f"init_qk='proximity' needs position vectors in the residual stream: position learned or sinusoidal, "
+                f"not {self.position}"
+            )
+        if self.position == "learned" and self.position_scale == 0:
+            raise UsageError("init_qk='proximity' needs position vectors that differ: position_scale=0.0 has none")
+        if not 0.5 <= self.proximity_range <= 1e6:
+            raise UsageError(f"init_qk='proximity' needs a proximity_range of 0.5 ... 1e6, not {self.proximity_range}")
 
     @property
     def d_head(self) -> int:
@@ -258,22 +279,29 @@ def read_settings(path: str | Path) -> dict[str, Any]:
 def from_plain(kind: type[Made], fields: Any, where: str) -> Made:
     """Rebuild a settings dataclass from the dictionary that ``dataclasses.asdict`` made of it.
 
-    Raises `UsageError` naming fields that are unknown or missing; ``where`` says what they were read from.
+    A field with a default may be missing, as in files from before it existed: the default of a new field is what was
+    done before. Raises `UsageError` naming fields that are unknown or missing; ``where`` says what they were read from.
     """
     if not isinstance(fields, Mapping):
         raise UsageError(f"{where}: holds {type(fields).__name__} where {kind.__name__} should be")
-    unknown, missing = sorted(set(fields) - _names(kind)), sorted(_names(kind) - set(fields))
+    unknown, missing = sorted(set(fields) - _names(kind)), sorted(_needed(kind) - set(fields))
     if unknown or missing:
         wrong = [f"unknown {listed(unknown)}"] * bool(unknown) + [f"missing {listed(missing)}"] * bool(missing)
         raise UsageError(f"{where}: {kind.__name__} has {'; '.join(wrong)}")
     values = dict(fields)
-    if kind is TrainConfig:
+    if kind is TrainConfig and "model" in values:
         values["model"] = from_plain(ModelConfig, values["model"], where)
     return kind(**values)
 
 
 def _names(kind: Any) -> set[str]:
     return {one.name for one in dataclasses.fields(kind)}
+
+
+def _needed(kind: Any) -> set[str]:
+    """Return the names of the fields without a default."""
+    absent = dataclasses.MISSING
+    return {one.name for one in dataclasses.fields(kind) if one.default is absent and one.default_factory is absent}
 
 
 def _toml(text: str) -> Any:

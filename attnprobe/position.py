@@ -6,7 +6,8 @@ Every encoding acts in one of three places, and is the identity in the other two
 - `rotate` turns queries and keys (rotary);
 - `bias` adds a number to the score for each offset (ALiBi, relative).
 
-Adding one is one class here and one name in `attnprobe.config.Position`.
+Adding one is one class here and one name in `attnprobe.config.Position`. Beside the encoding stands the `ProximityBias`
+that a network can have with any of them.
 """
 
 import math
@@ -15,7 +16,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from attnprobe.config import ModelConfig
+from attnprobe.config import DataSpec, ModelConfig
+from attnprobe.statistics.geometry import geometry
 
 
 class PositionEncoding(nn.Module):
@@ -141,6 +143,33 @@ class Relative(PositionEncoding):
         """Return each offset's bias."""
         offset = torch.arange(-(n - 1), n, device=self.weight.device)
         return self.weight[:, _bucket(offset, self.causal)]
+
+
+class ProximityBias(nn.Module):
+    r"""Proximity imposed from the start: $b_h(o) = -\|o\| / \mathrm{range}$, in every layer.
+
+    A constant, or (score_bias learned) where one free number for each head and offset starts. On images o is the offset
+    in rows and columns and the length Euclidean, so that the axis of offsets is that of the grid's `Geometry`.
+    """
+
+    def __init__(self, config: ModelConfig, data: DataSpec) -> None:
+        """Compute the bias at every offset of the data."""
+        super().__init__()
+        self.grid = data.grid
+        distance = geometry(data.grid or (data.n,)).distance.to(torch.get_default_dtype())
+        start = (-distance / config.proximity_range).expand(config.n_heads, -1).contiguous()
+        self.weight: Tensor
+        if config.score_bias == "learned":
+            self.weight = nn.Parameter(start)
+        else:
+            self.register_buffer("weight", start, persistent=False)
+
+    def bias(self, n: int) -> Float[Tensor, "head offset"]:
+        """Return the bias at offsets -(n - 1) ... n - 1 of n tokens in a line, or at all offsets of the grid."""
+        if self.grid is not None:
+            return self.weight
+        longest = (self.weight.shape[1] + 1) // 2
+        return self.weight[:, longest - n : longest + n - 1]
 
 
 BUCKETS, FARTHEST = 32, 128

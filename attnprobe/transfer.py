@@ -12,7 +12,7 @@ from attnprobe.errors import UsageError, listed
 
 PARTS = {
     "embeddings": r"embed\.|cls$",
-    "positions": r"position\.",
+    "positions": r"(position|score_bias)\.",
     "qk": r"blocks\.\d+\.attn\.[qk]\.",
     "vo": r"blocks\.\d+\.attn\.[vo]\.",
     "mlp": r"blocks\.\d+\.mlp\.",

@@ -18,8 +18,10 @@ from transformer_lens.HookedRootModule import HookedRootModule
 from attnprobe.attention import Additive, Attention, watched
 from attnprobe.config import DataSpec, ModelConfig
 from attnprobe.errors import UsageError
-from attnprobe.position import POSITIONS, PositionEncoding
+from attnprobe.initialisation import Map, mimetic, proximity
+from attnprobe.position import POSITIONS, PositionEncoding, ProximityBias
 from attnprobe.randomness import torch_generator
+from attnprobe.statistics.geometry import geometry
 
 ACTIVATIONS = {"gelu": F.gelu, "relu": F.relu, "silu": F.silu}
 
@@ -135,6 +137,7 @@ class Transformer(HookedRootModule):
         if self.n_prefix:
             self.cls = nn.Parameter(torch.zeros(config.d_model))
         self.position = POSITIONS[config.position](config, data.n + self.n_prefix)
+        self.score_bias = None if config.score_bias == "none" else ProximityBias(config, data)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layers))
         # With post-norm the last block has normalised already.
         self.ln_final = Norm(config) if config.norm_place == "pre" else nn.Identity()
@@ -151,6 +154,8 @@ class Transformer(HookedRootModule):
         with torch.no_grad():
             for name, weight in self.named_parameters():
                 generator = torch_generator(seed, f"init {name}")
+                if name.startswith("score_bias."):
+                    continue  # starts as it was made
                 if name.startswith("position."):
                     weight.copy_(torch.randn(weight.shape, generator=generator) * self.cfg.position_scale)
                 elif name.endswith(".bias"):
@@ -160,6 +165,30 @@ class Transformer(HookedRootModule):
                 elif weight.ndim == 2:
                     widest = math.sqrt(6 / sum(weight.shape))
                     weight.copy_((torch.rand(weight.shape, generator=generator) * 2 - 1) * widest)
+            if self.cfg.init_qk != "random":
+                for layer in range(self.cfg.n_layers):
+                    queries, keys = zip(*self._maps(seed, layer), strict=True)
+                    for name, by_head in (("q", queries), ("k", keys)):
+                        weight = self.get_parameter(f"blocks.{layer}.attn.{name}.weight")
+                        weight.copy_(torch.cat(by_head, dim=1).mT)
+
+    def _maps(self, seed: int, layer: int) -> list[tuple[Map, Map]]:
+        """Return the query and the key map of each head that `attnprobe.initialisation` gives."""
+        config = self.cfg
+        if config.init_qk == "mimetic":
+            name = f"init blocks.{layer}.attn.q.weight"
+            generators = (torch_generator(seed, name, head) for head in range(config.n_heads))
+            return [mimetic(config.d_model, config.d_head, generator) for generator in generators]
+        positions = self.position.embed(self.data.n + self.n_prefix)
+        assert positions is not None  # the configuration has checked it
+        scale = 1.0
+        # With post-norm the first layer reads the stream as it is.
+        if config.norm != "none" and (config.norm_place == "pre" or layer > 0):
+            positions = positions - positions.mean(-1, keepdim=True) if config.norm == "layer" else positions
+            scale = math.sqrt(config.init_scale**2 + positions.square().mean().item() + EPS)
+        shape = self.data.grid or (self.data.n,)
+        maps = proximity(positions, config.init_scale, scale, shape, config.proximity_range, config.d_head)
+        return [maps] * config.n_heads
 
     def forward(
         self,
@@ -198,12 +227,22 @@ class Transformer(HookedRootModule):
 
     def additive(self, n: int, lengths: Int[Tensor, " batch"] | None = None) -> Additive:
         """Return what enters every score of n tokens besides the product of query and key."""
+        proximity = None if self.score_bias is None else self.score_bias.bias(n)
         n = n + self.n_prefix
         device = self.classify.weight.device
         real = None
         if lengths is not None and bool((lengths < n - self.n_prefix).any()):
             real = torch.arange(n, device=device) < (lengths.to(device) + self.n_prefix)[:, None]
-        return Additive(n, device, self.position.bias(n), self.cfg.causal, real)
+        bias = self.position.bias(n)
+        return Additive(n, device, bias, self.cfg.causal, real, proximity, self.data.grid, self.n_prefix)
+
+    def bias(self, n: int) -> Float[Tensor, "head offset"] | None:
+        """Return the whole bias among n tokens of the sequence at the offsets of their line, or of the grid."""
+        bias = self.position.bias(n)
+        if self.score_bias is None:
+            return bias
+        proximity = self.score_bias.bias(n)
+        return proximity if bias is None else proximity + bias[:, geometry(self.data.grid or (n,)).in_line]
 
     def pool(
         self, x: Float[Tensor, "batch token d_model"], lengths: Int[Tensor, " batch"] | None

@@ -24,7 +24,10 @@ def dense(scores):
     made = torch.einsum("bhid,bhjd->bhij", q, k) * (q.shape[-1] ** -0.5 if scores.scale is None else scores.scale)
     position = torch.arange(n)
     if scores.bias is not None:
-        made = made + scores.bias.double()[:, position - position[:, None] + n - 1]
+        place = position - position[:, None] + n - 1
+        if scores.bias.shape[1] != 2 * n - 1:
+            place = torch.tensor([o for _, _, o in pairs(scores.grid, causal=False)]).view(n, n)
+        made = made + scores.bias.double()[:, place]
     made = rearranged(scores, made)
     if scores.causal:
         made = made.masked_fill(position > position[:, None], -torch.inf)

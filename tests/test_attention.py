@@ -50,6 +50,26 @@ def test_fused_and_explicit_attention_agree_in_value_and_gradient(position, caus
         torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.parametrize("position", ["none", "alibi"])
+@pytest.mark.parametrize("grid", [None, (2, 3)])
+@pytest.mark.parametrize("elements", [2**24, 2 * 2 * N])
+@pytest.mark.parametrize("padded", [False, True])
+def test_a_proximity_bias_is_the_same_in_both_paths_and_learns_the_same(position, grid, elements, padded, monkeypatch):
+    monkeypatch.setattr("attnprobe.attention.ELEMENTS", elements)
+    attention, encoding = layer(position)
+    x = torch.randn(2, N, 12, dtype=torch.float64)
+    proximity = torch.randn(2, 3 * 5 if grid else 11, dtype=torch.float64, requires_grad=True)
+    real = torch.tensor([[True] * N, [True] * (N - 3) + [False] * 3]) if padded else None
+    found = []
+    for _ in range(2):
+        added = Additive(N, torch.device("cpu"), encoding.bias(N), False, real, proximity, grid, prefix=1)
+        out = attention(x, encoding, added)
+        found += [out, torch.autograd.grad(out.square().sum(), proximity)[0]]
+        attention.hook_attn_scores.add_hook(lambda tensor, hook: None)
+    assert found[1].abs().min() > 0
+    torch.testing.assert_close(found[:2], found[2:], rtol=1e-10, atol=1e-10)
+
+
 @pytest.mark.parametrize("position", ["none", "alibi", "relative"])
 def test_scores_are_what_a_loop_computes(position):
     _, encoding = layer(position)

@@ -88,9 +88,16 @@ def test_what_is_unknown_or_missing_is_named(tmp_path, fields):
     refused(tmp_path / "y.pt", "missing: step")
     torch.save({**fields, "config": {**fields["config"], "speed": 1}}, tmp_path / "z.pt")
     refused(tmp_path / "z.pt", "TrainConfig has unknown speed")
-    model = {name: value for name, value in fields["config"]["model"].items() if name != "norm"}
-    torch.save({**fields, "config": {**fields["config"], "model": model}}, tmp_path / "w.pt")
-    refused(tmp_path / "w.pt", "ModelConfig has missing norm")
+    data = {name: value for name, value in fields["data"].items() if name != "classes"}
+    torch.save({**fields, "data": data}, tmp_path / "w.pt")
+    refused(tmp_path / "w.pt", "DataSpec has missing classes")
+
+
+def test_a_checkpoint_from_before_a_setting_existed_is_read(tmp_path, fields, spt_run):
+    model = {name: value for name, value in fields["config"]["model"].items() if "proximity" not in name}
+    model.pop("score_bias")
+    torch.save({**fields, "config": {**fields["config"], "model": model}}, tmp_path / "x.pt")
+    assert load(tmp_path / "x.pt").config == spt_run.checkpoints[-1].config
 
 
 @pytest.mark.parametrize(

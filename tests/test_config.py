@@ -23,9 +23,36 @@ def test_plain_form_gives_the_same_configuration_back():
     assert from_plain(TrainConfig, dataclasses.asdict(config), "here") == config
 
 
+def test_a_file_from_before_a_field_existed_means_its_default():
+    plain = dataclasses.asdict(configure("digits", recipe="labels", n_layers=3))
+    del plain["model"]["score_bias"], plain["clip"]
+    assert from_plain(TrainConfig, plain, "here") == configure("digits", recipe="labels", n_layers=3)
+    del plain["model"]
+    assert from_plain(TrainConfig, plain, "here").model == ModelConfig()
+
+
+@pytest.mark.parametrize(
+    ("kind", "plain", "said"),
+    [
+        (ModelConfig, {"n_layer": 2}, "here: ModelConfig has unknown n_layer"),
+        (TrainConfig, {"model": {"n_layer": 2}}, "here: ModelConfig has unknown n_layer"),
+        (DataSpec, {"n": 4, "inputs": "values"}, "here: DataSpec has missing classes"),
+        (DataSpec, {"n": 4, "input": "values"}, "here: DataSpec has unknown input; missing classes, inputs"),
+        (ModelConfig, 3, "here: holds int where ModelConfig should be"),
+        (TrainConfig, {"model": 3}, "here: holds int where ModelConfig should be"),
+    ],
+)
+def test_what_is_unknown_or_missing_without_a_default_is_refused(kind, plain, said):
+    with pytest.raises(UsageError) as caught:
+        from_plain(kind, plain, "here")
+    assert str(caught.value) == said
+
+
 @pytest.mark.parametrize(
     ("named", "said"),
     [
+        ({"proximity_range": 0}, "proximity_range=0: input should be greater than 0"),
+        ({"score_bias": "on"}, "score_bias='on': input should be 'none', 'fixed' or 'learned'"),
         ({"rat": 1}, "unknown setting 'rat'; valid: activation, batch_size"),
         ({"recipe": "spit"}, "recipe='spit': input should be 'labels' or 'spt'"),
         ({"position": "rotory"}, "position='rotory': input should be 'none', 'learned'"),

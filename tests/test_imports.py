@@ -11,9 +11,9 @@ PACKAGE = Path(__file__).parent.parent / "attnprobe"
 
 # Each module may import from those before it only. Figures stand apart: they know results, never models.
 ORDER = [
-    "errors", "axes", "randomness", "provenance", "config", "results", "figures",
-    "position", "attention", "transformer", "tasks", "objectives", "transfer", "checkpoint", "run", "training",
-    "statistics", "measures", "report", "demo", "cli", "__main__",
+    "errors", "axes", "randomness", "provenance", "config", "results", "figures", "statistics",
+    "position", "attention", "initialisation", "transformer", "tasks", "objectives", "transfer", "checkpoint", "run",
+    "training", "measures", "report", "demo", "cli", "__main__",
 ]  # fmt: skip
 FIGURES_KNOW = {"errors", "axes", "provenance", "results", "figures"}
 

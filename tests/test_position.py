@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from attnprobe.attention import Additive, scores
-from attnprobe.config import ModelConfig
-from attnprobe.position import POSITIONS
+from attnprobe.config import DataSpec, ModelConfig
+from attnprobe.position import POSITIONS, ProximityBias
 
 
 def encoding(name, n, **named):
@@ -60,6 +60,28 @@ def test_alibi_with_zero_queries_is_minus_slope_times_distance_exactly():
         slope = 2.0 ** (-8 * (head + 1) / heads)
         expected = torch.tensor([[-slope * abs(i - j) for j in range(n)] for i in range(n)])
         assert torch.equal(found[head], expected)
+
+
+@pytest.mark.parametrize("grid", [None, (2, 3)])
+@pytest.mark.parametrize("prefix", [0, 1])
+def test_the_proximity_bias_is_minus_distance_over_range_and_nothing_for_what_stands_in_front(grid, prefix):
+    n, config = 6, ModelConfig(score_bias="fixed", proximity_range=1.5)
+    made = ProximityBias(config, DataSpec(n=n, inputs="values", classes=2, grid=grid))
+    zero = torch.zeros(1, n + prefix, 2, 4)
+    added = Additive(n + prefix, zero.device, proximity=made.bias(n), grid=grid, prefix=prefix)
+    found = scores(zero, zero, added)[0]
+    for i, j in np.ndindex(n, n):
+        (a, b), (c, d) = (divmod(i, 3), divmod(j, 3)) if grid else ((0, i), (0, j))
+        assert found[:, prefix + i, prefix + j].tolist() == pytest.approx([-math.hypot(c - a, d - b) / 1.5] * 2)
+    assert not found[:, :prefix].any()
+    assert not found[..., :prefix].any()
+
+
+def test_short_sequences_have_the_proximity_bias_of_their_offsets():
+    made = ProximityBias(ModelConfig(score_bias="learned"), DataSpec(n=6, inputs="values", classes=2))
+    with torch.no_grad():
+        made.weight.copy_(torch.arange(-5.0, 6).expand(2, 11))
+    assert made.bias(4).tolist() == [[-3, -2, -1, 0, 1, 2, 3]] * 2
 
 
 def t5_bucket(offset, causal, buckets=32, farthest=128):

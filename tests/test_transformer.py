@@ -5,6 +5,7 @@ from transformer_lens import ActivationCache
 from attnprobe.config import DataSpec, ModelConfig
 from attnprobe.errors import UsageError
 from attnprobe.position import POSITIONS
+from attnprobe.transfer import select
 from attnprobe.transformer import Norm, Transformer
 
 TOKENS = DataSpec(n=8, inputs="tokens", classes=3, vocabulary=5)
@@ -99,9 +100,10 @@ def test_with_positions_it_does_not(position, tokens):
 @pytest.mark.parametrize("position", list(POSITIONS))
 @pytest.mark.parametrize("pooling", ["mean", "max", "cls", "last"])
 @pytest.mark.parametrize("causal", [False, True])
-def test_padding_changes_nothing(position, pooling, causal, tokens):
+@pytest.mark.parametrize("score_bias", ["none", "fixed"])
+def test_padding_changes_nothing(position, pooling, causal, score_bias, tokens):
     causal = causal and pooling != "cls"
-    model = network(position=position, pooling=pooling, causal=causal)
+    model = network(position=position, pooling=pooling, causal=causal, score_bias=score_bias)
     padded = model(tokens, lengths=torch.tensor([8, 5, 3, 1]))
     for row, length in enumerate([8, 5, 3, 1]):
         torch.testing.assert_close(padded[row], model(tokens[row : row + 1, :length])[0])
@@ -177,6 +179,33 @@ def test_initial_weights_have_the_configured_scale_and_belong_to_the_seed():
 def test_xavier_weights_have_xaviers_variance():
     weight = Transformer(ModelConfig(d_model=128, init="xavier"), TOKENS).blocks[0].mlp.into.weight
     assert weight.var().item() == pytest.approx(2 / (128 + 256), rel=0.05)
+
+
+@pytest.mark.parametrize("score_bias", ["fixed", "learned"])
+def test_a_proximity_bias_changes_no_other_weight_and_learns_only_where_it_should(score_bias, tokens):
+    plain, biased = network(), network(score_bias=score_bias)
+    extra = {"score_bias.weight": biased.score_bias.weight} if score_bias == "learned" else {}
+    for one, other in (
+        (plain.state_dict(), biased.state_dict()),
+        (dict(plain.named_parameters()), dict(biased.named_parameters())),
+    ):
+        assert set(other) == {*one, *extra}
+        assert all(torch.equal(other[name], weight) for name, weight in one.items())
+    assert not torch.allclose(plain(tokens), biased(tokens))
+    start = -torch.arange(-7, 8).abs() / 2.0
+    assert torch.equal(biased.score_bias.weight, start.expand(2, 15).double())
+    assert select("positions", dict(biased.named_parameters())) == ["position.weight", *extra]
+
+
+def test_a_learned_proximity_bias_learns_in_every_layer(tokens):
+    model = network(score_bias="learned")
+    seen = []
+    for block in model.blocks:
+        (gradient,) = torch.autograd.grad(model(tokens).sum(), model.score_bias.weight)
+        seen.append(gradient.abs().sum())
+        block.attn.o.weight.data.zero_()  # what this layer attends to has no effect any more
+    assert seen[0] > 0 and seen[1] > 0
+    assert torch.autograd.grad(model(tokens).sum(), model.score_bias.weight)[0].abs().sum() == 0
 
 
 @pytest.mark.parametrize(

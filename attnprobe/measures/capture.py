@@ -55,16 +55,16 @@ def by_head(
 
 
 def scores_by_layer(model: Transformer, inputs: Shaped[Tensor, "batch token"]) -> Iterator[Scores]:
-    """Yield each layer's scores, as the queries and keys of the forward pass and the network's bias and mask.
+    """Yield each layer's scores, as the queries and keys of the forward pass and the network's biases and mask.
 
-    They are those that ``hook_attn_scores`` shows before any edit there; a token that the network itself puts in front
-    ([CLS]) is left out.
+    They are those that ``hook_attn_scores`` shows before any edit there, on the grid of an image; a token that the
+    network itself puts in front ([CLS]) is left out.
     """
     caught: dict[str, Tensor] = {}
     names = [[f"blocks.{layer}.attn.{hook}" for hook in query_and_key(model)] for layer in range(model.cfg.n_layers)]
     with torch.no_grad(), catching(model, sum(names, []), caught):
         model.residual(inputs.to(model.classify.weight.device))
-        bias = model.position.bias(inputs.shape[1])
+        bias = model.bias(inputs.shape[1])
     for of_layer in names:
         q, k = (by_head(model, caught.pop(name)) for name in of_layer)
-        yield Scores(q, k, bias=bias, causal=model.cfg.causal)
+        yield Scores(q, k, bias=bias, causal=model.cfg.causal, grid=model.data.grid)

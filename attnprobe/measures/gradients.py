@@ -162,10 +162,11 @@ def _losses(checkpoint: "Checkpoint", named: tuple[str, ...]) -> tuple[Objective
     model = checkpoint.config.model
     if model.pooling == "cls":
         raise UsageError(
-            "pooling='cls': labels reach the last layer's scores through the row of [CLS] alone, which has no offset to "
-            "any token; measure a network with pooling mean, max or last"
+            "pooling='cls': labels reach the last layer's scores through the row of [CLS] alone, which has no offset "
+            "to any token; measure a network with pooling mean, max or last"
         )
-    valid = [one for one in get_args(Objective) if one != "next-token" or model.causal]
+    every: tuple[Objective, ...] = get_args(Objective)
+    valid = [one for one in every if one != "next-token" or model.causal]
     for name in named:
         if name not in valid:
             why = " (attention is not causal: the next token can be seen)" if name == "next-token" else ""
@@ -180,7 +181,7 @@ def _prepare(asked: _Asked, network: "Transformer") -> _Prepared:
     start = at_uniform_attention(network) if asked.at == "uniform" else network
     parts = ("heads", "vo") if asked.at == "uniform" else ("heads",)
     task, config, steps = asked.checkpoint.task, asked.checkpoint.config, asked.fit_steps
-    networks = {
+    networks: dict[Objective, Transformer] = {
         loss: fit(start, task, config, loss, parts, steps, asked.seed) if steps else start for loss in asked.losses
     }
     return _Prepared(networks, _profiles(asked, network))
@@ -465,3 +466,8 @@ def _cosines(
         )
         for name in some
     }
+
+
+def _curvature_variables(asked: _Asked, prepared: _Prepared, rows: np.ndarray) -> dict[str, "xr.Variable"]:
+    """Return the second derivatives along the directions that are functions of the offset, in the data's own view."""
+    return {}

@@ -184,10 +184,10 @@ def _statistics(
     shared = torch.stack([covariance(term, whole) for term in terms], dim=-1)
     square = covariance(whole, whole)
     sd = (square / whole.geometry.keys.sum()).sqrt()[..., None]
+    finest = [score_statistics(replace(term, order=order)) for term in terms]
     found = {}
-    for prefix, view in views.items():
-        grid = view.shape if len(view.shape) == 2 else None
-        each = [score_statistics(replace(term, order=order, grid=grid)) for term in terms]
+    for prefix in views:
+        each = finest if prefix else [one.in_line() for one in finest]
         values = {
             "variance_share": shared / square[..., None],
             "toeplitz_share": torch.stack([one.toeplitz_share for one in each], dim=-1),
@@ -235,17 +235,21 @@ def _kernel(model: "Transformer", of: "Means", order: np.ndarray | None) -> dict
 
     q, k = mean_position_parts(model, of)
     with torch.no_grad():
-        bias = model.position.bias(model.data.n)
+        bias = model.bias(model.data.n)
     bias = None if bias is None else bias.double().cpu()
     back = None if order is None else torch.from_numpy(np.argsort(order))
-    score = score_statistics(Scores(q, k, bias=bias, order=back))
+    score = score_statistics(Scores(q, k, bias=bias, order=back, grid=model.data.grid)).in_line()
     amplitude, shift = waves(circulant_part(score.mean_by_offset * score.pairs[:, None]))
     k = (k - k.mean(2, keepdim=True)) / k.shape[-1] ** 0.5
     left, values, right = (_padded(x, k.shape[-1]) for x in product_svd(q, k))
     head, method = ("layer", "head"), "of the mean position parts"
     return {
         "position_kernel": variable(
-            (*head, "query_bin", "key_bin"), _binned(q, k, bias), "position-position term", "1", "row-centred, by bins"
+            (*head, "query_bin", "key_bin"),
+            _binned(q, k, bias, model.data.grid),
+            "position-position term",
+            "1",
+            "row-centred, by bins",
         ),
         "wave_amplitude": variable((*head, "frequency"), amplitude, "amplitude of the circulant part", "1", method),
         "wave_offset": variable((*head, "frequency"), shift, "preferred offset", "tokens", method),
@@ -261,9 +265,11 @@ def _kernel(model: "Transformer", of: "Means", order: np.ndarray | None) -> dict
     }
 
 
-def _binned(q: "Tensor", k: "Tensor", bias: "Tensor | None") -> np.ndarray:
+def _binned(q: "Tensor", k: "Tensor", bias: "Tensor | None", grid: tuple[int, int] | None) -> np.ndarray:
     """Return the means of the row-centred product, and of a bias, over bins of queries and keys."""
     import torch
+
+    from attnprobe.attention import Additive
 
     n = q.shape[2]
     ends = np.linspace(0, n, min(n, BINS) + 1).round().astype(int)
@@ -272,10 +278,12 @@ def _binned(q: "Tensor", k: "Tensor", bias: "Tensor | None") -> np.ndarray:
         members[number, start:stop] = 1 / (stop - start)
     kernel = (members @ q) @ (members @ k).mT
     if bias is not None:
-        windows = bias.unfold(-1, n, 1).flip(-2)  # a view: [head, query, key]
-        rows = [windows[:, start:stop].mean(1) for start, stop in zip(ends[:-1], ends[1:], strict=True)]
-        means = torch.stack(rows, dim=1)
-        kernel = kernel + (means - means.mean(-1, keepdim=True)) @ members.T
+        added = Additive(n, bias.device, proximity=bias, grid=grid if bias.shape[1] != 2 * n - 1 else None)
+        for number, (start, stop) in enumerate(zip(ends[:-1].tolist(), ends[1:].tolist(), strict=True)):
+            rows = added.rows(start, stop)
+            assert rows is not None
+            mean = rows[0].mean(1)
+            kernel[:, :, number] += (mean - mean.mean(-1, keepdim=True)) @ members.T
     return kernel.numpy()
 
 

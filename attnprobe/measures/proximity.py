@@ -164,12 +164,12 @@ def _statistics(
     """Return, for each view, each statistic of [sequence, head, ...] scores."""
     from attnprobe.statistics import pattern_statistics, score_statistics
 
-    grids = {prefix: view.shape if len(view.shape) == 2 else None for prefix, view in views.items()}
-    finest = pattern_statistics(replace(scores, grid=next((grid for grid in grids.values() if grid), None)))
+    of_score, of_pattern = score_statistics(scores), pattern_statistics(scores)
     found = {}
-    for prefix, grid in grids.items():
-        score = score_statistics(replace(scores, grid=grid))
-        pattern = finest if grid else finest.in_line()
+    for prefix, view in views.items():
+        score, pattern = of_score, of_pattern
+        if len(view.shape) == 1:
+            score, pattern = score.in_line(), pattern.in_line()
         values = {
             "score_by_offset": score.kernel,
             "pattern_by_offset": pattern.mass_by_offset * pattern.geometry.n / pattern.pairs[:, None],

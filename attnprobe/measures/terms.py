@@ -4,7 +4,7 @@ Queries and keys, as they enter the score, are split, $q_i = q^c_i + q^p_i$ and 
 
 $$S_{ij} = \frac{1}{\sqrt{d_{head}}} \left( q^c_i k^c_j + q^c_i k^p_j + q^p_i k^c_j + q^p_i k^p_j \right) + b(j - i),$$
 
-where the bias counts as position-position. The position part is
+where the bias, of the encoding or imposed, counts as position-position. The position part is
 
 - layer 0, encodings that add a vector $p_i$: what $p_i - \bar p$ contributes, exactly: through the norm, with the
   scale that it had for this token in the forward pass, and through $W_Q$ or $W_K$;
@@ -47,11 +47,12 @@ class Parts:
     k_position: Float[Tensor, "batch head token d_head"]
     bias: Float[Tensor, "head offset"] | None
     causal: bool
+    grid: tuple[int, int] | None
 
     @property
     def whole(self) -> Scores:
         """The score."""
-        return Scores(self.q, self.k, bias=self.bias, causal=self.causal)
+        return Scores(self.q, self.k, bias=self.bias, causal=self.causal, grid=self.grid)
 
     @property
     def terms(self) -> dict[str, Scores]:
@@ -61,7 +62,7 @@ class Parts:
         pairs = [(q, k) for q in queries for k in keys]
         biases = [None, None, None, self.bias]
         return {
-            term: Scores(q, k, bias=bias, causal=self.causal)
+            term: Scores(q, k, bias=bias, causal=self.causal, grid=self.grid)
             for term, (q, k), bias in zip(TERMS, pairs, biases, strict=True)
         }
 
@@ -125,13 +126,13 @@ def parts(model: Transformer, inputs: Shaped[Tensor, "batch token"], of: Means) 
     caught: dict[str, Tensor] = {}
     with torch.no_grad(), catching(model, [*sum(names, []), *([SCALE] if _normed(model) else [])], caught):
         model.residual(inputs)
-        bias = model.position.bias(inputs.shape[1])
+        bias = model.bias(inputs.shape[1])
     scale = caught[SCALE][:, model.n_prefix :] if SCALE in caught else None
     for layer, of_layer in enumerate(names):
         q, k = (by_head(model, caught.pop(name)).double() for name in of_layer)
         shares = _position_shares(model, layer, of, scale, inputs.shape[1])
         q_position, k_position = (share.to(q).expand_as(q) for share in shares)
-        yield Parts(q, k, q_position, k_position, bias, model.cfg.causal)
+        yield Parts(q, k, q_position, k_position, bias, model.cfg.causal, model.data.grid)
 
 
 def mean_position_parts(model: Transformer, of: Means) -> list[Float[Tensor, "layer head token d_head"]]:

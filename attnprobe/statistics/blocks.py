@@ -54,7 +54,7 @@ class Group:
     k: Float[Tensor, "matrix token d_head"]
     """Keys."""
     bias: Float[Tensor, "matrix offset"] | None
-    """Bias."""
+    """Bias at the offsets of the geometry."""
     queries: int
     """Queries in a block."""
 
@@ -137,8 +137,11 @@ class Group:
         self, bias: Float[Tensor, "matrix offset"], queries: Int[Tensor, " query"], keys: int
     ) -> Float[Tensor, "matrix query key"]:
         """Return the bias of some queries with the first keys."""
-        windows = bias.unfold(-1, self.geometry.n, 1)  # a view: window n - 1 - i is row i
-        return windows[:, self.geometry.n - 1 - queries, :keys]
+        rows, columns = rows_and_columns(self.geometry)
+        # A view: window (rows - 1 - r, columns - 1 - c) holds the keys of the pixel in row r and column c.
+        windows = bias.unflatten(1, (2 * rows - 1, -1)).unfold(1, rows, 1).unfold(2, columns, 1)
+        of_queries = windows[:, rows - 1 - queries // columns, columns - 1 - queries % columns]
+        return of_queries.flatten(2)[..., :keys]
 
 
 def groups(scores: Scores) -> Iterator[Group]:
@@ -153,7 +156,7 @@ def groups(scores: Scores) -> Iterator[Group]:
     for matrices in torch.arange(batch * heads, device=scores.q.device).split(at_once):
         sequence, head = matrices // heads, matrices % heads
         q, k = (x[sequence, head].to(wide) for x in (scores.q, scores.k))
-        bias = None if scores.bias is None else scores.bias[head].to(wide)
+        bias = None if scores.bias_by_offset is None else scores.bias_by_offset[head].to(wide)
         yield Group(scores, sequence.cpu(), head.cpu(), q * scores.factor, k, bias, queries)
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from attnprobe.errors import UsageError
 from attnprobe.statistics.blocks import Block, Group, OffsetSums, groups, over_queries
 from attnprobe.statistics.geometry import Geometry, geometry
-from attnprobe.statistics.inputs import Part, Scores, check_finite, check_shape
+from attnprobe.statistics.inputs import Part, Scores, check_alike, check_finite, check_shape
 
 
 @dataclass(frozen=True)
@@ -112,14 +112,11 @@ def gradient_statistics(
 @torch.no_grad()
 def gradient_product(a: tuple[Scores, Tensor, Tensor], b: tuple[Scores, Tensor, Tensor]) -> Float[Tensor, "batch head"]:
     """Return the inner product of the score gradients of two losses, each given as scores, v and dz; no padding."""
+    check_alike(a[0], b[0])
     for scores, v, dz in (a, b):
         _check(scores, v, dz)
-        if scores.real is not None or scores.shape != a[0].shape or scores.causal != a[0].causal:
-            raise UsageError(
-                f"scores of [batch, head, token] = {scores.shape}: must be those of the other, {a[0].shape}"
-            )
     made = torch.zeros(a[0].shape[:2], dtype=torch.float64)
-    plain = [replace(scores, grid=None, order=None) for scores, _, _ in (a, b)]  # which change no product
+    plain = [replace(scores, order=None) for scores, _, _ in (a, b)]  # an order changes no product
     for of_a, of_b in zip(*map(groups, plain), strict=True):
         total = of_a.totals()
         pairs = [_gradient(group, group.take(v), group.take(dz)) for group, (_, v, dz) in ((of_a, a), (of_b, b))]

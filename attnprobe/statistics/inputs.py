@@ -36,7 +36,8 @@ class Scores:
     scale: float | None = None
     """Factor of the product; 1 / sqrt(d_head) unless given."""
     bias: Tensor | None = None
-    """[head, offset]: what is added at offsets -(n - 1) ... n - 1."""
+    """[head, offset]: what is added at offsets -(n - 1) ... n - 1; with a grid also at its 2-D offsets, flat as in
+    `Geometry`."""
     causal: bool = False
     """Whether keys after the query are hidden."""
     real: Tensor | None = None
@@ -63,10 +64,11 @@ class Scores:
             raise UsageError(f"scale={self.scale}: must be finite")
         if self.bias is not None:
             check_shape("bias", self.bias, ("head", "offset"))
-            if self.bias.shape != (heads, 2 * n - 1) or self.bias.device != self.q.device:
+            sizes = {2 * n - 1, math.prod(2 * side - 1 for side in self.grid or (n,))}
+            if (len(self.bias), self.bias.device) != (heads, self.q.device) or self.bias.shape[1] not in sizes:
+                valid = " or ".join(str((heads, size)) for size in sorted(sizes))
                 raise UsageError(
-                    f"bias of shape {tuple(self.bias.shape)}: must be [head, offset] = {(heads, 2 * n - 1)}, "
-                    f"on {self.q.device}"
+                    f"bias of shape {tuple(self.bias.shape)}: must be [head, offset] = {valid}, on {self.q.device}"
                 )
         q, k = check_finite("q", self.q), check_finite("k", self.k)
         bias = 0.0 if self.bias is None else check_finite("bias", self.bias)
@@ -117,6 +119,13 @@ class Scores:
         """The geometry of the whole sequence, padding included."""
         return geometry((self.shape[2],) if self.grid is None else self.grid, self.causal)
 
+    @property
+    def bias_by_offset(self) -> Tensor | None:
+        """The bias at the offsets of the geometry, [head, offset]."""
+        places = self.geometry.in_line
+        # A grid of one row or column has as many offsets as the line, and the same ones.
+        return self.bias if self.bias is None or self.bias.shape[1] == len(places) else self.bias[:, places]
+
     def unpadded(self) -> Iterator["Part"]:
         """Yield the sequences without their padding, those together that have it in the same place."""
         batch, _, n = self.shape
@@ -147,6 +156,15 @@ class Part:
     """Their offsets among those of the whole sequence."""
     scores: Scores
     """Their scores."""
+
+
+def check_alike(a: Scores, b: Scores) -> None:
+    """Raise `UsageError` where two scores are not of the same pairs, or have padding."""
+    for name in ("shape", "causal", "grid"):
+        if getattr(a, name) != getattr(b, name):
+            raise UsageError(f"scores with {name} {getattr(a, name)} and {getattr(b, name)}: must be of the same pairs")
+    if a.real is not None or b.real is not None:
+        raise UsageError("scores with padding: give sequences of one length without it")
 
 
 def check_shape(name: str, x: Tensor, axes: tuple[str, ...]) -> torch.Size:

@@ -22,10 +22,9 @@ from jaxtyping import Float
 from scipy.fft import next_fast_len
 from torch import Tensor
 
-from attnprobe.errors import UsageError
 from attnprobe.statistics.blocks import OffsetSums, groups, over_queries
-from attnprobe.statistics.geometry import Geometry
-from attnprobe.statistics.inputs import Scores
+from attnprobe.statistics.geometry import Geometry, geometry
+from attnprobe.statistics.inputs import Scores, check_alike
 
 SMALLEST = 1e-13
 """Below this share of the products of lengths the sum of squares of a centred score is nothing but rounding."""
@@ -88,6 +87,27 @@ class ScoreStatistics:
         means = [sums[..., of].sum(-1) / pairs[..., of].sum(-1) for of in (near, far)]
         return means[0] - means[1]
 
+    def in_line(self) -> "ScoreStatistics":
+        """Return the statistics by offset in the reading order, of pixels on a grid."""
+        if len(self.geometry.shape) == 1:
+            return self
+        fold, line = self.geometry.fold, geometry((self.geometry.n,), self.geometry.causal)
+        pairs = fold(self.pairs)
+        mean, centred = (
+            fold((one * self.pairs[:, None]).nan_to_num()) for one in (self.mean_by_offset, self.centred_by_offset)
+        )
+        kernel = line.kernel(centred)
+        energy = self.square_row_centred.where(self.toeplitz_share.isfinite(), torch.nan)
+        return replace(
+            self,
+            geometry=line,
+            pairs=pairs,
+            mean_by_offset=mean / pairs[:, None],
+            centred_by_offset=centred / pairs[:, None],
+            kernel=kernel,
+            toeplitz_share=(centred * kernel.nan_to_num()).sum(-1) / energy,
+        )
+
 
 @torch.no_grad()
 def score_statistics(scores: Scores) -> ScoreStatistics:
@@ -141,14 +161,10 @@ def covariance(a: Scores, b: Scores) -> Float[Tensor, "batch head"]:
     By polarisation: $a + b$ is a score too, whose queries and keys are those of both side by side. Errors are about
     1e-13 of the products of lengths; what is smaller comes out as 0. An order changes nothing here.
     """
-    if (a.shape, a.causal) != (b.shape, b.causal) or a.real is not None or b.real is not None:
-        raise UsageError(
-            f"scores of [batch, head, token] = {a.shape} and {b.shape}, causal={a.causal} and {b.causal}: must be "
-            "alike, without padding"
-        )
+    check_alike(a, b)
     q = torch.cat([a.q.double() * a.factor, b.q.double() * b.factor], dim=-1)
     k = torch.cat([a.k.double(), b.k.double()], dim=-1)
-    biases = [one.bias.double() for one in (a, b) if one.bias is not None]
+    biases = [one.bias_by_offset.double() for one in (a, b) if one.bias_by_offset is not None]
     both = replace(a, q=q, k=k, scale=1.0, bias=sum(biases) if biases else None)
     of_both, of_a, of_b = (_sums(replace(one, order=None), by_offset=one.bias is not None) for one in (both, a, b))
     found = (of_both.square - of_a.square - of_b.square) / 2
@@ -187,8 +203,8 @@ def _sums(scores: Scores, by_offset: bool = True) -> _Sums:
     sums, by_key, mean, shift, square, scale = (
         torch.cat(parts).unflatten(0, (batch, heads)).cpu() for parts in zip(*found, strict=True)
     )
-    if scores.bias is not None:
-        bias = scores.bias.double().cpu()[:, geometry.in_line]
+    if scores.bias_by_offset is not None:
+        bias = scores.bias_by_offset.double().cpu()
         level = (bias @ geometry.count / geometry.count.sum())[:, None]
         bias = bias - level
         square = square + 2 * (sums * bias).sum(-1) + bias.square() @ geometry.count

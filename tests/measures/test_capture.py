@@ -37,6 +37,23 @@ def test_the_networks_own_first_token_is_left_out():
     torch.testing.assert_close(materialised.dense(found).float(), cache["attn_scores", 0][..., 1:, 1:])
 
 
+@pytest.mark.parametrize("score_bias", ["fixed", "learned"])
+@pytest.mark.parametrize("position", ["learned", "rotary", "alibi", "relative"])
+@pytest.mark.parametrize(("pooling", "causal"), [("mean", False), ("mean", True), ("cls", False)])
+@pytest.mark.parametrize("grid", [None, (2, 4)])
+def test_captured_scores_have_the_proximity_bias_of_the_network(score_bias, position, pooling, causal, grid):
+    data = DataSpec(n=8, inputs="tokens", classes=2, vocabulary=5, grid=grid)
+    named = {"d_model": 8, "init_scale": 0.5, "position_scale": 0.5, "pooling": pooling, "causal": causal}
+    model = Transformer(ModelConfig(n_layers=2, position=position, score_bias=score_bias, **named), data).double()
+    with torch.no_grad():
+        model.score_bias.weight.add_(torch.randn(model.score_bias.weight.shape))
+    tokens = torch.randint(5, (3, 8), generator=torch.Generator().manual_seed(0))
+    _, cache = model.run_with_cache(tokens)
+    behind = slice(model.n_prefix, None)
+    for layer, found in enumerate(scores_by_layer(model, tokens)):
+        torch.testing.assert_close(materialised.dense(found), cache["attn_scores", layer][..., behind, behind])
+
+
 def test_chunks_hold_each_row_once_without_padding(monkeypatch):
     lengths = np.array([3, 7, 3, 5, 7, 3])
     inputs = np.arange(42).reshape(6, 7)

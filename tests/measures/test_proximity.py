@@ -36,6 +36,19 @@ def test_alibi_alone_is_minus_slope_times_distance(causal):
     assert (result["decay_reason"] == "longer than the sequence can show").all()
 
 
+@pytest.mark.parametrize("grid", [None, (3, 4)])
+def test_an_imposed_proximity_bias_is_minus_distance_over_its_range(grid):
+    data = DataSpec(n=N, inputs="tokens", classes=2, vocabulary=6, grid=grid)
+    result = proximity(checkpoint(data, position="none", score_bias="fixed", proximity_range=4, edit=silence), **FEW)
+    prefix = "grid_" if grid else ""
+    profile = result[f"{prefix}score_by_offset"].values.reshape(2, -1)
+    distance = geometry(grid or (N,)).distance.numpy()
+    assert profile - profile[:, [0]] == pytest.approx(np.tile(-(distance - distance[0]) / 4, (2, 1)), abs=1e-6)
+    assert result[f"{prefix}toeplitz_share"].values == pytest.approx(np.ones((1, 2)))
+    assert (result[f"{prefix}toeplitz_share_null"].sel(null="permuted") < 0.9).all()
+    assert (result["mean_distance_ratio"] < 1).all()
+
+
 def planted(distance):
     """Return an edit by which head 0 attends to offset +distance, through one-hot positions; head 1 stays flat."""
 

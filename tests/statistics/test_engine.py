@@ -41,12 +41,13 @@ DRAWN = st.fixed_dictionaries(
         "size": st.sampled_from([0.1, 1.0, 3.0]),
         "scale": st.sampled_from([None, 0.7]),
         "bias": st.sampled_from([None, 0.3, 4.0]),
+        "bias_on_grid": st.booleans(),
         "special": st.sampled_from(["nothing", "padding", "order"]),
     }
 )
 
 
-def made(seed, grid, n, batch, heads, d_head, dtype, causal, size, scale, bias, special):
+def made(seed, grid, n, batch, heads, d_head, dtype, causal, size, scale, bias, bias_on_grid, special):
     """Return scores of any kind, and a generator for what else is drawn."""
     generator = torch.Generator().manual_seed(seed)
     n = n if grid is None else grid[0] * grid[1]
@@ -55,7 +56,8 @@ def made(seed, grid, n, batch, heads, d_head, dtype, causal, size, scale, bias, 
         return torch.randn(*shape, generator=generator, dtype=dtype)
 
     q, k = size * normal(batch, heads, n, d_head) + normal(d_head), size * normal(batch, heads, n, d_head) + 1
-    bias = None if bias is None else bias * normal(heads, 2 * n - 1)
+    offsets = (2 * grid[0] - 1) * (2 * grid[1] - 1) if grid is not None and bias_on_grid else 2 * n - 1
+    bias = None if bias is None else bias * normal(heads, offsets)
     real = order = None
     if special == "padding" and grid is None:
         ends = torch.randint(0, n + 1, (batch, 2), generator=generator).sort(1).values
@@ -104,7 +106,7 @@ def test_covariance(drawn, other):
     one, generator = made(**drawn | {"special": "nothing"})
     q, k = torch.randn(2, *one.shape, 3, generator=generator, dtype=one.q.dtype)
     bias = None if other is None else other * torch.randn(one.shape[1], 2 * one.shape[2] - 1, generator=generator)
-    two = Scores(q, k, 0.3, bias, one.causal)
+    two = Scores(q, k, 0.3, bias, one.causal, grid=one.grid)
     visible = materialised.dense(one).isfinite()
     centred = []
     for scores in (one, two):
@@ -159,8 +161,8 @@ def test_gradient_statistics(drawn, leading):
     given = gradient_statistics(scores, v, dz, inputs=x).bilinear
     x = x.double()[:, None]
     close(given, x.mT @ gradient @ x, tolerance, 10 * scale)
-    line = gradient_statistics(replace(scores, grid=None), v, dz)
-    close(found.in_line().by_offset, line.by_offset, tolerance, scale)
+    line = materialised.by_offset(replace(scores, grid=None, bias=None), gradient)
+    close(found.in_line().by_offset, line, tolerance, scale)
 
 
 @settings(max_examples=60, deadline=None)
@@ -169,7 +171,7 @@ def test_gradient_product(drawn):
     one, generator = made(**drawn | {"special": "order"})
     size = (*one.shape, 3)
     v, dz, other_v, other_dz, q, k = torch.randn(6, *size, generator=generator, dtype=one.q.dtype)
-    other = Scores(q, k, causal=one.causal, order=one.order)
+    other = Scores(q, k, causal=one.causal, grid=one.grid, order=one.order)
     found = gradient_product((one, v, dz), (other, other_v, other_dz))
     gradients = [materialised.score_gradient(one, v, dz), materialised.score_gradient(other, other_v, other_dz)]
     sizes = [

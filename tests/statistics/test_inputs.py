@@ -31,6 +31,12 @@ REAL = torch.tensor([[True] * 6, [True, True, False, True, False, False]])
         ({"q": spoiled(Q, torch.nan)}, r"q of shape \(2, 3, 6, 4\): 1 of its values are NaN or infinite"),
         ({"k": spoiled(K, torch.inf)}, r"k of shape \(2, 3, 6, 4\): 1 of its values are NaN or infinite"),
         ({"bias": torch.zeros(3, 6)}, r"bias of shape \(3, 6\): must be \[head, offset\] = \(3, 11\)"),
+        ({"bias": torch.zeros(3, 15)}, r"bias of shape \(3, 15\): must be \[head, offset\] = \(3, 11\), on"),
+        (
+            {"bias": torch.zeros(3, 14), "grid": (2, 3)},
+            r"bias of shape \(3, 14\): must be \[head, offset\] = \(3, 11\) or \(3, 15\)",
+        ),
+        ({"bias": torch.zeros(2, 15), "grid": (2, 3)}, r"bias of shape \(2, 15\)"),
         ({"bias": torch.full((3, 11), -torch.inf)}, r"bias of shape \(3, 11\): 33 of its values"),
         ({"scale": float("nan")}, "scale=nan: must be finite"),
         ({"real": REAL[:, :5]}, r"real of shape \(2, 5\) .*: must be \[batch, token\] = \(2, 6\)"),

@@ -1,9 +1,11 @@
 """Scores whose statistics are known in closed form."""
 
+import dataclasses
 import math
 
 import pytest
 import torch
+from materialised import dense
 
 from attnprobe.statistics import Scores, pattern_statistics, score_statistics
 
@@ -115,6 +117,37 @@ def test_a_grid_seen_in_a_line_is_the_line():
         folded = pattern_statistics(Scores(q, k, causal=causal, grid=(3, 4))).in_line()
         for name in ("pairs", "uniform_by_offset", "mass_by_offset", "mean_distance", "mean_distance_ratio"):
             torch.testing.assert_close(getattr(folded, name), getattr(line, name))
+        line = score_statistics(Scores(q, k, causal=causal))
+        assert line.in_line() is line
+        same_in_line(score_statistics(Scores(q, k, causal=causal, grid=(3, 4))), line)
+
+
+def same_in_line(on_grid, line):
+    folded = on_grid.in_line()
+    for field in dataclasses.fields(line):
+        if field.name == "geometry":
+            assert folded.geometry == line.geometry
+        else:
+            torch.testing.assert_close(getattr(folded, field.name), getattr(line, field.name), equal_nan=True)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_scores_with_a_bias_on_the_grid_have_statistics_in_the_line_too(causal):
+    """No bias over offsets in the line gives the same scores: there they are an array like any other."""
+    zero = torch.zeros(1, 2, N, 1, dtype=torch.float64)
+    bias = torch.randn(2, 49, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    scores = Scores(zero, zero, bias=bias, causal=causal, grid=(4, 4))
+    array = dense(dataclasses.replace(scores, causal=False))
+    same_in_line(score_statistics(scores), score_statistics(given(array, causal=causal)))
+
+
+def test_constant_scores_on_a_grid_have_no_share_in_the_line():
+    """Queries and keys at right angles: nothing but rounding is left, and that is no score."""
+    q, k = torch.randn(2, 1, 20, 15, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    right_angles = torch.tensor([[0.1, 0.3], [0.3, -0.1]], dtype=torch.float64)
+    found = score_statistics(Scores(q * right_angles[0], k * right_angles[1], grid=(3, 5)))
+    assert (found.square_row_centred > 0).any()
+    assert found.in_line().toeplitz_share.isnan().all()
 
 
 def test_mass_on_a_grid_takes_offsets_in_rows_and_columns():
