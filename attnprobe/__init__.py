@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from attnprobe.config import DataSpec, ModelConfig, TrainConfig
     from attnprobe.errors import UsageError
     from attnprobe.measures import MEASURES
+    from attnprobe.measures.gradients import gradients
     from attnprobe.measures.positions import positions
     from attnprobe.measures.proximity import proximity
     from attnprobe.results import open_result, over_steps
@@ -35,6 +36,7 @@ _HOME = {
     "TrainConfig": "config",
     "UsageError": "errors",
     "MEASURES": "measures",
+    "gradients": "measures.gradients",
     "positions": "measures.positions",
     "proximity": "measures.proximity",
     "open_result": "results",
@@ -62,6 +64,7 @@ __all__ = [
     "UsageError",
     "configure",
     "figures",
+    "gradients",
     "load",
     "open_result",
     "over_steps",

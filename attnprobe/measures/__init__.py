@@ -7,6 +7,7 @@ must stay cheap, since the command line reads signatures from it; measures impor
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from attnprobe.measures.gradients import gradients
 from attnprobe.measures.positions import positions
 from attnprobe.measures.proximity import proximity
 
@@ -16,4 +17,5 @@ if TYPE_CHECKING:
 MEASURES: "dict[str, Callable[..., xr.Dataset]]" = {
     "proximity": proximity,
     "positions": positions,
+    "gradients": gradients,
 }

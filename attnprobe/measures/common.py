@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from attnprobe.checkpoint import Checkpoint
     from attnprobe.statistics import Moments
+    from attnprobe.statistics.geometry import Geometry
     from attnprobe.transformer import Transformer
 
 DRAWS = 8
@@ -44,6 +45,13 @@ def views(checkpoint: "Checkpoint") -> dict[str, View]:
     if data.grid is not None:
         found["grid_"] = View(data.grid, ("row_offset", "column_offset"), "pixels", causal)
     return found
+
+
+def geometry_of(view: View, length: int) -> "Geometry":
+    """Return the geometry of a sequence in a view; only in a line can it be shorter than the longest."""
+    from attnprobe.statistics.geometry import geometry
+
+    return geometry(view.shape if len(view.shape) == 2 else (length,), view.causal)
 
 
 def check(checkpoint: "Checkpoint", sequences: int, seed: int) -> None:

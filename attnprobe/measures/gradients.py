@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from itertools import combinations
 from typing import TYPE_CHECKING, Literal, get_args
 
@@ -11,7 +10,7 @@ import numpy as np
 from attnprobe.config import Objective
 from attnprobe.errors import UsageError, listed
 from attnprobe.measures import common
-from attnprobe.measures.common import DRAWS, NULLS, View
+from attnprobe.measures.common import DRAWS, View
 from attnprobe.randomness import numpy_generator
 
 if TYPE_CHECKING:
@@ -97,6 +96,8 @@ def gradients(
     common.check_window(checkpoint, reach, "reach")
     sequences = min(sequences, len(checkpoint.task.test))
     asked = _Asked(checkpoint, _losses(checkpoint, objectives), at, fit_steps, reach, seed)
+    if at not in ("checkpoint", "uniform"):
+        raise UsageError(f"at={at!r}: must be checkpoint or uniform")
     for name, value in (("fit_steps", fit_steps), ("curvature", curvature)):
         if value < 0:
             raise UsageError(f"{name}={value}: must not be negative")
@@ -113,7 +114,9 @@ def gradients(
         ]
     variables = _variables(asked, found, nulls) | common.accuracies(checkpoint)
     if curvature:
-        variables |= _curvature_variables(asked, own, rows[:curvature])
+        bent = rows[:curvature]
+        of_initial = [_curvatures(asked, one, bent[d::draws]) for d, one in enumerate(initial[: len(bent)])]
+        variables |= _curvature_variables(asked, _curvatures(asked, own, bent), of_initial, draws)
     coordinates = common.coordinates(checkpoint, draws) | {
         "loss": list(asked.losses),
         "other_loss": list(asked.losses),
@@ -166,7 +169,7 @@ def _losses(checkpoint: "Checkpoint", named: tuple[str, ...]) -> tuple[Objective
             "to any token; measure a network with pooling mean, max or last"
         )
     every: tuple[Objective, ...] = get_args(Objective)
-    valid = [one for one in every if one != "next-token" or model.causal]
+    valid: list[Objective] = [one for one in every if one != "next-token" or model.causal]
     for name in named:
         if name not in valid:
             why = " (attention is not causal: the next token can be seen)" if name == "next-token" else ""
@@ -194,7 +197,6 @@ def _profiles(asked: _Asked, network: "Transformer") -> "dict[str, list[Tensor]]
     from attnprobe.measures.capture import chunks, scores_by_layer
     from attnprobe.statistics import score_statistics
     from attnprobe.statistics.directions import without_own_pair
-    from attnprobe.statistics.geometry import geometry
 
     train, n = asked.checkpoint.task.train, asked.checkpoint.data.n
     longest = np.arange(len(train)) if train.lengths is None else np.flatnonzero(train.lengths == train.lengths.max())
@@ -210,7 +212,7 @@ def _profiles(asked: _Asked, network: "Transformer") -> "dict[str, list[Tensor]]
                 totals[prefix][layer] += sums
     made = {}
     for prefix, view in asked.views.items():
-        places = geometry(view.shape if prefix else (length,), view.causal)
+        places = common.geometry_of(view, length)
         short = 0 if prefix else n - length
         made[prefix] = [
             torch.nn.functional.pad(without_own_pair(one, places), (short, short)) for one in totals[prefix]
@@ -293,7 +295,6 @@ class _Directions:
     """[query, 1] and [key, 1], of a unit product."""
 
 
-@lru_cache(maxsize=32)
 def _directions(asked: _Asked, length: int) -> _Directions:
     import torch
 
@@ -302,7 +303,7 @@ def _directions(asked: _Asked, length: int) -> _Directions:
 
     by_view = {}
     for prefix, view in asked.views.items():
-        places = geometry(view.shape if prefix else (length,), view.causal)
+        places = common.geometry_of(view, length)
         near = torch.stack([without_own_pair(one, places) for one in kernels(places, asked.reach).values()])
         by_view[prefix] = unit(torch.cat([near, own_pair(places)[None]]), places)
     places = geometry((length,), asked.checkpoint.config.model.causal)
@@ -468,6 +469,86 @@ def _cosines(
     }
 
 
-def _curvature_variables(asked: _Asked, prepared: _Prepared, rows: np.ndarray) -> dict[str, "xr.Variable"]:
-    """Return the second derivatives along the directions that are functions of the offset, in the data's own view."""
-    return {}
+def _curvatures(asked: _Asked, prepared: _Prepared, rows: np.ndarray) -> "dict[Objective, list[Moments]]":
+    """Return the moments of the second derivatives along functions of the offset, in the data's own view.
+
+    Each is a central difference of the exact gradient in float64, with a step that moves no score by more than `STEP`.
+    """
+    import copy
+
+    import torch
+
+    from attnprobe.measures.backward import score_gradients
+    from attnprobe.measures.capture import chunks
+    from attnprobe.measures.edits import added_bias
+    from attnprobe.objectives import Batch
+    from attnprobe.statistics import Moments, gradient_statistics
+    from attnprobe.statistics.directions import unit
+
+    test = asked.checkpoint.task.test
+    prefix = list(asked.views)[-1]
+    hidden = _masks(asked, int(rows.max()) + 1)
+    found = {}
+    for loss, network in prepared.networks.items():
+        model = copy.deepcopy(network).double()
+        layers, heads = range(model.cfg.n_layers), range(model.cfg.n_heads)
+        found[loss] = [Moments() for _ in layers]
+        for chosen, inputs in chunks(test, rows, model):
+            length = inputs.shape[1]
+            inputs = inputs.double() if inputs.is_floating_point() else inputs
+            batch = Batch(inputs, torch.from_numpy(test.labels[rows[chosen]]).long().to(inputs.device))
+            mask = torch.from_numpy(hidden[rows[chosen], :length]).to(inputs.device) if loss == "masked" else None
+            fixed = _directions(asked, length).by_view[prefix]
+            places = common.geometry_of(asked.views[prefix], length)
+            for layer in layers:
+                profile = prepared.profiles[prefix][layer]
+                short = (profile.shape[-1] - fixed.shape[-1]) // 2
+                own = unit(profile[:, short : profile.shape[-1] - short], places)
+                second = torch.full((len(inputs), len(heads), len(asked.directions)), torch.nan, dtype=torch.float64)
+                for head in heads:
+                    for number, f in enumerate(torch.cat([fixed, own[head, None]])):
+                        if not f.isfinite().all():
+                            continue
+                        step = STEP / float(f.abs().max())
+                        slopes = []
+                        for sign in (1, -1):
+                            bias = torch.zeros(len(heads), len(f), dtype=torch.float64)
+                            bias[head] = sign * step * f
+                            bias = bias.to(inputs.device)
+                            with added_bias(model, layer, bias):
+                                slope = score_gradients(model, batch, loss, mask)[layer]
+                            scores = slope.scores
+                            before = scores.bias_by_offset
+                            scores = replace(scores, bias=bias if before is None else before + bias)
+                            slopes.append(gradient_statistics(scores, slope.v, slope.dz).by_offset[:, head] @ f)
+                        second[:, head, number] = (slopes[0] - slopes[1]) / (2 * step)
+                found[loss][layer].add(second.numpy())
+    return found
+
+
+STEP = 1e-3
+"""Largest change of a score, in nats, in a second derivative."""
+
+
+def _curvature_variables(
+    asked: _Asked,
+    found: "Mapping[Objective, list[Moments]]",
+    initial: "Sequence[Mapping[Objective, list[Moments]]]",
+    draws: int,
+) -> dict[str, "xr.Variable"]:
+    """Return the curvatures, over losses first; networks that have no draw, and the permuted null, are NaN."""
+    import xarray as xr
+
+    axes = {"head": asked.checkpoint.config.model.n_heads, "direction": len(asked.directions)}
+    words = (
+        "second derivative of the loss along the direction",
+        "loss",
+        "central differences; functions of the offset",
+    )
+    each = []
+    for loss in asked.losses:
+        nothing = np.full_like(np.stack([one.mean for one in found[loss]]), np.nan)
+        drawn = [np.stack([one.mean for one in draw[loss]]) for draw in initial]
+        nulls = [[nothing] * draws, drawn + [nothing] * (draws - len(drawn))]
+        each.append(common.summary("curvature", axes, found[loss], nulls, words))
+    return {name: xr.Variable.concat([one[name] for one in each], "loss") for name in each[0]}

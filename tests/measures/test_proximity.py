@@ -7,6 +7,7 @@ import pytest
 import torch
 from support import N, checkpoint
 
+from attnprobe.config import DataSpec
 from attnprobe.errors import UsageError
 from attnprobe.measures import proximity
 from attnprobe.measures.capture import scores_by_layer
