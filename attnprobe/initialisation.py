@@ -30,7 +30,7 @@ def mimetic(d_model: int, d_head: int, generator: torch.Generator) -> tuple[Map,
     values are kept, $W_Q = U \sqrt{S}$ and $W_K = V \sqrt{S}$: the product nearest to it (Eckart & Young 1936). A token
     then prefers tokens like itself, and with them, where vectors of near positions are alike, near ones.
 
-    Trockman & Kolter 2023, arXiv:2305.09828, section 4. There values and outputs start as a pair too, near minus the
+    Trockman & Kolter 2023, arXiv:2305.09828. There values and outputs start as a pair too, near minus the
     identity, and positions are sinusoidal; here this is about queries and keys alone, with any positions.
     """
     noise = torch.randn(d_model, d_model, generator=generator, dtype=torch.float64) / math.sqrt(d_model)

@@ -79,6 +79,7 @@ def test_the_whitened_kernel_is_what_the_expected_error_depends_on():
     [
         {"position": "learned"},
         {"position": "sinusoidal"},
+        {"position": "learned", "init_scale": 1e-3, "position_scale": 1e-3},
         {"position": "learned", "norm": "rms"},
         {"position": "learned", "norm": "none"},
         {"position": "sinusoidal", "norm_place": "post"},
@@ -181,8 +182,9 @@ def test_data_with_neighbours_alone_have_no_far_keys():
         network(data, init_qk="proximity")
 
 
-def test_embeddings_without_length_and_more_dimensions_than_positions_are_no_hindrance():
-    model = network(init_qk="proximity", init_scale=0)
+@pytest.mark.parametrize("n_heads", [1, 2])
+def test_embeddings_without_length_and_more_dimensions_than_positions_are_no_hindrance(n_heads):
+    model = network(init_qk="proximity", init_scale=0, n_heads=n_heads)
     assert all(weight.isfinite().all() for weight in model.parameters())
     (scores, _) = scores_by_layer(model, torch.zeros(1, 12, dtype=torch.long))
     assert (score_statistics(scores).toeplitz_share > 0.9).all()
