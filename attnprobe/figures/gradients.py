@@ -161,8 +161,8 @@ def _caption(part: SubFigure, result: xr.Dataset) -> None:
         part,
         f"Score gradients of each sequence's mean loss, {at}{fit}; {result.attrs['sequences']} test sequences. Left: "
         "positive where descent raises the unit direction; band and exponential have length "
-        f"{result.attrs['reach']}, offset 0 is apart; bars: 95 % t intervals; grey: entries moved by permuted positions "
-        f"(each of {result.sizes['draw']} draws on its share of the sequences, and so wider than chance is for all). "
+        f"{result.attrs['reach']}, offset 0 is apart; bars: 95 % t intervals; grey: entries moved by permuted "
+        f"positions, each of {result.sizes['draw']} draws on its share of the sequences (wider than chance for all). "
         "Right: all functions of the offset modulo n, of the offset, of the key, and the rest; dashes: pure noise; "
         "grey: networks at initialisation. Below: gain from a bias at each offset; grey band: permuted; dashed: "
         "initialisation, where it fits in.",

@@ -340,7 +340,9 @@ def _statistics(
         profile = profiles[prefix]
         short = (profile.shape[-1] - found.by_offset.shape[-1]) // 2
         profile = unit(profile[:, short : profile.shape[-1] - short], found.geometry)
-        fixed = found.along_offsets(known.by_view[prefix])
+        functions = known.by_view[prefix]
+        # In a short sequence a band may reach everything: then there is no such direction.
+        fixed = found.along_offsets(functions.nan_to_num()).where(functions.isfinite().all(-1), torch.nan)
         own = (found.by_offset * profile).sum(-1)
         column = found.by_key @ known.column
         descent = -torch.cat([fixed, torch.stack([own, column, found.along[..., 0]], dim=-1)], dim=-1)
