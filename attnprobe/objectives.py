@@ -83,16 +83,30 @@ def predict(
     model: Transformer, batch: Batch, objective: Objective, mask: Bool[Tensor, "batch token"] | None = None
 ) -> Predictions:
     """Return the network's predictions on a batch; ``mask`` says which tokens are hidden, for *masked*."""
+    hidden = mask if objective == "masked" else None
+    return predictions(
+        model, model.residual(batch.inputs, masked=hidden, lengths=batch.lengths), batch, objective, mask
+    )
+
+
+def predictions(
+    model: Transformer,
+    x: Float[Tensor, "batch prefix_and_token d_model"],
+    batch: Batch,
+    objective: Objective,
+    mask: Bool[Tensor, "batch token"] | None = None,
+) -> Predictions:
+    """Return the predictions that the network reads from the residual stream x of a batch."""
     if objective == "labels":
-        logits, target = model(batch.inputs, lengths=batch.lengths), batch.labels
+        logits, target = model.read(x, lengths=batch.lengths), batch.labels
         sequence = torch.arange(len(target), device=target.device)
     elif objective == "masked":
         assert mask is not None, "the objective 'masked' needs a mask"
-        logits = model(batch.inputs, masked=mask, lengths=batch.lengths, output="tokens")[mask]
+        logits = model.read(x, output="tokens")[mask]
         target, sequence = batch.inputs[mask], mask.nonzero()[:, 0]
     else:
         following = batch.real()[:, 1:]
-        logits = model(batch.inputs, lengths=batch.lengths, output="tokens")[:, :-1][following]
+        logits = model.read(x, output="tokens")[:, :-1][following]
         target, sequence = batch.inputs[:, 1:][following], following.nonzero()[:, 0]
     if target.is_floating_point():
         return Predictions(F.l1_loss(logits[:, 0], target, reduction="none"), None, sequence, len(batch.inputs))

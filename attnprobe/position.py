@@ -100,8 +100,18 @@ class Rotary(PositionEncoding):
 
     def rotate(self, x: Float[Tensor, "batch token head d_head"]) -> Float[Tensor, "batch token head d_head"]:
         """Return x with the pairs of token i turned by i times their frequencies."""
-        even, odd = x[..., ::2], x[..., 1::2]
-        cosine, sine = self.cosine[: x.shape[1], None], self.sine[: x.shape[1], None]
+        return self._turned(x, self.cosine[: x.shape[1]], self.sine[: x.shape[1]])
+
+    def turn(
+        self, x: Float[Tensor, "batch token head d_head"], places: Float[Tensor, " token"]
+    ) -> Float[Tensor, "batch token head d_head"]:
+        """Return x with each token turned further, by that many places."""
+        assert self.frequency is not None
+        angle = 2 * math.pi * places[:, None].double() * self.frequency.to(places.device)
+        return self._turned(x, angle.cos().to(x), angle.sin().to(x))
+
+    def _turned(self, x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
+        even, odd, cosine, sine = x[..., ::2], x[..., 1::2], cosine[:, None], sine[:, None]
         return torch.stack([even * cosine - odd * sine, even * sine + odd * cosine], dim=-1).flatten(-2)
 
 

@@ -202,7 +202,16 @@ class Transformer(HookedRootModule):
 
         ``masked`` tokens are replaced before the network sees them; tokens at or after ``lengths`` are padding.
         """
-        x = self.residual(inputs, masked=masked, lengths=lengths)
+        return self.read(self.residual(inputs, masked=masked, lengths=lengths), lengths=lengths, output=output)
+
+    def read(
+        self,
+        x: Float[Tensor, "batch prefix_and_token d_model"],
+        *,
+        lengths: Int[Tensor, " batch"] | None = None,
+        output: Literal["labels", "tokens"] = "labels",
+    ) -> Float[Tensor, "batch class_"] | Float[Tensor, "batch token vocabulary"]:
+        """Return what `forward` makes of the residual stream that `residual` returns."""
         if output == "tokens":
             return self.unembed(x[:, self.n_prefix :])
         return self.classify(self.hook_pooled(self.pool(x, lengths)))
@@ -220,9 +229,19 @@ class Transformer(HookedRootModule):
         added = self.position.embed(x.shape[1])
         if added is not None:
             x = x + self.hook_pos_embed(added.expand_as(x))
-        additive = self.additive(inputs.shape[1], lengths)
-        for block in self.blocks:
-            x = block(x, self.position, additive)
+        return self.through(x, lengths=lengths)
+
+    def through(
+        self,
+        x: Float[Tensor, "batch prefix_and_token d_model"],
+        *,
+        first: int = 0,
+        lengths: Int[Tensor, " batch"] | None = None,
+    ) -> Float[Tensor, "batch prefix_and_token d_model"]:
+        """Return the residual stream after the last block and the final norm, given that before the first block."""
+        additive = self.additive(x.shape[1] - self.n_prefix, lengths)
+        for layer in range(first, self.cfg.n_layers):
+            x = self.block(layer)(x, self.position, additive)
         return self.ln_final(x)
 
     def additive(self, n: int, lengths: Int[Tensor, " batch"] | None = None) -> Additive:

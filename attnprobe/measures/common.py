@@ -84,6 +84,16 @@ def initial_network(checkpoint: "Checkpoint", seed: int, draw: int) -> "Transfor
     return Transformer(checkpoint.config.model, checkpoint.data, seed=2**32 + seed * DRAWS + draw).eval()
 
 
+def masks(checkpoint: "Checkpoint", seed: int, sequences: int) -> np.ndarray:
+    """Return which tokens of the first test sequences are hidden, for *masked*: at least one of each sequence."""
+    drawn = numpy_generator(seed, "masks of measures").random((sequences, checkpoint.data.n))
+    share = checkpoint.config.mask_share
+    real = np.arange(checkpoint.data.n) < lengths(checkpoint)[:sequences, None]
+    nothing = ~((drawn < share) & real).any(1)
+    drawn[nothing, 0] = 0
+    return drawn < share
+
+
 def lengths(checkpoint: "Checkpoint") -> np.ndarray:
     """Return the number of tokens of each test sequence."""
     test = checkpoint.task.test

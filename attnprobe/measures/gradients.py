@@ -251,7 +251,7 @@ def _over_sequences(
         short = n - length if key[-1] == "descent_by_offset" and not key[1] else 0
         found.setdefault(key, [Moments() for _ in layers])[layer].add(common.widened(values.numpy(), short))
 
-    hidden = _masks(asked, int(rows.max()) + 1)
+    hidden = common.masks(asked.checkpoint, asked.seed, int(rows.max()) + 1)
     for chosen, inputs in chunks(test, rows, model):
         length = inputs.shape[1]
         batch = Batch(inputs, torch.from_numpy(test.labels[rows[chosen]]).long().to(inputs.device))
@@ -273,14 +273,6 @@ def _over_sequences(
                 cosine = gradient_product(*pair) / squares.where(squares > 0, torch.nan).sqrt()
                 add((a, b), layer, cosine)
     return found
-
-
-def _masks(asked: _Asked, sequences: int) -> np.ndarray:
-    """Return which tokens of the first sequences are hidden, for *masked*: at least one of each sequence."""
-    shape = (sequences, asked.checkpoint.data.n)
-    drawn = numpy_generator(asked.seed, "gradients masks").random(shape)
-    drawn[:, 0] = np.where(drawn.min(1) >= asked.checkpoint.config.mask_share, 0.0, drawn[:, 0])
-    return drawn < asked.checkpoint.config.mask_share
 
 
 @dataclass(frozen=True)
@@ -489,7 +481,7 @@ def _curvatures(asked: _Asked, prepared: _Prepared, rows: np.ndarray) -> "dict[O
 
     test = asked.checkpoint.task.test
     prefix = list(asked.views)[-1]
-    hidden = _masks(asked, int(rows.max()) + 1)
+    hidden = common.masks(asked.checkpoint, asked.seed, int(rows.max()) + 1)
     found = {}
     for loss, network in prepared.networks.items():
         model = copy.deepcopy(network).double()
