@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from attnprobe.errors import UsageError
     from attnprobe.measures import MEASURES
     from attnprobe.measures.gradients import gradients
+    from attnprobe.measures.interventions import interventions
     from attnprobe.measures.positions import positions
     from attnprobe.measures.proximity import proximity
     from attnprobe.results import open_result, over_steps
@@ -37,6 +38,7 @@ _HOME = {
     "UsageError": "errors",
     "MEASURES": "measures",
     "gradients": "measures.gradients",
+    "interventions": "measures.interventions",
     "positions": "measures.positions",
     "proximity": "measures.proximity",
     "open_result": "results",
@@ -65,6 +67,7 @@ __all__ = [
     "configure",
     "figures",
     "gradients",
+    "interventions",
     "load",
     "open_result",
     "over_steps",

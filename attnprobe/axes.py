@@ -36,6 +36,7 @@ LABELS = {
     "other_loss": "the other objective",
     "direction": "direction in score space",
     "subspace": "subspace of score space",
+    "intervention": "intervention",
     "within": "distance up to which keys count as near",
     "bound": "end of the interval",
     "null": "kind of null",

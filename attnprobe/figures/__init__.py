@@ -6,6 +6,7 @@ import xarray as xr
 from matplotlib.figure import Figure
 
 from attnprobe.figures.gradients import gradients, gradients_over_steps
+from attnprobe.figures.interventions import interventions, interventions_over_steps
 from attnprobe.figures.positions import positions, positions_over_steps
 from attnprobe.figures.proximity import proximity, proximity_over_steps
 
@@ -24,6 +25,7 @@ FIGURES: dict[str, Callable[[xr.Dataset], Figure]] = {
     "proximity": proximity,
     "positions": positions,
     "gradients": gradients,
+    "interventions": interventions,
 }
 """Drawn for each checkpoint."""
 
@@ -31,5 +33,6 @@ OVER_STEPS: dict[str, Callable[[xr.Dataset], Figure]] = {
     "proximity": proximity_over_steps,
     "positions": positions_over_steps,
     "gradients": gradients_over_steps,
+    "interventions": interventions_over_steps,
 }
 """Drawn for each run, from results joined along ``step``."""

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from attnprobe.measures.gradients import gradients
+from attnprobe.measures.interventions import interventions
 from attnprobe.measures.positions import positions
 from attnprobe.measures.proximity import proximity
 
@@ -18,4 +19,5 @@ MEASURES: "dict[str, Callable[..., xr.Dataset]]" = {
     "proximity": proximity,
     "positions": positions,
     "gradients": gradients,
+    "interventions": interventions,
 }

@@ -6,10 +6,11 @@ from functools import partial
 
 import numpy as np
 import torch
-from jaxtyping import Shaped
+import torch.nn.functional as F
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
-from attnprobe.statistics import Scores
+from attnprobe.statistics import Scores, score_statistics
 from attnprobe.tasks import Split
 from attnprobe.transformer import Transformer
 
@@ -68,3 +69,24 @@ def scores_by_layer(model: Transformer, inputs: Shaped[Tensor, "batch token"]) -
     for of_layer in names:
         q, k = (by_head(model, caught.pop(name)) for name in of_layer)
         yield Scores(q, k, bias=bias, causal=model.cfg.causal, grid=model.data.grid)
+
+
+def mean_kernels(model: Transformer, split: Split, most: int) -> list[list[Float[Tensor, "head offset"]]]:
+    """Return the mean score by offset in the longest sequences of a split, at most so many, layer by layer.
+
+    The first list is in the line; a second one, where the tokens are pixels, on the grid. Least squares with a free
+    constant for each query, at the offsets of the longest sequence that the network takes; 0 where there is no pair.
+    """
+    lengths = np.full(len(split), split.inputs.shape[1]) if split.lengths is None else split.lengths
+    rows = np.flatnonzero(lengths == lengths.max())[:most]
+    sums: list[list[Tensor]] = [[], []]
+    for _, inputs in chunks(split, rows, model):
+        for layer, scores in enumerate(scores_by_layer(model, inputs)):
+            finest = score_statistics(scores)
+            for view, found in zip(sums, (finest.in_line(), finest), strict=True):
+                kernel = found.kernel.nan_to_num().sum(0) / len(rows)
+                if layer == len(view):
+                    view.append(torch.zeros_like(kernel))
+                view[layer] += kernel
+    short = model.data.n - int(lengths.max())
+    return [[F.pad(one, (short, short)) for one in sums[0]], *([sums[1]] if model.data.grid is not None else [])]

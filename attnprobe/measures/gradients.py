@@ -191,33 +191,10 @@ def _prepare(asked: _Asked, network: "Transformer") -> _Prepared:
 
 
 def _profiles(asked: _Asked, network: "Transformer") -> "dict[str, list[Tensor]]":
-    """Return the network's mean score by offset in training sequences, without offset 0, in each view and layer."""
-    import torch
+    """Return the network's mean score by offset in training sequences, in each view and layer."""
+    from attnprobe.measures.capture import mean_kernels
 
-    from attnprobe.measures.capture import chunks, scores_by_layer
-    from attnprobe.statistics import score_statistics
-    from attnprobe.statistics.directions import without_own_pair
-
-    train, n = asked.checkpoint.task.train, asked.checkpoint.data.n
-    longest = np.arange(len(train)) if train.lengths is None else np.flatnonzero(train.lengths == train.lengths.max())
-    length = n if train.lengths is None else int(train.lengths.max())
-    totals: dict[str, list[Tensor]] = {prefix: [] for prefix in asked.views}
-    for _, inputs in chunks(train, longest[:PROFILED], network):
-        for layer, scores in enumerate(scores_by_layer(network, inputs)):
-            finest = score_statistics(scores)
-            for prefix in asked.views:
-                sums = (finest if prefix else finest.in_line()).kernel.nan_to_num().sum(0)
-                if layer == len(totals[prefix]):
-                    totals[prefix].append(torch.zeros_like(sums))
-                totals[prefix][layer] += sums
-    made = {}
-    for prefix, view in asked.views.items():
-        places = common.geometry_of(view, length)
-        short = 0 if prefix else n - length
-        made[prefix] = [
-            torch.nn.functional.pad(without_own_pair(one, places), (short, short)) for one in totals[prefix]
-        ]
-    return made
+    return dict(zip(asked.views, mean_kernels(network, asked.checkpoint.task.train, PROFILED), strict=True))
 
 
 PROFILED = 64
@@ -318,7 +295,7 @@ def _statistics(
     import torch
 
     from attnprobe.statistics import gradient_statistics
-    from attnprobe.statistics.directions import energy_shares, unit
+    from attnprobe.statistics.directions import energy_shares, unit, without_own_pair
 
     scores = replace(slope.scores, order=None if order is None else order.to(slope.scores.q.device))
     random = [x.to(slope.v) for x in known.random]
@@ -331,11 +308,12 @@ def _statistics(
         found = finest if prefix else finest.in_line()
         profile = profiles[prefix]
         short = (profile.shape[-1] - found.by_offset.shape[-1]) // 2
-        profile = unit(profile[:, short : profile.shape[-1] - short], found.geometry)
+        profile = profile[:, short : profile.shape[-1] - short]
+        profile = unit(without_own_pair(profile, found.geometry), found.geometry)
         functions = known.by_view[prefix]
         # In a short sequence a band may reach everything: then there is no such direction.
         fixed = found.along_offsets(functions.nan_to_num()).where(functions.isfinite().all(-1), torch.nan)
-        own = (found.by_offset * profile).sum(-1)
+        own = (found.by_offset * profile).sum(-1)  # NaN for a head without a profile
         column = found.by_key @ known.column
         descent = -torch.cat([fixed, torch.stack([own, column, found.along[..., 0]], dim=-1)], dim=-1)
         known_sign = descent.isfinite() & (size > 0)[..., None]
@@ -477,7 +455,7 @@ def _curvatures(asked: _Asked, prepared: _Prepared, rows: np.ndarray) -> "dict[O
     from attnprobe.measures.edits import added_bias
     from attnprobe.objectives import Batch
     from attnprobe.statistics import Moments, gradient_statistics
-    from attnprobe.statistics.directions import unit
+    from attnprobe.statistics.directions import unit, without_own_pair
 
     test = asked.checkpoint.task.test
     prefix = list(asked.views)[-1]
@@ -497,7 +475,7 @@ def _curvatures(asked: _Asked, prepared: _Prepared, rows: np.ndarray) -> "dict[O
             for layer in layers:
                 profile = prepared.profiles[prefix][layer]
                 short = (profile.shape[-1] - fixed.shape[-1]) // 2
-                own = unit(profile[:, short : profile.shape[-1] - short], places)
+                own = unit(without_own_pair(profile[:, short : profile.shape[-1] - short], places), places)
                 second = torch.full((len(inputs), len(heads), len(asked.directions)), torch.nan, dtype=torch.float64)
                 for head in heads:
                     for number, f in enumerate(torch.cat([fixed, own[head, None]])):

@@ -26,7 +26,7 @@ from dataclasses import dataclass
 
 import torch
 from einops import einsum
-from jaxtyping import Float, Shaped
+from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
 from attnprobe.measures.capture import by_head, catching, query_and_key
@@ -120,12 +120,17 @@ def means(model: Transformer, batches: Iterable[Tensor]) -> Means:
     )
 
 
-def parts(model: Transformer, inputs: Shaped[Tensor, "batch token"], of: Means) -> Iterator[Parts]:
-    """Yield each layer's queries and keys on a batch with their position parts."""
+def parts(
+    model: Transformer,
+    inputs: Shaped[Tensor, "batch token"],
+    of: Means,
+    masked: Bool[Tensor, "batch token"] | None = None,
+) -> Iterator[Parts]:
+    """Yield each layer's queries and keys on a batch, some tokens of it hidden, with their position parts."""
     names = [[_at(layer, hook) for hook in query_and_key(model)] for layer in range(model.cfg.n_layers)]
     caught: dict[str, Tensor] = {}
     with torch.no_grad(), catching(model, [*sum(names, []), *([SCALE] if _normed(model) else [])], caught):
-        model.residual(inputs)
+        model.residual(inputs, masked=masked)
         bias = model.bias(inputs.shape[1])
     scale = caught[SCALE][:, model.n_prefix :] if SCALE in caught else None
     for layer, of_layer in enumerate(names):
