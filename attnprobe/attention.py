@@ -150,9 +150,9 @@ class Attention(nn.Module):
         self,
         q: Float[Tensor, "batch query head d_head"],
         k: Float[Tensor, "batch key head d_head"],
-        v: Float[Tensor, "batch key head d_head"],
+        v: Float[Tensor, "batch key head d_value"],
         additive: Additive,
-    ) -> Float[Tensor, "batch query head d_head"]:
+    ) -> Float[Tensor, "batch query head d_value"]:
         """Return z: explicitly where a hook looks at score or pattern, else fused."""
         if watched(self.hook_attn_scores) or watched(self.hook_pattern):
             pattern = self.hook_pattern(self.hook_attn_scores(scores(q, k, additive)).softmax(dim=-1))

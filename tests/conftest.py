@@ -31,3 +31,13 @@ def image_checkpoint(tmp_path_factory):
     named = {**TINY, "task_options": {"test_size": 1700}, "recipe": "labels", "steps": 2}
     config = configure("digits", n_layers=2, **{**named, "d_model": 16, "n_heads": 2, "position": "rotary"})
     return train(config, tmp_path_factory.mktemp("runs") / "digits", progress=False).checkpoints[-1]
+
+
+@pytest.fixture(scope="module")
+def few_draws():
+    """Two draws of each null instead of eight: for tests that are not about nulls."""
+    from attnprobe.measures import common
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(common, "DRAWS", 2)
+        yield

@@ -27,8 +27,8 @@ class Given:
     model: Transformer
     layer: int
     heads: slice
-    q: Float[Tensor, "batch token head d_head"]
-    k: Float[Tensor, "batch token head d_head"]
+    q: Float[Tensor, "batch token head width"]
+    k: Float[Tensor, "batch token head width"]
     v: Float[Tensor, "batch token head d_head"]
     additive: Additive
 

@@ -10,7 +10,7 @@ import numpy as np
 from attnprobe.config import Objective
 from attnprobe.errors import UsageError, listed
 from attnprobe.measures import common
-from attnprobe.measures.common import DRAWS, View
+from attnprobe.measures.common import View
 from attnprobe.randomness import numpy_generator
 
 if TYPE_CHECKING:
@@ -101,7 +101,7 @@ def gradients(
     for name, value in (("fit_steps", fit_steps), ("curvature", curvature)):
         if value < 0:
             raise UsageError(f"{name}={value}: must not be negative")
-    draws, rows = min(DRAWS, sequences), np.arange(sequences)
+    draws, rows = min(common.DRAWS, sequences), np.arange(sequences)
     total = 3 * sequences * len(asked.losses)
     with tqdm(total=total, desc="gradients", unit="gradient", delay=5, leave=False, dynamic_ncols=True) as bar:
         own = _prepare(asked, checkpoint.model)

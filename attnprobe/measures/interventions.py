@@ -11,7 +11,6 @@ import numpy as np
 
 from attnprobe.errors import UsageError
 from attnprobe.measures import common
-from attnprobe.measures.common import DRAWS
 from attnprobe.randomness import numpy_generator
 
 if TYPE_CHECKING:
@@ -83,7 +82,7 @@ def interventions(
         raise UsageError(f"reach={reach}: must be above 0")
     sequences = min(sequences, len(checkpoint.task.test))
     asked = _Asked(checkpoint, reach, seed, None if donor is None else _donor(checkpoint, donor))
-    draws, rows = min(DRAWS, sequences), np.arange(sequences)
+    draws, rows = min(common.DRAWS, sequences), np.arange(sequences)
     scopes = _scopes(checkpoint)
     nulled = [name for name in asked.names if name in NULLED]
     total = sequences * len(scopes) * (len(asked.names) + len(nulled))

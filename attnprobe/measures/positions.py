@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from attnprobe.measures import common
-from attnprobe.measures.common import DRAWS, NULLS, View
+from attnprobe.measures.common import NULLS, View
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -77,7 +77,7 @@ def positions(checkpoint: "Checkpoint", *, sequences: int = 256, window: int = 2
     common.check(checkpoint, sequences, seed)
     common.check_window(checkpoint, window)
     sequences = min(sequences, len(checkpoint.task.test))
-    draws, rows = min(DRAWS, sequences), np.arange(sequences)
+    draws, rows = min(common.DRAWS, sequences), np.arange(sequences)
     views = common.views(checkpoint)
     n, model = checkpoint.data.n, checkpoint.model
     with tqdm(total=3 * sequences, desc="positions", unit="sequence", delay=5, leave=False, dynamic_ncols=True) as bar:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from attnprobe.measures import common
-from attnprobe.measures.common import DRAWS, NULLS, View
+from attnprobe.measures.common import NULLS, View
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -69,7 +69,7 @@ def proximity(checkpoint: "Checkpoint", *, sequences: int = 256, window: int = 2
     n = checkpoint.data.n
     sequences = min(sequences, len(checkpoint.task.test))
     within = tuple(sorted({1, window}))
-    draws = min(DRAWS, sequences)
+    draws = min(common.DRAWS, sequences)
     views = common.views(checkpoint)
     rows = np.arange(sequences)
     groups = np.arange(sequences) % min(GROUPS, sequences)

@@ -59,7 +59,7 @@ class Moments:
     @property
     def sd(self) -> np.ndarray:
         """Their standard deviation; mean / sd is the signal-to-noise ratio of a sample."""
-        return np.sqrt(self.variance)
+        return np.asarray(np.sqrt(self.variance))
 
     def interval(self, level: float = 0.95) -> np.ndarray:
         """Return [..., 2]: Student's interval of the mean; NaN below two samples."""

@@ -13,8 +13,11 @@ from attnprobe.results import open_result, over_steps, save
 FEW = {"sequences": 16}
 
 
+pytestmark = pytest.mark.usefixtures("few_draws")
+
+
 @pytest.fixture(scope="module", params=MEASURES)
-def result(request, spt_run):
+def result(request, spt_run, few_draws):
     return MEASURES[request.param](spt_run.checkpoints[-1], **FEW)
 
 

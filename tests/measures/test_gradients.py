@@ -16,6 +16,8 @@ FEW = {"sequences": 6}
 LINEAR = {"norm": "none", "mlp_ratio": 0}
 """A network in which labels see nothing but the mean of the values: the setting of the theory."""
 
+pytestmark = pytest.mark.usefixtures("few_draws")
+
 
 def hidden(made, sequences):
     """Return the masks that the measure draws, by their definition."""
