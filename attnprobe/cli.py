@@ -55,6 +55,7 @@ def _dispatch(arguments: list[str]) -> None:
         "train": (Train, Train(_preset(arguments))),
         "tasks": (Tasks, None),
         "show": (Show, None),
+        "report": (Report, None),
         **{name: (_measure_command(name), None) for name in MEASURES},
     }
     subcommands = tuple(
@@ -197,6 +198,22 @@ class Show:
 
 
 @dataclass(frozen=True)
+class Report:
+    """Write every measure with its figures, and one page (report.html) with a section for each."""
+
+    path: tyro.conf.Positional[Path]
+    """A checkpoint, or a run folder: then every checkpoint."""
+    out: Path | None = None
+    """Folder for it all; figures/NAME beside the checkpoint, or in the run."""
+
+    def run(self) -> None:
+        """Write it."""
+        from attnprobe import report
+
+        print(report.write_report(self.path, self.out or report.default_folder(self.path)))
+
+
+@dataclass(frozen=True)
 class Measure:
     """What the commands of all measures share; each adds its measure's keywords as fields."""
 
@@ -222,10 +239,10 @@ class Measure:
         else:
             result = last = report.write_checkpoint(name, load(self.path), folder, options)
         if self.json:
-            _print_json(report.head_rows(result))
+            _print_json(report.whole_rows(result) + report.head_rows(result))
             return
         print(last.attrs.get("title", last.attrs.get("run_title")))
-        _print_heads(report.head_rows(last))
+        _print_numbers(last)
         print(f"\nfigures and results: {folder}")
 
 
@@ -250,20 +267,20 @@ def _measure_command(name: str) -> type[Measure]:
     return command
 
 
-def _print_heads(rows: list[dict[str, Any]]) -> None:
-    """Print a table a head: each number with its interval and the ranges of its nulls."""
-    columns = {"interval": "95 % interval", "null_permuted": "positions permuted", "null_initial": "at initialisation"}
-    for row in rows:
-        lines, notes = [], []
-        for name, value in row.items():
-            if isinstance(value, float):
-                beside = {head: row.get(f"{name}_{key}") for key, head in columns.items()}
-                shown = {head: f"{ends[0]:.3f} … {ends[1]:.3f}" if ends else "" for head, ends in beside.items()}
-                lines.append({"": name, "value": f"{value:.3f}", **shown})
-            elif isinstance(value, str) and value:
-                notes.append(f"{name.replace('_', ' ')}: {value}")
+def _print_numbers(result: Any) -> None:
+    """Print the numbers of the whole network, and a table a head: with intervals and the ranges of the nulls."""
+    from attnprobe import report
+
+    for row in report.whole_rows(result):
+        if lines := report.table(row):
+            print("\nwhole network")
+            _print_table(lines)
+    for row in report.head_rows(result):
         print(f"\nlayer {row['layer']}, head {row['head']}")
-        _print_table(lines)
+        _print_table(report.table(row, result.attrs.get("table", "")))
+        notes = [
+            f"{name.replace('_', ' ')}: {value}" for name, value in row.items() if isinstance(value, str) and value
+        ]
         print(*notes, sep="\n", end="\n" if notes else "")
 
 

@@ -1,12 +1,16 @@
 """From a checkpoint or a run to files: each result as netCDF, each figure as PNG and PDF."""
 
+import html
+import inspect
 import itertools
+import math
 import os
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import xarray as xr
 from matplotlib.figure import Figure
 from tqdm import tqdm
@@ -59,26 +63,38 @@ def write_run(
     return joined
 
 
+KINDS = ("within", "term", "loss", "other_loss", "direction", "subspace", "intervention")
+"""Axes along which one head has several numbers."""
+
+
 def head_rows(result: xr.Dataset) -> list[dict[str, Any]]:
-    """Return every number that a head has one of, a dictionary a head (and step), for tables and other programs.
+    """Return every number that a head has one or a few of, a dictionary a head (and step), for tables and programs.
 
     Beside ``NAME`` stand ``NAME_interval``, ``NAME_null_permuted`` and so on: the two ends of each range. Where there
-    is a number for several distances the distance ends the name: ``near_mass_1``.
+    are several the kind ends the name: ``near_mass_1``, ``variance_share_content-content``.
     """
-    axes = [axis for axis in ("step", "layer", "head") if axis in result.dims]
+    return _rows(result, [axis for axis in ("step", "layer", "head") if axis in result.dims], list(map(str, result)))
+
+
+def whole_rows(result: xr.Dataset) -> list[dict[str, Any]]:
+    """Return the same for numbers of the whole network that have an interval, a dictionary a step."""
+    names = [str(name) for name in result if f"{name}_interval" in result]
+    return _rows(result, [axis for axis in ("step",) if axis in result.dims], names)
+
+
+def _rows(result: xr.Dataset, axes: list[str], names: list[str]) -> list[dict[str, Any]]:
     numbers = {}
-    for name, one in result.items():
-        if set(one.dims) == set(axes):
-            numbers[name] = one, name
-        elif set(one.dims) == {*axes, "within"}:
-            numbers |= {f"{name}_{within}": (one.sel(within=within), name) for within in one["within"].values.tolist()}
+    for name in names:
+        kinds = [axis for axis in KINDS if axis in result[name].dims]
+        if set(result[name].dims) == {*axes, *kinds}:
+            for chosen in itertools.product(*(result[axis].values.tolist() for axis in kinds)):
+                numbers["_".join(map(str, [name, *chosen]))] = name, dict(zip(kinds, chosen, strict=True))
     rows = []
     for place in itertools.product(*(range(result.sizes[axis]) for axis in axes)):
         at = dict(zip(axes, place, strict=True))
         row: dict[str, Any] = {axis: result[axis].values[index].item() for axis, index in at.items()}
-        for label, (one, name) in numbers.items():
-            chosen = {"within": one["within"]} if "within" in one.coords else {}
-            row[label] = one.isel(at).item()
+        for label, (name, chosen) in numbers.items():
+            row[label] = result[name].isel(at).sel(chosen).item()
             if f"{name}_interval" in result:
                 row[f"{label}_interval"] = result[f"{name}_interval"].isel(at).sel(chosen).values.tolist()
             if f"{name}_null" in result:
@@ -87,6 +103,66 @@ def head_rows(result: xr.Dataset) -> list[dict[str, Any]]:
                     row[f"{label}_null_{null}"] = [draws.min().item(), draws.max().item()]
         rows.append(row)
     return rows
+
+
+def table(row: Mapping[str, Any], shown: str = "") -> list[dict[str, str]]:
+    """Return the lines of a table of one row's numbers: each with its interval and the ranges of its nulls.
+
+    ``shown`` names the numbers (or what their names begin with), apart by blanks; all unless given.
+    """
+    columns = {"interval": "95 % interval", "null_permuted": "permuted", "null_initial": "at initialisation"}
+    lines = []
+    for name, value in row.items():
+        wanted = not shown or any(name == one or name.startswith(f"{one}_") for one in shown.split())
+        if isinstance(value, float) and math.isfinite(value) and wanted:
+            beside = {head: row.get(f"{name}_{key}") for key, head in columns.items()}
+            ends = {head: f"{a[0]:.3f} … {a[1]:.3f}" if a and math.isfinite(a[0]) else "" for head, a in beside.items()}
+            lines.append({"": name, "value": f"{value:.3f}", **ends})
+    return lines
+
+
+def write_report(path: Path, folder: Path, progress: bool = True) -> Path:
+    """Write every measure of a run or a checkpoint, and one page, report.html, with a section for each.
+
+    A measure that makes no sense there has its reason in the place of its figures.
+    """
+    prepare(folder)
+    sections, title = [], str(path)
+    for name, measure in MEASURES.items():
+        said = (inspect.getdoc(measure) or "").split("\n")[0]
+        try:
+            if path.is_dir():
+                result = write_run(name, Run.open(path), folder, progress=progress).isel(step=-1)
+                pages = [f"{name}_over_steps", f"{Run.open(path).checkpoint_paths[-1].stem}/{name}"]
+            else:
+                result, pages = write_checkpoint(name, load(path), folder), [name]
+        except UsageError as error:
+            sections.append(f"<h2>{name}</h2><p>{html.escape(said)}</p><p>Not measured: {html.escape(str(error))}</p>")
+            continue
+        title = str(result.attrs.get("title", result.attrs.get("run_title", title)))
+        images = "".join(f'<p><a href="{page}.pdf"><img src="{page}.png" alt="{page}"></a></p>' for page in pages)
+        tables = [(None, row) for row in whole_rows(result)] + [(row, row) for row in head_rows(result)]
+        numbers = ""
+        for head, row in tables:
+            lines = table(row, "" if head is None else result.attrs.get("table", ""))
+            if lines:
+                about = "whole network" if head is None else f"layer {row['layer']}, head {row['head']}"
+                text = pd.DataFrame(lines).to_html(index=False, border=0)
+                numbers += f"<details><summary>{about}</summary>{text}</details>"
+        sections.append(f"<h2>{name}</h2><p>{html.escape(said)}</p>{images}{numbers}")
+    page = folder / "report.html"
+    part = page.with_name("report.html.part")
+    part.write_text(PAGE.format(title=html.escape(title), body="".join(sections)))
+    os.replace(part, page)
+    return page
+
+
+PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title>
+<style>body{{font:15px/1.45 sans-serif;max-width:60em;margin:2em auto;padding:0 1em}}
+img{{max-width:44em;width:100%}}table{{border-collapse:collapse;font-size:13px}}
+td,th{{padding:.15em .8em .15em 0;text-align:left}}</style>
+<h1>{title}</h1>{body}</html>
+"""
 
 
 def prepare(folder: Path) -> None:

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from attnprobe.statistics import Moments
     from attnprobe.transformer import Transformer
 
+TABLE = "snr energy_share grid_snr mean_token_share rank_one_share cosine"
+"""What the command prints of a head."""
+
 # name: (axes besides layer and head, long name, units, method)
 DESCRIBED = {
     "descent": (("direction",), "fall of the loss along the direction", "loss", "minus gradient times unit direction"),
@@ -123,7 +126,7 @@ def gradients(
         "direction": asked.directions,
         "subspace": list(SUBSPACES),
     }
-    facts = {"at": at, "fit_steps": fit_steps, "reach": reach, "curvature_sequences": curvature}
+    facts = {"at": at, "fit_steps": fit_steps, "reach": reach, "curvature_sequences": curvature, "table": TABLE}
     return dataset(variables, coordinates, common.facts(checkpoint, "gradients", sequences, seed, **facts))
 
 

@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 Scope = tuple[str, int, int]
 """head, layer or all; the layer and the head, or 0."""
 
+TABLE = "accuracy_change loss_change"
+"""What the command prints of a head."""
+
 DESCRIBED = {
     "accuracy": ("accuracy under the intervention", "1"),
     "loss": ("loss under the intervention", "nats"),
@@ -91,7 +94,12 @@ def interventions(
         found = _over_sequences(asked, means, rows, asked.names, None, bar.update)
         nulls = [_over_sequences(asked, means, rows[d::draws], nulled, d, bar.update) for d in range(draws)]
     coordinates = common.coordinates(checkpoint, draws) | {"intervention": asked.names, "null": ["permuted"]}
-    facts = {"reach": reach, "donor": "" if donor is None else str(donor), "of_objective": checkpoint.objective}
+    facts = {
+        "reach": reach,
+        "donor": "" if donor is None else str(donor),
+        "of_objective": checkpoint.objective,
+        "table": TABLE,
+    }
     variables = _variables(asked, found, nulls) | common.accuracies(checkpoint)
     return dataset(variables, coordinates, common.facts(checkpoint, "interventions", sequences, seed, **facts))
 

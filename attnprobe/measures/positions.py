@@ -23,6 +23,9 @@ BINS = 128
 COMPONENTS = 4
 """Singular vectors that are kept."""
 
+TABLE = "variance_share proximity_contrast toeplitz_share grid_proximity_contrast qk_effective_rank"
+"""What the command prints of a head."""
+
 # name: (axes besides layer and head, long name, units, method)
 DESCRIBED = {
     "variance_share": (("term",), "share of the score's variance", "1", "covariance with the score, row-centred"),
@@ -120,7 +123,7 @@ def positions(checkpoint: "Checkpoint", *, sequences: int = 256, window: int = 2
         "token": np.arange(n),
     }
     facts = common.facts(checkpoint, "positions", sequences, seed, window=window, means_from="train")
-    return dataset(variables, coordinates, facts | {"encoding": checkpoint.config.model.position})
+    return dataset(variables, coordinates, facts | {"encoding": checkpoint.config.model.position, "table": TABLE})
 
 
 def _over_sequences(
