@@ -275,9 +275,9 @@ def _print_numbers(result: Any) -> None:
         if lines := report.table(row):
             print("\nwhole network")
             _print_table(lines)
-    for row in report.head_rows(result):
+    for row in report.shown_rows(result):
         print(f"\nlayer {row['layer']}, head {row['head']}")
-        _print_table(report.table(row, result.attrs.get("table", "")))
+        _print_table(report.table(row))
         notes = [
             f"{name.replace('_', ' ')}: {value}" for name, value in row.items() if isinstance(value, str) and value
         ]

@@ -6,7 +6,7 @@ import itertools
 import math
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -67,13 +67,20 @@ KINDS = ("within", "term", "loss", "other_loss", "direction", "subspace", "inter
 """Axes along which one head has several numbers."""
 
 
-def head_rows(result: xr.Dataset) -> list[dict[str, Any]]:
+def head_rows(result: xr.Dataset, names: Sequence[str] | None = None) -> list[dict[str, Any]]:
     """Return every number that a head has one or a few of, a dictionary a head (and step), for tables and programs.
 
     Beside ``NAME`` stand ``NAME_interval``, ``NAME_null_permuted`` and so on: the two ends of each range. Where there
     are several the kind ends the name: ``near_mass_1``, ``variance_share_content-content``.
     """
-    return _rows(result, [axis for axis in ("step", "layer", "head") if axis in result.dims], list(map(str, result)))
+    chosen = [str(name) for name in result if names is None or name in names]
+    return _rows(result, [axis for axis in ("step", "layer", "head") if axis in result.dims], chosen)
+
+
+def shown_rows(result: xr.Dataset) -> list[dict[str, Any]]:
+    """Return the rows of the numbers that the measure names for its table; all where it names none."""
+    names = result.attrs.get("table", "").split()
+    return head_rows(result, names or None)
 
 
 def whole_rows(result: xr.Dataset) -> list[dict[str, Any]]:
@@ -105,16 +112,12 @@ def _rows(result: xr.Dataset, axes: list[str], names: list[str]) -> list[dict[st
     return rows
 
 
-def table(row: Mapping[str, Any], shown: str = "") -> list[dict[str, str]]:
-    """Return the lines of a table of one row's numbers: each with its interval and the ranges of its nulls.
-
-    ``shown`` names the numbers (or what their names begin with), apart by blanks; all unless given.
-    """
+def table(row: Mapping[str, Any]) -> list[dict[str, str]]:
+    """Return the lines of a table of one row's numbers: each with its interval and the ranges of its nulls."""
     columns = {"interval": "95 % interval", "null_permuted": "permuted", "null_initial": "at initialisation"}
     lines = []
     for name, value in row.items():
-        wanted = not shown or any(name == one or name.startswith(f"{one}_") for one in shown.split())
-        if isinstance(value, float) and math.isfinite(value) and wanted:
+        if isinstance(value, float) and math.isfinite(value):
             beside = {head: row.get(f"{name}_{key}") for key, head in columns.items()}
             ends = {head: f"{a[0]:.3f} … {a[1]:.3f}" if a and math.isfinite(a[0]) else "" for head, a in beside.items()}
             lines.append({"": name, "value": f"{value:.3f}", **ends})
@@ -141,12 +144,10 @@ def write_report(path: Path, folder: Path, progress: bool = True) -> Path:
             continue
         title = str(result.attrs.get("title", result.attrs.get("run_title", title)))
         images = "".join(f'<p><a href="{page}.pdf"><img src="{page}.png" alt="{page}"></a></p>' for page in pages)
-        tables = [(None, row) for row in whole_rows(result)] + [(row, row) for row in head_rows(result)]
         numbers = ""
-        for head, row in tables:
-            lines = table(row, "" if head is None else result.attrs.get("table", ""))
-            if lines:
-                about = "whole network" if head is None else f"layer {row['layer']}, head {row['head']}"
+        for row in whole_rows(result) + shown_rows(result):
+            if lines := table(row):
+                about = f"layer {row['layer']}, head {row['head']}" if "layer" in row else "whole network"
                 text = pd.DataFrame(lines).to_html(index=False, border=0)
                 numbers += f"<details><summary>{about}</summary>{text}</details>"
         sections.append(f"<h2>{name}</h2><p>{html.escape(said)}</p>{images}{numbers}")

@@ -21,7 +21,7 @@ def gradients(result: xr.Dataset) -> Figure:
     offsets.
     """
     layers = result.sizes["layer"]
-    heights = [0.6 + 2.15 * layers, 0.25 + 1.3 * layers, 0.55]
+    heights = [0.6 + 2.15 * layers, 0.25 + 1.3 * layers, 0.72]
     with paper():
         figure = Page(figsize=(WIDTH, sum(heights)), layout="constrained")
         parts = figure.subfigures(3, 1, height_ratios=heights, squeeze=False)[:, 0]

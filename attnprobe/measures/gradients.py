@@ -107,10 +107,12 @@ def gradients(
     draws, rows = min(common.DRAWS, sequences), np.arange(sequences)
     total = 3 * sequences * len(asked.losses)
     with tqdm(total=total, desc="gradients", unit="gradient", delay=5, leave=False, dynamic_ncols=True) as bar:
-        own = _prepare(asked, checkpoint.model)
+        own = _prepare(asked, checkpoint.model, sequences)
         orders = [common.permutation("gradients", seed, d, checkpoint.data.n) for d in range(draws)]
         found = _over_sequences(asked, own, rows, None, bar.update)
-        initial = [_prepare(asked, common.initial_network(checkpoint, seed, d)) for d in range(draws)]
+        initial = [
+            _prepare(asked, common.initial_network(checkpoint, seed, d), -(-sequences // draws)) for d in range(draws)
+        ]
         nulls = [
             [_over_sequences(asked, own, rows[d::draws], orders[d], bar.update) for d in range(draws)],
             [_over_sequences(asked, initial[d], rows[d::draws], None, bar.update) for d in range(draws)],
@@ -180,7 +182,7 @@ def _losses(checkpoint: "Checkpoint", named: tuple[str, ...]) -> tuple[Objective
     return tuple(one for one in valid if one in named or not named)
 
 
-def _prepare(asked: _Asked, network: "Transformer") -> _Prepared:
+def _prepare(asked: _Asked, network: "Transformer", profiled: int) -> _Prepared:
     """Return the network at the scores that are asked for, with readouts fitted where that is asked for."""
     from attnprobe.measures.backward import at_uniform_attention, fit
 
@@ -190,18 +192,14 @@ def _prepare(asked: _Asked, network: "Transformer") -> _Prepared:
     networks: dict[Objective, Transformer] = {
         loss: fit(start, task, config, loss, parts, steps, asked.seed) if steps else start for loss in asked.losses
     }
-    return _Prepared(networks, _profiles(asked, network))
+    return _Prepared(networks, _profiles(asked, network, profiled))
 
 
-def _profiles(asked: _Asked, network: "Transformer") -> "dict[str, list[Tensor]]":
+def _profiles(asked: _Asked, network: "Transformer", most: int) -> "dict[str, list[Tensor]]":
     """Return the network's mean score by offset in training sequences, in each view and layer."""
     from attnprobe.measures.capture import mean_kernels
 
-    return dict(zip(asked.views, mean_kernels(network, asked.checkpoint.task.train, PROFILED), strict=True))
-
-
-PROFILED = 64
-"""Training sequences, at most, that give the network's own profile."""
+    return dict(zip(asked.views, mean_kernels(network, asked.checkpoint.task.train, most), strict=True))
 
 
 def _over_sequences(
@@ -238,20 +236,21 @@ def _over_sequences(
         mask = torch.from_numpy(hidden[rows[chosen], :length]).to(inputs.device)
         own = None if order is None else torch.from_numpy(order[order < length])
         known = _directions(asked, length)
-        slopes = {}
+        slopes, sizes = {}, {}
         for loss, network in prepared.networks.items():
             slopes[loss] = score_gradients(network, batch, loss, mask if loss == "masked" else None)
             for layer, slope in enumerate(slopes[loss]):
                 profiles = {prefix: of_layers[layer] for prefix, of_layers in prepared.profiles.items()}
-                for key, values in _statistics(asked, slope, known, profiles, own).items():
+                numbers = _statistics(asked, slope, known, profiles, own)
+                sizes[loss, layer] = numbers["", "gradient_norm"]
+                for key, values in numbers.items():
                     add((loss, *key), layer, values)
             done(len(chosen))
         for a, b in combinations(asked.losses, 2) if order is None else ():
             for layer in layers:
                 pair = [(one.scores, one.v, one.dz) for one in (slopes[a][layer], slopes[b][layer])]
-                squares = gradient_product(pair[0], pair[0]) * gradient_product(pair[1], pair[1])
-                cosine = gradient_product(*pair) / squares.where(squares > 0, torch.nan).sqrt()
-                add((a, b), layer, cosine)
+                size = sizes[a, layer] * sizes[b, layer]
+                add((a, b), layer, gradient_product(*pair) / size.where(size > 0, torch.nan))
     return found
 
 
