@@ -38,16 +38,21 @@ def main(n: int = 1024, sequences: int = 64, only: tuple[str, ...] = (), out: Pa
         path = ap.train(config, f"{folder}/run", progress=False).checkpoint_paths[-1]
         rows = []
         for name in only or tuple(ap.MEASURES):
-            with multiprocessing.get_context("spawn").Pool(1) as pool:
-                start = time.perf_counter()
-                peak = pool.apply(measure, (name, str(path), sequences))
-                took = time.perf_counter() - start
+            took, peak = in_its_own_process(name, str(path), sequences)
             rows.append({"measure": name, "n": n, "sequences": sequences, "seconds": took, "peak MiB": peak})
             print(f"{name}: {took:.1f} s, {peak:.0f} MiB", flush=True)
     table = pd.DataFrame(rows).round(1)
     print(f"{platform.processor() or platform.machine()}\n{table.to_string(index=False)}")
     if out is not None:
         table.to_csv(out, index=False)
+
+
+def in_its_own_process(name: str, path: str, sequences: int) -> tuple[float, float]:
+    """Return the seconds and the peak memory in MiB of one measure."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        start = time.perf_counter()
+        peak = pool.apply(measure, (name, path, sequences))
+        return time.perf_counter() - start, peak
 
 
 def measure(name: str, path: str, sequences: int) -> float:

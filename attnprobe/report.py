@@ -86,7 +86,8 @@ def shown_rows(result: xr.Dataset) -> list[dict[str, Any]]:
 def whole_rows(result: xr.Dataset) -> list[dict[str, Any]]:
     """Return the same for numbers of the whole network that have an interval, a dictionary a step."""
     names = [str(name) for name in result if f"{name}_interval" in result]
-    return _rows(result, [axis for axis in ("step",) if axis in result.dims], names)
+    rows = _rows(result, [axis for axis in ("step",) if axis in result.dims], names)
+    return [row for row in rows if set(row) - {"step"}]
 
 
 def _rows(result: xr.Dataset, axes: list[str], names: list[str]) -> list[dict[str, Any]]:

@@ -7,17 +7,31 @@ import pandas as pd
 import pytest
 import torch
 
+from attnprobe.measures import MEASURES
 from attnprobe.statistics import Scores, gradient_statistics, pattern_statistics, score_statistics
 
 FOLDER = Path(__file__).parent.parent / "analyses"
 
 
-@pytest.fixture(scope="module")
-def bench():
-    spec = importlib.util.spec_from_file_location("bench_statistics", FOLDER / "bench_statistics.py")
+def script(name):
+    spec = importlib.util.spec_from_file_location(name, FOLDER / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="module")
+def bench():
+    return script("bench_statistics")
+
+
+def test_the_benchmark_of_measures_runs_and_its_committed_table_has_them_all(tmp_path):
+    script("bench_measures").main(n=16, sequences=4, only=("proximity",), out=tmp_path / "table.csv")
+    found, committed = (pd.read_csv(path) for path in (tmp_path / "table.csv", FOLDER / "results/bench_measures.csv"))
+    assert (found[["seconds", "peak MiB"]] > 0).all(axis=None)
+    assert list(found.columns) == list(committed.columns)
+    assert committed["measure"].tolist() == list(MEASURES)
+    assert (committed["n"] == 1024).all() and (committed["sequences"] == 64).all()
 
 
 def test_the_materialised_way_of_the_benchmark_finds_the_engines_numbers(bench):

@@ -2,15 +2,21 @@
 
 import json
 import os
+import re
 import shutil
+from functools import partial, wraps
+from pathlib import Path
 
 import pytest
 import torch
 from support import TINY as SPT_RUN
 
+from attnprobe import report
 from attnprobe.cli import main
 from attnprobe.config import TrainConfig
 from attnprobe.results import open_result
+from attnprobe.tasks import configure
+from attnprobe.training import train
 
 FAST = ["--sequences", "8"]
 TINY = ["--steps", "4", "--pretrain-steps", "2", "--evaluations", "1", "--checkpoints", "1", "--d-model", "8"]
@@ -83,6 +89,53 @@ def test_proximity_of_a_run_measures_every_checkpoint(spt_run, tmp_path, capsys)
     each = ["step-000000/proximity", "step-000012/proximity", "proximity_over_steps"]
     assert files == sorted(f"{stem}.{suffix}" for stem in each for suffix in ("nc", "pdf", "png"))
     assert open_result(run / "figures" / "proximity_over_steps.nc")["step"].size == 2
+
+
+@pytest.mark.parametrize("name", ["positions", "gradients", "interventions"])
+def test_every_measure_prints_its_table_and_writes_its_files(name, spt_run, tmp_path, capsys, few_draws):
+    main([name, str(spt_run.checkpoints[-1].path), "--out", str(tmp_path), *FAST])
+    said = capsys.readouterr().out
+    assert "layer 0, head 1" in said and "95 % interval" in said and "_sd" not in said and "nan" not in said
+    expected = {
+        "positions": "variance_share_position-position",
+        "gradients": "energy_share_masked_circulant",
+        "interventions": "all_accuracy_change_flatten",
+    }
+    assert expected[name] in said
+    assert sorted(path.name for path in tmp_path.iterdir()) == [f"{name}.{end}" for end in ("nc", "pdf", "png")]
+
+
+def on_few_sequences(monkeypatch, many):
+    for name, measure in list(report.MEASURES.items()):
+        quick = wraps(measure)(partial(measure, sequences=many))
+        monkeypatch.setitem(report.MEASURES, name, quick)
+
+
+def test_a_report_has_a_section_and_pictures_for_every_measure(spt_run, tmp_path, capsys, few_draws, monkeypatch):
+    on_few_sequences(monkeypatch, 4)
+    run = tmp_path / "run"
+    shutil.copytree(spt_run.folder, run)
+    for path in sorted((run / "checkpoints").glob("*.pt"))[1:-1]:
+        path.unlink()
+    main(["report", str(run)])
+    page = Path(capsys.readouterr().out.strip())
+    text = page.read_text()
+    for name in report.MEASURES:
+        assert f"<h2>{name}</h2>" in text
+    pictures = re.findall(r'(?:src|href)="([^"]+)"', text)
+    assert len(pictures) == 4 * len(report.MEASURES)
+    assert all((page.parent / picture).exists() for picture in pictures)
+    assert text.count("variance_share_position-position") == 2  # once a head
+
+
+def test_a_report_says_why_a_measure_is_missing(tmp_path, capsys, few_draws, monkeypatch):
+    on_few_sequences(monkeypatch, 2)
+    options = {"task_options": {"train_size": 8, "test_size": 8}, "steps": 1, "evaluations": 1, "checkpoints": 1}
+    config = configure("pairs", recipe="labels", pooling="cls", d_model=8, **options)
+    run = train(config, tmp_path / "run", progress=False)
+    page = report.write_report(run.checkpoint_paths[-1], tmp_path / "page").read_text()
+    assert "Not measured: pooling=&#x27;cls&#x27;" in page
+    assert page.count("<img") == len(report.MEASURES) - 1
 
 
 def test_settings_come_from_the_task_then_the_file_then_the_flags(tmp_path, capsys):

@@ -55,3 +55,15 @@ def test_the_flags_in_the_readme_exist(capsys):
     section = README.split("## On the command line")[1].split("\n## ")[0]
     for flag in set(re.findall(r"--[a-z-]+", section)):
         assert flag in known, flag
+
+
+def test_the_flags_of_measures_in_the_readme_exist(capsys):
+    from attnprobe.cli import main
+
+    for name in ("Gradients", "Interventions"):
+        with pytest.raises(SystemExit):
+            main([name.lower(), "--help"])
+        known = capsys.readouterr().out
+        section = README.split(f"## {name}:")[1].split("\n## ")[0]
+        flags = set(re.findall(r"--[a-z-]+", section))
+        assert flags and all(flag in known for flag in flags), name

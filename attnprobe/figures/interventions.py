@@ -63,6 +63,8 @@ def _everywhere(axis: Axes, result: xr.Dataset, name: str) -> None:
     drawn = {"fmt": "o", "markersize": 3, "color": COLOURS[0], "elinewidth": 0.9}
     axis.errorbar(change, rows, xerr=np.abs(interval - change), **drawn)
     axis.axvline(0, color="black", linewidth=0.6)
+    left, right = axis.get_xlim()
+    axis.set_xlim(left - 0.03 * (right - left), right + 0.03 * (right - left))
     axis.set_yticks(rows, result["intervention"].values.tolist())
     axis.set_ylim(len(rows) - 0.5, -0.5)
     kind, base = name.split("_")[0], float(result[f"base_{name.split('_')[0]}"])

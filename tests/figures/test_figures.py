@@ -9,7 +9,7 @@ import pytest
 from attnprobe.figures import FIGURES, OVER_STEPS
 from attnprobe.figures.panels import shown_offsets
 from attnprobe.figures.style import COLOURS, line
-from attnprobe.measures import MEASURES, positions, proximity
+from attnprobe.measures import MEASURES, gradients, interventions, positions, proximity
 from attnprobe.results import over_steps, save
 
 
@@ -136,3 +136,51 @@ def test_rotary_images_show_their_pairs_and_two_dimensional_offsets(image_checkp
     assert len(kernels) == 4
     shown = result["grid_score_by_offset"].sel(term="position-position")
     np.testing.assert_array_equal(kernels[0].get_array(), shown.isel(layer=0, head=0))
+
+
+def test_the_drawn_signals_and_energies_are_the_result(spt_run, few_draws):
+    result = gradients(spt_run.checkpoints[-1], sequences=8)
+    signals, energies, *profiles = (axis for part in FIGURES["gradients"](result).subfigs for axis in part.axes)
+    for axis, name in ((signals, "snr"), (energies, "energy_share")):
+        drawn = [one for one in axis.containers if one.get_label() is not None and hasattr(one, "has_xerr")]
+        assert len(drawn) == 4
+        for (loss, head), one in zip(np.ndindex(2, 2), drawn, strict=True):
+            np.testing.assert_array_equal(one[0].get_xdata(), result[name].isel(loss=loss, layer=0, head=head))
+    names = [tick.get_text() for tick in signals.get_yticklabels()]
+    assert names == result["direction"].values.tolist()
+    for loss, axis in enumerate(profiles):
+        drawn = {one.get_label(): one for one in axis.lines}["head 1"]
+        expected = result["descent_by_offset"].sel(offset=slice(-16, 16)).isel(loss=loss, layer=0, head=1)
+        np.testing.assert_array_equal(drawn.get_ydata(), expected)
+
+
+def test_the_drawn_changes_are_the_result(spt_run, few_draws):
+    result = interventions(spt_run.checkpoints[-1], sequences=8)
+    result["accuracy_change"][0, 0, 0] = -0.5
+    result["accuracy_change_interval"][0, 0, 0] = [-0.6, -0.4]
+    result["accuracy_change_interval"][0, 0, 1] = [-0.1, 0.1]
+    everywhere, by_head = FIGURES["interventions"](result).subfigs[0].axes
+    dots = next(one for one in everywhere.containers if hasattr(one, "has_xerr"))
+    np.testing.assert_array_equal(dots[0].get_xdata(), result["all_accuracy_change"])
+    np.testing.assert_array_equal(by_head.images[0].get_array(), result["accuracy_change"].isel(layer=0))
+    written = {text.get_position(): text.get_text() for text in by_head.texts}
+    assert written[0, 0] == "-.50" and (1, 0) not in written
+
+
+def test_real_values_are_judged_by_their_loss(spt_run, few_draws):
+    result = interventions(spt_run.checkpoints[-1], sequences=4)
+    none = result.assign({name: result[name] * np.nan for name in result if "accuracy" in name})
+    everywhere, _ = FIGURES["interventions"](none).subfigs[0].axes
+    assert "change of the loss" in everywhere.get_xlabel()
+
+
+@pytest.mark.parametrize(
+    ("name", "measure", "first"),
+    [("gradients", gradients, "descent"), ("interventions", interventions, "accuracy_change")],
+)
+def test_runs_of_gradients_and_interventions_are_drawn(name, measure, first, spt_run, few_draws):
+    joined = over_steps([measure(one, sequences=4) for one in spt_run.checkpoints[-2:]])
+    drawn = {one.get_label(): one for one in OVER_STEPS[name](joined).axes[1].lines}["head 1"]
+    chosen = {"loss": "labels", "direction": "circulant exponential"}
+    chosen = chosen if name == "gradients" else {"intervention": "remove toeplitz"}
+    np.testing.assert_array_equal(drawn.get_ydata(), joined[first].sel(chosen).isel(layer=0, head=1))
