@@ -7,9 +7,9 @@ minds; 64 sequences, default options, each measure in a process of its own. Time
     python analyses/bench_measures.py --n 4096 --sequences 4 --only gradients
 """
 
-import multiprocessing
 import platform
-import resource
+import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -49,16 +49,15 @@ def main(n: int = 1024, sequences: int = 64, only: tuple[str, ...] = (), out: Pa
 
 def in_its_own_process(name: str, path: str, sequences: int) -> tuple[float, float]:
     """Return the seconds and the peak memory in MiB of one measure."""
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        start = time.perf_counter()
-        peak = pool.apply(measure, (name, path, sequences))
-        return time.perf_counter() - start, peak
-
-
-def measure(name: str, path: str, sequences: int) -> float:
-    """Run one measure and return the peak memory of this process in MiB."""
-    ap.MEASURES[name](ap.load(path), sequences=sequences)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    code = (
+        "import resource, sys, attnprobe as ap\n"
+        "name, path, sequences = sys.argv[1:]\n"
+        "ap.MEASURES[name](ap.load(path), sequences=int(sequences))\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)"
+    )
+    start = time.perf_counter()
+    done = subprocess.run([sys.executable, "-c", code, name, path, str(sequences)], stdout=subprocess.PIPE, check=True)
+    return time.perf_counter() - start, float(done.stdout)
 
 
 if __name__ == "__main__":

@@ -130,20 +130,22 @@ def write_report(path: Path, folder: Path, progress: bool = True) -> Path:
 
     A measure that makes no sense there has its reason in the place of its figures.
     """
+    run = Run.open(path) if path.is_dir() else None
+    checkpoint = run.checkpoints[-1] if run is not None else load(path)
     prepare(folder)
-    sections, title = [], str(path)
+    folder.mkdir(parents=True, exist_ok=True)
+    sections = []
     for name, measure in MEASURES.items():
         said = (inspect.getdoc(measure) or "").split("\n")[0]
         try:
-            if path.is_dir():
-                result = write_run(name, Run.open(path), folder, progress=progress).isel(step=-1)
-                pages = [f"{name}_over_steps", f"{Run.open(path).checkpoint_paths[-1].stem}/{name}"]
+            if run is not None:
+                result = write_run(name, run, folder, progress=progress).isel(step=-1)
+                pages = [f"{name}_over_steps", f"{run.checkpoint_paths[-1].stem}/{name}"]
             else:
-                result, pages = write_checkpoint(name, load(path), folder), [name]
+                result, pages = write_checkpoint(name, checkpoint, folder), [name]
         except UsageError as error:
             sections.append(f"<h2>{name}</h2><p>{html.escape(said)}</p><p>Not measured: {html.escape(str(error))}</p>")
             continue
-        title = str(result.attrs.get("title", result.attrs.get("run_title", title)))
         images = "".join(f'<p><a href="{page}.pdf"><img src="{page}.png" alt="{page}"></a></p>' for page in pages)
         numbers = ""
         for row in whole_rows(result) + shown_rows(result):
@@ -154,7 +156,7 @@ def write_report(path: Path, folder: Path, progress: bool = True) -> Path:
         sections.append(f"<h2>{name}</h2><p>{html.escape(said)}</p>{images}{numbers}")
     page = folder / "report.html"
     part = page.with_name("report.html.part")
-    part.write_text(PAGE.format(title=html.escape(title), body="".join(sections)))
+    part.write_text(PAGE.format(title=html.escape(checkpoint.title), body="".join(sections)))
     os.replace(part, page)
     return page
 

@@ -39,14 +39,14 @@ def gradients_over_steps(result: xr.Dataset) -> Figure:
         subspace = "toeplitz"  # attention is causal: nothing is circulant
     shown, panels = {}, {}
     for name, kind, chosen, about in (
-        ("descent", "direction", direction, f"descent along\n{direction}"),
-        ("energy_share", "subspace", subspace, f"energy share\n{subspace}"),
+        ("descent", "direction", direction, "descent\nalong " + direction.replace(" ", "\n")),
+        ("energy_share", "subspace", subspace, f"energy\nin {subspace}"),
     ):
         for loss in result["loss"].values.tolist():
             for tail in ("", "_interval", "_null"):
                 one = result[_own(result, name) + tail].sel({kind: chosen, "loss": loss}, drop=True)
                 shown[f"{name} {loss}{tail}"] = one
-            panels[f"{name} {loss}"] = f"{loss}:\n{about}"
+            panels[f"{name} {loss}"] = f"{loss}: {about}"
     kept = result[["objective", "train_accuracy", "test_accuracy"]]
     return over_steps(kept.assign(shown).assign_attrs(result.attrs), panels)
 
@@ -99,6 +99,9 @@ def _signals(axis: Axes, result: xr.Dataset) -> None:
             label=f"{one['loss'].item()}, head {head}",
         )
     axis.axvline(0, color="black", linewidth=0.5)
+    ends = (result[f"{name}_interval"] / result[f"{name}_sd"]).values
+    most = 1.3 * float(np.nanmax(np.abs(ends[np.isfinite(ends)]), initial=1e-9))
+    axis.set_xlim(-most, most)  # with few sequences a draw the null is wider than the page
     axis.set_yticks(rows, result["direction"].values.tolist())
     axis.set_ylim(-0.6, len(rows) - 0.4)
 

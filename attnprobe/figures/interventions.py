@@ -1,5 +1,7 @@
 """Figures of the interventions measure: one page a checkpoint, one a run."""
 
+import re
+
 import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
@@ -83,13 +85,14 @@ def _by_head(axis: Axes, result: xr.Dataset, name: str) -> None:
         labels += [f"{layer}" for layer in range(layers)]
         axis.axvline(layers * heads - 0.5, color="black", linewidth=0.8)
     most = float(np.nanmax(np.abs(values), initial=1e-9))
-    axis.imshow(values, cmap=DIVERGING, vmin=-most, vmax=most, aspect="auto")
+    image = axis.imshow(values, cmap=DIVERGING, vmin=-most, vmax=most, aspect="auto")
+    axis.figure.colorbar(image, ax=axis, aspect=30, pad=0.02).outline.set_visible(False)  # pyright: ignore
     sure = (ends[0] > 0) | (ends[1] < 0)
-    if values.shape[1] <= 16:
+    if _columns(result) <= WRITTEN:
         for (row, column), value in np.ndenumerate(values):
             if sure[row, column]:
                 ink = "white" if abs(value) > 0.6 * most else "black"
-                text = f"{value:.2f}".replace("0.", ".", 1)
+                text = re.sub(r"^(-?)0\.", r"\1.", f"{value:.2f}")
                 axis.text(column, row, text, ha="center", va="center", fontsize=5.5, color=ink)
     axis.set_xticks(range(len(labels)), labels, rotation=90 if len(labels) > 10 else 0)
     axis.set_xlabel("layer.head" + (" | layer" if layers > 1 else ""))
@@ -97,13 +100,24 @@ def _by_head(axis: Axes, result: xr.Dataset, name: str) -> None:
     axis.tick_params(length=0)
 
 
+WRITTEN = 16
+"""Columns, at most, whose cells have numbers."""
+
+
+def _columns(result: xr.Dataset) -> int:
+    layers, heads = result.sizes["layer"], result.sizes["head"]
+    return layers * heads + (layers if layers > 1 else 0)
+
+
 def _caption(part: SubFigure, result: xr.Dataset, name: str) -> None:
     objective = result.attrs["of_objective"]
+    written = "; a number where the interval leaves out 0 (not corrected for the number of cells)"
+    written = written if _columns(result) <= WRITTEN else ""
     caption(
         part,
         f"Scores edited in {result.attrs['sequences']} test sequences; objective: {objective}. Means of paired changes "
-        "with 95 % t intervals. Grey: the same edit with its numbers at other offsets or positions "
+        "with 95 % t intervals. Grey: as large an edit with its numbers at other offsets or positions "
         f"({result.sizes['draw']} draws). Toeplitz: the head's mean function of the offset; position: its "
         f"position-position term; imposed: -distance / {result.attrs['reach']:g}. Right: the change in one head or in "
-        "all heads of a layer; a number where the interval leaves out 0 (not corrected for the number of cells).",
+        f"all heads of a layer{written}.",
     )

@@ -1,5 +1,7 @@
 """Figures of the positions measure: one page a checkpoint, one a run."""
 
+import json
+
 import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
@@ -67,7 +69,7 @@ def _by_term(part: SubFigure, result: xr.Dataset) -> None:
     for axis in axes[-1]:
         axis.set_xticks(range(4), [str(term).replace("-", "-\n") for term in result["term"].values])
     lines, names = axes[0, 0].get_legend_handles_labels()
-    part.legend(lines, names, loc="outside lower center", ncols=8, handlelength=2.2)
+    part.legend(lines, names, loc="outside lower center", ncols=4, handlelength=2.2)
 
 
 def _terms(axis: Axes, result: xr.Dataset, name: str) -> None:
@@ -124,7 +126,8 @@ def _by_offset(part: SubFigure, result: xr.Dataset) -> None:
         right.set_ylabel("amplitude")
         if layer == layers - 1:
             left.set_xlabel(label("offset"))
-            right.set_xlabel(label("frequency") + (", rotary pairs" if own else ""))
+            waves = {"rotary": "rotary pairs: ", "sinusoidal": "sinusoids: "}.get(result.attrs["encoding"], "")
+            right.set_xlabel(f"{waves}periods per token" if own else label("frequency"))
 
 
 def _kernels(part: SubFigure, result: xr.Dataset) -> None:
@@ -147,7 +150,8 @@ def _kernels(part: SubFigure, result: xr.Dataset) -> None:
         extent = (ends[0][0] - half[0], ends[0][-1] + half[0], ends[1][-1] + half[1], ends[1][0] - half[1])
         most = float(np.nanmax(np.abs(shown.values), initial=0))
         axis.imshow(shown, cmap=DIVERGING, vmin=-most or -1, vmax=most or 1, extent=extent, interpolation="nearest")
-        axis.set_title(f"{head_name(result, layer, head)}: ±{most:.2g}", pad=2, fontsize=6.5)
+        name = head_name(result, layer, head) if heads <= 4 else f"{layer}.{head}"
+        axis.set_title(f"{name}: ±{most:.2g}", pad=2, fontsize=6.5 if heads <= 4 else 5.5)
         axis.spines[:].set_visible(False)
         for one_axis in (axis.xaxis, axis.yaxis):
             one_axis.set_major_locator(MaxNLocator(4, integer=True))
@@ -160,6 +164,8 @@ def _kernels(part: SubFigure, result: xr.Dataset) -> None:
 def _caption(part: SubFigure, result: xr.Dataset) -> None:
     window = result.attrs["window"]
     unit = "pixel" if own_prefix(result) else "token"
+    itself = "by two-dimensional offsets" if own_prefix(result) else "the term itself, also where a mask hides it"
+    itself = itself if json.loads(result.attrs["config"])["model"]["causal"] else itself.split(",")[0]
     caption(
         part,
         "Top: the score of the forward pass as the sum of four terms, content and position of the query (first word) "
@@ -167,6 +173,6 @@ def _caption(part: SubFigure, result: xr.Dataset) -> None:
         f"{window} {unit}{'' if window == 1 else 's'} minus keys beyond, in sd of the score) to that of the score. "
         f"Dots: means over {result.attrs['sequences']} test sequences, 95 % t intervals. Grey: the encoding's "
         f"positions permuted; frames and dashes: networks at initialisation (ranges of {result.sizes['draw']} draws). "
-        "Below: the position-position term by offset, its spectrum, and the term itself (red: high; the scale is in "
-        "each title).",
+        f"Below: the position-position term by offset, its spectrum, and {itself} (red: high; the scale is in each "
+        "title).",
     )

@@ -60,7 +60,9 @@ class Material:
     positions: Sequence[tuple[Float[Tensor, "batch head token d_head"], Float[Tensor, "batch head token d_head"]]]
     """Of each layer, the position parts of queries and keys (`attnprobe.measures.terms`)."""
     bias: Float[Tensor, "head offset"] | None
-    """The network's whole bias, which counts as position-position."""
+    """The network's whole bias among tokens, which counts as position-position; in a null one of its numbers moved."""
+    bias_change: Float[Tensor, "head offset"] | None
+    """In a null what that bias is more than the network's own."""
     imposed: Float[Tensor, "head offset"]
     """The bias that is imposed."""
     places: Int[Tensor, " token"]
@@ -91,8 +93,9 @@ def impose(given: Given, material: Material) -> Tensor:
 def keep_position(given: Given, material: Material) -> Tensor:
     """The score is its position-position term alone, with the bias."""
     q, k = _position_parts(given, material, of_prefix=True)
-    bias = None if material.bias is None else material.bias[given.heads]
-    return replace(given, q=q, k=k).with_bias(bias).attend()
+    kept = replace(given, q=q, k=k)
+    change = material.bias_change
+    return (kept if change is None else kept.with_added(change[given.heads])).attend()
 
 
 def remove_position(given: Given, material: Material) -> Tensor:

@@ -285,8 +285,12 @@ def _directions(asked: _Asked, length: int) -> _Directions:
         """Return for each query the sum of squares of u over its keys, less its mean there."""
         return places.sum_over_keys(u.square()) - places.sum_over_keys(u).square() / places.keys
 
-    column = column / rows(column).sum().sqrt()
-    left = left / (left.square() * rows(right)).sum().sqrt()
+    def over(x: "Tensor", square: "Tensor") -> "Tensor":
+        """Return x over its length; nothing where a sequence of one token has no such direction."""
+        return torch.where(square > 0, x / square.sqrt(), 0.0)
+
+    column = over(column, rows(column).sum())
+    left = over(left, (left.square() * rows(right)).sum())
     return _Directions(by_view, column, (left[:, None], right[:, None]))
 
 
@@ -300,10 +304,10 @@ def _statistics(
     from attnprobe.statistics.directions import energy_shares, unit, without_own_pair
 
     scores = replace(slope.scores, order=None if order is None else order.to(slope.scores.q.device))
-    random = [x.to(slope.v) for x in known.random]
+    left, right = (x.to(slope.v) for x in known.random)
     rotates = asked.checkpoint.config.model.position == "rotary"
     inputs = None if rotates else slope.inputs
-    finest = gradient_statistics(scores, slope.v, slope.dz, [(random[0], random[1])], inputs)
+    finest = gradient_statistics(scores, slope.v, slope.dz, [(left, right)], inputs)
     size = finest.square.sqrt()
     made: dict[tuple[str, str], Tensor] = {("", "gradient_norm"): size}
     for prefix in asked.views:
@@ -317,7 +321,9 @@ def _statistics(
         fixed = found.along_offsets(functions.nan_to_num()).where(functions.isfinite().all(-1), torch.nan)
         own = (found.by_offset * profile).sum(-1)  # NaN for a head without a profile
         column = found.by_key @ known.column
-        descent = -torch.cat([fixed, torch.stack([own, column, found.along[..., 0]], dim=-1)], dim=-1)
+        column = column.where(known.column.any(), torch.nan)
+        random = finest.along[..., 0].where(known.random[0].any(), torch.nan)
+        descent = -torch.cat([fixed, torch.stack([own, column, random], dim=-1)], dim=-1)
         known_sign = descent.isfinite() & (size > 0)[..., None]
         made |= {
             (prefix, "descent"): descent,

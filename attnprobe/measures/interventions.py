@@ -66,8 +66,11 @@ def interventions(
     ``accuracy``, ``loss``, and paired with the sequence without an edit ``accuracy_change`` and ``loss_change``, are
     over ``layer`` and ``head``; under ``layer_...`` for all heads of a layer, and under ``all_...`` for all. Each has
     ``_interval``, Student's 95 % interval over sequences, ``_sd``, and for kernels, position-position terms and the
-    imposed bias ``_null``: the same edit with the same numbers elsewhere, offsets or positions permuted (every draw on
-    its share of the sequences): what an edit of this size does if it is not where it should be.
+    imposed bias ``_null``: an edit of the same length (row-centred) with its numbers elsewhere, offsets or positions
+    permuted (every draw on its share of the sequences): what an edit of this size does where it does not belong.
+
+    Where the objective is masked reconstruction the tokens of the edited passes are hidden as in training; the mean
+    functions of the offset are those of whole sequences.
 
     Args:
         checkpoint: The checkpoint to intervene in.
@@ -123,7 +126,7 @@ class _Asked:
         names = ["flatten", "keep toeplitz", "remove toeplitz"]
         if model.cfg.position != "none" or model.score_bias is not None or model.cfg.causal:
             names += ["keep position", "remove position"]
-            if not (model.cfg.causal and model.bias(1) is not None):
+            if not (model.cfg.causal and model.bias(model.data.n) is not None):
                 names += ["shift positions", "permute positions"]
         names.append("impose proximity")
         return [*names, "donor scores", "donor maps"] if self.donor is not None else names
@@ -262,6 +265,7 @@ def _edits(
     imposed = (-places.distance / asked.reach).expand(model.cfg.n_heads, -1).to(batch.inputs.device)
     if bias is not None and len(bias[0]) != len(places.count):
         bias = bias[:, places.in_line]
+    own = bias
     order = common.permutation("interventions", asked.seed, draw or 0, asked.checkpoint.data.n)
     order = torch.from_numpy(order[order < length])
     if draw is not None:
@@ -271,10 +275,12 @@ def _edits(
         bias = None if bias is None else _shuffled(bias, places, generator)
         positions = [(q[:, :, order], k[:, :, order]) for q, k in positions]
     dtype = model.classify.weight.dtype
+    moved = None if bias is None or own is None else bias - own
     material = edits.Material(
         [one.to(dtype) for one in kernels],
         positions,
         None if bias is None else bias.to(dtype),
+        None if moved is None or draw is None else moved.to(dtype),
         imposed.to(dtype),
         order,
     )

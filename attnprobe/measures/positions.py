@@ -53,7 +53,8 @@ def positions(checkpoint: "Checkpoint", *, sequences: int = 256, window: int = 2
     and ``_null``: *permuted*, the encoding's positions permuted in the network (where attention is causal, the keys
     that a query sees trade places), and *initial*, networks of the same configuration at initialisation.
 
-    Of the mean position parts, without an interval, since they hardly differ between sequences:
+    Of the mean position parts, without an interval, since they hardly differ between sequences, and over all pairs,
+    those that a causal mask hides too:
 
     - ``position_kernel`` (query_bin, key_bin): the row-centred position-position term, mean over bins of positions;
     - ``wave_amplitude``, ``wave_offset`` (frequency): its circulant part in the Fourier basis of n positions: how much
@@ -85,8 +86,8 @@ def positions(checkpoint: "Checkpoint", *, sequences: int = 256, window: int = 2
     n, model = checkpoint.data.n, checkpoint.model
     with tqdm(total=3 * sequences, desc="positions", unit="sequence", delay=5, leave=False, dynamic_ncols=True) as bar:
 
-        def look(network: "Transformer", rows: np.ndarray, order: np.ndarray | None = None) -> Any:
-            return _over_sequences(checkpoint, views, window, bar.update, network, rows, order)
+        def look(network: "Transformer", some: np.ndarray, order: np.ndarray | None = None) -> Any:
+            return _over_sequences(checkpoint, views, window, bar.update, network, some, rows, order)
 
         found, means = look(model, rows)
         networks = [common.initial_network(checkpoint, seed, d) for d in range(draws)]
@@ -133,13 +134,15 @@ def _over_sequences(
     done: Callable[[int], object],
     model: "Transformer",
     rows: np.ndarray,
+    every: np.ndarray,
     order: np.ndarray | None,
 ) -> "tuple[dict[str, dict[str, list[Moments]]], Means]":
     """Return, for each view, the moments of each statistic over sequences, a list over layers, and the means.
 
     With an order the network sees the tokens in that order, which gives each the position of another, and what it
     computes is put back into the order of the sequence. A causal network sees them as they are, and its scores are
-    rearranged.
+    rearranged. A null has some rows of every one that is measured, and means from as many training sequences as the
+    checkpoint: means of fewer would have more noise in them, which counts as position.
     """
     import torch
 
@@ -149,12 +152,12 @@ def _over_sequences(
 
     moved = order is not None and not checkpoint.config.model.causal
     train, n = checkpoint.task.train, checkpoint.data.n
-    shortest = int(common.lengths(checkpoint)[rows].min())
+    shortest = int(common.lengths(checkpoint)[every].min())
 
     def arranged(inputs: "Tensor") -> "Tensor":
         return inputs[:, order[order < inputs.shape[1]]] if order is not None and moved else inputs
 
-    of = means(model, (arranged(inputs) for _, inputs in chunks(train, np.unique(rows % len(train)), model)))
+    of = means(model, (arranged(inputs) for _, inputs in chunks(train, np.unique(every % len(train)), model)))
     layers = range(model.cfg.n_layers)
     found = {prefix: {name: [Moments() for _ in layers] for name in DESCRIBED} for prefix in views}
     for chosen, inputs in chunks(checkpoint.task.test, rows, model):
@@ -237,9 +240,8 @@ def _kernel(model: "Transformer", of: "Means", order: np.ndarray | None) -> dict
     from attnprobe.statistics.spectrum import circulant_part, product_svd, waves
 
     q, k = mean_position_parts(model, of)
-    with torch.no_grad():
-        bias = model.bias(model.data.n)
-    bias = None if bias is None else bias.double().cpu()
+    bias = model.bias(model.data.n)
+    bias = None if bias is None else bias.detach().double().cpu()
     back = None if order is None else torch.from_numpy(np.argsort(order))
     score = score_statistics(Scores(q, k, bias=bias, order=back, grid=model.data.grid)).in_line()
     amplitude, shift = waves(circulant_part(score.mean_by_offset * score.pairs[:, None]))

@@ -119,10 +119,12 @@ def gradient_product(a: tuple[Scores, Tensor, Tensor], b: tuple[Scores, Tensor, 
     plain = [replace(scores, order=None) for scores, _, _ in (a, b)]  # an order changes no product
     for of_a, of_b in zip(*map(groups, plain), strict=True):
         total = of_a.totals()
-        pairs = [_gradient(group, group.take(v), group.take(dz)) for group, (_, v, dz) in ((of_a, a), (of_b, b))]
+        given = [(group, group.take(v), group.take(dz)) for group, (_, v, dz) in ((of_a, a), (of_b, b))]
+        units = [_unit(dz) for _, _, dz in given]
+        pairs = [_gradient(group, v, dz / unit) for (group, v, dz), unit in zip(given, units, strict=True)]
         for (_, one), (_, other) in zip(*pairs, strict=True):
             total += torch.linalg.vecdot(one, other).sum(1)
-        made[of_a.sequences, of_a.heads] = total.cpu()
+        made[of_a.sequences, of_a.heads] = total.cpu() * (units[0].double() * units[1].double())[:, 0, 0].cpu()
     return made
 
 
@@ -150,12 +152,17 @@ def _gradient(group: Group, v: Tensor, dz: Tensor) -> Iterator[tuple[Block, Tens
         yield block, gradient
 
 
+def _unit(dz: Tensor) -> Tensor:
+    """Return the size of gradients, [matrix, 1, 1], in units of which their squares do not vanish."""
+    return dz.abs().amax((1, 2), keepdim=True).clamp(min=torch.finfo(dz.dtype).tiny)
+
+
 def _measure(group: Group, part: Part, made: GradientStatistics, taken: Sequence[Tensor]) -> None:
     """Fill in the sums of one group of matrices; taken are v, dz, inputs if any, and the factors of the directions."""
     v, dz, *factors = taken
     inputs = None if made.bilinear is None else factors.pop(0)
     rows, heads = part.rows[group.sequences], group.heads
-    unit = dz.abs().amax((1, 2), keepdim=True).clamp(min=torch.finfo(dz.dtype).tiny)  # squares of small gradients
+    unit = _unit(dz)
     by_offset, by_key, square = OffsetSums(group), group.totals(group.geometry.n), group.totals()
     along = group.totals(len(factors) // 2)
     bilinear = None if inputs is None else group.totals(inputs.shape[2], inputs.shape[2])

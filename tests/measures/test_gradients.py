@@ -9,6 +9,7 @@ from attnprobe.config import DataSpec
 from attnprobe.errors import UsageError
 from attnprobe.measures import gradients
 from attnprobe.measures.backward import at_uniform_attention, fit
+from attnprobe.measures.capture import mean_kernels
 from attnprobe.measures.edits import added_bias
 from attnprobe.position import POSITIONS
 
@@ -64,9 +65,10 @@ def test_gradients_are_those_that_autograd_finds_at_the_scores(named):
 
     def centred(d):
         d = d * visible
-        return (d - d.sum(1, keepdim=True) / visible.sum(1, keepdim=True)) * visible
+        return (d - d.sum(-1, keepdim=True) / visible.sum(-1, keepdim=True)) * visible
 
     zero = centred((offset == 0).double())
+    kernels = mean_kernels(made.model, made.task.train, 6)[0]
     near = centred((offset.abs() <= 2).double())
     near = near - zero * (near * zero).sum() / zero.square().sum()
     for loss in result["loss"].values.tolist():
@@ -75,6 +77,11 @@ def test_gradients_are_those_that_autograd_finds_at_the_scores(named):
             found = result.sel(loss=loss, layer=layer)
             size = gradient.square().sum((-2, -1)).sqrt()
             assert found["gradient_norm"].values == pytest.approx(size.mean(0).numpy(), rel=1e-4)
+            own = centred(kernels[layer][:, offset + N - 1])
+            own = own - zero * ((own * zero).sum((-2, -1)) / zero.square().sum())[:, None, None]
+            along = -(gradient * own).sum((-2, -1)) / own.square().sum((-2, -1)).sqrt()
+            one = found["descent"].sel(direction="own profile")
+            assert one.values == pytest.approx(along.mean(0).numpy(), abs=1e-4 * float(size.mean()))
             for name, direction in (("toeplitz band", near), ("offset 0", zero)):
                 along = -(gradient * direction).sum((-2, -1)) / direction.square().sum().sqrt()
                 one = found.sel(direction=name)
@@ -166,7 +173,10 @@ def test_fitting_trains_what_is_named_on_its_objective_and_nothing_else():
         }
         assert all(weight.requires_grad for weight in fitted.parameters())
     result = gradients(made, sequences=4, at="uniform", fit_steps=2)
-    assert (result["descent"] != gradients(made, sequences=4, at="uniform")["descent"]).any()
+    for loss in ("labels", "masked"):
+        made.__dict__["model"] = fit(start, made.task, made.config, loss, ("heads", "vo"), 2, 0)
+        size = by_autograd(made, 4, loss, 0).square().sum((-2, -1)).sqrt().mean(0)
+        assert result["gradient_norm"].sel(loss=loss, layer=0).values == pytest.approx(size.numpy(), rel=1e-4)
 
 
 def test_the_masked_gradient_favours_what_the_data_repeat():
@@ -257,7 +267,7 @@ def test_causal_networks_have_next_token_and_nothing_circulant():
 
 
 def test_sequences_of_any_length_take_part():
-    lengths = np.array([N] * 15 + [5] * 15)
+    lengths = np.array([N] * 14 + [5] * 15 + [1])
     result = gradients(checkpoint(lengths=lengths), sequences=30)
     for name in ("descent", "energy_share", "descent_by_offset", "cosine"):
         known = result[name] if name != "cosine" else result[name].sel(loss="labels", other_loss="masked")

@@ -5,8 +5,9 @@ from support import N, checkpoint
 
 from attnprobe.config import DataSpec
 from attnprobe.errors import UsageError
-from attnprobe.measures import interventions
+from attnprobe.measures import common, interventions
 from attnprobe.measures.capture import mean_kernels
+from attnprobe.measures.interventions import _shuffled as shuffled
 from attnprobe.measures.terms import means, parts
 from attnprobe.statistics.geometry import geometry
 
@@ -122,6 +123,11 @@ def test_moving_all_positions_is_moving_the_tokens(position):
     found = float(result["all_loss"].sel(intervention="shift positions"))
     assert found == pytest.approx(float(torch.nn.functional.cross_entropy(logits, labels)), rel=1e-5)
     assert abs(found - float(result["base_loss"])) > 1e-6
+    order = torch.from_numpy(common.permutation("interventions", 0, 0, N))
+    with torch.no_grad():
+        logits = made.model(made.tokens(8)[:, order.argsort()])
+    found = float(result["all_loss"].sel(intervention="permute positions"))
+    assert found == pytest.approx(float(torch.nn.functional.cross_entropy(logits, labels)), rel=1e-5)
 
 
 @pytest.mark.parametrize("norm", ["layer", "none"])
@@ -137,6 +143,86 @@ def test_moved_vectors_are_those_of_a_network_whose_queries_and_keys_see_them_mo
     scores = torch.einsum("bhid,bhjd->bhij", q, k) / 8**0.5
     loss, _ = by_hooks(made, lambda layer, s: scores, [0], [0, 1])
     assert float(result["all_loss"].sel(intervention="shift positions")) == pytest.approx(float(loss.mean()), rel=1e-4)
+
+
+def test_the_null_is_as_large_an_edit_elsewhere():
+    """The first draw by hand: its share of the sequences, its permutation of the positions, its offsets."""
+    made = checkpoint(edit=spread, position="learned")
+    result = interventions(made, **FEW)
+    rows = torch.arange(8)[::2]
+    model, inputs = made.model, made.tokens(8)[rows]
+    labels = torch.from_numpy(made.task.test.labels[:8]).long()[rows]
+    (found,) = parts(model, inputs, means(model, [made.task.train.tensor(slice(8))]))
+    order = torch.from_numpy(common.permutation("interventions", 0, 0, N))
+    moved = torch.einsum("bhid,bhjd->bhij", found.q_position[:, :, order], found.k_position[:, :, order]) / 8**0.5
+    for name, edit in (("keep position", lambda s: moved), ("remove position", lambda s: s - moved)):
+        hook = [("blocks.0.attn.hook_attn_scores", lambda s, hook, edit=edit: edit(s).to(s))]
+        with torch.no_grad():
+            loss = torch.nn.functional.cross_entropy(model.run_with_hooks(inputs, fwd_hooks=hook), labels)
+        null = result["all_loss_null"].sel(null="permuted", draw=0, intervention=name)
+        assert float(null) == pytest.approx(float(loss), rel=1e-4), name
+    for places in (geometry((N,)), geometry((3, 4), True)):
+        f = torch.randn(2, len(places.count), dtype=torch.float64) * places.seen
+        g = shuffled(f, places, np.random.default_rng(0))
+        torch.testing.assert_close(places.inner(g, g), places.inner(f, f))
+        at = places.seen
+        ratio = g[:, at].sort().values / f[:, at].sort().values
+        torch.testing.assert_close(ratio, ratio[:, :1].expand_as(ratio))  # the same numbers, all times one factor
+        assert not torch.allclose(g, f)
+
+
+def test_hidden_tokens_are_hidden_in_what_is_edited(spt_run):
+    """Masked reconstruction, with the position parts of the passes whose tokens are hidden."""
+    made = spt_run.checkpoints[1]
+    result = interventions(made, **FEW)
+    model, inputs, mask = made.model, made.tokens(8), torch.from_numpy(common.masks(made, 0, 8))
+    (found,) = parts(model, inputs, means(model, [made.task.train.tensor(slice(8))]), mask)
+    pp = torch.einsum("bhid,bhjd->bhij", found.q_position, found.k_position) / model.cfg.d_head**0.5
+    with torch.no_grad(), model.hooks(fwd_hooks=[("blocks.0.attn.hook_attn_scores", lambda s, hook: (s - pp).to(s))]):
+        logits = model(inputs, masked=mask, output="tokens")
+    loss = [torch.nn.functional.cross_entropy(logits[i, mask[i]], inputs[i, mask[i]]).item() for i in range(8)]
+    found = result["all_loss"].sel(intervention="remove position")
+    assert float(found) == pytest.approx(np.mean(loss), rel=1e-5)
+
+
+def test_a_token_in_front_keeps_its_query_and_key():
+    made = checkpoint(edit=spread, position="learned", pooling="cls")
+    result = interventions(made, **FEW)
+    model, inputs = made.model, made.tokens(8)
+    (found,) = parts(model, inputs, means(model, [made.task.train.tensor(slice(8))]))
+    _, cache = model.run_with_cache(inputs)
+    q, k = (cache[f"blocks.0.attn.hook_{side}"].transpose(1, 2).clone() for side in "qk")
+    q[:, :, 1:], k[:, :, 1:] = found.q_position.to(q), found.k_position.to(k)
+    scores = torch.einsum("bhid,bhjd->bhij", q, k) / 8**0.5
+    hooks = [("blocks.0.attn.hook_attn_scores", lambda s, hook: scores)]
+    labels = torch.from_numpy(made.task.test.labels[:8]).long()
+    with torch.no_grad():
+        loss = torch.nn.functional.cross_entropy(model.run_with_hooks(inputs, fwd_hooks=hooks), labels)
+    assert float(result["all_loss"].sel(intervention="keep position")) == pytest.approx(float(loss), rel=1e-5)
+
+
+@pytest.mark.parametrize("position", ["alibi", "relative"])
+def test_keeping_the_bias_keeps_everything_where_the_score_is_the_bias(position):
+    def edit(model):
+        spread(model)
+        for weight in model.block(0).attn.q.parameters():
+            weight.zero_()
+
+    result = interventions(checkpoint(edit=edit, position=position, pooling="cls"), **FEW)
+    assert abs(float(result["all_loss_change"].sel(intervention="keep position"))) < 1e-6
+
+
+def test_kernels_of_short_sequences_are_those_of_their_offsets():
+    made = checkpoint(edit=spread, position="relative", lengths=np.full(30, 5))
+    result = interventions(made, **FEW)
+    model, inputs = made.model, made.tokens(8)[:, :5]
+    kernel = mean_kernels(model, made.task.train, 8)[-1][0]
+    at = torch.arange(5) - torch.arange(5)[:, None] + N - 1
+    hooks = [("blocks.0.attn.hook_attn_scores", lambda s, hook: kernel[:, at].expand_as(s).to(s))]
+    labels = torch.from_numpy(made.task.test.labels[:8]).long()
+    with torch.no_grad():
+        loss = torch.nn.functional.cross_entropy(model.run_with_hooks(inputs, fwd_hooks=hooks), labels)
+    assert float(result["all_loss"].sel(intervention="keep toeplitz")) == pytest.approx(float(loss), rel=1e-4)
 
 
 def test_a_planted_cause_is_found_in_its_head():
@@ -217,8 +303,10 @@ def test_its_own_donor_changes_nothing(tmp_path):
 def test_without_positions_there_are_none_to_edit():
     names = interventions(checkpoint(position="none"), **FEW)["intervention"].values.tolist()
     assert names == ["flatten", "keep toeplitz", "remove toeplitz", "impose proximity"]
-    causal = interventions(checkpoint(position="alibi", causal=True), **FEW)["intervention"].values.tolist()
-    assert "keep position" in causal and "permute positions" not in causal
+    grid = DataSpec(n=N, inputs="tokens", classes=2, vocabulary=6, grid=(3, 4))
+    for made in (checkpoint(position="alibi", causal=True), checkpoint(grid, causal=True, score_bias="fixed")):
+        causal = interventions(made, **FEW)["intervention"].values.tolist()
+        assert "keep position" in causal and "permute positions" not in causal
 
 
 def test_the_network_is_left_as_it_was(spt_run):

@@ -5,10 +5,11 @@ import torch
 from support import N, checkpoint
 
 from attnprobe.config import DataSpec
-from attnprobe.measures import positions, proximity
+from attnprobe.measures import common, positions, proximity
 from attnprobe.measures.terms import TERMS, mean_position_parts, means, parts
 from attnprobe.position import POSITIONS
 from attnprobe.statistics import Scores
+from attnprobe.statistics.geometry import geometry
 
 pytestmark = pytest.mark.usefixtures("few_draws")
 FEW = {"sequences": 24}
@@ -143,6 +144,44 @@ def test_sinusoids_are_read_in_their_own_frequencies():
     )
 
 
+@pytest.mark.parametrize("position", ["learned", "rotary"])
+def test_a_null_has_as_much_noise_in_it_as_what_it_stands_beside(position):
+    """A network of the initial null finds itself there: its means come from as many sequences."""
+    made = checkpoint(n_layers=2, position=position)
+    made.__dict__["model"] = common.initial_network(made, 0, 1)
+    result = positions(made, **FEW)
+    for name in ("position_singular_value", "wave_amplitude"):
+        null = result[f"{name}_null"].sel(null="initial", draw=1)
+        np.testing.assert_allclose(null, result[name], rtol=1e-6, atol=1e-12)
+
+
+@pytest.mark.parametrize("position", ["none", "learned", "rotary", "relative"])
+@pytest.mark.parametrize("grid", [None, (3, 4)])
+def test_an_imposed_bias_counts_as_position(position, grid):
+    data = DataSpec(n=N, inputs="tokens", classes=2, vocabulary=6, grid=grid)
+    one = positions(checkpoint(data, position=position, score_bias="learned"), sequences=4)
+    other = positions(checkpoint(data, position=position), sequences=4)
+    prefix = "grid_" if grid else ""
+    added = (one[f"{prefix}score_by_offset"] - other[f"{prefix}score_by_offset"]).sel(term=PP, layer=0, head=0)
+    places = geometry(grid or (N,))
+    expected = -places.distance / 2
+    expected = expected - expected @ places.count / places.count.sum()
+    assert added.values.flatten() == pytest.approx(expected.numpy(), abs=1e-6)
+    kernel = one["position_kernel"] - other["position_kernel"]
+    assert kernel.sum("key_bin").values == pytest.approx(np.zeros((1, 2, N)), abs=1e-5)
+
+
+def test_profiles_of_sequences_of_different_lengths_have_one_level():
+    def silence(model):
+        model.block(0).attn.q.weight.zero_()
+
+    lengths = np.array([N] * 15 + [5] * 15)
+    result = positions(checkpoint(position="alibi", edit=silence, lengths=lengths), sequences=30)
+    kernel = result["score_by_offset"].sel(layer=0, head=1, term=PP)
+    slope = kernel.values[N - 1] - kernel.values
+    assert slope == pytest.approx(2.0**-8 * np.abs(np.arange(1 - N, N)), abs=1e-9)
+
+
 def planted(model):
     """Head 0 attends to the next position, through one-hot position vectors; head 1 compares tokens."""
     attention = model.blocks[0].attn
@@ -169,6 +208,9 @@ def test_planted_terms_are_found_where_they_are():
     assert float(contrast.sel(head=0, term=PP)) > 0.5
     null = result["toeplitz_share_null"].sel(null="permuted", head=0, term=PP)
     assert float(result["toeplitz_share"].sel(head=0, term=PP)) > 0.9 > 0.6 > float(null.max())
+    waves = result["wave_amplitude"].sel(head=0)
+    permuted = result["wave_amplitude_null"].sel(null="permuted", head=0)
+    assert (permuted.max("draw") < 0.9 * waves).any() and not np.allclose(permuted.isel(draw=0), waves)
     # the circuit of the planted head: as many equal singular values as it has positions to look at
     assert result["qk_singular_value"].sel(head=0).values == pytest.approx([0.25] * (N - 1) + [0] * (17 - N), abs=1e-6)
     assert float(result["qk_effective_rank"].sel(head=0)) == pytest.approx(N - 1, rel=1e-4)
@@ -199,8 +241,6 @@ def test_images_are_seen_over_two_dimensional_offsets_too(image_checkpoint):
 @pytest.mark.parametrize("causal", [False, True])
 def test_the_permuted_encoding_is_that_of_a_network_whose_vectors_were_permuted(causal):
     """The first draw, done by hand: the table of vectors permuted, for the share of sequences that is the draw's."""
-    from attnprobe.measures import common
-
     made = checkpoint(edit=spread, causal=causal)
     result = positions(made, **FEW)
     null = result.sel(null="permuted", draw=0)
