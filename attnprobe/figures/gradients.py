@@ -87,23 +87,20 @@ def _signals(axis: Axes, result: xr.Dataset) -> None:
     for (number, head), offset in np.ndenumerate(shift):
         one = result.isel(loss=number, head=head)
         interval = (one[f"{name}_interval"] / one[f"{name}_sd"]).transpose("bound", "direction").values
-        mean = one[_own(result, "snr")].values
-        axis.errorbar(
-            mean,
-            rows + offset,
-            xerr=np.abs(interval - mean),
-            fmt=MARKERS[head % len(MARKERS)],
-            markersize=2.4,
-            elinewidth=0.7,
-            color=COLOURS[number],
-            label=f"{one['loss'].item()}, head {head}",
-        )
+        _dots(axis, one[_own(result, "snr")].values, interval, rows + offset, number, head)
+        axis.containers[-1].set_label(f"{one['loss'].item()}, head {head}")
     axis.axvline(0, color="black", linewidth=0.5)
     ends = (result[f"{name}_interval"] / result[f"{name}_sd"]).values
     most = 1.3 * float(np.nanmax(np.abs(ends[np.isfinite(ends)]), initial=1e-9))
     axis.set_xlim(-most, most)  # with few sequences a draw the null is wider than the page
     axis.set_yticks(rows, result["direction"].values.tolist())
     axis.set_ylim(-0.6, len(rows) - 0.4)
+
+
+def _dots(axis: Axes, mean: np.ndarray, interval: np.ndarray, rows: np.ndarray, loss: int, head: int) -> None:
+    """Draw numbers with their intervals, in the colour of the loss and with the mark of the head."""
+    drawn = {"fmt": MARKERS[head % len(MARKERS)], "markersize": 2.4, "elinewidth": 0.7, "color": COLOURS[loss]}
+    axis.errorbar(mean, rows, xerr=np.abs(interval - mean), **drawn)
 
 
 def _energies(axis: Axes, result: xr.Dataset) -> None:
@@ -117,16 +114,7 @@ def _energies(axis: Axes, result: xr.Dataset) -> None:
         null = one[f"{name}_null"].sel(null="initial")
         axis.hlines(rows + offset, null.min("draw"), null.max("draw"), color=PERMUTED, linewidth=3, alpha=0.6)
         interval = one[f"{name}_interval"].transpose("bound", "subspace").values
-        mean = one[name].values
-        axis.errorbar(
-            mean,
-            rows + offset,
-            xerr=np.abs(interval - mean),
-            fmt=MARKERS[head % len(MARKERS)],
-            markersize=2.4,
-            elinewidth=0.7,
-            color=COLOURS[number],
-        )
+        _dots(axis, one[name].values, interval, rows + offset, number, head)
     axis.set_xscale("log")
     axis.set_yticks(rows, result["subspace"].values.tolist())
     axis.set_ylim(-0.6, len(rows) - 0.4)
