@@ -171,9 +171,10 @@ def test_the_null_is_as_large_an_edit_elsewhere():
         assert not torch.allclose(g, f)
 
 
-def test_hidden_tokens_are_hidden_in_what_is_edited(spt_run):
+def test_hidden_tokens_are_hidden_in_what_is_edited():
     """Masked reconstruction, with the position parts of the passes whose tokens are hidden."""
-    made = spt_run.checkpoints[1]
+    made = checkpoint(edit=spread, position="learned")
+    object.__setattr__(made, "objective", "masked")
     result = interventions(made, **FEW)
     model, inputs, mask = made.model, made.tokens(8), torch.from_numpy(common.masks(made, 0, 8))
     (found,) = parts(model, inputs, means(model, [made.task.train.tensor(slice(8))]), mask)
