@@ -159,7 +159,7 @@ def test_the_drawn_changes_are_the_result(spt_run, few_draws):
     result["accuracy_change"][0, 0, 0] = -0.5
     result["accuracy_change_interval"][0, 0, 0] = [-0.6, -0.4]
     result["accuracy_change_interval"][0, 0, 1] = [-0.1, 0.1]
-    everywhere, by_head = FIGURES["interventions"](result).subfigs[0].axes
+    everywhere, by_head, _ = FIGURES["interventions"](result).subfigs[0].axes
     dots = next(one for one in everywhere.containers if hasattr(one, "has_xerr"))
     np.testing.assert_array_equal(dots[0].get_xdata(), result["all_accuracy_change"])
     np.testing.assert_array_equal(by_head.images[0].get_array(), result["accuracy_change"].isel(layer=0))
@@ -170,7 +170,7 @@ def test_the_drawn_changes_are_the_result(spt_run, few_draws):
 def test_real_values_are_judged_by_their_loss(spt_run, few_draws):
     result = interventions(spt_run.checkpoints[-1], sequences=4)
     none = result.assign({name: result[name] * np.nan for name in result if "accuracy" in name})
-    everywhere, _ = FIGURES["interventions"](none).subfigs[0].axes
+    everywhere, *_ = FIGURES["interventions"](none).subfigs[0].axes
     assert "change of the loss" in everywhere.get_xlabel()
 
 
