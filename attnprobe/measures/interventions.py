@@ -189,7 +189,7 @@ def _over_sequences(
 
     from attnprobe.measures.capture import catching, chunks
     from attnprobe.measures.edits import edited
-    from attnprobe.objectives import Batch, predictions
+    from attnprobe.objectives import Batch
     from attnprobe.statistics import Moments
 
     checkpoint, model = asked.checkpoint, asked.checkpoint.model
@@ -205,13 +205,7 @@ def _over_sequences(
         mask = torch.from_numpy(hidden[rows[chosen], : inputs.shape[1]]).to(inputs.device)
         mask = mask if objective == "masked" else None
 
-        def outcome(network: "Transformer", x: "Tensor", first: int) -> np.ndarray:
-            """Return loss and accuracy of each sequence, [sequence, 2]."""
-            made = predictions(network, network.through(x, first=first), batch, objective, mask)  # noqa: B023
-            loss, accuracy = made.by_sequence()
-            accuracy = torch.full_like(loss, torch.nan) if accuracy is None else accuracy
-            return torch.stack([loss, accuracy], dim=-1).double().cpu().numpy()
-
+        outcome = partial(_outcome, batch=batch, objective=objective, mask=mask)
         before = [f"blocks.{layer}.hook_resid_pre" for layer in range(layers)]
         outputs = [f"blocks.{layer}.attn.hook_z" for layer in range(layers)]
         caught: dict[str, Tensor] = {}
@@ -244,6 +238,19 @@ def _over_sequences(
         for number, name in enumerate(("loss", "accuracy")):
             found.setdefault(("base", name), Moments()).add(base[:, number])
     return found
+
+
+def _outcome(
+    network: "Transformer", x: "Tensor", first: int, *, batch: "Batch", objective: "Objective", mask: "Tensor | None"
+) -> np.ndarray:
+    """Return loss and accuracy of each sequence, [sequence, 2], from the residual stream before a layer."""
+    import torch
+
+    from attnprobe.objectives import predictions
+
+    loss, accuracy = predictions(network, network.through(x, first=first), batch, objective, mask).by_sequence()
+    accuracy = torch.full_like(loss, torch.nan) if accuracy is None else accuracy
+    return torch.stack([loss, accuracy], dim=-1).double().cpu().numpy()
 
 
 def _edits(
