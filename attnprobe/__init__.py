@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from attnprobe.results import open_result, over_steps
     from attnprobe.run import Run
     from attnprobe.tasks import TASKS, Split, Task, configure
-    from attnprobe.training import train
+    from attnprobe.training import resume, train
     from attnprobe.transformer import Transformer
 
 _HOME = {
@@ -48,6 +48,7 @@ _HOME = {
     "Split": "tasks",
     "Task": "tasks",
     "configure": "tasks",
+    "resume": "training",
     "train": "training",
     "Transformer": "transformer",
 }
@@ -73,6 +74,7 @@ __all__ = [
     "over_steps",
     "positions",
     "proximity",
+    "resume",
     "statistics",
     "train",
 ]

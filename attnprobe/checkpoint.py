@@ -78,7 +78,9 @@ class Checkpoint:
     @property
     def title(self) -> str:
         """Task, recipe, seed, step and accuracies, for the head of a figure or table."""
-        shown = [f"{self.config.task}, {self.config.recipe}, seed {self.config.seed}, step {self.step}"]
+        shown = [
+            f"{tasks.short_name(self.config.task)}, {self.config.recipe}, seed {self.config.seed}, step {self.step}"
+        ]
         last = self.last_metrics
         if last.get("test_accuracy") is not None:
             kind = {"labels": "label", "masked": "masked-token", "next-token": "next-token"}[last["objective"]]

@@ -13,12 +13,13 @@ import io
 import json
 import math
 import operator
+import os
 import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import Annotated, Any, Literal, cast
 
 import docstring_parser
 import tyro
@@ -27,6 +28,7 @@ from attnprobe import tasks
 from attnprobe.config import TrainConfig, read_settings
 from attnprobe.errors import UsageError
 from attnprobe.measures import MEASURES
+from attnprobe.tasks.folder import VARIABLE
 
 PROG = "attnprobe"
 ACCURACIES = ("train_accuracy", "test_accuracy")
@@ -52,7 +54,7 @@ def _fail(message: str) -> None:
 def _dispatch(arguments: list[str]) -> None:
     commands = {
         "demo": (Demo, None),
-        "train": (Train, Train(_preset(arguments))),
+        "train": (Train, Train(settings=_preset(arguments))),
         "tasks": (Tasks, None),
         "show": (Show, None),
         "report": (Report, None),
@@ -78,6 +80,8 @@ def _dispatch(arguments: list[str]) -> None:
             raise
         _fail(_one_line(said.getvalue()))
     else:
+        if getattr(command, "data", None) is not None:
+            os.environ[VARIABLE] = str(command.data)  # for worker processes as well
         command.run()
 
 
@@ -109,20 +113,38 @@ class Demo:
 
 
 @dataclass(frozen=True)
-class Train:
+class ReadsData:
+    """What the commands share that need the data of a task."""
+
+    data: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
+    """Data folder: archives are read there and data made once are kept there; ATTNPROBE_DATA, or your cache folder."""
+
+
+@dataclass(frozen=True)
+class Train(ReadsData):
     """Train a network with one of the two recipes; every setting is a flag."""
 
-    settings: tyro.conf.OmitArgPrefixes[TrainConfig]
+    settings: tyro.conf.OmitArgPrefixes[TrainConfig] = dataclasses.field(default_factory=TrainConfig)
     out: Path | None = None
     """Run folder; runs/TASK-RECIPE-SEED where none is named."""
     config: Path | None = None
     """TOML or YAML file with the same settings; flags win over it."""
+    resume: Path | None = None
+    """Continue the run in this folder, with its own settings; a finished one is left alone."""
+    log: tuple[Literal["tensorboard", "wandb"], ...] = ()
+    """Trackers that get the metrics too, in the run folder (wandb: WANDB_MODE=offline needs no account)."""
 
     def run(self) -> None:
         """Train, and say where the run is."""
-        from attnprobe.training import train
+        from attnprobe import training
+        from attnprobe.processes import writes_here
 
-        run = train(self.settings, self.out)
+        if self.resume is None:
+            run = training.train(self.settings, self.out, log=self.log)
+        else:
+            run = training.resume(self.resume, log=self.log)
+        if not writes_here():
+            return
         last = run.metrics[-1]
         shown = ", ".join(f"{name.replace('_', ' ')} {last[name]:.3f}" for name in ACCURACIES if last[name] is not None)
         print(f"{run.folder}: {last['objective']} {shown}\nnext: {PROG} proximity {run.folder}")
@@ -135,10 +157,18 @@ def _preset(arguments: list[str]) -> TrainConfig:
     early = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     early.add_argument("--task")
     early.add_argument("--config")
+    early.add_argument("--resume")
     try:
-        found, _ = early.parse_known_args(arguments[1:])
+        found, rest = early.parse_known_args(arguments[1:])
     except argparse.ArgumentError:  # tyro will say what is wrong
         return TrainConfig()
+    if found.resume:
+        flags = [
+            one for one in rest if one.startswith("-") and one.split("=")[0] not in ("--data", "--log", "--help", "-h")
+        ]
+        flags += [f"--{name}" for name in ("task", "config") if getattr(found, name)]
+        if flags:
+            raise UsageError(f"--resume continues a run with its own settings: {flags[0]} cannot be given beside it")
     named = read_settings(found.config) if found.config else {}
     return tasks.configure(**{**named, **({"task": found.task} if found.task else {})})
 
@@ -155,10 +185,11 @@ class Tasks:
         rows, notes = [], []
         for name, kind in tasks.TASKS.items():
             source = kind()
-            data, (train, test) = source.data, source.sizes
+            data = source.data
             size = {"n": data.n, "inputs": data.inputs, "vocabulary": data.vocabulary, "classes": data.classes}
             best = "unknown" if source.best_accuracy is None else f"{source.best_accuracy:.3f}"
-            split = {"chance": 1 / data.classes, "best": best, "train": train, "test": test, "licence": source.licence}
+            chance = max(source.balance or (1 / data.classes,))
+            split = {"chance": chance, "best": best, **source.sizes, "licence": source.licence}
             rows.append({"task": name, **size, **split})
             notes.append({"what": (inspect.getdoc(kind) or "").split("\n")[0], "origin": source.origin})
         if self.json:
@@ -198,10 +229,10 @@ class Show:
 
 
 @dataclass(frozen=True)
-class Report:
+class Report(ReadsData):
     """Write every measure with its figures, and one page (report.html) with a section for each."""
 
-    path: tyro.conf.Positional[Path]
+    path: tyro.conf.Positional[Path] = dataclasses.field(kw_only=True)
     """A checkpoint, or a run folder: then every checkpoint."""
     out: Path | None = None
     """Folder for it all; figures/NAME beside the checkpoint, or in the run."""
@@ -214,10 +245,10 @@ class Report:
 
 
 @dataclass(frozen=True)
-class Measure:
+class Measure(ReadsData):
     """What the commands of all measures share; each adds its measure's keywords as fields."""
 
-    path: tyro.conf.Positional[Path]
+    path: tyro.conf.Positional[Path] = dataclasses.field(kw_only=True)
     """A checkpoint; or a run folder: then every checkpoint, and the evolution over steps."""
     out: Path | None = None
     """Folder for the result (.nc) and the figures (.png, .pdf); figures/NAME beside the checkpoint, or in the run."""

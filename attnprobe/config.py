@@ -70,6 +70,9 @@ class DataSpec:
     """Number of token ids; 0 for values."""
     grid: tuple[Count, Count] | None = None
     """Rows and columns, where the sequence is an image read row by row."""
+    levels: Index = 0
+    """Equally spaced values from -1 to 1 that there are; a hidden one is then predicted by cross-entropy over them. 0:
+    any real value, and absolute error."""
 
     def __post_init__(self) -> None:
         """Check that the numbers describe one kind of data."""
@@ -77,6 +80,8 @@ class DataSpec:
             raise UsageError(
                 f"data with inputs={self.inputs!r} and vocabulary={self.vocabulary}: ids need a vocabulary"
             )
+        if self.levels == 1 or (self.levels and self.inputs == "tokens"):
+            raise UsageError(f"data with inputs={self.inputs!r} and levels={self.levels}: values have 0, or 2 and more")
         if self.grid is not None and self.grid[0] * self.grid[1] != self.n:
             raise UsageError(f"data with grid {self.grid[0]} x {self.grid[1]} cannot have n={self.n}")
 
@@ -174,6 +179,8 @@ class TrainConfig:
     """Task; `attnprobe tasks` lists them."""
     task_options: dict[str, int | float] = field(default_factory=dict)
     """Parameters of the task that differ from its own, as NAME VALUE pairs (n 64 train_size 1000)."""
+    hold_out: Index = 0
+    """Training sequences kept for validation (the last ones), where the task has no validation split of its own."""
     recipe: Recipe = "spt"
     """labels: the labels alone for all steps. spt: self-pretraining, then the labels, in the same number of steps."""
     seed: Seed = 0
@@ -189,7 +196,13 @@ class TrainConfig:
     mask_share: Share = 0.3
     """Probability with which a token is masked; the loss is taken on masked tokens only."""
     batch_size: Count = 64
-    """Sequences a step."""
+    """Sequences a step, over all processes."""
+    accumulate: Count = 1
+    """Parts that a process takes its share of a batch in, one after the other: less memory, the same gradient."""
+    precision: Literal["float32", "bf16"] = "float32"
+    """bf16: forward and backward pass under bfloat16 autocast; weights and optimiser stay float32."""
+    compile: bool = False
+    """Compile the network with torch.compile."""
     rate: Rate = 3e-3
     """Peak learning rate of AdamW."""
     pretrain_rate: Rate | None = None
@@ -203,7 +216,9 @@ class TrainConfig:
     clip: Amount = 1.0
     """Largest gradient norm; 0 does not clip."""
     evaluations: Count = 20
-    """How many times a run is evaluated on training and test data, evenly spaced."""
+    """How many times a run is evaluated on training, validation and test data, evenly spaced."""
+    patience: Index = 0
+    """Evaluations without a lower validation loss after which training on the labels ends; 0 never ends it."""
     checkpoints: Count = 6
     """Checkpoints of each stage, log-spaced up to its end; step 0 is always kept."""
     init_from: str | None = None

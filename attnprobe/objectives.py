@@ -5,7 +5,8 @@
   (Devlin et al. 2019, arXiv:1810.04805, without their 80/10/10 rule, as in Amos et al. 2024, arXiv:2310.02980).
 - *next-token*: the token after each prefix; needs causal attention.
 
-Token ids are scored by cross-entropy; real values by their absolute error, as Amos et al. do for images.
+Token ids are scored by cross-entropy, and so are values that have levels; other real values by their absolute error, as
+Amos et al. do for images.
 """
 
 from dataclasses import dataclass
@@ -73,10 +74,11 @@ class Predictions:
         return mean(self.loss), None if self.correct is None else mean(self.correct)
 
 
-def draw_mask(batch: Batch, share: float, generator: torch.Generator) -> Bool[Tensor, "batch token"]:
-    """Return which tokens to hide: each real one independently with probability ``share``."""
-    drawn = torch.rand(batch.inputs.shape, generator=generator).to(batch.inputs.device)
-    return (drawn < share) & batch.real()
+def draw_mask(
+    real: Bool[Tensor, "batch token"], share: float, generator: torch.Generator
+) -> Bool[Tensor, "batch token"]:
+    """Return which tokens to hide: each real one (no padding) independently with probability ``share``."""
+    return (torch.rand(real.shape, generator=generator) < share) & real
 
 
 def predict(
@@ -108,6 +110,8 @@ def predictions(
         following = batch.real()[:, 1:]
         logits = model.read(x, output="tokens")[:, :-1][following]
         target, sequence = batch.inputs[:, 1:][following], following.nonzero()[:, 0]
+    if target.is_floating_point() and model.data.levels:
+        target = ((target + 1) * ((model.data.levels - 1) / 2)).round().long()
     if target.is_floating_point():
         return Predictions(F.l1_loss(logits[:, 0], target, reduction="none"), None, sequence, len(batch.inputs))
     correct = (logits.argmax(dim=-1) == target).float()

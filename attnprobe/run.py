@@ -1,18 +1,19 @@
 """Run folders: what a training run leaves behind.
 
-``config.json``, ``metrics.jsonl`` (one object a line), ``checkpoints/step-000000.pt`` ... and, once somebody measures,
-``figures/``.
+``config.json``, ``metrics.jsonl`` (one object a line), ``checkpoints/step-000000.pt`` ..., once it has ended
+``finished.json`` (until then ``latest.pt``, from which it can be resumed), and once somebody measures ``figures/``.
 """
 
 import dataclasses
 import json
+import os
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from attnprobe.checkpoint import Checkpoint, load
-from attnprobe.config import TrainConfig
+from attnprobe.config import TrainConfig, from_plain
 from attnprobe.errors import UsageError
 from attnprobe.provenance import provenance
 
@@ -26,15 +27,17 @@ class Run:
     @classmethod
     def create(cls, folder: Path, config: TrainConfig) -> "Run":
         """Make the folder of a new run; raise `UsageError` where there is one already or none can be made."""
-        if (folder / "config.json").exists():
-            raise UsageError(f"{folder}: already holds a run; name another folder or remove it")
+        run = cls(folder)
+        if run.exists:
+            again = "finished" if run.finished else f"unfinished; --resume {folder} continues it"
+            raise UsageError(f"{folder}: already holds a run ({again}); name another folder or remove it")
         try:
             (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
             made = {"config": dataclasses.asdict(config), "provenance": provenance()}
-            (folder / "config.json").write_text(json.dumps(made, indent=1) + "\n")
+            _write(folder / "config.json", json.dumps(made, indent=1) + "\n")
         except OSError as error:
             raise UsageError(f"{folder}: cannot be written ({error.strerror})") from error
-        return cls(folder)
+        return run
 
     @classmethod
     def open(cls, folder: str | Path) -> "Run":
@@ -47,6 +50,34 @@ class Run:
         return run
 
     @property
+    def exists(self) -> bool:
+        """Whether a run has begun in the folder."""
+        return (self.folder / "config.json").exists()
+
+    @property
+    def config(self) -> TrainConfig:
+        """What the run does; raise `UsageError` where the folder holds no run."""
+        path = self.folder / "config.json"
+        try:
+            held = json.loads(path.read_text())
+        except (OSError, ValueError) as error:
+            raise UsageError(f"{self.folder}: holds no run (config.json: {error})") from error
+        return from_plain(TrainConfig, held.get("config") if isinstance(held, dict) else held, str(path))
+
+    @property
+    def finished(self) -> dict[str, Any] | None:
+        """How the run ended: its last step, why, and the step of the lowest validation loss; None before it has."""
+        path = self.folder / "finished.json"
+        return json.loads(path.read_text()) if path.exists() else None
+
+    @property
+    def last(self) -> Checkpoint:
+        """The checkpoint at which the run ended; raise `UsageError` before it has."""
+        if self.finished is None:
+            raise UsageError(f"{self.folder}: has not finished; --resume {self.folder} continues it")
+        return load(self.path_of(self.finished["step"]))
+
+    @property
     def checkpoint_paths(self) -> list[Path]:
         """The checkpoint files in order of their steps."""
         found = [path for path in (self.folder / "checkpoints").glob("step-*.pt") if path.stem[5:].isdigit()]
@@ -56,6 +87,17 @@ class Run:
     def checkpoints(self) -> list[Checkpoint]:
         """The checkpoints in order of their steps."""
         return [load(path) for path in self.checkpoint_paths]
+
+    @property
+    def latest(self) -> Checkpoint | None:
+        """The newest state from which the run can be resumed."""
+        kept = [*self.checkpoint_paths[-1:], *([self.latest_path] if self.latest_path.exists() else [])]
+        return max(map(load, kept), key=lambda checkpoint: checkpoint.step, default=None)
+
+    @property
+    def latest_path(self) -> Path:
+        """The file of the newest state."""
+        return self.folder / "latest.pt"
 
     @property
     def metrics(self) -> list[dict[str, Any]]:
@@ -70,3 +112,19 @@ class Run:
         """Append one line of metrics."""
         with (self.folder / "metrics.jsonl").open("a") as file:
             file.write(json.dumps(row) + "\n")
+
+    def rewind(self, metrics: list[dict[str, Any]]) -> None:
+        """Make these the metrics: those of the state from which the run is resumed."""
+        _write(self.folder / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in metrics))
+
+    def finish(self, ended: dict[str, Any]) -> None:
+        """Say how the run ended; nothing is left to resume."""
+        _write(self.folder / "finished.json", json.dumps(ended) + "\n")
+        self.latest_path.unlink(missing_ok=True)
+
+
+def _write(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    part = path.with_name(path.name + ".part")
+    part.write_text(text)
+    os.replace(part, path)

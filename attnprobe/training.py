@@ -2,11 +2,16 @@
 
 Recipe *labels* trains on the labels for ``steps`` steps. Recipe *spt* spends the first ``pretrain_steps`` of the same
 number on self-pretraining, on the same training sequences without their labels. Each stage has its own optimiser,
-warm-up and schedule. Every batch and every mask is a function of seed, stage and step.
+warm-up and schedule. Every batch and every mask is a function of seed, stage and step, and the loss of a step is the
+mean over all predictions of its batch, so that neither the number of processes nor that of parts changes it.
 """
 
+import contextlib
+import dataclasses
+import functools
 import math
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +25,20 @@ from attnprobe.checkpoint import Checkpoint, load
 from attnprobe.config import Objective, TrainConfig
 from attnprobe.errors import UsageError
 from attnprobe.objectives import Batch, draw_mask, evaluate
+from attnprobe.processes import Processes, processes
 from attnprobe.randomness import numpy_generator, torch_generator
 from attnprobe.run import Run
 from attnprobe.tasks import Split, Task
+from attnprobe.trackers import Log, trackers
 from attnprobe.transfer import select, transfer
 from attnprobe.transformer import Transformer
 
 EVALUATED = 2000
-"""At most so many training sequences are evaluated, the first ones; test sequences always all."""
+"""At most so many training sequences are evaluated, the first ones; validation and test sequences always all."""
+EVALUATED_AT_A_TIME = 2**17
+"""Tokens evaluated at a time."""
+SAVED_EVERY = 120.0
+"""Seconds after which the newest state is saved between two evaluations."""
 
 
 def train(
@@ -36,14 +47,62 @@ def train(
     *,
     progress: bool = True,
     on_step: Callable[[int], None] | None = None,
+    log: Sequence[Log] = (),
 ) -> Run:
     """Train a network and return its run folder, ``out`` or else runs/TASK-RECIPE-SEED.
 
-    ``on_step`` is called after every step with its number. Raises `UsageError` for settings that do not fit each other
-    or the task, and when the loss is no longer finite; then the folder keeps every checkpoint up to the last good one.
+    ``on_step`` is called after every step with its number; ``log`` names trackers that get every row of metrics too.
+    Under ``accelerate launch`` the processes share each batch, and the first one writes. Raises `UsageError` for
+    settings that do not fit each other or the task, and when the loss is no longer finite; then the folder keeps every
+    checkpoint up to the last good one.
     """
-    device = _device(config.device)
+    run = Run(Path(out or f"runs/{tasks.short_name(config.task)}-{config.recipe}-{config.seed}"))
+    training = _prepare(config, run, on_step)
+    if training.ours.writes:
+        Run.create(run.folder, config)
+    training.ours.wait()
+    training.go(None, progress, log)
+    return run
+
+
+def resume(
+    folder: str | Path,
+    *,
+    device: str | None = None,
+    progress: bool = True,
+    on_step: Callable[[int], None] | None = None,
+    log: Sequence[Log] = (),
+) -> Run:
+    """Continue a run that was cut off, from its newest state to its end, and return it; a finished one is left alone.
+
+    On the same device with one thread the end is the same, bit by bit, as if nothing had happened. ``device`` is the
+    one to go on with, where it is not that of the run. Raises `UsageError` where the folder holds no run, or the task
+    no longer gives the same data; else as `train`.
+    """
+    run = Run(Path(folder))
+    config = run.config if device is None else dataclasses.replace(run.config, device=device)
+    if run.finished:
+        return run
+    state = run.latest
+    training = _prepare(config, run, on_step)
+    if state is not None and state.fingerprint != training.task.fingerprint:
+        made = f"now {training.task.fingerprint}, then {state.fingerprint}"
+        raise UsageError(f"{folder}: task {training.task.name} no longer gives the data of this run ({made})")
+    training.go(state, progress, log)
+    return run
+
+
+def _prepare(config: TrainConfig, run: Run, on_step: Callable[[int], None] | None) -> "_Training":
+    """Make everything that a run needs and check that it fits together; nothing is written."""
+    ours = processes(config.device)
     task = tasks.build(config)
+    if config.patience and task.validation is None:
+        raise UsageError(
+            f"patience={config.patience}: needs a validation split; hold_out keeps training sequences for it"
+        )
+    if config.accumulate * ours.count > config.batch_size:
+        parts = f"accumulate={config.accumulate} in {ours.count} process{'es' if ours.count > 1 else ''}"
+        raise UsageError(f"{parts}: a batch of batch_size={config.batch_size} has not so many parts")
     model = Transformer(config.model, task.data, config.seed)
     if config.init_from is not None:
         model.load_state_dict(transfer(config.transfer, load(config.init_from).weights, model.state_dict()))
@@ -51,11 +110,7 @@ def train(
     frozen = {name for part in config.freeze for name in select(part, names)}
     if len(frozen) == len(names):
         raise UsageError(f"freeze={config.freeze}: leaves nothing to train")
-    model.to(device)
-    run = Run.create(Path(out or f"runs/{config.task}-{config.recipe}-{config.seed}"), config)
-    with tqdm(total=config.steps, unit="step", disable=not progress, dynamic_ncols=True) as bar:
-        _Training(config, task, model, frozen, run, bar, on_step).all_stages()
-    return run
+    return _Training(config, task, model.to(ours.device), frozen, run, ours, on_step)
 
 
 def rate_factor(step: int, length: int, warmup: int, schedule: str) -> float:
@@ -82,20 +137,24 @@ def checkpoint_steps(config: TrainConfig) -> list[int]:
     return sorted(kept)
 
 
+@functools.lru_cache(maxsize=2)
+def _order(seed: int, stage: str, turn: int, size: int) -> np.ndarray:
+    return numpy_generator(seed, f"order {stage}", turn).permutation(size)
+
+
 def batch_rows(config: TrainConfig, size: int, stage: str, step: int) -> np.ndarray:
     """Return which of ``size`` training sequences make up the batch of a step (1, 2, ...) of a stage.
 
-    Each pass through the data is a fresh permutation; a batch may span two of them.
+    Each pass through the data is a fresh permutation; a batch may span two of them, or more.
     """
     first = (step - 1) * config.batch_size
-    places = np.arange(first, first + config.batch_size)
-    passes = {int(one): numpy_generator(config.seed, f"order {stage}", int(one)) for one in np.unique(places // size)}
-    orders = {one: generator.permutation(size) for one, generator in passes.items()}
-    return np.array([orders[place // size][place % size] for place in places.tolist()])
+    turns = range(first // size, (first + config.batch_size - 1) // size + 1)
+    orders = np.concatenate([_order(config.seed, stage, turn, size) for turn in turns])
+    return orders[first - turns[0] * size :][: config.batch_size]
 
 
 class _Training:
-    """What one call of `train` holds while it runs."""
+    """What one call of `train` or `resume` holds while it runs."""
 
     def __init__(
         self,
@@ -104,83 +163,164 @@ class _Training:
         model: Transformer,
         frozen: set[str],
         run: Run,
-        bar: Any,
+        ours: Processes,
         on_step: Callable[[int], None] | None,
     ) -> None:
-        self.config, self.task, self.model, self.run = config, task, model, run
-        self.bar, self.on_step = bar, on_step
+        self.config, self.task, self.model, self.run, self.ours = config, task, model, run, ours
+        self.on_step = on_step
         self.parameters = [weight for name, weight in model.named_parameters() if name not in frozen]
         for name, weight in model.named_parameters():
             weight.requires_grad_(name not in frozen)
-        self.splits = {"train": self._tensors(task.train), "test": self._tensors(task.test)}
         self.metrics: list[dict[str, Any]] = []
         self.saved: Path | None = None
+        self.saved_at = time.monotonic()
+        self.unchecked: tuple[int, Objective, torch.Tensor] | None = None
         self.kept = set(checkpoint_steps(config))
         self.evaluated = {round(step) for step in np.linspace(0, config.steps, config.evaluations + 1)} | self.kept
 
-    def all_stages(self) -> None:
-        step = 0
+    def go(self, state: Checkpoint | None, progress: bool, log: Sequence[Log]) -> None:
+        """Train from a state, or from the beginning, to the end."""
+        config, writes = self.config, self.ours.writes
+        if state is not None:
+            self.model.load_state_dict(state.weights)
+            self.metrics, self.saved = state.metrics, state.path
+            if writes:
+                self.run.rewind(state.metrics)
+        if config.compile:
+            self.model.residual = torch.compile(self.model.residual)
+        done = 0 if state is None else state.step
+        self.bar: Any = tqdm(
+            total=config.steps, initial=done, unit="step", disable=not (progress and writes), dynamic_ncols=True
+        )
+        with self.bar, trackers(log if writes else (), self.run.folder, config) as self.trackers:
+            self._all_stages(state, done)
+        if writes:
+            why = "patience" if self._lost_patience() else "all steps"
+            self.run.finish({"step": self.metrics[-1]["step"], "why": why, "best_step": self._best_step()})
+        self.ours.wait()
+
+    def _all_stages(self, state: Checkpoint | None, step: int) -> None:
+        end = 0
         for objective, length in self.config.stages:
+            begin, end = end, end + length
             optimiser = torch.optim.AdamW(self.parameters, weight_decay=self.config.weight_decay, fused=True)
-            if step == 0:
+            if state is None and begin == 0:
                 self._pause(0, objective, optimiser)
+            elif state is not None and begin < state.step < end:
+                optimiser.load_state_dict(state.optimiser)
             self.model.train()
-            for done in range(1, length + 1):
+            while step < end and not self._lost_patience():
                 step += 1
-                self._step(step, done, length, objective, optimiser)
+                self._step(step, step - begin, length, objective, optimiser)
                 self._pause(step, objective, optimiser)
                 self.bar.update()
                 if self.on_step is not None:
                     self.on_step(step)
 
     def _step(self, step: int, done: int, length: int, objective: Objective, optimiser: torch.optim.AdamW) -> None:
-        config = self.config
+        config, split = self.config, self.task.train
         peak = config.rate if objective == "labels" else (config.pretrain_rate or config.rate)
         optimiser.param_groups[0]["lr"] = peak * rate_factor(done, length, config.warmup, config.schedule)
-        rows = torch.from_numpy(batch_rows(config, len(self.task.train), objective, done))
-        batch = self._take("train", rows)
-        mask = None
+        rows = batch_rows(config, len(split), objective, done)
+        lengths = self._lengths(split, rows)
+        mask, count = None, len(rows)
         if objective == "masked":
-            mask = draw_mask(batch, config.mask_share, torch_generator(config.seed, "masks", done))
-        loss = evaluate(self.model, batch, objective, mask).mean
-        if not math.isfinite(loss.item()):
-            raise self._diverged(f"the loss is {loss.item()} at step {step} ({objective})")
+            mask = self._mask(lengths, torch_generator(config.seed, "masks", done))
+            count = int(mask.sum())
+        elif objective == "next-token":
+            count = int((lengths - 1).sum())
         optimiser.zero_grad()
-        loss.backward()
+        summed = torch.zeros((), device=self.ours.device)
+        parts = np.array_split(np.arange(len(rows)), config.accumulate * self.ours.count)
+        for part in parts[self.ours.rank :: self.ours.count]:
+            if len(part):
+                batch, hidden = self._take(split, rows[part], None if mask is None else mask[part])
+                with self._precision():
+                    loss = evaluate(self.model, batch, objective, hidden).loss / max(count, 1)
+                loss.backward()
+                summed += loss.detach()
+        self._add_up(summed)
+        self._check_loss()
+        self.unchecked = step, objective, summed
         if config.clip:
             nn.utils.clip_grad_norm_(self.parameters, config.clip)
         optimiser.step()
 
+    def _add_up(self, loss: torch.Tensor) -> None:
+        """Add loss and gradients up over the processes."""
+        if self.ours.count > 1:
+            used = [weight for weight in self.parameters if weight.grad is not None]
+            self.ours.add_up([loss, *(weight.grad for weight in used if weight.grad is not None)])
+
+    def _check_loss(self) -> None:
+        """Raise where the last loss that was not looked at yet is not finite.
+
+        A step looks at the loss of the one before it, when a GPU has it ready.
+        """
+        if self.unchecked is None:
+            return
+        step, objective, loss = self.unchecked
+        self.unchecked = None
+        if not math.isfinite(loss.item()):
+            raise self._diverged(f"the loss is {loss.item()} at step {step} ({objective})")
+
     def _pause(self, step: int, objective: Objective, optimiser: torch.optim.AdamW) -> None:
         """Evaluate and save, where it is time for it."""
         if step not in self.evaluated:
+            if self.ours.writes and time.monotonic() - self.saved_at > SAVED_EVERY:
+                self._check_loss()
+                self._save(self.run.latest_path, step, objective, optimiser)
             return
+        self._check_loss()
         self.model.eval()
         row: dict[str, Any] = {
             "step": step,
             "objective": objective,
             "rate": optimiser.param_groups[0]["lr"] if step else 0.0,
         }
-        for split in ("train", "test"):
-            row.update(self._evaluate(split, objective))
-        for split in ("train", "test"):
-            if not math.isfinite(row[f"{split}_loss"]):
-                raise self._diverged(f"the {split} loss is {row[f'{split}_loss']} at step {step} ({objective})")
+        for name, split in self.task.splits.items():
+            row.update(self._evaluate(name, split, objective))
+        for name in self.task.splits:
+            if not math.isfinite(row[f"{name}_loss"]):
+                raise self._diverged(f"the {name} loss is {row[f'{name}_loss']} at step {step} ({objective})")
+        best_before = self._best_step()
         self.metrics.append(row)
-        self.run.log(row)
-        shown = {name: f"{row[name]:.3f}" for name in ("train_accuracy", "test_accuracy") if row[name] is not None}
-        self.bar.set_description(f"{self.config.task} {self.config.recipe}: {objective}")
-        self.bar.set_postfix(shown)
-        if step in self.kept:
-            self._save(step, objective, optimiser)
+        self.bar.set_description(f"{tasks.short_name(self.config.task)} {self.config.recipe}: {objective}")
+        shown = (f"{name}_accuracy" for name in self.task.splits)
+        self.bar.set_postfix({name: f"{row[name]:.3f}" for name in shown if row[name] is not None})
+        if self.ours.writes:
+            self.run.log(row)
+            for tracker in self.trackers:
+                tracker.log({name: value for name, value in row.items() if value is not None}, step=step)
+            self._keep(step, objective, optimiser, best_before)
         self.model.train()
 
-    def _save(self, step: int, objective: Objective, optimiser: torch.optim.AdamW) -> None:
+    def _keep(self, step: int, objective: Objective, optimiser: torch.optim.AdamW, best_before: int | None) -> None:
+        """Save a checkpoint where one is due, where training ends, and where the validation loss is lowest so far."""
+        best = self._best_step()
+        if step in self.kept or self._lost_patience() or (self.config.patience and best == step):
+            self._save(self.run.path_of(step), step, objective, optimiser)
+        else:
+            self._save(self.run.latest_path, step, objective, optimiser)
+        if self.config.patience and best_before is not None and best_before != best and best_before not in self.kept:
+            self.run.path_of(best_before).unlink(missing_ok=True)
+
+    def _best_step(self) -> int | None:
+        """Return the step of the lowest validation loss of the labels; None without one."""
+        rows = [row for row in self.metrics if row["objective"] == "labels" and "validation_loss" in row]
+        return min(rows, key=lambda row: row["validation_loss"])["step"] if rows else None
+
+    def _lost_patience(self) -> bool:
+        best = self._best_step()
+        if not self.config.patience or best is None:
+            return False
+        return sum(row["step"] > best for row in self.metrics) >= self.config.patience
+
+    def _save(self, path: Path, step: int, objective: Objective, optimiser: torch.optim.AdamW) -> None:
         weights = {name: weight.detach().cpu().clone() for name, weight in self.model.state_dict().items()}
         bad = [name for name, weight in weights.items() if not torch.isfinite(weight).all()]
         if bad:
             raise self._diverged(f"{bad[0]} holds NaN or infinite weights at step {step} ({objective})")
-        path = self.run.path_of(step)
         Checkpoint(
             config=self.config,
             data=self.task.data,
@@ -191,42 +331,62 @@ class _Training:
             metrics=self.metrics,
             fingerprint=self.task.fingerprint,
         ).save(path)
-        self.saved = path
+        self.saved, self.saved_at = path, time.monotonic()
 
     @torch.no_grad()
-    def _evaluate(self, split: str, objective: Objective) -> dict[str, float | None]:
-        size = len(self.splits[split].inputs)
-        size = min(EVALUATED, size) if split == "train" else size
-        loss, correct, count = 0.0, 0.0, 0
-        for part, rows in enumerate(torch.arange(size).split(512)):
-            batch = self._take(split, rows)
-            mask = None
+    def _evaluate(self, name: str, split: Split, objective: Objective) -> dict[str, float | None]:
+        size = min(EVALUATED, len(split)) if name == "train" else len(split)
+        parts = np.split(np.arange(size), range(0, size, self._evaluated_at_a_time)[1:])
+        loss, correct, count = 0.0, 0.0, 0.0
+        for part in range(self.ours.rank, len(parts), self.ours.count):
+            rows, mask = parts[part], None
             if objective == "masked":
-                generator = torch_generator(self.config.seed, f"evaluation masks {split}", part)
-                mask = draw_mask(batch, self.config.mask_share, generator)
-            outcome = evaluate(self.model, batch, objective, mask)
+                generator = torch_generator(self.config.seed, f"evaluation masks {name}", part)
+                mask = self._mask(self._lengths(split, rows), generator)
+            batch, hidden = self._take(split, rows, mask)
+            with self._precision():
+                outcome = evaluate(self.model, batch, objective, hidden)
             loss, count = loss + outcome.loss.item(), count + outcome.count
-            correct = None if outcome.correct is None or correct is None else correct + outcome.correct.item()
-        count = max(count, 1)
-        return {f"{split}_loss": loss / count, f"{split}_accuracy": None if correct is None else correct / count}
+            correct += 0.0 if outcome.correct is None else outcome.correct.item()
+        loss, correct, count = self.ours.totals([loss, correct, count])
+        data, count = self.task.data, max(count, 1)
+        right_or_wrong = objective == "labels" or data.inputs == "tokens" or data.levels
+        return {f"{name}_loss": loss / count, f"{name}_accuracy": correct / count if right_or_wrong else None}
 
-    def _tensors(self, split: Split) -> Batch:
-        lengths = None if split.lengths is None else torch.from_numpy(split.lengths)
-        return Batch(split.tensor(), torch.from_numpy(split.labels).long(), lengths)
+    @property
+    def _evaluated_at_a_time(self) -> int:
+        return min(512, max(1, EVALUATED_AT_A_TIME // self.task.data.n))
 
-    def _take(self, split: str, rows: torch.Tensor) -> Batch:
-        whole, device = self.splits[split], next(self.model.parameters()).device
-        lengths = None if whole.lengths is None else whole.lengths[rows].to(device)
-        return Batch(whole.inputs[rows].to(device), whole.labels[rows].to(device), lengths)
+    def _lengths(self, split: Split, rows: np.ndarray) -> torch.Tensor:
+        if split.lengths is None:
+            return torch.full((len(rows),), self.task.data.n)
+        return torch.from_numpy(split.lengths[rows]).long()
+
+    def _mask(self, lengths: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        real = torch.arange(int(lengths.max())) < lengths[:, None]
+        return draw_mask(real, self.config.mask_share, generator)
+
+    def _take(self, split: Split, rows: np.ndarray, mask: torch.Tensor | None) -> tuple[Batch, torch.Tensor | None]:
+        """Return sequences, and which of their tokens are hidden, on the device, no longer than the longest of them."""
+        lengths = None if split.lengths is None else self._lengths(split, rows)
+        longest = self.task.data.n if lengths is None else int(lengths.max())
+        labels = torch.from_numpy(split.labels[rows]).long()
+        batch = Batch(
+            self._move(split.tensor(rows, longest)),
+            self._move(labels),
+            None if lengths is None else self._move(lengths),
+        )
+        return batch, None if mask is None else self._move(mask[:, :longest].contiguous())
+
+    def _move(self, tensor: torch.Tensor) -> torch.Tensor:
+        if self.ours.device.type != "cuda":
+            return tensor.to(self.ours.device)
+        return tensor.pin_memory().to(self.ours.device, non_blocking=True)
+
+    def _precision(self) -> contextlib.AbstractContextManager[object]:
+        enabled = self.config.precision == "bf16"
+        return torch.autocast(self.ours.device.type, torch.bfloat16) if enabled else contextlib.nullcontext()
 
     def _diverged(self, why: str) -> UsageError:
         kept = f"the last good checkpoint is {self.saved}" if self.saved else "there is no checkpoint yet"
         return UsageError(f"training stopped: {why}; {kept}")
-
-
-def _device(name: str) -> torch.device:
-    try:
-        return torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError) as error:
-        first = str(error).strip().split("\n")[0]
-        raise UsageError(f"device={name!r} cannot be used: {first}") from error

@@ -141,7 +141,7 @@ class Transformer(HookedRootModule):
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layers))
         # With post-norm the last block has normalised already.
         self.ln_final = Norm(config) if config.norm_place == "pre" else nn.Identity()
-        self.unembed = nn.Linear(config.d_model, data.vocabulary or 1)
+        self.unembed = nn.Linear(config.d_model, data.vocabulary or data.levels or 1)
         self.classify = nn.Linear(config.d_model, data.classes)
         self.hook_embed, self.hook_pooled = HookPoint(), HookPoint()
         if self.position.embed(1) is not None:

@@ -8,8 +8,18 @@ import torch
 from support import TINY
 
 matplotlib.use("Agg")
+ARCHIVES = os.environ.pop("ATTNPROBE_DATA", None)  # the real archives, where somebody has them
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def data_folder(tmp_path_factory):
+    """Keep what the tests make once out of the user's own data folder."""
+    folder = tmp_path_factory.mktemp("data")
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("ATTNPROBE_DATA", str(folder))
+        yield folder
 
 
 @pytest.fixture(scope="session")

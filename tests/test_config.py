@@ -53,7 +53,7 @@ def test_what_is_unknown_or_missing_without_a_default_is_refused(kind, plain, sa
     [
         ({"proximity_range": 0}, "proximity_range=0: input should be greater than 0"),
         ({"score_bias": "on"}, "score_bias='on': input should be 'none', 'fixed' or 'learned'"),
-        ({"rat": 1}, "unknown setting 'rat'; valid: activation, batch_size"),
+        ({"rat": 1}, "unknown setting 'rat'; valid: accumulate, activation, batch_size"),
         ({"recipe": "spit"}, "recipe='spit': input should be 'labels' or 'spt'"),
         ({"position": "rotory"}, "position='rotory': input should be 'none', 'learned'"),
         ({"n_layers": 0}, "n_layers=0: input should be greater than 0"),

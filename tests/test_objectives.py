@@ -66,7 +66,7 @@ def test_next_token_scores_each_real_token_after_the_first():
 
 def test_masks_hide_the_share_of_real_tokens_and_no_padding():
     batch = Batch(torch.zeros(400, 50), torch.zeros(400), torch.full((400,), 40))
-    mask = draw_mask(batch, 0.3, torch.Generator().manual_seed(0))
+    mask = draw_mask(batch.real(), 0.3, torch.Generator().manual_seed(0))
     assert not mask[:, 40:].any()
     assert mask[:, :40].float().mean().item() == pytest.approx(0.3, abs=0.02)
 

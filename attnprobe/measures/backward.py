@@ -114,8 +114,8 @@ def fit(
         rows = batch_rows(config, len(split), f"fit {objective}", step)
         lengths = None if split.lengths is None else torch.from_numpy(split.lengths[rows]).to(device)
         batch = Batch(split.tensor(rows).to(device), torch.from_numpy(split.labels[rows]).long().to(device), lengths)
-        mask = draw_mask(batch, config.mask_share, torch_generator(seed, f"fit masks {objective}", step))
-        loss = evaluate(made, batch, objective, mask if objective == "masked" else None).mean
+        mask = draw_mask(batch.real().cpu(), config.mask_share, torch_generator(seed, f"fit masks {objective}", step))
+        loss = evaluate(made, batch, objective, mask.to(device) if objective == "masked" else None).mean
         optimiser.zero_grad()
         loss.backward()
         if config.clip:

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
+from pathlib import PurePath
 from typing import Any
 
 from attnprobe.config import TrainConfig, from_flat
@@ -11,7 +12,7 @@ from attnprobe.tasks.digits import Digits
 from attnprobe.tasks.pairs import Pairs
 from attnprobe.tasks.task import Source, Split, Task
 
-__all__ = ["TASKS", "Source", "Split", "Task", "build", "configure", "source"]
+__all__ = ["TASKS", "Source", "Split", "Task", "build", "configure", "short_name", "source"]
 
 TASKS: dict[str, type[Source]] = {
     "pairs": Pairs,
@@ -33,9 +34,14 @@ def source(name: Any, options: Any = None) -> Source:
     return TASKS[name](**(options or {}))
 
 
+def short_name(task: str) -> str:
+    """Return the task's name for a folder or a title: that of the file, where it is one."""
+    return PurePath(task).stem
+
+
 def build(config: TrainConfig) -> Task:
-    """Make the instance of the configured task that belongs to the configured seed."""
-    return source(config.task, config.task_options).build(config.seed)
+    """Make the instance of the configured task that belongs to the configured seed, with its validation split."""
+    return source(config.task, config.task_options).build(config.seed).held_out(config.hold_out)
 
 
 def configure(task: str = "pairs", **named: Any) -> TrainConfig:

@@ -49,9 +49,13 @@ class Bigrams:
         return DataSpec(n=self.n, inputs="tokens", classes=self.classes, vocabulary=self.alphabet)
 
     @property
-    def sizes(self) -> tuple[int, int]:
-        """Sequences to train and to test on."""
-        return self.train_size, self.test_size
+    def sizes(self) -> dict[str, int]:
+        """Sequences of each split."""
+        return {"train": self.train_size, "test": self.test_size}
+
+    @property
+    def balance(self) -> None:
+        """Every class is drawn alike."""
 
     @property
     def best_accuracy(self) -> float:
@@ -84,8 +88,7 @@ class Bigrams:
         """Draw permutations, training and test sequences."""
         rules = self.rules(numpy_generator(seed, "bigrams rules"))
         train, test = (
-            self._draw(rules, size, numpy_generator(seed, f"bigrams {split}"))
-            for split, size in zip(("train", "test"), self.sizes, strict=True)
+            self._draw(rules, size, numpy_generator(seed, f"bigrams {split}")) for split, size in self.sizes.items()
         )
         return Task("bigrams", self.data, train, test)
 

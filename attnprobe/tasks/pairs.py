@@ -51,9 +51,13 @@ class Pairs:
         return DataSpec(n=self.n, inputs="tokens", classes=self.classes, vocabulary=self.alphabet)
 
     @property
-    def sizes(self) -> tuple[int, int]:
-        """Sequences to train and to test on."""
-        return self.train_size, self.test_size
+    def sizes(self) -> dict[str, int]:
+        """Sequences of each split."""
+        return {"train": self.train_size, "test": self.test_size}
+
+    @property
+    def balance(self) -> None:
+        """Every class is drawn alike."""
 
     @property
     def best_accuracy(self) -> None:
@@ -63,8 +67,7 @@ class Pairs:
         """Draw matchings, training and test sequences."""
         matchings = self.matchings(numpy_generator(seed, "pairs matchings"))
         train, test = (
-            self._draw(matchings, size, numpy_generator(seed, f"pairs {split}"))
-            for split, size in zip(("train", "test"), self.sizes, strict=True)
+            self._draw(matchings, size, numpy_generator(seed, f"pairs {split}")) for split, size in self.sizes.items()
         )
         return Task("pairs", self.data, train, test)
 

@@ -1,6 +1,6 @@
 """What every task is made of: arrays, and the facts a reader needs to judge a number."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
@@ -24,6 +24,8 @@ class Split:
     """[sequence]: 0 ... classes - 1."""
     lengths: np.ndarray | None = None
     """[sequence]: tokens that are not padding, where they differ."""
+    levels: int = 0
+    """Where not 0, the inputs hold level numbers 0 ... levels - 1, which stand for the values from -1 to 1."""
 
     def __len__(self) -> int:
         """Return the number of sequences."""
@@ -33,23 +35,55 @@ class Split:
         """Return the inputs [batch, token] of some sequences as a network takes them, up to a length."""
         import torch
 
-        inputs = torch.from_numpy(self.inputs[rows, :length])
+        inputs = torch.from_numpy(np.require(self.inputs[rows, :length], requirements="W"))  # torch wants writable ones
+        if self.levels:
+            return inputs.float() * (2 / (self.levels - 1)) - 1
         return inputs.float() if inputs.is_floating_point() else inputs.long()
+
+    def __getitem__(self, rows: slice) -> "Split":
+        """Return some of the sequences."""
+        lengths = None if self.lengths is None else self.lengths[rows]
+        return Split(self.inputs[rows], self.labels[rows], lengths, self.levels)
 
 
 @dataclass(frozen=True)
 class Task:
-    """A training and a test split of one kind of data; checked when it is made."""
+    """A training and a test split of one kind of data, and a validation split if there is one.
+
+    It is checked when it is made. Training sequences stand in random order.
+    """
 
     name: str
     data: DataSpec
     train: Split
     test: Split
+    validation: Split | None = None
 
     def __post_init__(self) -> None:
         """Check that the arrays are what the specification says; the error names the array."""
-        for split, name in ((self.train, "train"), (self.test, "test")):
+        for name, split in self.splits.items():
             self._check(split, f"{self.name} {name}")
+
+    @property
+    def splits(self) -> dict[str, Split]:
+        """The splits that there are, by name."""
+        validation = {} if self.validation is None else {"validation": self.validation}
+        return {"train": self.train, **validation, "test": self.test}
+
+    def held_out(self, count: int) -> "Task":
+        """Return the task with its last ``count`` training sequences as validation split; with 0, the task itself.
+
+        Raises `UsageError` where there is a validation split already, or no sequence would be left to train on.
+        """
+        if count == 0:
+            return self
+        if self.validation is not None:
+            raise UsageError(
+                f"hold_out={count}: task {self.name} has a validation split of its own; hold_out 0 takes it"
+            )
+        if count >= len(self.train):
+            raise UsageError(f"hold_out={count}: must be below the {len(self.train)} training sequences")
+        return replace(self, train=self.train[:-count], validation=self.train[-count:])
 
     def _check(self, split: Split, where: str) -> None:
         inputs, labels, data = split.inputs, split.labels, self.data
@@ -57,13 +91,17 @@ class Task:
             raise UsageError(f"{where}: holds no sequences")
         if inputs.ndim != 2 or inputs.shape[1] != data.n:
             raise UsageError(f"{where} inputs of shape {inputs.shape}: must be [sequence, token={data.n}]")
-        kind = np.integer if data.inputs == "tokens" else np.floating
+        if data.levels and split.levels != data.levels:
+            raise UsageError(f"{where} inputs with levels={split.levels}: must be {data.levels}, as the data say")
+        if split.levels and data.inputs == "tokens":
+            raise UsageError(f"{where} inputs with levels={split.levels}: tokens have none")
+        kind = np.integer if data.inputs == "tokens" or split.levels else np.floating
         if not np.issubdtype(inputs.dtype, kind):
             raise UsageError(f"{where} inputs of type {inputs.dtype}: must be {kind.__name__} for {data.inputs}")
-        if data.inputs == "tokens" and not (0 <= inputs.min() and inputs.max() < data.vocabulary):
-            found = f"{inputs.min()} ... {inputs.max()}"
-            raise UsageError(f"{where} inputs hold ids {found}: must be 0 ... {data.vocabulary - 1}")
-        if not np.isfinite(inputs).all():
+        ids, what = (split.levels, "levels") if split.levels else (data.vocabulary, "ids")
+        if ids and not (0 <= inputs.min() and inputs.max() < ids):
+            raise UsageError(f"{where} inputs hold {what} {inputs.min()} ... {inputs.max()}: must be 0 ... {ids - 1}")
+        if not ids and not np.isfinite(inputs).all():
             raise UsageError(f"{where} inputs: hold NaN or infinite values")
         if labels.shape != (len(inputs),):
             raise UsageError(f"{where} labels of shape {labels.shape}: must be [{len(inputs)}], one a sequence")
@@ -79,8 +117,8 @@ class Task:
     @cached_property
     def fingerprint(self) -> str:
         """Sixteen digits that change with any value of the data."""
-        arrays = [self.train.inputs, self.train.labels, self.test.inputs, self.test.labels]
-        lengths = [split.lengths for split in (self.train, self.test) if split.lengths is not None]
+        arrays = [array for split in self.splits.values() for array in (split.inputs, split.labels)]
+        lengths = [split.lengths for split in self.splits.values() if split.lengths is not None]
         return fingerprint(arrays + lengths)
 
 
@@ -100,8 +138,13 @@ class Source(Protocol):
         ...
 
     @property
-    def sizes(self) -> tuple[int, int]:
-        """Sequences to train and to test on."""
+    def sizes(self) -> dict[str, int]:
+        """Sequences of each split (train, perhaps validation, test), without making the data."""
+        ...
+
+    @property
+    def balance(self) -> tuple[float, ...] | None:
+        """Share of each class; None where they are drawn alike."""
         ...
 
     @property

@@ -1,0 +1,56 @@
+"""Experiment trackers that get every row of metrics, beside the run's own metrics.jsonl: TensorBoard, Weights & Biases.
+
+They are accelerate's, and write into the run folder; the second one needs no account with WANDB_MODE=offline.
+"""
+
+import contextlib
+import dataclasses
+import importlib.util
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from attnprobe.config import TrainConfig
+from attnprobe.errors import UsageError, listed
+
+Log = Literal["tensorboard", "wandb"]
+
+
+@contextlib.contextmanager
+def trackers(names: Sequence[Log], folder: Path, config: TrainConfig) -> Iterator[list[Any]]:
+    """Start the named trackers for a run and finish them at the end.
+
+    Raises `UsageError` for an unknown name, and where the package that it needs is not installed.
+    """
+    for name in names:
+        if name not in get_args(Log):
+            raise UsageError(f"log={name!r} is unknown; valid: {listed(get_args(Log))}")
+        if importlib.util.find_spec(name) is None:
+            raise UsageError(f"log={name!r} needs a package that is not installed: pip install 'attnprobe[{name}]'")
+    started = [_start(name, folder, config) for name in names]
+    try:
+        yield started
+    finally:
+        for tracker in started:
+            tracker.finish()
+
+
+def _start(name: Log, folder: Path, config: TrainConfig) -> Any:
+    from accelerate import PartialState
+    from accelerate.tracking import TensorBoardTracker, WandBTracker
+
+    PartialState(cpu=config.device == "cpu")  # the trackers ask it which process writes
+    if name == "tensorboard":
+        tracker = TensorBoardTracker("tensorboard", logging_dir=folder)
+    else:
+        tracker = WandBTracker("attnprobe", dir=str(folder), name=folder.name)
+    tracker.start()
+    tracker.store_init_configuration(_flat(config))
+    return tracker
+
+
+def _flat(config: TrainConfig) -> dict[str, Any]:
+    """Return the settings as names and plain values: TensorBoard takes no nested ones."""
+    named = dataclasses.asdict(config)
+    named |= named.pop("model")
+    return {name: value if isinstance(value, int | float | str | bool) else str(value) for name, value in named.items()}

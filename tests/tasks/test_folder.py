@@ -1,0 +1,107 @@
+import multiprocessing
+import stat
+import time
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pytest
+
+from attnprobe.errors import UsageError
+from attnprobe.tasks import folder
+from attnprobe.tasks.folder import data_folder, made_once
+
+
+@dataclass(frozen=True)
+class Squares:
+    count: int = 5
+
+
+def fill(count):
+    def make(create):
+        create("squares", (count,), np.int32)[:] = np.arange(count) ** 2
+
+    return make
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    monkeypatch.setenv(folder.VARIABLE, str(tmp_path))
+    return tmp_path
+
+
+def never(create):
+    raise AssertionError("made again")
+
+
+def test_arrays_are_made_once_and_cannot_be_written_to(here):
+    assert made_once(Squares(), fill(5))["squares"].tolist() == [0, 1, 4, 9, 16]
+    again = made_once(Squares(), never)["squares"]
+    assert isinstance(again, np.memmap)
+    with pytest.raises(ValueError, match="read-only"):
+        again[0] = 1
+
+
+@pytest.mark.parametrize("change", ["parameters", "more", "code"])
+def test_what_they_are_made_of_decides_which_arrays_they_are(here, change, monkeypatch):
+    made_once(Squares(), fill(5), seed=0)
+    source, seed = Squares(), 0
+    if change == "parameters":
+        source = replace(source, count=6)
+    elif change == "more":
+        seed = 1
+    else:
+        monkeypatch.setattr(folder.inspect, "getsource", lambda module: "other code")
+    assert len(made_once(source, fill(7), seed=seed)["squares"]) == 7
+    assert len(made_once(Squares(), fill(7), seed=0)["squares"]) == (7 if change == "code" else 5)
+
+
+def test_what_breaks_off_leaves_nothing(here):
+    def breaks(create):
+        create("squares", (3,), np.int32)[:] = 1
+        raise RuntimeError("broken off")
+
+    with pytest.raises(RuntimeError, match="broken off"):
+        made_once(Squares(), breaks)
+    assert [path.name for path in (here / "made").iterdir() if path.suffix != ".lock"] == []
+    assert made_once(Squares(), fill(5))["squares"][2] == 4
+
+
+def _make_slowly(begun):
+    def make(create):
+        with begun.get_lock():
+            begun.value += 1
+        array = create("squares", (5,), np.int32)
+        time.sleep(0.2)
+        array[:] = np.arange(5) ** 2
+
+    assert made_once(Squares(), make)["squares"].tolist() == [0, 1, 4, 9, 16]
+
+
+def test_runs_at_the_same_time_make_them_once_and_all_see_the_whole(here):
+    context = multiprocessing.get_context("fork")
+    begun = context.Value("i", 0)
+    runs = [context.Process(target=_make_slowly, args=(begun,)) for _ in range(4)]
+    for run in runs:
+        run.start()
+    for run in runs:
+        run.join()
+    assert [run.exitcode for run in runs] == [0] * 4
+    assert begun.value == 1
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv(folder.VARIABLE, str(tmp_path / "file"))
+    with pytest.raises(UsageError, match=r"file.made.*cannot be written.*--data DIR or ATTNPROBE_DATA"):
+        made_once(Squares(), fill(5))
+
+
+def test_others_may_read_what_was_made(here):
+    made_once(Squares(), fill(5))
+    (made,) = (path for path in (here / "made").iterdir() if path.is_dir())
+    assert stat.S_IMODE(made.stat().st_mode) == 0o755
+
+
+def test_without_a_name_it_is_the_users_cache(monkeypatch):
+    monkeypatch.delenv(folder.VARIABLE)
+    assert data_folder().name == "attnprobe"
