@@ -14,7 +14,7 @@ from attnprobe.tasks.pairs import Pairs
 def test_every_task_is_what_it_says(name):
     kind = source(name)
     task, again, other = kind.build(0), kind.build(0), kind.build(1)
-    assert (len(task.train), len(task.test)) == kind.sizes
+    assert {name: len(split) for name, split in task.splits.items()} == kind.sizes
     assert task.data == kind.data
     assert task.fingerprint == again.fingerprint
     assert (task.fingerprint == other.fingerprint) == (name == "digits")  # real data are the same for every seed
