@@ -19,7 +19,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, cast
 
 import docstring_parser
 import tyro
@@ -29,9 +29,11 @@ from attnprobe.config import TrainConfig, read_settings
 from attnprobe.errors import UsageError
 from attnprobe.measures import MEASURES
 from attnprobe.tasks.folder import VARIABLE
+from attnprobe.trackers import Log
 
 PROG = "attnprobe"
-ACCURACIES = ("train_accuracy", "test_accuracy")
+ACCURACIES = ("train_accuracy", "validation_accuracy", "test_accuracy")
+BESIDE_RESUME = ("--data", "--log", "--help", "-h")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -80,6 +82,11 @@ def _dispatch(arguments: list[str]) -> None:
             raise
         _fail(_one_line(said.getvalue()))
     else:
+        if isinstance(command, Train):  # a flag names single options of the task; the others stay
+            begun = commands["train"][1].settings.task_options
+            options = {**begun, **command.settings.task_options}
+            settings = dataclasses.replace(command.settings, task_options=options)
+            command = dataclasses.replace(command, settings=settings)
         if getattr(command, "data", None) is not None:
             os.environ[VARIABLE] = str(command.data)  # for worker processes as well
         command.run()
@@ -127,11 +134,13 @@ class Train(ReadsData):
     settings: tyro.conf.OmitArgPrefixes[TrainConfig] = dataclasses.field(default_factory=TrainConfig)
     out: Path | None = None
     """Run folder; runs/TASK-RECIPE-SEED where none is named."""
+    preset: str | None = None
+    """Settings to start from, under a name: amos-image, small-listops, ...; `attnprobe tasks` lists them."""
     config: Path | None = None
-    """TOML or YAML file with the same settings; flags win over it."""
+    """TOML or YAML file with the same settings, and perhaps a preset; flags win over it."""
     resume: Path | None = None
     """Continue the run in this folder, with its own settings; a finished one is left alone."""
-    log: tuple[Literal["tensorboard", "wandb"], ...] = ()
+    log: tuple[Log, ...] = ()
     """Trackers that get the metrics too, in the run folder (wandb: WANDB_MODE=offline needs no account)."""
 
     def run(self) -> None:
@@ -146,7 +155,9 @@ class Train(ReadsData):
         if not writes_here():
             return
         last = run.metrics[-1]
-        shown = ", ".join(f"{name.replace('_', ' ')} {last[name]:.3f}" for name in ACCURACIES if last[name] is not None)
+        shown = ", ".join(
+            f"{name.replace('_', ' ')} {last[name]:.3f}" for name in ACCURACIES if last.get(name) is not None
+        )
         print(f"{run.folder}: {last['objective']} {shown}\nnext: {PROG} proximity {run.folder}")
 
 
@@ -157,20 +168,20 @@ def _preset(arguments: list[str]) -> TrainConfig:
     early = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     early.add_argument("--task")
     early.add_argument("--config")
+    early.add_argument("--preset")
     early.add_argument("--resume")
     try:
         found, rest = early.parse_known_args(arguments[1:])
     except argparse.ArgumentError:  # tyro will say what is wrong
         return TrainConfig()
     if found.resume:
-        flags = [
-            one for one in rest if one.startswith("-") and one.split("=")[0] not in ("--data", "--log", "--help", "-h")
-        ]
-        flags += [f"--{name}" for name in ("task", "config") if getattr(found, name)]
+        flags = [f"--{name}" for name in ("task", "config", "preset") if getattr(found, name)]
+        flags += [flag for one in rest if (flag := one.split("=")[0]).startswith("-") and flag not in BESIDE_RESUME]
         if flags:
             raise UsageError(f"--resume continues a run with its own settings: {flags[0]} cannot be given beside it")
     named = read_settings(found.config) if found.config else {}
-    return tasks.configure(**{**named, **({"task": found.task} if found.task else {})})
+    flags = {name: getattr(found, name) for name in ("task", "preset") if getattr(found, name)}
+    return tasks.configure(**{**named, **flags})
 
 
 @dataclass(frozen=True)

@@ -177,7 +177,7 @@ class TrainConfig:
 
     task: str = "pairs"
     """Task; `attnprobe tasks` lists them."""
-    task_options: dict[str, int | float] = field(default_factory=dict)
+    task_options: dict[str, int | float | str] = field(default_factory=dict)
     """Parameters of the task that differ from its own, as NAME VALUE pairs (n 64 train_size 1000)."""
     hold_out: Index = 0
     """Training sequences kept for validation (the last ones), where the task has no validation split of its own."""

@@ -16,17 +16,18 @@ from attnprobe.errors import UsageError, listed
 Log = Literal["tensorboard", "wandb"]
 
 
-@contextlib.contextmanager
-def trackers(names: Sequence[Log], folder: Path, config: TrainConfig) -> Iterator[list[Any]]:
-    """Start the named trackers for a run and finish them at the end.
-
-    Raises `UsageError` for an unknown name, and where the package that it needs is not installed.
-    """
+def check(names: Sequence[str]) -> None:
+    """Raise `UsageError` for an unknown tracker, and where the package that it needs is not installed."""
     for name in names:
         if name not in get_args(Log):
             raise UsageError(f"log={name!r} is unknown; valid: {listed(get_args(Log))}")
         if importlib.util.find_spec(name) is None:
             raise UsageError(f"log={name!r} needs a package that is not installed: pip install 'attnprobe[{name}]'")
+
+
+@contextlib.contextmanager
+def trackers(names: Sequence[str], folder: Path, config: TrainConfig) -> Iterator[list[Any]]:
+    """Start the named trackers for a run and finish them at the end."""
     started = [_start(name, folder, config) for name in names]
     try:
         yield started
@@ -35,7 +36,7 @@ def trackers(names: Sequence[Log], folder: Path, config: TrainConfig) -> Iterato
             tracker.finish()
 
 
-def _start(name: Log, folder: Path, config: TrainConfig) -> Any:
+def _start(name: str, folder: Path, config: TrainConfig) -> Any:
     from accelerate import PartialState
     from accelerate.tracking import TensorBoardTracker, WandBTracker
 

@@ -29,7 +29,7 @@ from attnprobe.processes import Processes, processes
 from attnprobe.randomness import numpy_generator, torch_generator
 from attnprobe.run import Run
 from attnprobe.tasks import Split, Task
-from attnprobe.trackers import Log, trackers
+from attnprobe.trackers import check, trackers
 from attnprobe.transfer import select, transfer
 from attnprobe.transformer import Transformer
 
@@ -47,7 +47,7 @@ def train(
     *,
     progress: bool = True,
     on_step: Callable[[int], None] | None = None,
-    log: Sequence[Log] = (),
+    log: Sequence[str] = (),
 ) -> Run:
     """Train a network and return its run folder, ``out`` or else runs/TASK-RECIPE-SEED.
 
@@ -57,7 +57,7 @@ def train(
     checkpoint up to the last good one.
     """
     run = Run(Path(out or f"runs/{tasks.short_name(config.task)}-{config.recipe}-{config.seed}"))
-    training = _prepare(config, run, on_step)
+    training = _prepare(config, run, on_step, log)
     if training.ours.writes:
         Run.create(run.folder, config)
     training.ours.wait()
@@ -71,7 +71,7 @@ def resume(
     device: str | None = None,
     progress: bool = True,
     on_step: Callable[[int], None] | None = None,
-    log: Sequence[Log] = (),
+    log: Sequence[str] = (),
 ) -> Run:
     """Continue a run that was cut off, from its newest state to its end, and return it; a finished one is left alone.
 
@@ -84,7 +84,7 @@ def resume(
     if run.finished:
         return run
     state = run.latest
-    training = _prepare(config, run, on_step)
+    training = _prepare(config, run, on_step, log)
     if state is not None and state.fingerprint != training.task.fingerprint:
         made = f"now {training.task.fingerprint}, then {state.fingerprint}"
         raise UsageError(f"{folder}: task {training.task.name} no longer gives the data of this run ({made})")
@@ -92,8 +92,9 @@ def resume(
     return run
 
 
-def _prepare(config: TrainConfig, run: Run, on_step: Callable[[int], None] | None) -> "_Training":
+def _prepare(config: TrainConfig, run: Run, on_step: Callable[[int], None] | None, log: Sequence[str]) -> "_Training":
     """Make everything that a run needs and check that it fits together; nothing is written."""
+    check(log)
     ours = processes(config.device)
     task = tasks.build(config)
     if config.patience and task.validation is None:
@@ -178,7 +179,7 @@ class _Training:
         self.kept = set(checkpoint_steps(config))
         self.evaluated = {round(step) for step in np.linspace(0, config.steps, config.evaluations + 1)} | self.kept
 
-    def go(self, state: Checkpoint | None, progress: bool, log: Sequence[Log]) -> None:
+    def go(self, state: Checkpoint | None, progress: bool, log: Sequence[str]) -> None:
         """Train from a state, or from the beginning, to the end."""
         config, writes = self.config, self.ours.writes
         if state is not None:

@@ -34,3 +34,16 @@ def checkpoint(data=None, lengths=None, edit=None, **named):
     made = Checkpoint(TrainConfig(model=config), data, model.state_dict(), {}, 5, "labels", [], task.fingerprint)
     object.__setattr__(made, "task", task)  # its data come from no generator
     return made
+
+
+def train_or_resume(folder, fields):
+    """Train into a folder, or go on there: what a process does that may be killed."""
+    from attnprobe.config import from_plain
+    from attnprobe.run import Run
+    from attnprobe.training import resume, train
+
+    torch.set_num_threads(1)
+    if Run(folder).exists:
+        resume(folder, progress=False)
+    else:
+        train(from_plain(TrainConfig, fields, "test"), folder, progress=False)

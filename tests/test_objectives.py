@@ -52,6 +52,21 @@ def test_masked_values_are_scored_by_absolute_error():
     assert outcome.correct is None
 
 
+@pytest.mark.parametrize("levels", [5, 256])
+def test_values_with_levels_are_scored_by_cross_entropy_over_them(levels):
+    data = DataSpec(n=6, inputs="values", classes=3, levels=levels)
+    model = Transformer(ModelConfig(d_model=8, init_scale=0.5), data)
+    places = torch.randint(levels, (3, 6), generator=torch.Generator().manual_seed(0))
+    batch = Batch(places * (2 / (levels - 1)) - 1, torch.tensor([0, 1, 2]))
+    mask = torch.rand(3, 6, generator=torch.Generator().manual_seed(1)) < 0.5
+    outcome = evaluate(model, batch, "masked", mask)
+    logits = model(batch.inputs, masked=mask, output="tokens")
+    assert logits.shape == (3, 6, levels)
+    expected = [negative_log(logits[b, i], places[b, i]) for b, i in mask.nonzero().tolist()]
+    assert outcome.mean.item() == pytest.approx(sum(expected) / len(expected), rel=1e-5)
+    assert outcome.correct.item() == sum((logits.argmax(-1) == places)[mask])
+
+
 def test_next_token_scores_each_real_token_after_the_first():
     model, batch = setup(causal=True)
     outcome = evaluate(model, batch, "next-token")

@@ -214,6 +214,80 @@ def test_values_and_padding_train_too(tmp_path, monkeypatch):
     assert run.metrics[-1]["test_accuracy"] is not None
 
 
+def test_no_batch_is_padded_beyond_its_longest_sequence(tmp_path, monkeypatch):
+    from attnprobe import tasks
+    from attnprobe.config import DataSpec
+    from attnprobe.transformer import Transformer
+
+    rng = np.random.default_rng(0)
+    lengths = np.where(np.arange(40) == 7, 30, rng.integers(2, 9, size=40))  # one long one
+    split = tasks.Split(rng.integers(4, size=(40, 30)).astype(np.uint8), rng.integers(2, size=40), lengths)
+    task = tasks.Task("mine", DataSpec(n=30, inputs="tokens", classes=2, vocabulary=4), split, split)
+    monkeypatch.setattr(tasks, "build", lambda config: task)
+    widths, residual = [], Transformer.residual
+
+    def seen(self, inputs, *, masked=None, lengths=None):
+        widths.append((inputs.shape[1], int(lengths.max())))
+        return residual(self, inputs, masked=masked, lengths=lengths)
+
+    monkeypatch.setattr(Transformer, "residual", seen)
+    train(configure("pairs", **{**NAMED, "batch_size": 4}), tmp_path / "x", progress=False)
+    assert all(width == longest for width, longest in widths)
+    assert {width for width, _ in widths} & set(range(2, 9)), "most batches are short"
+
+
+def test_evaluation_does_not_depend_on_how_many_sequences_are_taken_at_a_time(tmp_path, monkeypatch):
+    from attnprobe import training
+
+    runs = []
+    for tokens in (32, 32 * 7, 2**17):
+        monkeypatch.setattr(training, "EVALUATED_AT_A_TIME", tokens)
+        config = configure("pairs", **{**NAMED, "recipe": "labels"})
+        runs.append(train(config, tmp_path / str(tokens), progress=False).metrics)
+    for run in runs[:-1]:
+        for row, whole in zip(run, runs[-1], strict=True):
+            assert row["test_loss"] == pytest.approx(whole["test_loss"], rel=1e-5)
+            assert row["test_accuracy"] == pytest.approx(whole["test_accuracy"])
+
+
+def test_held_out_sequences_are_validated_on_and_never_trained_on(tmp_path):
+    config = configure("pairs", **{**NAMED, "recipe": "labels", "hold_out": 10})
+    task, whole = build(config), build(configure("pairs", **NAMED))
+    assert (task.train.inputs == whole.train.inputs[:-10]).all()
+    assert (task.validation.inputs == whole.train.inputs[-10:]).all()
+    run = train(config, tmp_path / "x", progress=False)
+    assert all({"validation_loss", "validation_accuracy"} <= set(row) for row in run.metrics)
+    assert run.finished == {"step": 12, "why": "all steps", "best_step": best_step(run)}
+    without = train(configure("pairs", **{**NAMED, "recipe": "labels"}), tmp_path / "y", progress=False)
+    assert without.finished["best_step"] is None
+    assert not any("validation_loss" in row for row in without.metrics)
+
+
+def best_step(run):
+    return min(run.metrics, key=lambda row: row["validation_loss"])["step"]
+
+
+def test_patience_ends_training_so_many_evaluations_after_the_best_one(tmp_path):
+    # 44 sequences, a high rate: the network learns them by heart, and the validation loss soon rises.
+    named = {**NAMED, "recipe": "labels", "hold_out": 20, "rate": 0.03, "steps": 200, "evaluations": 50}
+    run = train(configure("pairs", **named, patience=3), tmp_path / "x", progress=False)
+    assert run.finished["why"] == "patience"
+    assert run.finished["best_step"] == best_step(run)
+    assert sum(row["step"] > best_step(run) for row in run.metrics) == 3
+    assert run.last.step == run.metrics[-1]["step"] == run.finished["step"] < 200
+    assert load(run.path_of(best_step(run))).step == best_step(run), "the best one is kept"
+    steps = {one.step for one in run.checkpoints}
+    assert steps <= {*checkpoint_steps(run.config), best_step(run), run.finished["step"]}, "and no former best one"
+
+
+def test_patience_and_validation_that_cannot_be_are_refused(tmp_path):
+    with pytest.raises(UsageError, match="patience=3: needs a validation split; hold_out"):
+        train(configure("pairs", **NAMED, patience=3), tmp_path / "x")
+    with pytest.raises(UsageError, match="hold_out=64: must be below the 64 training sequences"):
+        train(configure("pairs", **NAMED, hold_out=64), tmp_path / "x")
+    assert not (tmp_path / "x").exists()
+
+
 def test_the_data_of_a_run_are_made_anew_and_compared(spt_run, tmp_path):
     checkpoint = spt_run.checkpoints[-1]
     assert checkpoint.task.fingerprint == build(checkpoint.config).fingerprint

@@ -10,9 +10,10 @@ from attnprobe.errors import UsageError, listed
 from attnprobe.tasks.bigrams import Bigrams
 from attnprobe.tasks.digits import Digits
 from attnprobe.tasks.pairs import Pairs
+from attnprobe.tasks.presets import PRESETS
 from attnprobe.tasks.task import Source, Split, Task
 
-__all__ = ["TASKS", "Source", "Split", "Task", "build", "configure", "short_name", "source"]
+__all__ = ["PRESETS", "TASKS", "Source", "Split", "Task", "build", "configure", "short_name", "source"]
 
 TASKS: dict[str, type[Source]] = {
     "pairs": Pairs,
@@ -44,11 +45,24 @@ def build(config: TrainConfig) -> Task:
     return source(config.task, config.task_options).build(config.seed).held_out(config.hold_out)
 
 
-def configure(task: str = "pairs", **named: Any) -> TrainConfig:
-    """Return the `TrainConfig` of a task: its recommended settings, and over them the named ones.
+def configure(task: str | None = None, *, preset: str | None = None, **named: Any) -> TrainConfig:
+    """Return the `TrainConfig` of a task: its recommended settings, over them those of a preset, then the named ones.
+
+    Without a task it is that of the preset, or else pairs. ``task_options`` are joined name by name. Raises
+    `UsageError` for an unknown task, preset or setting, and for a preset that is made for another task.
 
     >>> configure("digits", recipe="labels", n_layers=2).model.d_model
     64
+    >>> configure(preset="amos-image").stages
+    (('masked', 45000), ('labels', 180000))
     """
-    source(task, named.get("task_options"))
-    return from_flat({**TASKS[task].settings, "task": task, **named})
+    if preset is not None and preset not in PRESETS:
+        raise UsageError(f"preset={preset!r} is unknown; valid: {listed(PRESETS)}")
+    chosen = {} if preset is None else PRESETS[preset]
+    task = task or chosen.get("task", "pairs")
+    if chosen and task != chosen["task"]:
+        raise UsageError(f"preset={preset!r} is for task {chosen['task']}, not {task}")
+    options = named.get("task_options") or {}
+    if isinstance(options, Mapping):
+        named["task_options"] = options = {**chosen.get("task_options", {}), **options}
+    return from_flat({**source(task, options).settings, **chosen, "task": task, **named})

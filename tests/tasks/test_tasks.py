@@ -158,6 +158,34 @@ def test_arrays_that_do_not_fit_are_refused_by_name(split, said):
         Task("mine", data, split, GOOD)
 
 
+def test_levels_stand_for_values_from_minus_one_to_one():
+    data = DataSpec(n=3, inputs="values", classes=2)
+    split = Split(np.array([[0, 1, 2], [4, 3, 0]], dtype=np.uint8), np.array([0, 1]), levels=5)
+    Task("mine", data, split, split)
+    assert split.tensor().tolist() == [[-1.0, -0.5, 0.0], [1.0, 0.5, -1.0]]
+    assert split.tensor([1], 2).tolist() == [[1.0, 0.5]]
+    with pytest.raises(UsageError, match=r"hold levels 0 \.\.\. 4: must be 0 \.\.\. 3"):
+        Task("mine", data, Split(split.inputs, split.labels, levels=4), split)
+    with pytest.raises(UsageError, match="levels=5: must be 4, as the data say"):
+        Task("mine", DataSpec(n=3, inputs="values", classes=2, levels=4), split, split)
+    with pytest.raises(UsageError, match="levels=5: tokens have none"):
+        Task("mine", DataSpec(n=3, inputs="tokens", classes=2, vocabulary=5), split, split)
+    for wrong in ({"inputs": "values", "levels": 1}, {"inputs": "tokens", "vocabulary": 4, "levels": 4}):
+        with pytest.raises(UsageError, match="values have 0, or 2 and more"):
+            DataSpec(n=3, classes=2, **wrong)
+
+
+def test_a_held_out_split_is_the_end_of_the_training_split():
+    task = Pairs(train_size=20, test_size=5).build(0)
+    held = task.held_out(6)
+    assert [len(split) for split in held.splits.values()] == [14, 6, 5]
+    assert list(held.splits) == ["train", "validation", "test"]
+    assert held.fingerprint != task.fingerprint
+    assert task.held_out(0) is task
+    with pytest.raises(UsageError, match="hold_out=2: task pairs has a validation split of its own"):
+        held.held_out(2)
+
+
 def test_values_must_be_finite():
     data = DataSpec(n=3, inputs="values", classes=2)
     bad = Split(np.full((4, 3), np.nan), GOOD.labels)

@@ -1,0 +1,109 @@
+"""Settings under a name: the published ones of a paper, and small ones that a laptop trains in minutes.
+
+``amos-...`` are the Transformers of Amos et al. 2024 (arXiv:2310.02980, and the configurations in their repository,
+IdoAmos/not-from-scratch) on the Long Range Arena: pre-norm, GELU, no dropout, fixed sinusoidal positions, AdamW with a
+constant rate after the warm-up, self-pretraining and then the labels. Differences: their label head has a hidden layer
+and ours is linear; they pretrain `image` in batches of 32 and finetune in batches of 50, here both have 50; the two
+stages share one warm-up; initial weights are Xavier's. `retrieval` is one sequence here and two there, and Path-X has
+full attention here and windows of 4,096 tokens with their neighbours there.
+"""
+
+from typing import Any
+
+_AMOS: dict[str, Any] = {
+    "position": "sinusoidal",
+    "init": "xavier",
+    "schedule": "constant",
+    "weight_decay": 0.0,
+    "batch_size": 32,
+}
+_IDS = {**_AMOS, "init_scale": 1.0}
+_VALUES = {**_AMOS, "init_scale": 0.4, "mask_share": 0.5}  # the spread of torch's own Linear from two inputs
+
+
+def _epochs(pretraining: int, labels: int, sequences: int, batch: int = 32) -> dict[str, int]:
+    """Return the steps of both stages, whose lengths are given in passes through the training sequences."""
+    first, second = (round(epochs * sequences / batch) for epochs in (pretraining, labels))
+    return {"pretrain_steps": first, "steps": first + second}
+
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "amos-listops": {
+        **_IDS,
+        **_epochs(100, 100, 96000),
+        "task": "listops",
+        "n_layers": 6,
+        "d_model": 512,
+        "n_heads": 8,
+        "mlp_ratio": 4,
+        "mask_share": 0.1,
+        "rate": 1e-4,
+        "pretrain_rate": 1e-3,
+        "warmup": 2000,
+    },
+    "amos-text": {
+        **_IDS,
+        **_epochs(32, 65, 25000),
+        "task": "text",
+        "n_layers": 6,
+        "d_model": 512,
+        "n_heads": 8,
+        "mlp_ratio": 4,
+        "mask_share": 0.15,
+        "rate": 1e-4,
+        "pretrain_rate": 5e-4,
+        "weight_decay": 0.1,
+        "warmup": 5000,
+    },
+    "amos-retrieval": {
+        **_IDS,
+        **_epochs(32, 32, 147086),
+        "task": "retrieval",
+        "n_layers": 4,
+        "d_model": 128,
+        "n_heads": 4,
+        "mlp_ratio": 4,
+        "mask_share": 0.15,
+        "rate": 5e-4,
+        "pretrain_rate": 5e-3,
+        "warmup": 2000,
+    },
+    "amos-image": {
+        **_VALUES,
+        **_epochs(50, 200, 45000, batch=50),
+        "task": "image",
+        "hold_out": 5000,
+        "n_layers": 3,
+        "d_model": 64,
+        "n_heads": 4,
+        "pooling": "max",
+        "rate": 1e-3,
+        "batch_size": 50,
+        "warmup": 2500,
+    },
+    "amos-pathfinder": {
+        **_VALUES,
+        **_epochs(50, 200, 160000),
+        "task": "pathfinder",
+        "n_layers": 4,
+        "d_model": 128,
+        "n_heads": 8,
+        "mlp_ratio": 1,
+        "rate": 5e-4,
+        "pretrain_rate": 1e-3,
+        "warmup": 2500,
+    },
+    "amos-path-x": {
+        **_VALUES,
+        **_epochs(200, 200, 160000),
+        "task": "pathfinder",
+        "task_options": {"side": 128},
+        "n_layers": 4,
+        "d_model": 128,
+        "n_heads": 4,
+        "mlp_ratio": 1,
+        "pooling": "max",
+        "rate": 5e-4,
+        "warmup": 5000,
+    },
+}
