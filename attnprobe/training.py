@@ -8,7 +8,6 @@ mean over all predictions of its batch, so that neither the number of processes 
 
 import contextlib
 import dataclasses
-import functools
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -21,12 +20,13 @@ from torch import nn
 from tqdm import tqdm
 
 from attnprobe import tasks
+from attnprobe.batches import draw, lengths_of, mask_of, take
 from attnprobe.checkpoint import Checkpoint, load
 from attnprobe.config import Objective, TrainConfig
 from attnprobe.errors import UsageError
-from attnprobe.objectives import Batch, draw_mask, evaluate
+from attnprobe.objectives import evaluate
 from attnprobe.processes import Processes, processes
-from attnprobe.randomness import numpy_generator, torch_generator
+from attnprobe.randomness import torch_generator
 from attnprobe.run import Run
 from attnprobe.tasks import Split, Task
 from attnprobe.trackers import check, trackers
@@ -138,22 +138,6 @@ def checkpoint_steps(config: TrainConfig) -> list[int]:
     return sorted(kept)
 
 
-@functools.lru_cache(maxsize=2)
-def _order(seed: int, stage: str, turn: int, size: int) -> np.ndarray:
-    return numpy_generator(seed, f"order {stage}", turn).permutation(size)
-
-
-def batch_rows(config: TrainConfig, size: int, stage: str, step: int) -> np.ndarray:
-    """Return which of ``size`` training sequences make up the batch of a step (1, 2, ...) of a stage.
-
-    Each pass through the data is a fresh permutation; a batch may span two of them, or more.
-    """
-    first = (step - 1) * config.batch_size
-    turns = range(first // size, (first + config.batch_size - 1) // size + 1)
-    orders = np.concatenate([_order(config.seed, stage, turn, size) for turn in turns])
-    return orders[first - turns[0] * size :][: config.batch_size]
-
-
 class _Training:
     """What one call of `train` or `resume` holds while it runs."""
 
@@ -222,22 +206,16 @@ class _Training:
         config, split = self.config, self.task.train
         peak = config.rate if objective == "labels" else (config.pretrain_rate or config.rate)
         optimiser.param_groups[0]["lr"] = peak * rate_factor(done, length, config.warmup, config.schedule)
-        rows = batch_rows(config, len(split), objective, done)
-        lengths = self._lengths(split, rows)
-        mask, count = None, len(rows)
-        if objective == "masked":
-            mask = self._mask(lengths, torch_generator(config.seed, "masks", done))
-            count = int(mask.sum())
-        elif objective == "next-token":
-            count = int((lengths - 1).sum())
+        drawn = draw(config, split, objective, done)
         optimiser.zero_grad()
         summed = torch.zeros((), device=self.ours.device)
-        parts = np.array_split(np.arange(len(rows)), config.accumulate * self.ours.count)
+        parts = np.array_split(np.arange(len(drawn.rows)), config.accumulate * self.ours.count)
         for part in parts[self.ours.rank :: self.ours.count]:
             if len(part):
-                batch, hidden = self._take(split, rows[part], None if mask is None else mask[part])
+                mask = None if drawn.mask is None else drawn.mask[part]
+                batch, hidden = take(split, drawn.rows[part], mask, self.ours.device)
                 with self._precision():
-                    loss = evaluate(self.model, batch, objective, hidden).loss / max(count, 1)
+                    loss = evaluate(self.model, batch, objective, hidden).loss / max(drawn.count, 1)
                 loss.backward()
                 summed += loss.detach()
         self._add_up(summed)
@@ -343,8 +321,8 @@ class _Training:
             rows, mask = parts[part], None
             if objective == "masked":
                 generator = torch_generator(self.config.seed, f"evaluation masks {name}", part)
-                mask = self._mask(self._lengths(split, rows), generator)
-            batch, hidden = self._take(split, rows, mask)
+                mask = mask_of(lengths_of(split, rows), self.config.mask_share, generator)
+            batch, hidden = take(split, rows, mask, self.ours.device)
             with self._precision():
                 outcome = evaluate(self.model, batch, objective, hidden)
             loss, count = loss + outcome.loss.item(), count + outcome.count
@@ -357,32 +335,6 @@ class _Training:
     @property
     def _evaluated_at_a_time(self) -> int:
         return min(512, max(1, EVALUATED_AT_A_TIME // self.task.data.n))
-
-    def _lengths(self, split: Split, rows: np.ndarray) -> torch.Tensor:
-        if split.lengths is None:
-            return torch.full((len(rows),), self.task.data.n)
-        return torch.from_numpy(split.lengths[rows]).long()
-
-    def _mask(self, lengths: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-        real = torch.arange(int(lengths.max())) < lengths[:, None]
-        return draw_mask(real, self.config.mask_share, generator)
-
-    def _take(self, split: Split, rows: np.ndarray, mask: torch.Tensor | None) -> tuple[Batch, torch.Tensor | None]:
-        """Return sequences, and which of their tokens are hidden, on the device, no longer than the longest of them."""
-        lengths = None if split.lengths is None else self._lengths(split, rows)
-        longest = self.task.data.n if lengths is None else int(lengths.max())
-        labels = torch.from_numpy(split.labels[rows]).long()
-        batch = Batch(
-            self._move(split.tensor(rows, longest)),
-            self._move(labels),
-            None if lengths is None else self._move(lengths),
-        )
-        return batch, None if mask is None else self._move(mask[:, :longest].contiguous())
-
-    def _move(self, tensor: torch.Tensor) -> torch.Tensor:
-        if self.ours.device.type != "cuda":
-            return tensor.to(self.ours.device)
-        return tensor.pin_memory().to(self.ours.device, non_blocking=True)
 
     def _precision(self) -> contextlib.AbstractContextManager[object]:
         enabled = self.config.precision == "bf16"

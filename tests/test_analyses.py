@@ -56,6 +56,30 @@ def test_the_materialised_way_of_the_benchmark_finds_the_engines_numbers(bench):
         torch.testing.assert_close(square, gradient.square[0, head])
 
 
+def test_the_plain_network_of_the_benchmark_is_ours_without_hooks():
+    bench = script("bench_training")
+    found = bench.ways(20, torch.device("cpu"))
+    inputs = torch.randint(bench.VOCABULARY, (3, 20), generator=torch.Generator().manual_seed(0))
+    (ours, loss), (plain, plain_loss) = found["attnprobe"], found["plain"]
+    torch.testing.assert_close(plain(inputs), ours(inputs, output="tokens"))
+    batch, mask = bench.Batch(inputs, torch.zeros(3, dtype=torch.long)), torch.arange(20).expand(3, 20) % 2 == 0
+    torch.testing.assert_close(plain_loss(batch, mask), loss(batch, mask))
+    # the label head has no part in it
+    sizes = {name: sum(weight.numel() for weight in model.parameters()) for name, (model, _) in found.items()}
+    assert sizes["attnprobe"] - sizes["plain"] == sum(weight.numel() for weight in ours.classify.parameters())
+
+
+def test_the_benchmark_of_training_compares_what_it_says(tmp_path):
+    bench = script("bench_training")
+    bench.main(lengths=(16, 32), turns=2, out=tmp_path / "table.csv")
+    found = pd.read_csv(tmp_path / "table.csv")
+    assert set(found["way"]) == {"attnprobe", "plain", "nn.TransformerEncoder", "TransformerLens"}
+    kept = found.pivot(index="n", columns="way", values="activations KiB a token")
+    assert kept["attnprobe"].tolist() == pytest.approx([kept["attnprobe"].iloc[0]] * 2, rel=0.01), "linear in n"
+    assert (kept["attnprobe"] <= kept["plain"] * 1.01).all()
+    assert kept["TransformerLens"].iloc[1] > kept["TransformerLens"].iloc[0] * 1.05
+
+
 def test_the_benchmark_runs_and_its_committed_table_is_its_own(bench, tmp_path, capsys):
     bench.main(longest=256, out=tmp_path / "table.csv")
     found, committed = (pd.read_csv(path) for path in (tmp_path / "table.csv", FOLDER / "results/bench_statistics.csv"))

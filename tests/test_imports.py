@@ -12,8 +12,8 @@ PACKAGE = Path(__file__).parent.parent / "attnprobe"
 # Each module may import from those before it only. Figures stand apart: they know results, never models.
 ORDER = [
     "errors", "axes", "randomness", "provenance", "config", "results", "figures", "statistics",
-    "position", "attention", "initialisation", "transformer", "tasks", "objectives", "transfer", "checkpoint", "run",
-    "processes", "trackers", "training", "measures", "report", "demo", "cli", "__main__",
+    "position", "attention", "initialisation", "transformer", "tasks", "objectives", "batches", "transfer",
+    "checkpoint", "run", "processes", "trackers", "training", "measures", "report", "demo", "cli", "__main__",
 ]  # fmt: skip
 FIGURES_KNOW = {"errors", "axes", "provenance", "results", "figures"}
 

@@ -3,10 +3,11 @@ import pytest
 import torch
 from support import TINY
 
+from attnprobe.batches import batch_rows
 from attnprobe.checkpoint import load
 from attnprobe.errors import UsageError
 from attnprobe.tasks import build, configure
-from attnprobe.training import batch_rows, checkpoint_steps, rate_factor, train
+from attnprobe.training import checkpoint_steps, rate_factor, train
 from attnprobe.transfer import PARTS, select
 
 NAMED = {**TINY, "pretrain_steps": 8, "d_model": 16}

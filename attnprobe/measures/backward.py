@@ -8,13 +8,13 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from attnprobe.batches import batch_rows, lengths_of, mask_of, take
 from attnprobe.config import Objective, TrainConfig
 from attnprobe.measures.capture import query_and_key
-from attnprobe.objectives import Batch, draw_mask, evaluate, predict
+from attnprobe.objectives import Batch, evaluate, predict
 from attnprobe.randomness import torch_generator
 from attnprobe.statistics import Scores
 from attnprobe.tasks import Task
-from attnprobe.training import batch_rows
 from attnprobe.transfer import select
 from attnprobe.transformer import Transformer
 
@@ -112,10 +112,12 @@ def fit(
     split, device = task.train, made.classify.weight.device
     for step in range(1, steps + 1):
         rows = batch_rows(config, len(split), f"fit {objective}", step)
-        lengths = None if split.lengths is None else torch.from_numpy(split.lengths[rows]).to(device)
-        batch = Batch(split.tensor(rows).to(device), torch.from_numpy(split.labels[rows]).long().to(device), lengths)
-        mask = draw_mask(batch.real().cpu(), config.mask_share, torch_generator(seed, f"fit masks {objective}", step))
-        loss = evaluate(made, batch, objective, mask.to(device) if objective == "masked" else None).mean
+        mask = None
+        if objective == "masked":
+            generator = torch_generator(seed, f"fit masks {objective}", step)
+            mask = mask_of(lengths_of(split, rows), config.mask_share, generator)
+        batch, mask = take(split, rows, mask, device)
+        loss = evaluate(made, batch, objective, mask).mean
         optimiser.zero_grad()
         loss.backward()
         if config.clip:
