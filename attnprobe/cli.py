@@ -185,23 +185,31 @@ def _preset(arguments: list[str]) -> TrainConfig:
 
 
 @dataclass(frozen=True)
-class Tasks:
-    """List the tasks with what a reader needs to judge a number."""
+class Tasks(ReadsData):
+    """List the tasks with what a reader needs to judge a number; or build one and count what is in it."""
 
+    name: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="[TASK]")] = None
+    """A task, or a file of your own (.npz): it is built, and the facts are measured."""
+    task_options: dict[str, int | float | str] = dataclasses.field(default_factory=dict)
+    """Parameters of the task that differ from its own, as NAME VALUE pairs (n 64 train_size 1000)."""
     json: bool = False
     """Print JSON."""
 
     def run(self) -> None:
-        """Print the list."""
+        """Print the list, or the facts of one task."""
+        if self.name is not None:
+            return self._one(self.name)
+        if self.task_options:
+            raise UsageError("--task-options belong to one task: name it")
         rows, notes = [], []
         for name, kind in tasks.TASKS.items():
             source = kind()
-            data = source.data
+            data, sizes = source.data, source.sizes
             size = {"n": data.n, "inputs": data.inputs, "vocabulary": data.vocabulary, "classes": data.classes}
             best = "unknown" if source.best_accuracy is None else f"{source.best_accuracy:.3f}"
             chance = max(source.balance or (1 / data.classes,))
-            split = {"chance": chance, "best": best, **source.sizes, "licence": source.licence}
-            rows.append({"task": name, **size, **split})
+            split = {"train": sizes["train"], "validation": sizes.get("validation", 0), "test": sizes["test"]}
+            rows.append({"task": name, **size, "chance": chance, "best": best, **split, "licence": source.licence})
             notes.append({"what": (inspect.getdoc(kind) or "").split("\n")[0], "origin": source.origin})
         if self.json:
             _print_json([{**row, **note} for row, note in zip(rows, notes, strict=True)])
@@ -209,6 +217,21 @@ class Tasks:
         _print_table(rows)
         for row, note in zip(rows, notes, strict=True):
             print(f"\n{row['task']}: {note['what']}\n  from: {note['origin']}")
+
+    def _one(self, name: str) -> None:
+        from attnprobe.tasks.facts import facts
+
+        source = tasks.source(name, self.task_options)
+        found = facts(source, source.build(0))
+        if self.json:
+            _print_json(found)
+            return
+        splits = found.pop("splits")
+        for fact, value in {**found, "best": found["best"] or "unknown"}.items():
+            if value is not None:
+                print(f"{fact:<12} {value}")
+        print()
+        _print_table(splits)
 
 
 @dataclass(frozen=True)

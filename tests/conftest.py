@@ -1,6 +1,7 @@
 """Shared, tiny, real things: runs are trained once a session."""
 
 import os
+from pathlib import Path
 
 import matplotlib
 import pytest
@@ -20,6 +21,19 @@ def data_folder(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patched:
         patched.setenv("ATTNPROBE_DATA", str(folder))
         yield folder
+
+
+@pytest.fixture
+def real_archive(data_folder):
+    """Give a function that puts a real archive into the tests' data folder (as a link), or skips the test."""
+
+    def put(file):
+        if ARCHIVES is None or not (Path(ARCHIVES) / file).is_file():
+            pytest.skip(f"needs the real {file}: set ATTNPROBE_DATA to a folder that holds it")
+        if not (data_folder / file).exists():
+            (data_folder / file).symlink_to((Path(ARCHIVES) / file).resolve())
+
+    return put
 
 
 @pytest.fixture(scope="session")

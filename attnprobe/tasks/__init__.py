@@ -9,9 +9,14 @@ from attnprobe.config import TrainConfig, from_flat
 from attnprobe.errors import UsageError, listed
 from attnprobe.tasks.bigrams import Bigrams
 from attnprobe.tasks.digits import Digits
+from attnprobe.tasks.image import Image, Image16, ImageRGB
+from attnprobe.tasks.mnist import Mnist
+from attnprobe.tasks.own import SUFFIX, Own, is_file, kept
 from attnprobe.tasks.pairs import Pairs
 from attnprobe.tasks.presets import PRESETS
+from attnprobe.tasks.retrieval import Retrieval
 from attnprobe.tasks.task import Source, Split, Task
+from attnprobe.tasks.text import Text
 
 __all__ = ["PRESETS", "TASKS", "Source", "Split", "Task", "build", "configure", "short_name", "source"]
 
@@ -19,20 +24,31 @@ TASKS: dict[str, type[Source]] = {
     "pairs": Pairs,
     "bigrams": Bigrams,
     "digits": Digits,
+    "mnist-5k": Mnist,
+    "image": Image,
+    "image-16": Image16,
+    "image-rgb": ImageRGB,
+    "text": Text,
+    "retrieval": Retrieval,
 }
 
 
 def source(name: Any, options: Any = None) -> Source:
-    """Return the task's source with its parameters; raise `UsageError` for an unknown task or parameter."""
-    if not isinstance(name, str) or name not in TASKS:
-        raise UsageError(f"task={name!r} is unknown; valid: {listed(TASKS)}")
-    valid = [one.name for one in dataclasses.fields(TASKS[name])]  # pyright: ignore[reportArgumentType]
+    """Return the task's source with its parameters; raise `UsageError` for an unknown task or parameter.
+
+    A name that ends in .npz is that of a file of your own: see `attnprobe.tasks.own`.
+    """
+    if not is_file(name) and (not isinstance(name, str) or name not in TASKS):
+        raise UsageError(f"task={name!r} is unknown; valid: {listed(TASKS)}, or a file that ends in {SUFFIX}")
+    kind: type[Source] = Own if is_file(name) else TASKS[name]
+    fixed = {"file": name} if is_file(name) else {}
+    valid = [one.name for one in dataclasses.fields(kind) if one.name not in fixed]  # pyright: ignore[reportArgumentType]
     if not isinstance(options or {}, Mapping):
         raise UsageError(f"task_options={options!r} must be names and values")
     for option in options or {}:
         if option not in valid:
             raise UsageError(f"task {name} has no parameter {option!r}; valid: {listed(valid)}")
-    return TASKS[name](**(options or {}))
+    return kind(**fixed, **(options or {}))
 
 
 def short_name(task: str) -> str:
@@ -45,11 +61,12 @@ def build(config: TrainConfig) -> Task:
     return source(config.task, config.task_options).build(config.seed).held_out(config.hold_out)
 
 
-def configure(task: str | None = None, *, preset: str | None = None, **named: Any) -> TrainConfig:
+def configure(task: str | Task | None = None, *, preset: str | None = None, **named: Any) -> TrainConfig:
     """Return the `TrainConfig` of a task: its recommended settings, over them those of a preset, then the named ones.
 
-    Without a task it is that of the preset, or else pairs. ``task_options`` are joined name by name. Raises
-    `UsageError` for an unknown task, preset or setting, and for a preset that is made for another task.
+    The task is one that `TASKS` lists, an .npz file, or a `Task`, which is then written to the data folder once;
+    without one it is that of the preset, or else pairs. ``task_options`` are joined name by name. Raises `UsageError`
+    for an unknown task, preset or setting, and for a preset that is made for another task.
 
     >>> configure("digits", recipe="labels", n_layers=2).model.d_model
     64
@@ -59,10 +76,10 @@ def configure(task: str | None = None, *, preset: str | None = None, **named: An
     if preset is not None and preset not in PRESETS:
         raise UsageError(f"preset={preset!r} is unknown; valid: {listed(PRESETS)}")
     chosen = {} if preset is None else PRESETS[preset]
-    task = task or chosen.get("task", "pairs")
-    if chosen and task != chosen["task"]:
-        raise UsageError(f"preset={preset!r} is for task {chosen['task']}, not {task}")
+    name = kept(task) if isinstance(task, Task) else task or chosen.get("task", "pairs")
+    if chosen and name != chosen["task"]:
+        raise UsageError(f"preset={preset!r} is for task {chosen['task']}, not {name}")
     options = named.get("task_options") or {}
     if isinstance(options, Mapping):
         named["task_options"] = options = {**chosen.get("task_options", {}), **options}
-    return from_flat({**source(task, options).settings, **chosen, "task": task, **named})
+    return from_flat({**source(name, options).settings, **chosen, "task": name, **named})

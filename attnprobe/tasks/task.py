@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
@@ -84,6 +85,45 @@ class Task:
         if count >= len(self.train):
             raise UsageError(f"hold_out={count}: must be below the {len(self.train)} training sequences")
         return replace(self, train=self.train[:-count], validation=self.train[-count:])
+
+    @classmethod
+    def from_arrays(cls, name: str = "own", **arrays: Any) -> "Task":
+        """Return the task of arrays: ``labels`` [sequence], and ``tokens`` or ``values`` [sequence, token].
+
+        ``lengths`` and ``split`` ("train", "validation" or "test" for each sequence), ``grid``, ``vocabulary`` and
+        ``classes`` are optional, and ``test_share`` (0.2) is for sequences without a split: what an .npz file may hold,
+        and means the same.
+
+        >>> Task.from_arrays(tokens=[[0, 1], [1, 0], [2, 0]], labels=[0, 1, 1]).data.vocabulary
+        3
+        """
+        from attnprobe.tasks import own
+
+        return own.from_arrays(name, **arrays)
+
+    @classmethod
+    def from_table(cls, table: Any, inputs: str = "text", labels: str = "label", **named: Any) -> "Task":
+        """Return the task of a pandas ``DataFrame``, a Hugging Face ``Dataset`` or ``DatasetDict``, or {split: table}.
+
+        The column ``inputs`` holds text (its UTF-8 bytes are the ids, 256 of them), lists of ids, or lists of real
+        values; rows of several lengths are padded, with their lengths kept, and ``n=`` cuts. The column ``labels`` may
+        hold anything that can be sorted: the classes are numbered in that order. ``split=`` names a column with
+        "train", "validation" and "test"; without it ``test_share=`` (0.2) of the rows are drawn for testing, always the
+        same ones. ``name=`` names the task.
+
+        >>> import pandas as pd
+        >>> Task.from_table(pd.DataFrame({"text": ["ab", "c", "de"], "label": ["x", "y", "x"]})).train.lengths.tolist()
+        [2, 1]
+        """
+        from attnprobe.tasks import own
+
+        return own.from_table(table, inputs, labels, **named)
+
+    def save(self, path: str | Path) -> None:
+        """Write the task to an .npz file, which is a task of that name: ``attnprobe train --task FILE.npz``."""
+        from attnprobe.tasks import own
+
+        own.save(self, Path(path))
 
     def _check(self, split: Split, where: str) -> None:
         inputs, labels, data = split.inputs, split.labels, self.data

@@ -1,0 +1,43 @@
+"""What can be measured of a task: the facts a reader needs to judge a number."""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from attnprobe.tasks.task import Source, Split, Task
+
+
+def facts(source: Source, task: Task) -> dict[str, Any]:
+    """Return the facts of a task that was built, counted in its arrays.
+
+    *chance* is the share of the largest class in the test split, *best* the accuracy of the Bayes-optimal classifier
+    where it is known. ``splits`` has a row for each split.
+    """
+    chance = np.bincount(task.test.labels).max() / len(task.test)
+    return {
+        "task": task.name,
+        **dataclasses.asdict(task.data),
+        "chance": float(chance),
+        "best": source.best_accuracy,
+        "licence": source.licence,
+        "origin": source.origin,
+        "fingerprint": task.fingerprint,
+        "splits": [
+            {"split": name, "sequences": len(split), **_lengths(split), **_shares(split, task.data.classes)}
+            for name, split in task.splits.items()
+        ],
+    }
+
+
+def _lengths(split: Split) -> dict[str, float]:
+    """Return the shortest, the median and the longest length, where lengths differ."""
+    if split.lengths is None:
+        return {}
+    least, median, most = np.quantile(split.lengths, [0, 0.5, 1])
+    return {"length_min": int(least), "length_median": float(median), "length_max": int(most)}
+
+
+def _shares(split: Split, classes: int) -> dict[str, float]:
+    counts = np.bincount(split.labels, minlength=classes)
+    return {f"class_{label}": float(count / len(split)) for label, count in enumerate(counts)}

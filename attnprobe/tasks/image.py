@@ -1,0 +1,154 @@
+"""`image`, `image-16` and `image-rgb`: CIFAR-10, pixel by pixel, from the official binary archive."""
+
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Literal
+
+import numpy as np
+from pydantic import Field
+
+from attnprobe.config import DataSpec, settings
+from attnprobe.errors import UsageError
+from attnprobe.tasks import archives
+from attnprobe.tasks.folder import Create, made_once
+from attnprobe.tasks.pixels import Inputs, halved, pixel_data, split_levels
+from attnprobe.tasks.task import Task
+
+ARCHIVE = archives.Archive(
+    "cifar-10-binary.tar.gz",
+    "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz",
+    "c32a1d4ab5d03f1284b67883e8d87530",
+)
+FOLDER = "cifar-10-batches-bin"
+BATCHES = {"train": [f"data_batch_{batch}.bin" for batch in range(1, 6)], "test": ["test_batch.bin"]}
+RECORDS = 10000
+"""Images of one batch file."""
+RECORD = 1 + 3 * 32 * 32
+"""Bytes of one image: its label, then the red, the green and the blue plane."""
+Form = Literal["grey", "grey-16", "rgb"]
+TOKENS = {"grey": 32 * 32, "grey-16": 16 * 16, "rgb": 3 * 32 * 32}
+
+
+@settings
+class Image:
+    """CIFAR-10 in grey, 32 x 32 pixels read row by row: the Image task of Long Range Arena.
+
+    The split is the official one; ``train_size`` and ``test_size`` take the first images of each. Both stand in random
+    order in the archive, so that these are about balanced.
+    """
+
+    settings: ClassVar[dict[str, Any]] = {
+        # The network and the rates of Amos et al.; 50,000 steps are 50 epochs.
+        "n_layers": 3,
+        "d_model": 64,
+        "n_heads": 4,
+        "position": "sinusoidal",
+        "pooling": "max",
+        "mask_share": 0.5,
+        "rate": 1e-3,
+        "schedule": "constant",
+        "weight_decay": 0.0,
+        "batch_size": 50,
+        "steps": 250000,
+        "pretrain_steps": 50000,
+    }
+    licence: ClassVar[str] = "none stated"
+    origin: ClassVar[str] = f"CIFAR-10 (Krizhevsky 2009), {ARCHIVE.address}"
+    name: ClassVar[str] = "image"
+    form: ClassVar[Form] = "grey"
+    grid: ClassVar[tuple[int, int] | None] = (32, 32)
+
+    inputs: Inputs = "values"
+    """values: a level is a number from -1 to 1, a hidden one is predicted by absolute error; tokens: it is one of 256
+    ids."""
+    train_size: Annotated[int, Field(ge=1, le=50000)] = 50000
+    """Training images, the first ones."""
+    test_size: Annotated[int, Field(ge=1, le=10000)] = 10000
+    """Test images, the first ones."""
+
+    @property
+    def data(self) -> DataSpec:
+        """Levels, on a grid where a token is a pixel."""
+        return pixel_data(self.inputs, self.grid, TOKENS[self.form], classes=10)
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Sequences of each split."""
+        return {"train": self.train_size, "test": self.test_size}
+
+    @property
+    def balance(self) -> None:
+        """Every class equally often in the whole; about so in a part."""
+
+    @property
+    def best_accuracy(self) -> None:
+        """Not known in closed form."""
+
+    def build(self, seed: int) -> Task:
+        """Read the images."""
+        arrays = read(self.form)
+        levels = split_levels(self.inputs)
+        train, test = (archives.made_split(arrays, split, size, levels) for split, size in self.sizes.items())
+        return Task(self.name, self.data, train, test)
+
+
+@settings
+class Image16(Image):
+    """CIFAR-10 in grey at 16 x 16 pixels, means of 2 x 2: a quarter of the tokens of `image`."""
+
+    name: ClassVar[str] = "image-16"
+    form: ClassVar[Form] = "grey-16"
+    grid: ClassVar[tuple[int, int] | None] = (16, 16)
+
+
+@settings
+class ImageRGB(Image):
+    """CIFAR-10 in colour: red, green and blue of a pixel are three tokens, one after the other."""
+
+    name: ClassVar[str] = "image-rgb"
+    form: ClassVar[Form] = "rgb"
+    grid: ClassVar[tuple[int, int] | None] = None
+
+
+@dataclass(frozen=True)
+class Cifar:
+    """What the arrays on disk depend on."""
+
+    form: Form
+
+
+def read(form: Form) -> dict[str, np.ndarray]:
+    """Return the arrays train_inputs [image, token], train_labels [image], test_inputs and test_labels of CIFAR-10."""
+    path = ARCHIVE.find()
+    batches = {f"{FOLDER}/{file}": split for split, files in BATCHES.items() for file in files}
+    starts = {f"{FOLDER}/{file}": RECORDS * i for files in BATCHES.values() for i, file in enumerate(files)}
+
+    def make(create: Create) -> None:
+        sizes = {split: RECORDS * len(files) for split, files in BATCHES.items()}
+        inputs = {split: create(f"{split}_inputs", (size, TOKENS[form]), np.uint8) for split, size in sizes.items()}
+        labels = {split: create(f"{split}_labels", (size,), np.uint8) for split, size in sizes.items()}
+        one = range(RECORDS * RECORD, RECORDS * RECORD + 1)
+        found = set()
+        for name, content in archives.members(path, lambda name: one if name in batches else None):
+            records = np.frombuffer(content, np.uint8).reshape(RECORDS, RECORD)
+            if records[:, 0].max() > 9:
+                raise UsageError(f"{path}: {name} holds the label {records[:, 0].max()}: must be 0 ... 9")
+            rows = slice(starts[name], starts[name] + RECORDS)
+            inputs[batches[name]][rows] = tokens(records[:, 1:].reshape(RECORDS, 3, 32, 32), form)
+            labels[batches[name]][rows] = records[:, 0]
+            found.add(name)
+        archives.complete(path, found, batches)
+
+    return made_once(Cifar(form), make, archive=archives.sha256(path))
+
+
+def tokens(images: np.ndarray, form: Form) -> np.ndarray:
+    """Return [image, token] of [image, colour, row, column].
+
+    Grey is the luma 0.299 R + 0.587 G + 0.114 B in the integer arithmetic of Pillow and torchvision, so that it agrees
+    with theirs to the last level.
+    """
+    if form == "rgb":
+        return images.transpose(0, 2, 3, 1).reshape(len(images), -1)
+    red, green, blue = images.astype(np.uint32).transpose(1, 0, 2, 3)
+    grey = ((19595 * red + 38470 * green + 7471 * blue + 2**15) >> 16).astype(np.uint8)
+    return (halved(grey) if form == "grey-16" else grey).reshape(len(images), -1)

@@ -1,0 +1,123 @@
+"""`text`: film reviews byte by byte, from the official archive."""
+
+import re
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar
+
+import numpy as np
+from pydantic import Field
+
+from attnprobe.config import Count, DataSpec, settings
+from attnprobe.errors import UsageError
+from attnprobe.randomness import numpy_generator
+from attnprobe.tasks import archives
+from attnprobe.tasks.folder import Create, made_once
+from attnprobe.tasks.task import Task
+
+ARCHIVE = archives.Archive(
+    "aclImdb_v1.tar.gz",
+    "https://ai.stanford.edu/~amaas/data/sentiment/aclImdb_v1.tar.gz",
+    "7c2ac02c03563afcf9b574c7e56c153a",
+)
+MEMBER = re.compile(r"aclImdb/(train|test)/(neg|pos)/\d+_\d+\.txt")
+REVIEWS = 12500
+"""Reviews of one class in one split."""
+LONGEST = 2**20
+"""Bytes of a review at most."""
+
+
+@settings
+class Text:
+    """Is a film review good or bad, byte by byte: the Text task of Long Range Arena (IMDB).
+
+    A token is a byte of the file as it is (256 ids); longer reviews are cut at n, shorter ones padded with 0. The split
+    is the official one. The archive is sorted by class, so each split is shuffled once, the same way for every seed;
+    ``train_size`` and ``test_size`` take the first reviews of that.
+    """
+
+    settings: ClassVar[dict[str, Any]] = {
+        # The network and the rates of Amos et al.; 50,000 steps are 64 epochs; how long they pretrain is not known.
+        "n_layers": 6,
+        "d_model": 512,
+        "n_heads": 8,
+        "mlp_ratio": 4,
+        "position": "sinusoidal",
+        "mask_share": 0.15,
+        "rate": 1e-4,
+        "pretrain_rate": 5e-4,
+        "schedule": "constant",
+        "weight_decay": 0.1,
+        "batch_size": 32,
+        "steps": 100000,
+        "pretrain_steps": 50000,
+    }
+    licence: ClassVar[str] = "none stated"
+    origin: ClassVar[str] = f"Large Movie Review Dataset (Maas et al. 2011), {ARCHIVE.address}"
+
+    n: Count = 4096
+    """Bytes of the longest sequence; longer reviews are cut."""
+    train_size: Annotated[int, Field(ge=1, le=25000)] = 25000
+    """Training reviews."""
+    test_size: Annotated[int, Field(ge=1, le=25000)] = 25000
+    """Test reviews."""
+
+    @property
+    def data(self) -> DataSpec:
+        """Bytes."""
+        return DataSpec(n=self.n, inputs="tokens", classes=2, vocabulary=256)
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Sequences of each split."""
+        return {"train": self.train_size, "test": self.test_size}
+
+    @property
+    def balance(self) -> None:
+        """Both classes equally often in the whole; about so in a part."""
+
+    @property
+    def best_accuracy(self) -> None:
+        """Not known in closed form."""
+
+    def build(self, seed: int) -> Task:
+        """Read the reviews."""
+        arrays = read(self.n)
+        train, test = (archives.made_split(arrays, split, size) for split, size in self.sizes.items())
+        return Task("text", self.data, train, test)
+
+
+@dataclass(frozen=True)
+class Reviews:
+    """What the arrays on disk depend on."""
+
+    n: int
+
+
+def read(n: int) -> dict[str, np.ndarray]:
+    """Return NAME_inputs [review, byte], NAME_labels and NAME_lengths [review] for NAME train and test."""
+    path = ARCHIVE.find()
+
+    def make(create: Create) -> None:
+        found: dict[str, list[tuple[str, int, bytes]]] = {"train": [], "test": []}
+        for name, content in archives.members(path, _sizes):
+            _, split, label, _ = name.split("/")
+            found[split].append((name, int(label == "pos"), content[:n]))
+        for split, reviews in found.items():
+            for label, what in enumerate(("neg", "pos")):
+                count = sum(review[1] == label for review in reviews)
+                if count != REVIEWS:
+                    raise UsageError(f"{path}: holds {count} reviews in aclImdb/{split}/{what}: must hold {REVIEWS}")
+            reviews.sort()  # by name, whatever the order of the archive
+            inputs = create(f"{split}_inputs", (len(reviews), n), np.uint8)
+            labels = create(f"{split}_labels", (len(reviews),), np.uint8)
+            lengths = create(f"{split}_lengths", (len(reviews),), np.int32)
+            for row, i in enumerate(numpy_generator(0, f"text {split}").permutation(len(reviews))):
+                _, labels[row], content = reviews[i]
+                inputs[row, : len(content)] = np.frombuffer(content, np.uint8)
+                lengths[row] = len(content)
+
+    return made_once(Reviews(n), make, archive=archives.sha256(path))
+
+
+def _sizes(name: str) -> range | None:
+    return range(1, LONGEST + 1) if MEMBER.fullmatch(name) else None

@@ -1,0 +1,92 @@
+import numpy as np
+import pytest
+from archive_files import imdb
+
+from attnprobe.errors import UsageError
+from attnprobe.tasks import folder, source, text
+
+FILE = text.ARCHIVE.file
+REVIEWS = {
+    ("test", "neg"): [b"bad", b"worse"],
+    ("test", "pos"): [b"good", b"better"],
+    ("train", "neg"): [b"Awful \xe9", b"No."],
+    ("train", "pos"): ["Très bien".encode(), b"Yes<br />"],
+}
+
+
+@pytest.fixture
+def few(tmp_path, monkeypatch):
+    monkeypatch.setenv(folder.VARIABLE, str(tmp_path))
+    monkeypatch.setattr(text, "REVIEWS", 2)
+    imdb(tmp_path / FILE, REVIEWS)
+    return tmp_path
+
+
+def build(**options):
+    return source("text", {"n": 12, "train_size": 4, "test_size": 4, **options}).build(0)
+
+
+def read(split):
+    """Return {bytes of the sequence without padding: label}."""
+    rows = zip(split.inputs, split.lengths, split.labels, strict=True)
+    return {bytes(row[:length]): int(label) for row, length, label in rows}
+
+
+def test_tokens_are_the_bytes_of_the_reviews_as_they_are(few):
+    task = build()
+    for split in ("train", "test"):
+        expected = {review: label == "pos" for (part, label), all in REVIEWS.items() if part == split for review in all}
+        assert read(task.splits[split]) == expected
+    assert task.train.inputs.dtype == np.uint8
+    padding = np.arange(12) >= task.train.lengths[:, None]
+    assert (task.train.inputs[padding] == 0).all()
+
+
+def test_longer_reviews_are_cut(few):
+    task = build(n=4)
+    assert read(task.train) == {b"Awfu": 0, b"No.": 0, "Très".encode()[:4]: 1, b"Yes<": 1}
+    assert sorted(task.train.lengths) == [3, 4, 4, 4]
+    assert task.data.n == 4
+
+
+def test_sizes_take_the_first_reviews_of_a_fixed_order(few):
+    whole, part = build(), build(train_size=3, test_size=1)
+    assert (part.train.inputs == whole.train.inputs[:3]).all()
+    assert (part.train.lengths == whole.train.lengths[:3]).all()
+    assert len(part.test) == 1
+    assert source("text", {"n": 12, "train_size": 4, "test_size": 4}).build(1).fingerprint == whole.fingerprint
+
+
+def test_the_order_of_the_archive_does_not_matter(few, tmp_path, monkeypatch):
+    first = build()
+    imdb(tmp_path / FILE, dict(reversed(REVIEWS.items())))
+    assert build().fingerprint == first.fingerprint
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ({"aclImdb/train/pos/9_9.txt": b"more"}, "holds 3 reviews in aclImdb/train/pos: must hold 2"),
+        ({"aclImdb/test/neg/1_7.txt": b""}, "member 'aclImdb/test/neg/1_7.txt' has 0 bytes: must have 1 ... 1048576"),
+        ({"aclImdb/test/neg/1_7.txt": b"x" * (2**20 + 1)}, "has 1048577 bytes"),
+        ({"aclImdb/../../x.txt": b"x"}, "leads out of the archive"),
+    ],
+)
+def test_archives_that_are_not_the_official_layout_are_refused(few, tmp_path, more, said):
+    imdb(tmp_path / FILE, REVIEWS, **more)
+    with pytest.raises(UsageError) as caught:
+        build()
+    assert said in str(caught.value)
+    assert FILE in str(caught.value)
+
+
+def test_the_real_archive_is_balanced_and_shuffled(real_archive):
+    real_archive(FILE)
+    task = source("text", {"n": 512}).build(0)
+    for split in task.splits.values():
+        assert np.bincount(split.labels).tolist() == [12500, 12500]
+        assert 30 < split.labels[:100].sum() < 70
+        assert split.lengths.min() >= 10
+        assert split.inputs.max() < 256
+    found = read(task.train)
+    assert found[next(review for review in found if review.startswith(b"Bromwell High is a cartoon comedy."))] == 1
