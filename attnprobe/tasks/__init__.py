@@ -13,6 +13,7 @@ from attnprobe.tasks.image import Image, Image16, ImageRGB
 from attnprobe.tasks.mnist import Mnist
 from attnprobe.tasks.own import SUFFIX, Own, is_file, kept
 from attnprobe.tasks.pairs import Pairs
+from attnprobe.tasks.planted import Planted
 from attnprobe.tasks.presets import PRESETS
 from attnprobe.tasks.retrieval import Retrieval
 from attnprobe.tasks.task import Source, Split, Task
@@ -22,6 +23,7 @@ __all__ = ["PRESETS", "TASKS", "Source", "Split", "Task", "build", "configure", 
 
 TASKS: dict[str, type[Source]] = {
     "pairs": Pairs,
+    "planted": Planted,
     "bigrams": Bigrams,
     "digits": Digits,
     "mnist-5k": Mnist,

@@ -40,10 +40,7 @@ class Pairs:
 
     def __post_init__(self) -> None:
         """Check that such matchings and sequences exist."""
-        if self.alphabet % 2 or self.n % self.alphabet:
-            raise UsageError(f"pairs: alphabet={self.alphabet} must be even and divide n={self.n}")
-        if self.classes >= self.alphabet:
-            raise UsageError(f"pairs: {self.alphabet} ids have only {self.alphabet - 1} disjoint matchings")
+        check_matchings("pairs", self.n, self.alphabet, self.classes)
 
     @property
     def data(self) -> DataSpec:
@@ -65,32 +62,51 @@ class Pairs:
 
     def build(self, seed: int) -> Task:
         """Draw matchings, training and test sequences."""
-        matchings = self.matchings(numpy_generator(seed, "pairs matchings"))
+        matchings = disjoint_matchings(self.alphabet, self.classes, numpy_generator(seed, "pairs matchings"))
         train, test = (
             self._draw(matchings, size, numpy_generator(seed, f"pairs {split}")) for split, size in self.sizes.items()
         )
         return Task("pairs", self.data, train, test)
 
-    def matchings(self, rng: np.random.Generator) -> np.ndarray:
-        """Return [class, pair, 2]: disjoint perfect matchings, drawn from a random round-robin schedule of the ids."""
-        players = np.arange(self.alphabet - 1)
-        rounds = []
-        for turn in range(self.alphabet - 1):
-            circle = np.roll(players, turn)
-            half = self.alphabet // 2 - 1
-            facing = np.stack([circle[1 : half + 1], circle[::-1][:half]], axis=1)
-            rounds.append(np.concatenate([[[circle[0], self.alphabet - 1]], facing]))
-        chosen = np.stack(rounds)[rng.permutation(self.alphabet - 1)[: self.classes]]
-        return rng.permutation(self.alphabet)[chosen]
-
     def _draw(self, matchings: np.ndarray, size: int, rng: np.random.Generator) -> Split:
         labels = rng.integers(self.classes, size=size)
-        pairs = np.tile(matchings[labels], (1, self.n // self.alphabet, 1))
-        pairs = rng.permuted(pairs, axis=2)
-        pairs = np.take_along_axis(pairs, rng.random((size, self.n // 2)).argsort(axis=1)[..., None], axis=1)
-        for sequence, broken in zip(pairs, rng.random((size, self.n // 2)) < self.broken, strict=True):
-            sequence[broken] = rng.permutation(sequence[broken].ravel()).reshape(-1, 2)
-        inputs = pairs.reshape(size, self.n)
+        inputs = drawn_pairs(matchings[labels], self.n // 2, self.broken, rng).reshape(size, self.n)
         rolled = rng.random(size) < 0.5
         inputs[rolled] = np.roll(inputs[rolled], 1, axis=1)
         return Split(inputs, labels)
+
+
+def check_matchings(task: str, n: int, alphabet: int, classes: int) -> None:
+    """Raise `UsageError` where there are no such matchings, or no sequence of n tokens holds a whole number of them."""
+    if alphabet % 2 or n % alphabet:
+        raise UsageError(f"{task}: alphabet={alphabet} must be even and divide n={n}")
+    if classes >= alphabet:
+        raise UsageError(f"{task}: {alphabet} ids have only {alphabet - 1} disjoint matchings")
+
+
+def disjoint_matchings(alphabet: int, classes: int, rng: np.random.Generator) -> np.ndarray:
+    """Return [class, pair, 2]: perfect matchings that share no pair, from a random round-robin schedule of the ids."""
+    players = np.arange(alphabet - 1)
+    rounds = []
+    for turn in range(alphabet - 1):
+        circle = np.roll(players, turn)
+        half = alphabet // 2 - 1
+        facing = np.stack([circle[1 : half + 1], circle[::-1][:half]], axis=1)
+        rounds.append(np.concatenate([[[circle[0], alphabet - 1]], facing]))
+    chosen = np.stack(rounds)[rng.permutation(alphabet - 1)[:classes]]
+    return rng.permutation(alphabet)[chosen]
+
+
+def drawn_pairs(matchings: np.ndarray, count: int, broken: float, rng: np.random.Generator) -> np.ndarray:
+    """Return [sequence, pair, 2]: every pair of a sequence's matching [sequence, pair, 2] equally often, ``count`` in all.
+
+    Order and orientation are random. A pair is broken with probability ``broken``; the tokens of a sequence's broken
+    pairs are shuffled among themselves.
+    """
+    size = len(matchings)
+    pairs = np.tile(matchings, (1, count // matchings.shape[1], 1))
+    pairs = rng.permuted(pairs, axis=2)
+    pairs = np.take_along_axis(pairs, rng.random((size, count)).argsort(axis=1)[..., None], axis=1)
+    for sequence, chosen in zip(pairs, rng.random((size, count)) < broken, strict=True):
+        sequence[chosen] = rng.permutation(sequence[chosen].ravel()).reshape(-1, 2)
+    return pairs

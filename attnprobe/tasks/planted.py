@@ -1,0 +1,81 @@
+"""`planted`: the label is which tokens stand a known distance apart, the ground truth of every measure of proximity."""
+
+from typing import Annotated, Any, ClassVar
+
+import numpy as np
+from pydantic import Field
+
+from attnprobe.config import Count, DataSpec, settings
+from attnprobe.errors import UsageError
+from attnprobe.randomness import numpy_generator
+from attnprobe.tasks.pairs import check_matchings, disjoint_matchings, drawn_pairs
+from attnprobe.tasks.task import Split, Task
+
+
+@settings
+class Planted:
+    """Pairs of one of several matchings of the alphabet, their tokens a known distance apart; the label is the matching.
+
+    Like `pairs`, which is ``distance=1``: a bag of tokens says nothing about the label. A sequence consists of blocks of
+    2 distance tokens, and the tokens r and r + distance of a block are a pair. Sequences are rolled by 0 ... 2 distance
+    - 1 at random, so that half the tokens find their partner behind and half ahead, wherever they stand.
+    """
+
+    settings: ClassVar[dict[str, Any]] = {}
+    licence: ClassVar[str] = "generated"
+    origin: ClassVar[str] = "attnprobe"
+
+    distance: Count = 3
+    """Tokens from one of a pair to the other."""
+    n: Count = 48
+    """Tokens in a sequence: a multiple of twice the distance, and of the alphabet."""
+    alphabet: Annotated[int, Field(ge=4)] = 8
+    """Number of ids: even."""
+    classes: Annotated[int, Field(ge=2)] = 4
+    """Number of matchings: below the alphabet."""
+    broken: Annotated[float, Field(ge=0, le=1)] = 0.1
+    """Probability with which a pair is broken."""
+    train_size: Count = 500
+    """Training sequences."""
+    test_size: Count = 2000
+    """Test sequences."""
+
+    def __post_init__(self) -> None:
+        """Check that such matchings and sequences exist."""
+        check_matchings("planted", self.n, self.alphabet, self.classes)
+        if self.n % (2 * self.distance):
+            raise UsageError(f"planted: blocks of 2 distance={2 * self.distance} tokens must fill n={self.n}")
+
+    @property
+    def data(self) -> DataSpec:
+        """Token ids."""
+        return DataSpec(n=self.n, inputs="tokens", classes=self.classes, vocabulary=self.alphabet)
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Sequences of each split."""
+        return {"train": self.train_size, "test": self.test_size}
+
+    @property
+    def balance(self) -> None:
+        """Every class is drawn alike."""
+
+    @property
+    def best_accuracy(self) -> None:
+        """Not known in closed form."""
+
+    def build(self, seed: int) -> Task:
+        """Draw matchings, training and test sequences."""
+        matchings = disjoint_matchings(self.alphabet, self.classes, numpy_generator(seed, "planted matchings"))
+        train, test = (
+            self._draw(matchings, size, numpy_generator(seed, f"planted {split}")) for split, size in self.sizes.items()
+        )
+        return Task("planted", self.data, train, test)
+
+    def _draw(self, matchings: np.ndarray, size: int, rng: np.random.Generator) -> Split:
+        labels = rng.integers(self.classes, size=size)
+        pairs = drawn_pairs(matchings[labels], self.n // 2, self.broken, rng)
+        blocks = pairs.reshape(size, -1, self.distance, 2).swapaxes(2, 3)  # [sequence, block, one or other, pair]
+        rolls = rng.integers(2 * self.distance, size=size)
+        inputs = np.take_along_axis(blocks.reshape(size, self.n), (np.arange(self.n) - rolls[:, None]) % self.n, axis=1)
+        return Split(inputs, labels)
