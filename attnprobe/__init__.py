@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from attnprobe.measures.proximity import proximity
     from attnprobe.results import open_result, over_steps
     from attnprobe.run import Run
+    from attnprobe.sweep import open_sweep
     from attnprobe.tasks import TASKS, Split, Task, configure
     from attnprobe.training import resume, train
     from attnprobe.transformer import Transformer
@@ -44,6 +45,7 @@ _HOME = {
     "open_result": "results",
     "over_steps": "results",
     "Run": "run",
+    "open_sweep": "sweep",
     "TASKS": "tasks",
     "Split": "tasks",
     "Task": "tasks",
@@ -71,6 +73,7 @@ __all__ = [
     "interventions",
     "load",
     "open_result",
+    "open_sweep",
     "over_steps",
     "positions",
     "proximity",

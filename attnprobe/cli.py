@@ -57,6 +57,7 @@ def _dispatch(arguments: list[str]) -> None:
     commands = {
         "demo": (Demo, None),
         "train": (Train, Train(settings=_preset(arguments))),
+        "sweep": (Sweep, None),
         "tasks": (Tasks, None),
         "show": (Show, None),
         "report": (Report, None),
@@ -159,6 +160,46 @@ class Train(ReadsData):
             f"{name.replace('_', ' ')} {last[name]:.3f}" for name in ACCURACIES if last.get(name) is not None
         )
         print(f"{run.folder}: {last['objective']} {shown}\nnext: {PROG} proximity {run.folder}")
+
+
+@dataclass(frozen=True)
+class Sweep(ReadsData):
+    """Train every combination of the settings in a file, each once, into one table; exit status 1 where some failed."""
+
+    file: tyro.conf.Positional[Path] = dataclasses.field(kw_only=True)
+    """TOML or YAML file: [base], the settings that all runs share, and [grid], lists of those that vary."""
+    out: Path | None = None
+    """Folder of the runs, sweep.json and sweep.csv; else the one that the file names, or runs/NAME-OF-THE-FILE."""
+    workers: int | None = None
+    """Runs at a time on this machine, one thread each; 1 where nothing is named."""
+    ray: Annotated[str | None, tyro.conf.arg(metavar="ADDRESS")] = None
+    """Run on the Ray cluster at this address (auto finds it on its own nodes), which shares the folder."""
+    shard: Annotated[str | None, tyro.conf.arg(metavar="I/K")] = None
+    """Only every K-th run from run I on (0 ... K-1), as in the job arrays of SLURM."""
+    status: bool = False
+    """Only say how far the runs are."""
+
+    def run(self) -> None:
+        """Train what is missing, and say what came of it."""
+        from attnprobe import sweep
+
+        if self.ray is not None and self.workers is not None:
+            raise UsageError(f"workers={self.workers}: on a Ray cluster its CPUs say how many run at a time")
+        plan = sweep.read_sweep(self.file, self.out)
+        cells = plan.shard(self.shard)
+        if not self.status:
+            sweep.run_sweep(plan, cells, 1 if self.workers is None else self.workers, self.ray)
+        table = sweep.look_at(cells)
+        if self.status:
+            print(table[["folder", "status", "step", "steps"]].to_string(index=False))
+        failed = table[table["status"] == "failed"]
+        for folder, reason in zip(failed["folder"], failed["reason"], strict=True):
+            print(f"failed: {folder}: {reason}")
+        print(f"{plan.out}: {sweep.summary(table)}")
+        if not self.status:
+            print(f"table: {plan.out / 'sweep.csv'}, or attnprobe.open_sweep({str(plan.out)!r})")
+            if len(failed):
+                raise SystemExit(1)
 
 
 def _preset(arguments: list[str]) -> TrainConfig:

@@ -268,6 +268,21 @@ def from_flat(named: Mapping[str, Any]) -> TrainConfig:
 
 def read_settings(path: str | Path) -> dict[str, Any]:
     """Read settings from a TOML or YAML file; a section may hold them or not, its name does not matter."""
+    found = read_file(path)
+    named: dict[str, Any] = {}
+    for name, value in found.items():
+        inner = value if isinstance(value, dict) and name != "task_options" else {name: value}
+        for key, entry in inner.items():
+            if not isinstance(key, str):
+                raise UsageError(f"{path}: {key!r} is no name of a setting")
+            if key in named:
+                raise UsageError(f"{path}: {key} is set twice")
+            named[key] = entry
+    return named
+
+
+def read_file(path: str | Path) -> dict[Any, Any]:
+    """Return what a TOML or YAML file holds, sections as dictionaries; raise `UsageError` where it cannot be read."""
     path = Path(path)
     try:
         found = _PARSERS[path.suffix](path.read_text())
@@ -279,16 +294,7 @@ def read_settings(path: str | Path) -> dict[str, Any]:
         raise UsageError(f"{path}: {' '.join(str(error).split())}") from error
     if not isinstance(found, dict):
         raise UsageError(f"{path}: holds no settings (NAME = VALUE)")
-    named: dict[str, Any] = {}
-    for name, value in found.items():
-        inner = value if isinstance(value, dict) and name != "task_options" else {name: value}
-        for key, entry in inner.items():
-            if not isinstance(key, str):
-                raise UsageError(f"{path}: {key!r} is no name of a setting")
-            if key in named:
-                raise UsageError(f"{path}: {key} is set twice")
-            named[key] = entry
-    return named
+    return found
 
 
 def from_plain(kind: type[Made], fields: Any, where: str) -> Made:

@@ -1,18 +1,16 @@
 """The demonstration: both recipes on a generated and a real task, several seeds, and what their scores learned."""
 
-import multiprocessing
-from concurrent.futures import ProcessPoolExecutor, wait
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import scipy.stats
-import torch
 import xarray as xr
-from tqdm import tqdm
 
 from attnprobe import report
+from attnprobe.cells import complete
 from attnprobe.checkpoint import load
 from attnprobe.config import TrainConfig
 from attnprobe.errors import UsageError
@@ -20,7 +18,7 @@ from attnprobe.figures.recipes import recipes as draw_recipes
 from attnprobe.results import join, most_proximal, own_prefix, save
 from attnprobe.run import Run
 from attnprobe.tasks import configure
-from attnprobe.training import train
+from attnprobe.workers import run_all
 
 # Few evaluations and checkpoints, and less than half of the steps that digits recommends: minutes, not an hour.
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -28,8 +26,6 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "digits": {"evaluations": 4, "checkpoints": 4, "steps": 1000, "pretrain_steps": 700},
 }
 RECIPES = ("labels", "spt")
-
-_steps_done: Any = None
 
 
 def demo(out: Path, seeds: int, workers: int) -> None:
@@ -47,7 +43,7 @@ def demo(out: Path, seeds: int, workers: int) -> None:
         _check_folder(folder, config)
     print(f"{len(plan)} runs into {out}, {workers} at a time")
     out.mkdir(parents=True, exist_ok=True)
-    results = _run_all(plan, workers)
+    results = run_all(_run_one, plan, workers, _lost)
     joined: dict[str, xr.Dataset] = {}
     for task in SETTINGS:
         by_recipe = [
@@ -66,33 +62,6 @@ def demo(out: Path, seeds: int, workers: int) -> None:
     print(f"next:   attnprobe proximity {out / 'pairs-spt-0'}    # every checkpoint, and the evolution over steps")
 
 
-def _run_all(plan: dict[Path, TrainConfig], workers: int) -> dict[Path, xr.Dataset]:
-    """Train and measure in processes of one thread each, under one progress bar."""
-    context = multiprocessing.get_context("spawn")
-    counter = context.Value("q", 0)
-    with (
-        ProcessPoolExecutor(workers, context, initializer=_start_worker, initargs=(counter,)) as pool,
-        tqdm(total=sum(config.steps for config in plan.values()), unit="step", dynamic_ncols=True) as bar,
-    ):
-        futures = {folder: pool.submit(_run_one, folder, config) for folder, config in plan.items()}
-        pending = set(futures.values())
-        while pending:
-            done, pending = wait(pending, timeout=0.5)
-            bar.update(counter.value - bar.n)
-            failed = [future for future in done if future.exception() is not None]
-            if failed:
-                pool.shutdown(cancel_futures=True)
-                failed[0].result()
-            bar.set_description(f"{len(futures) - len(pending)} of {len(futures)} runs")
-        return {folder: future.result() for folder, future in futures.items()}
-
-
-def _start_worker(counter: Any) -> None:
-    global _steps_done
-    _steps_done = counter
-    torch.set_num_threads(1)
-
-
 def _check_folder(folder: Path, config: TrainConfig) -> None:
     """Raise `UsageError` where a folder holds another run, or one that was cut off."""
     if not (folder / "config.json").exists():
@@ -102,17 +71,14 @@ def _check_folder(folder: Path, config: TrainConfig) -> None:
         raise UsageError(f"{folder}: holds another run, or an unfinished one; name another folder or remove it")
 
 
-def _run_one(folder: Path, config: TrainConfig) -> xr.Dataset:
+def _run_one(folder: Path, config: TrainConfig, on_step: Callable[[int], None]) -> xr.Dataset:
     """Train one run, unless the folder holds it already, and measure its last checkpoint."""
-
-    def count(step: int) -> None:
-        with _steps_done.get_lock():
-            _steps_done.value += 1
-
-    last = Run(folder).path_of(config.steps)
-    if not last.exists():
-        train(config, folder, progress=False, on_step=count)
+    last = complete(folder, config, on_step).path_of(config.steps)
     return report.write_checkpoint("proximity", load(last), report.default_folder(last))
+
+
+def _lost(folder: Path, why: str) -> xr.Dataset:
+    raise UsageError(f"{folder}: {why}")
 
 
 def _table(joined: dict[str, xr.Dataset]) -> str:

@@ -169,8 +169,8 @@ class _Training:
         if state is not None:
             self.model.load_state_dict(state.weights)
             self.metrics, self.saved = state.metrics, state.path
-            if writes:
-                self.run.rewind(state.metrics)
+        if writes:
+            self.run.rewind(self.metrics)  # what was logged after the state, or before there was one, comes again
         if config.compile:
             self.model.residual = torch.compile(self.model.residual)
         done = 0 if state is None else state.step

@@ -13,7 +13,8 @@ PACKAGE = Path(__file__).parent.parent / "attnprobe"
 ORDER = [
     "errors", "axes", "randomness", "provenance", "config", "results", "figures", "statistics",
     "position", "attention", "initialisation", "transformer", "tasks", "objectives", "batches", "transfer",
-    "checkpoint", "run", "processes", "trackers", "training", "measures", "report", "demo", "cli", "__main__",
+    "checkpoint", "run", "processes", "trackers", "training", "workers", "cells", "cluster", "sweep",
+    "measures", "report", "demo", "cli", "__main__",
 ]  # fmt: skip
 FIGURES_KNOW = {"errors", "axes", "provenance", "results", "figures"}
 
@@ -72,6 +73,7 @@ def test_the_check_sees_a_planted_bad_import(module, source):
     [
         (["--help"], ["torch", "transformer_lens", "matplotlib", "scipy", "xarray"]),
         (["train", "--help"], ["torch", "transformer_lens", "matplotlib", "scipy", "xarray"]),
+        (["sweep", "--help"], ["torch", "transformer_lens", "matplotlib", "scipy", "xarray"]),
         (["proximity", "--help"], ["torch", "transformer_lens", "matplotlib"]),
         (["tasks"], ["transformer_lens", "matplotlib"]),
         (["show", "CHECKPOINT"], ["transformer_lens", "matplotlib"]),

@@ -1,0 +1,137 @@
+"""One cell of a sweep: a run folder that is trained once, whoever comes first.
+
+Beside what a run leaves behind the folder holds ``cell.lock``, which the process that trains the cell holds (the
+operating system releases it when the process dies), and ``failed.json`` where the last attempt failed. The lock is
+flock: on a file system that several nodes share it must reach all of them (NFS does; Lustre is mounted with ``flock``).
+"""
+
+import json
+import os
+import traceback
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from filelock import FileLock, Timeout
+
+from attnprobe.config import TrainConfig
+from attnprobe.errors import UsageError
+
+if TYPE_CHECKING:
+    from attnprobe.run import Run
+
+Status = Literal["done", "running", "unfinished", "failed", "missing"]
+STATUSES: tuple[Status, ...] = ("done", "running", "unfinished", "failed", "missing")
+Outcome = Literal["done", "failed", "held"]
+
+HELD_AFTER = 2.0
+"""Seconds after which a lock counts as held: longer than anybody needs to look at it."""
+
+
+@dataclass(frozen=True)
+class State:
+    """How far a cell is."""
+
+    status: Status
+    metrics: list[dict[str, Any]]
+    reason: str | None = None
+    """Why it failed."""
+
+    @property
+    def step(self) -> int:
+        """The last step that was evaluated; 0 before the first."""
+        return self.metrics[-1]["step"] if self.metrics else 0
+
+
+def look(folder: Path) -> State:
+    """Return the state of the cell in a folder, which may not exist; nothing is loaded but text."""
+    metrics = _metrics(folder)
+    if (folder / "finished.json").exists():
+        return State("done", metrics)
+    if _held(folder):
+        return State("running", metrics)
+    try:
+        return State("failed", metrics, json.loads((folder / "failed.json").read_text())["reason"])
+    except FileNotFoundError:
+        return State("unfinished" if (folder / "config.json").exists() else "missing", metrics)
+
+
+def reached(folder: Path) -> int:
+    """Return the last step that the cell in a folder was evaluated at; 0 before the first."""
+    return State("running", _metrics(folder)).step
+
+
+def complete(folder: Path, config: TrainConfig, on_step: Callable[[int], None] | None = None) -> "Run":
+    """Return the finished run of a configuration: trained, resumed where it was cut off, or as it lies there.
+
+    Raises `UsageError` where the folder holds another run; else as `attnprobe.train`.
+    """
+    from attnprobe import training  # torch: what only looks at cells does without
+    from attnprobe.run import Run
+
+    run = Run(folder)
+    if not run.exists:
+        return training.train(config, folder, progress=False, on_step=on_step)
+    if run.config != config:
+        raise UsageError(f"{folder}: holds another run; name another folder or remove it")
+    return training.resume(folder, progress=False, on_step=on_step)
+
+
+def attempt(folder: Path, config: TrainConfig, on_step: Callable[[int], None] | None = None) -> Outcome:
+    """Complete a cell and say how it went; one whose lock another process holds is left to it.
+
+    A failure is recorded in the folder and does not raise; another attempt begins at the newest state.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder / "cell.lock", timeout=HELD_AFTER):
+            try:
+                complete(folder, config, on_step)
+            except UsageError as error:
+                return record_failure(folder, str(error))
+            except Exception as error:
+                said = str(error).strip().split("\n")[0]
+                return record_failure(folder, f"{type(error).__name__}: {said}", traceback.format_exc())
+            (folder / "failed.json").unlink(missing_ok=True)
+            return "done"
+    except Timeout:
+        return "held"
+    except (OSError, NotImplementedError) as error:
+        raise UsageError(f"{folder}: cannot be locked or written ({error})") from error
+
+
+def record_failure(folder: Path, reason: str, details: str | None = None) -> Outcome:
+    """Keep in the cell's folder why it failed."""
+    write_whole(folder / "failed.json", json.dumps({"reason": reason, "traceback": details}, indent=1) + "\n")
+    return "failed"
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file whole or not at all, whoever else writes it at the same time."""
+    part = path.with_name(f"{path.name}.{uuid.uuid4().hex}.part")
+    part.write_text(text)
+    os.replace(part, path)
+
+
+def _held(folder: Path) -> bool:
+    lock = folder / "cell.lock"
+    if not lock.exists():
+        return False
+    try:
+        with FileLock(lock, timeout=0):
+            return False
+    except Timeout:
+        return True
+    except OSError:  # somebody else's folder, that can only be read
+        return False
+
+
+def _metrics(folder: Path) -> list[dict[str, Any]]:
+    """Return the metrics up to the last whole line: another process may be writing the next one."""
+    try:
+        text = (folder / "metrics.jsonl").read_text()
+    except FileNotFoundError:
+        return []
+    return [json.loads(line) for line in text.split("\n")[:-1]]

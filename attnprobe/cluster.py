@@ -1,0 +1,100 @@
+"""The cells of a sweep on a Ray cluster: one task a cell, of one CPU (and one GPU, where the device is one).
+
+Every node needs attnprobe and the same folder of the sweep, on a file system that they share: a cell whose node dies is
+then resumed elsewhere from its newest state, as soon as the lock of the dead process is gone.
+"""
+
+import contextlib
+import logging
+import os
+import socket
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from attnprobe.cells import Outcome, attempt, reached, record_failure
+from attnprobe.config import TrainConfig
+from attnprobe.errors import UsageError
+from attnprobe.tasks.folder import VARIABLE
+from attnprobe.workers import TRIES
+
+AGAIN_AFTER = 3.0
+"""Seconds until a cell whose lock is held is tried again."""
+LOOKED_EVERY = 2.0
+"""Seconds between two looks at how far the cells are."""
+
+
+def run_on_ray(plan: Mapping[Path, TrainConfig], address: str) -> None:
+    """Bring every cell of the plan to its end, done or failed, on the cluster at ``address``.
+
+    A task whose node or process dies is started up to `TRIES` times. Raises `UsageError` without Ray, or where the
+    cluster cannot be reached.
+    """
+    try:
+        import ray
+    except ModuleNotFoundError:
+        raise UsageError(f"ray={address!r}: Ray is not installed; pip install 'attnprobe[ray]'") from None
+    try:
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        raise UsageError(f"ray={address!r}: cannot be reached ({' '.join(str(error).split())})") from error
+    try:
+        with contextlib.redirect_stdout(sys.stderr):  # what Ray says of nodes that die
+            _run(ray, plan)
+    finally:
+        ray.shutdown()
+
+
+def _run(ray: Any, plan: Mapping[Path, TrainConfig]) -> None:
+    task = ray.remote(num_cpus=1, max_retries=TRIES - 1)(_task)
+    data = os.environ.get(VARIABLE)
+
+    def start(folder: Path) -> Any:
+        gpus = int(plan[folder].device.startswith("cuda"))
+        return task.options(num_gpus=gpus, name=folder.name).remote(folder, plan[folder], data)
+
+    running = {start(folder): folder for folder in plan}
+    held: dict[Path, float] = {}
+    ended, looked = set[Path](), 0.0
+    total = sum(config.steps for config in plan.values())
+    with tqdm(total=total, unit="step", dynamic_ncols=True, mininterval=0.5) as bar:
+        while running or held:
+            for folder in [one for one, since in held.items() if time.monotonic() - since > AGAIN_AFTER]:
+                del held[folder]
+                running[start(folder)] = folder
+            for one in ray.wait(list(running), timeout=0.5)[0] if running else ():
+                folder = running.pop(one)
+                try:
+                    outcome: Outcome = ray.get(one)
+                except ray.exceptions.RayTaskError as error:
+                    raise error.cause from None
+                except ray.exceptions.RayError as error:
+                    said = str(error).strip().split("\n")[0]
+                    outcome = record_failure(folder, f"its task was lost: {type(error).__name__}: {said}")
+                if outcome == "held":
+                    held[folder] = time.monotonic()
+                else:
+                    ended.add(folder)
+            if not running:
+                time.sleep(0.5 if held else 0)
+            if time.monotonic() - looked > LOOKED_EVERY or not (running or held):
+                looked = time.monotonic()
+                steps = (config.steps if one in ended else reached(one) for one, config in plan.items())
+                bar.update(sum(steps) - bar.n)
+            bar.set_description(f"{len(ended)} of {len(plan)} runs", refresh=False)
+
+
+def _task(folder: Path, config: TrainConfig, data: str | None) -> Outcome:
+    """Attempt one cell, on whichever node."""
+    import torch
+
+    torch.set_num_threads(1)
+    if not folder.parent.is_dir():
+        raise UsageError(f"{folder.parent}: node {socket.gethostname()} does not see it; the nodes must share it")
+    if data is not None:
+        os.environ[VARIABLE] = data
+    return attempt(folder, config)
