@@ -33,7 +33,7 @@ from attnprobe.trackers import Log
 
 PROG = "attnprobe"
 ACCURACIES = ("train_accuracy", "validation_accuracy", "test_accuracy")
-BESIDE_RESUME = ("--data", "--log", "--help", "-h")
+BESIDE_RESUME = ("--log", "--help", "-h")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -211,10 +211,13 @@ def _preset(arguments: list[str]) -> TrainConfig:
     early.add_argument("--config")
     early.add_argument("--preset")
     early.add_argument("--resume")
+    early.add_argument("--data")
     try:
         found, rest = early.parse_known_args(arguments[1:])
     except argparse.ArgumentError:  # tyro will say what is wrong
         return TrainConfig()
+    if found.data:
+        os.environ[VARIABLE] = found.data  # the file of the task may be there
     if found.resume:
         flags = [f"--{name}" for name in ("task", "config", "preset") if getattr(found, name)]
         flags += [flag for one in rest if (flag := one.split("=")[0]).startswith("-") and flag not in BESIDE_RESUME]

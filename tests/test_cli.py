@@ -7,6 +7,7 @@ import shutil
 from functools import partial, wraps
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from support import TINY as SPT_RUN
@@ -16,6 +17,7 @@ from attnprobe.cli import main
 from attnprobe.config import TrainConfig
 from attnprobe.results import open_result
 from attnprobe.tasks import configure
+from attnprobe.tasks.folder import VARIABLE
 from attnprobe.training import train
 
 FAST = ["--sequences", "8"]
@@ -155,6 +157,45 @@ def test_tasks_are_listed_with_chance_and_origin(capsys):
     main(["tasks", "--json"])
     rows = {row["task"]: row for row in json.loads(capsys.readouterr().out)}
     assert (rows["digits"]["n"], rows["digits"]["chance"], rows["digits"]["train"]) == (64, 0.1, 1197)
+
+
+@pytest.fixture
+def data_flag(monkeypatch):
+    """Let a test use --data, which sets a variable for good."""
+    monkeypatch.setenv(VARIABLE, os.environ[VARIABLE])
+
+
+def test_one_task_is_built_and_counted(tmp_path, capsys, data_flag):
+    main(["tasks", "pairs", "--task-options", "train_size", "30", "broken", "0.0", "--json"])
+    found = json.loads(capsys.readouterr().out)
+    train, test = found["splits"]
+    assert (train["sequences"], test["sequences"]) == (30, 2000)
+    assert sum(train[f"class_{label}"] for label in range(4)) == pytest.approx(1)
+    assert found["chance"] == max(test[f"class_{label}"] for label in range(4))
+    assert "--task-options belong to one task" in refused(capsys, "tasks", "--task-options", "n", "3")
+
+    np.savez(tmp_path / "mine.npz", tokens=[[1, 2, 0], [1, 0, 0], [3, 1, 2]], labels=[0, 1, 0], lengths=[2, 1, 3])
+    main(["tasks", str(tmp_path / "mine.npz")])
+    said = capsys.readouterr().out
+    assert re.search(r"vocabulary +4\n", said)
+    assert re.search(r"length_min +length_median +length_max", said)
+    assert "none" not in said.lower()
+    assert "no such file" in refused(capsys, "tasks", "mine.npz", "--data", tmp_path / "elsewhere")
+    main(["tasks", "mine.npz", "--data", str(tmp_path)])
+    assert capsys.readouterr().out == said
+
+
+def test_a_file_of_your_own_is_trained_on(tmp_path, capsys, data_flag):
+    rng = np.random.default_rng(0)
+    np.savez(tmp_path / "mine.npz", tokens=rng.integers(5, size=(40, 6)), labels=np.arange(40) % 2)
+    run = ["--out", str(tmp_path / "run"), "--data", str(tmp_path), *TINY]
+    main(["train", "--task", "mine.npz", *run, "--task-options", "test_share", "0.5"])
+    capsys.readouterr()
+    main(["proximity", str(tmp_path / "run" / "checkpoints" / "step-000004.pt"), *FAST])
+    assert "mine, spt, seed 0, step 4" in capsys.readouterr().out
+    (tmp_path / "mine.npz").unlink()
+    said = refused(capsys, "proximity", tmp_path / "run" / "checkpoints" / "step-000004.pt")
+    assert f"mine.npz: no such file; looked for mine.npz, {tmp_path / 'mine.npz'}" in said
 
 
 @pytest.mark.parametrize("arguments", [[], ["--help"]])

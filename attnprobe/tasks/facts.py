@@ -30,7 +30,7 @@ def facts(source: Source, task: Task) -> dict[str, Any]:
     }
 
 
-def _lengths(split: Split) -> dict[str, float]:
+def _lengths(split: Split) -> dict[str, int | float]:
     """Return the shortest, the median and the longest length, where lengths differ."""
     if split.lengths is None:
         return {}

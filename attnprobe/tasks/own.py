@@ -55,6 +55,10 @@ class Own:
     test_share: Share = TEST_SHARE
     """Share of the sequences that is for testing, where the file does not split them: one fixed random split."""
 
+    def __post_init__(self) -> None:
+        """Read the file, so that a wrong one is refused at once."""
+        self.build(0)
+
     @property
     def data(self) -> DataSpec:
         """What the arrays are."""
@@ -94,9 +98,10 @@ def load(path: Path, test_share: float = TEST_SHARE) -> Task:
     Raises `UsageError`, with file and array, for what cannot be read or does not fit.
     """
     try:
-        with np.load(path, allow_pickle=False) as held:
-            if not isinstance(held, np.lib.npyio.NpzFile):
-                raise UsageError("holds one array without a name: write it with numpy.savez(file, tokens=...)")
+        held = np.load(path, allow_pickle=False)
+        if not isinstance(held, np.lib.npyio.NpzFile):
+            raise UsageError("holds one array without a name: write it with numpy.savez(file, tokens=...)")
+        with held:
             arrays = {name: _read(held, name) for name in held.files}
         return _task(arrays, path.stem, test_share)
     except UsageError as error:
@@ -290,6 +295,8 @@ def _task(arrays: Mapping[str, np.ndarray], name: str, test_share: float) -> Tas
         raise UsageError(f"must hold labels, and tokens or values; it holds {listed(arrays) or 'nothing'}")
     kind = "tokens" if "tokens" in arrays else "values"
     levels = _number(arrays, "levels", 0)
+    if levels == 1:
+        raise UsageError("levels=1: must be 2 or more")
     inputs = _inputs(arrays[kind], kind, levels)
     count, n = inputs.shape
     labels = _integers(arrays, "labels", (count,), 0)

@@ -112,8 +112,8 @@ class Task:
         same ones. ``name=`` names the task.
 
         >>> import pandas as pd
-        >>> Task.from_table(pd.DataFrame({"text": ["ab", "c", "de"], "label": ["x", "y", "x"]})).train.lengths.tolist()
-        [2, 1]
+        >>> Task.from_table(pd.DataFrame({"text": ["ab", "c", "def"], "label": ["x", "y", "x"]})).data.n
+        3
         """
         from attnprobe.tasks import own
 
