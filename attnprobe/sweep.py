@@ -87,7 +87,7 @@ def read_sweep(path: str | Path, out: str | Path | None = None) -> Sweep:
         if name not in valid:
             raise UsageError(f"{path}: a sweep has no {name!r}; valid: {listed(valid)}")
         if not isinstance(value, valid[name]):
-            raise UsageError(f"{path}: {name}={value!r} must be a {'text' if name == 'out' else 'section'}")
+            raise UsageError(f"{path}: {name}={value!r} must be {'text' if name == 'out' else 'a section'}")
     folder = Path(out or found.get("out") or Path("runs") / path.stem)
     base = _flat(found.get("base", {}), str(path))
     named = [dict(itertools.chain(*map(dict.items, cell))) for cell in itertools.product(*_axes(found, str(path)))]
@@ -160,11 +160,11 @@ def summary(table: "pd.DataFrame") -> str:
 
 def _axes(found: Mapping[str, Any], where: str) -> list[list[dict[str, Any]]]:
     """Return for every list of the grid its values, each as the settings that it stands for."""
-    grid = dict(found.get("grid", {}))
-    if isinstance(grid.get(OPTIONS), dict):
-        grid |= {f"{OPTIONS}.{name}": values for name, values in grid.pop(OPTIONS).items()}
+    lists: dict[str, Any] = {}
+    for name, values in found.get("grid", {}).items():
+        lists |= _flat({name: values}, where) if isinstance(values, dict) and name == OPTIONS else {name: values}
     axes: dict[str, list[dict[str, Any]]] = {}
-    for name, values in grid.items():
+    for name, values in lists.items():
         if not isinstance(values, list) or not values:
             raise UsageError(f"{where}: grid.{name}={values!r} must be a list of values, or of tables")
         together = {isinstance(value, dict) and name != OPTIONS for value in values}

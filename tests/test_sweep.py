@@ -1,0 +1,452 @@
+"""Sweeps: what is planned, and that every cell is trained once whatever happens to those that train it."""
+
+import itertools
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from multiprocessing import active_children
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from filelock import FileLock
+from support import TINY
+
+import attnprobe as ap
+from attnprobe import cells, workers
+from attnprobe.cli import main
+from attnprobe.run import Run
+from attnprobe.sweep import look_at, read_sweep, summary
+from attnprobe.tasks import configure
+
+BASE = {"pretrain_steps": 8, "d_model": 16, **TINY}
+LONG = {**BASE, "steps": 160, "pretrain_steps": 80, "evaluations": 8, "checkpoints": 1}
+"""Long enough to be interrupted."""
+ROOT = Path(__file__).parent.parent
+
+
+def written(path, base=BASE, **grid):
+    """Write a sweep, as YAML (which JSON is), and return its path."""
+    path.write_text(json.dumps({"out": str(path.parent / "out"), "base": base, "grid": grid}))
+    return path
+
+
+def planned(path, base=BASE, **grid):
+    return read_sweep(written(path, base, **grid))
+
+
+def metrics(cell):
+    return Run(cell.folder).metrics
+
+
+def times(folder):
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.suffix in (".pt", ".jsonl", ".json")}
+
+
+def wait_for(found, seconds=60):
+    for _ in range(seconds * 20):
+        if found():
+            return
+        time.sleep(0.05)
+    raise AssertionError("it never came")
+
+
+def environment():
+    return {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore"}
+
+
+def started(*arguments):
+    """Start a command as its own process."""
+    code = "from attnprobe.cli import main; main()"
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    return subprocess.Popen(
+        command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    )
+
+
+def same_as_alone(cell, folder):
+    """Say whether a cell ended with the weights and metrics of a run that nothing interrupted."""
+    alone, here = ap.train(cell.config, folder, progress=False), Run(cell.folder)
+    pairs = zip(alone.last.weights.items(), here.last.weights.items(), strict=True)
+    return alone.metrics == here.metrics and all(
+        one == other and torch.equal(first, second) for (one, first), (other, second) in pairs
+    )
+
+
+# What is planned
+
+
+def test_the_cells_are_the_product_of_the_grid(tmp_path):
+    grid = {"recipe": ["labels", "spt"], "rate": [1e-3, 1e-2], "seed": [0, 1, 2]}
+    cells = planned(tmp_path / "s.yaml", **grid).cells
+    configs = [(cell.config.recipe, cell.config.rate, cell.config.seed) for cell in cells]
+    assert configs == list(itertools.product(*grid.values()))
+    assert all(cell.config.steps == TINY["steps"] for cell in cells)
+    assert len({cell.folder for cell in cells}) == len(cells)
+
+
+def test_a_toml_file_has_tables_of_settings_that_go_together_and_parameters_of_the_task(tmp_path):
+    (tmp_path / "both.toml").write_text(
+        "[base]\nseed = 3\ntask_options.test_size = 50\n[grid]\ntask_options.train_size = [8, 16]\n"
+        '[[grid.task]]\ntask = "pairs"\ntask_options = { n = 64 }\n'
+        '[[grid.task]]\ntask = "digits"\nn_layers = 2\n'
+    )
+    with pytest.raises(ap.UsageError, match=r"cell task_options.train_size=8, task=digits, n_layers=2: task digits"):
+        read_sweep(tmp_path / "both.toml")
+    text = (tmp_path / "both.toml").read_text().replace('task = "digits"', 'task = "bigrams"')
+    (tmp_path / "both.toml").write_text(text)
+    sweep = read_sweep(tmp_path / "both.toml")
+    assert sweep.out == Path("runs/both")
+    shared = {"test_size": 50, "train_size": 8}
+    one, two = (cell.config for cell in sweep.cells[:2])
+    assert (one.task, one.task_options, one.model.n_layers) == ("pairs", {**shared, "n": 64}, 1)
+    assert two == configure("bigrams", seed=3, n_layers=2, task_options=shared)  # with what the task recommends
+    assert two.steps != one.steps
+    assert set(sweep.cells[0].settings) >= {"task", "task_options.n", "task_options.train_size", "steps", "n_layers"}
+    assert "rate" not in sweep.cells[0].settings  # one for all
+
+
+def test_a_folder_is_a_function_of_the_settings_and_of_nothing_else(tmp_path):
+    (cell,) = planned(tmp_path / "a.yaml").cells
+    assert re.fullmatch(r"pairs-spt-0-[0-9a-f]{12}", cell.folder.name)
+    turned = {**dict(reversed(BASE.items())), "task_options": dict(reversed(TINY["task_options"].items()))}
+    turned["task_options"]["train_size"] = 64.0
+    assert planned(tmp_path / "b.yaml", turned).cells[0].folder.name == cell.folder.name
+    del turned["steps"]
+    again = planned(tmp_path / "c.yaml", turned, steps=[TINY["steps"], 13]).cells
+    assert [one.folder.name == cell.folder.name for one in again] == [True, False]
+    others = {
+        "recipe": "labels",
+        "seed": 1,
+        "rate": 0.1,
+        "n_layers": 2,
+        "freeze": ["qk"],
+        "patience": 1,
+        "init_from": "x.pt",
+        "device": "cuda",
+        "task_options": {"train_size": 65, "test_size": 40},
+    }
+    names = {planned(tmp_path / "d.yaml", {**BASE, name: value}).cells[0].folder.name for name, value in others.items()}
+    assert len(names | {cell.folder.name}) == len(others) + 1
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("grd: {}", "a sweep has no 'grd'; valid: out, base, grid"),
+        ("out: 3", "out=3 must be text"),
+        ("base: [1]", "base=[1] must be a section"),
+        ("grid: {rate: 0.1}", "grid.rate=0.1 must be a list of values, or of tables"),
+        ("grid: {rate: []}", "grid.rate=[] must be a list"),
+        ("grid: {rate: [0.1, {rate: 1}]}", "grid.rate mixes values and tables"),
+        ("grid: {rate: [0.1], x: [{rate: 1}]}", "rate is in grid.rate and in grid.x"),
+        ("grid: {task: [{1: 2}]}", "1 is no name of a setting"),
+        ("grid: {task_options: [3]}", "task_options=3 must be names and values"),
+        ("base: {rat: 1}", "cell base: unknown setting 'rat'; valid:"),
+        ("grid: {rate: [0.1, -1.0], seed: [0]}", "cell rate=-1.0, seed=0: rate=-1.0: input should be greater than 0"),
+        ("grid: {task: [pears]}", "cell task=pears: task='pears' is unknown"),
+        ("grid: {seed: [0, 1, 0]}", "cells 0 and 2 are the same run (seed=0)"),
+    ],
+)
+def test_a_bad_sweep_is_refused_in_one_line_that_names_the_cell(text, said, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("s.yaml").write_text(text)
+    with pytest.raises(SystemExit) as stop:
+        main(["sweep", "s.yaml"])
+    error = capsys.readouterr().err
+    assert stop.value.code == 2
+    assert error.startswith("attnprobe: s.yaml: ") and said in error and error.count("\n") == 1
+    assert os.listdir() == ["s.yaml"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--shard", "2/2"], "shard='2/2': must be i/k with 0 <= i < k"),
+        (["--shard", "1"], "shard='1': must be"),
+        (["--shard", "-1/2"], "must be i/k"),
+        (["--shard", "0/0"], "shard='0/0': must be"),
+        (["--workers", "0"], "workers=0: must be at least 1"),
+        (["--workers", "2", "--ray", "auto"], "workers=2: on a Ray cluster"),
+    ],
+)
+def test_bad_flags_are_refused_and_leave_nothing(flags, said, tmp_path, capsys):
+    path = written(tmp_path / "s.yaml")
+    with pytest.raises(SystemExit) as stop:
+        main(["sweep", str(path), *flags])
+    error = capsys.readouterr().err
+    assert stop.value.code == 2
+    assert said in error and error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_ray_that_is_not_there_is_said_in_one_line(tmp_path, monkeypatch):
+    sweep = planned(tmp_path / "s.yaml")
+    monkeypatch.setitem(sys.modules, "ray", None)  # as Python knows a module that cannot be imported
+    from attnprobe.sweep import run_sweep
+
+    with pytest.raises(ap.UsageError, match=r"ray='auto': Ray is not installed; pip install 'attnprobe\[ray\]'"):
+        run_sweep(sweep, sweep.cells, ray="auto")
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 7])
+def test_shards_are_disjoint_and_cover_the_sweep(count, tmp_path):
+    sweep = planned(tmp_path / "s.yaml", seed=list(range(5)))
+    shards = [cell.folder for index in range(count) for cell in sweep.shard(f"{index}/{count}")]
+    assert len(shards) == 5
+    assert set(shards) == {cell.folder for cell in sweep.cells}
+    assert sweep.shard(None) == sweep.cells
+
+
+# What is trained
+
+
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory):
+    """A sweep of which one cell diverges: its file, its plan, and what the command printed and ended with."""
+    path = tmp_path_factory.mktemp("sweep") / "s.yaml"
+    base = {**BASE, "hold_out": 8, "warmup": 0, "clip": 0.0, "recipe": "labels"}
+    sweep = planned(path, base, rate=[1e-3, 1e30], seed=[0, 1])
+    process = started("sweep", path)
+    said = process.communicate()[0]
+    return path, sweep, said, process.returncode
+
+
+def test_a_cell_that_fails_is_recorded_and_does_not_stop_the_others(swept):
+    path, sweep, said, status = swept
+    assert status == 1
+    assert f"{sweep.out}: 4 cells: 2 done, 2 failed" in said
+    for cell in sweep.cells:
+        state = cells.look(cell.folder)
+        if cell.config.rate < 1:
+            assert state.status == "done" and Run(cell.folder).finished and not (cell.folder / "failed.json").exists()
+            continue
+        assert state.status == "failed"
+        reason = json.loads((cell.folder / "failed.json").read_text())["reason"]
+        assert reason.startswith("training stopped: the train loss is nan")
+        assert f"failed: {cell.folder}: {reason}" in said
+
+
+def test_a_finished_sweep_is_left_alone(swept, capsys):
+    path, sweep, *_ = swept
+    done = [cell.folder for cell in sweep.cells if cell.config.rate < 1]
+    before = [times(folder) for folder in done]
+    main(["sweep", str(path), "--shard", "0/4"])
+    assert "1 cell: 1 done" in capsys.readouterr().out
+    assert [times(folder) for folder in done] == before
+
+
+def test_what_failed_is_tried_again(swept):
+    _, sweep, *_ = swept
+    cell = next(cell for cell in sweep.cells if cell.config.rate > 1)
+    before = (cell.folder / "failed.json").stat().st_mtime_ns
+    assert cells.attempt(cell.folder, cell.config) == "failed"
+    assert (cell.folder / "failed.json").stat().st_mtime_ns > before
+    assert [row["step"] for row in metrics(cell)].count(0) == 1
+
+
+def test_the_table_says_what_the_metrics_say(swept):
+    _, sweep, *_ = swept
+    table = ap.open_sweep(sweep.out)
+    assert list(table["folder"]) == [str(cell.folder) for cell in sweep.cells]
+    for (_, row), cell in zip(table.iterrows(), sweep.cells, strict=True):
+        rows = metrics(cell)
+        assert (row["rate"], row["seed"], row["task"]) == (cell.config.rate, cell.config.seed, "pairs")
+        assert (row["step"], row["steps"], row["objective"]) == (rows[-1]["step"], 12, "labels")
+        for name in ("train", "validation", "test"):
+            assert row[f"{name}_loss"] == rows[-1][f"{name}_loss"]
+            assert row[f"{name}_accuracy"] == rows[-1][f"{name}_accuracy"]
+        best = min(rows, key=lambda one: one["validation_loss"])
+        assert row["best_step"] == best["step"]
+        assert row["best_test_accuracy"] == best["test_accuracy"]
+        if row["status"] == "done":
+            assert row["best_step"] == Run(cell.folder).finished["best_step"]
+    assert table["reason"].notna().tolist() == [False, False, True, True]
+    assert "n_layers" not in table
+    written = pd.read_csv(sweep.out / "sweep.csv")
+    assert list(written.columns) == list(table.columns)
+    assert written["test_loss"].tolist() == pytest.approx(table["test_loss"].tolist())
+
+
+def test_a_folder_without_a_sweep_is_refused(tmp_path):
+    with pytest.raises(ap.UsageError, match="holds no sweep"):
+        ap.open_sweep(tmp_path)
+
+
+def test_every_state_is_told_and_counted(tmp_path, capsys):
+    path = written(tmp_path / "s.yaml", seed=list(range(5)), freeze=[["qk", "positions"]])
+    sweep = read_sweep(path)
+    done, unfinished, running, failed, _ = sweep.cells
+    cells.attempt(done.folder, done.config)
+    with pytest.raises(KeyboardInterrupt):
+        cells.attempt(unfinished.folder, unfinished.config, interrupt_at(7))
+    failed.folder.mkdir()
+    cells.record_failure(failed.folder, "it was too hard")
+    running.folder.mkdir()
+    with FileLock(running.folder / "cell.lock"):
+        assert list(look_at(sweep.cells)["status"]) == ["done", "unfinished", "running", "failed", "missing"]
+        main(["sweep", str(path), "--status"])
+    said = capsys.readouterr().out
+    assert "5 cells: 1 done, 1 running, 1 unfinished, 1 failed, 1 missing" in said
+    assert f"failed: {failed.folder}: it was too hard" in said
+    assert re.search(rf"{unfinished.folder} unfinished +6 +12\n", said)
+    assert list(look_at(sweep.cells)["freeze"]) == ["qk,positions"] * 5
+    assert summary(look_at([done])) == "1 cell: 1 done"
+    assert not (sweep.out / "sweep.json").exists()  # a look writes nothing
+
+
+def interrupt_at(step):
+    def on_step(reached):
+        if reached == step:
+            raise KeyboardInterrupt
+
+    return on_step
+
+
+def test_status_needs_no_torch(swept):
+    path, sweep, *_ = swept
+    code = (
+        f"import sys\nfrom attnprobe.cli import main\nmain(['sweep', {str(path)!r}, '--status'])\n"
+        "assert 'torch' not in sys.modules and 'ray' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", code], env=environment(), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "4 cells: 2 done, 2 failed" in done.stdout
+
+
+def test_a_cell_that_another_process_trains_is_left_to_it(tmp_path, monkeypatch):
+    (cell,) = planned(tmp_path / "s.yaml").cells
+    cell.folder.mkdir(parents=True)
+    monkeypatch.setattr(cells, "HELD_AFTER", 0.1)
+    with FileLock(cell.folder / "cell.lock"):
+        assert cells.attempt(cell.folder, cell.config) == "held"
+    assert os.listdir(cell.folder) == ["cell.lock"]
+    assert cells.attempt(cell.folder, cell.config) == "done"
+
+
+def test_an_error_of_any_kind_is_recorded_with_its_traceback(tmp_path, monkeypatch):
+    from attnprobe import tasks
+
+    (cell,) = planned(tmp_path / "s.yaml").cells
+    with monkeypatch.context() as patched:
+        patched.setattr(tasks, "build", lambda config: 1 / 0)
+        assert cells.attempt(cell.folder, cell.config) == "failed"
+    kept = json.loads((cell.folder / "failed.json").read_text())
+    assert kept["reason"] == "ZeroDivisionError: division by zero"
+    assert "1 / 0" in kept["traceback"]
+    assert cells.attempt(cell.folder, cell.config) == "done"
+    assert not (cell.folder / "failed.json").exists()
+
+
+def test_another_run_in_a_cell_is_refused(tmp_path):
+    one, two = planned(tmp_path / "s.yaml", seed=[0, 1]).cells
+    cells.attempt(one.folder, one.config)
+    assert cells.attempt(one.folder, two.config) == "failed"
+    assert "holds another run" in (one.folder / "failed.json").read_text()
+    assert Run(one.folder).config == one.config
+
+
+def test_a_run_cut_off_before_its_first_state_has_its_first_metrics_once(tmp_path):
+    (cell,) = planned(tmp_path / "s.yaml").cells
+    run = Run.create(cell.folder, cell.config)
+    run.log({"step": 0, "objective": "masked"})
+    assert cells.attempt(cell.folder, cell.config) == "done"
+    assert same_as_alone(cell, tmp_path / "alone")
+
+
+def test_a_sweep_that_is_killed_is_finished_by_the_next(tmp_path, capfd):
+    path = written(tmp_path / "s.yaml", LONG, seed=[0, 1])
+    first, second = read_sweep(path).cells
+    process = started("sweep", path)
+    wait_for(lambda: cells.reached(first.folder) >= 20)
+    os.killpg(process.pid, signal.SIGKILL)  # with its worker, as when a machine goes down
+    process.communicate()
+    assert cells.look(first.folder).status == "unfinished"
+    assert cells.look(second.folder).status == "missing"
+    main(["sweep", str(path)])
+    assert "2 cells: 2 done" in capfd.readouterr().out
+    assert same_as_alone(first, tmp_path / "alone")
+
+
+def test_a_worker_that_is_killed_does_not_lose_its_cell(tmp_path, capfd):
+    path = written(tmp_path / "s.yaml", LONG, seed=[0, 1])
+    first, second = read_sweep(path).cells
+
+    def kill():
+        wait_for(lambda: cells.reached(first.folder) >= 20)
+        for child in active_children():
+            os.kill(child.pid, signal.SIGKILL)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    main(["sweep", str(path)])
+    killer.join()
+    assert "2 cells: 2 done" in capfd.readouterr().out
+    assert same_as_alone(first, tmp_path / "alone")
+
+
+def die(folder, config, on_step):
+    with (folder.parent / "tries").open("a") as file:
+        file.write(f"{folder.name}\n")
+    if folder.name == "dies":
+        os.kill(os.getpid(), signal.SIGKILL)
+    return "done"
+
+
+def test_a_run_whose_process_always_dies_is_given_up_and_the_others_finish(tmp_path, monkeypatch):
+    plan = {tmp_path / name: configure("pairs") for name in ("dies", "lives")}
+    monkeypatch.setattr(workers, "TRIES", 2)
+    results = workers.run_all(die, plan, 1, lambda folder, why: why)
+    assert list(results.values()) == ["its process died 2 times, last by SIGKILL", "done"]
+    assert (tmp_path / "tries").read_text().split() == ["dies", "lives", "dies"]
+
+
+def refuse(folder, config, on_step):
+    raise ap.UsageError("mend this")
+
+
+def test_an_exception_of_the_work_comes_back_and_no_other_run_starts(tmp_path):
+    plan = {tmp_path / name: configure("pairs") for name in ("one", "other")}
+    with pytest.raises(ap.UsageError, match="mend this"):
+        workers.run_all(refuse, plan, 1, die)
+    assert not active_children()
+
+
+def test_two_sweeps_at_once_train_every_cell_once(tmp_path):
+    path = written(tmp_path / "s.yaml", LONG, seed=[0, 1, 2])
+    sweep = read_sweep(path)
+    both = [started("sweep", path), started("sweep", path)]
+    said = [process.communicate()[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0], said
+    assert list(ap.open_sweep(sweep.out)["status"]) == ["done"] * 3
+    for cell in sweep.cells:
+        # two that train one cell would both write their metrics into its file
+        assert [row["step"] for row in metrics(cell)] == list(range(0, 161, 20))
+    assert same_as_alone(sweep.cells[0], tmp_path / "alone")
+
+
+def test_a_node_of_a_ray_cluster_that_dies_loses_no_cell(tmp_path, monkeypatch):
+    from ray.cluster_utils import Cluster
+
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))  # for the workers of its nodes
+    path = written(tmp_path / "s.yaml", LONG, seed=[0, 1, 2])
+    sweep = read_sweep(path)
+    cluster = Cluster()
+    try:
+        cluster.add_node(num_cpus=1, include_dashboard=False)
+        second = cluster.add_node(num_cpus=1)
+        process = started("sweep", path, "--ray", cluster.address)
+        wait_for(lambda: process.poll() is not None or sum(cells.reached(one.folder) > 0 for one in sweep.cells) > 1)
+        cluster.remove_node(second, allow_graceful=False)
+        said = process.communicate()[0]
+    finally:
+        cluster.shutdown()
+    assert process.returncode == 0, said
+    assert "3 cells: 3 done" in said
+    assert all(same_as_alone(cell, tmp_path / cell.folder.name) for cell in sweep.cells)
