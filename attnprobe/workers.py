@@ -72,7 +72,9 @@ def run_all(
                     elif failure is None and tries[worker.folder] < TRIES:
                         waiting.append(worker.folder)
                     elif failure is None:
-                        results[worker.folder] = lost(worker.folder, f"its process died {TRIES} times, {value}")
+                        results[worker.folder] = lost(
+                            worker.folder, f"its process died in {TRIES} of {TRIES} tries, {value}"
+                        )
                 bar.update(sum(reached.values()) - bar.n)
                 bar.set_description(f"{len(results)} of {len(plan)} runs", refresh=False)
         finally:

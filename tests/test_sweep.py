@@ -391,30 +391,27 @@ def test_a_worker_that_is_killed_does_not_lose_its_cell(tmp_path, capfd):
     assert same_as_alone(first, tmp_path / "alone")
 
 
-def die(folder, config, on_step):
-    with (folder.parent / "tries").open("a") as file:
-        file.write(f"{folder.name}\n")
+def in_three_ways(folder, config, on_step):
+    with (folder.parent / "begun").open("a") as file:
+        file.write(f"{folder.name} ")
     if folder.name == "dies":
         os.kill(os.getpid(), signal.SIGKILL)
+    if folder.name == "refuses":
+        raise ap.UsageError("mend this")
     return "done"
 
 
-def test_a_run_whose_process_always_dies_is_given_up_and_the_others_finish(tmp_path, monkeypatch):
-    plan = {tmp_path / name: configure("pairs") for name in ("dies", "lives")}
-    monkeypatch.setattr(workers, "TRIES", 2)
-    results = workers.run_all(die, plan, 1, lambda folder, why: why)
-    assert list(results.values()) == ["its process died 2 times, last by SIGKILL", "done"]
-    assert (tmp_path / "tries").read_text().split() == ["dies", "lives", "dies"]
-
-
-def refuse(folder, config, on_step):
-    raise ap.UsageError("mend this")
-
-
-def test_an_exception_of_the_work_comes_back_and_no_other_run_starts(tmp_path):
-    plan = {tmp_path / name: configure("pairs") for name in ("one", "other")}
+def test_runs_whose_process_dies_are_given_up_and_an_exception_comes_back_and_stops_the_rest(tmp_path, monkeypatch):
+    names = ["lives", "dies", "refuses", "dies", "never"]
+    plan = {tmp_path / f"{index}" / name: configure("pairs") for index, name in enumerate(names)}
+    lost = []
+    monkeypatch.setattr(workers, "TRIES", 1)
+    for folder in plan:
+        folder.parent.mkdir()
     with pytest.raises(ap.UsageError, match="mend this"):
-        workers.run_all(refuse, plan, 1, die)
+        workers.run_all(in_three_ways, plan, 1, lambda folder, why: lost.append((folder.name, why)))
+    assert lost == [("dies", "its process died in 1 of 1 tries, last by SIGKILL")]
+    assert [(folder.parent / "begun").exists() for folder in plan] == [True, True, True, False, False]
     assert not active_children()
 
 
@@ -435,7 +432,7 @@ def test_a_node_of_a_ray_cluster_that_dies_loses_no_cell(tmp_path, monkeypatch):
     from ray.cluster_utils import Cluster
 
     monkeypatch.setenv("PYTHONPATH", str(ROOT))  # for the workers of its nodes
-    path = written(tmp_path / "s.yaml", LONG, seed=[0, 1, 2])
+    path = written(tmp_path / "s.yaml", LONG, seed=[0, 1])
     sweep = read_sweep(path)
     cluster = Cluster()
     try:
@@ -448,5 +445,5 @@ def test_a_node_of_a_ray_cluster_that_dies_loses_no_cell(tmp_path, monkeypatch):
     finally:
         cluster.shutdown()
     assert process.returncode == 0, said
-    assert "3 cells: 3 done" in said
+    assert "2 cells: 2 done" in said
     assert all(same_as_alone(cell, tmp_path / cell.folder.name) for cell in sweep.cells)
