@@ -12,6 +12,7 @@ from attnprobe.tasks.digits import Digits
 from attnprobe.tasks.image import Image, Image16, ImageRGB
 from attnprobe.tasks.mnist import Mnist
 from attnprobe.tasks.own import SUFFIX, Own, is_file, kept
+from attnprobe.tasks.listops import ListOps
 from attnprobe.tasks.pairs import Pairs
 from attnprobe.tasks.planted import Planted
 from attnprobe.tasks.presets import PRESETS
@@ -32,6 +33,7 @@ TASKS: dict[str, type[Source]] = {
     "image-rgb": ImageRGB,
     "text": Text,
     "retrieval": Retrieval,
+    "listops": ListOps,
 }
 
 

@@ -98,7 +98,7 @@ def disjoint_matchings(alphabet: int, classes: int, rng: np.random.Generator) ->
 
 
 def drawn_pairs(matchings: np.ndarray, count: int, broken: float, rng: np.random.Generator) -> np.ndarray:
-    """Return [sequence, pair, 2]: every pair of a sequence's matching [sequence, pair, 2] equally often, ``count`` in all.
+    """Return [sequence, pair, 2]: ``count`` pairs a sequence, each of its matching [sequence, pair, 2] equally often.
 
     Order and orientation are random. A pair is broken with probability ``broken``; the tokens of a sequence's broken
     pairs are shuffled among themselves.

@@ -14,11 +14,11 @@ from attnprobe.tasks.task import Split, Task
 
 @settings
 class Planted:
-    """Pairs of one of several matchings of the alphabet, their tokens a known distance apart; the label is the matching.
+    """Pairs of one of several matchings of the alphabet, a known distance apart; the label is the matching.
 
-    Like `pairs`, which is ``distance=1``: a bag of tokens says nothing about the label. A sequence consists of blocks of
-    2 distance tokens, and the tokens r and r + distance of a block are a pair. Sequences are rolled by 0 ... 2 distance
-    - 1 at random, so that half the tokens find their partner behind and half ahead, wherever they stand.
+    With ``distance=1`` these are the sequences of `pairs`, and as there a bag of tokens says nothing about the label.
+    A sequence consists of blocks of 2 distance tokens, and the tokens r and r + distance of a block are a pair. It is
+    rolled by 0 ... 2 distance - 1 at random, so that the partner is as often ahead as behind, wherever a token stands.
     """
 
     settings: ClassVar[dict[str, Any]] = {}
