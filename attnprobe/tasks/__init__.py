@@ -14,6 +14,7 @@ from attnprobe.tasks.mnist import Mnist
 from attnprobe.tasks.own import SUFFIX, Own, is_file, kept
 from attnprobe.tasks.listops import ListOps
 from attnprobe.tasks.pairs import Pairs
+from attnprobe.tasks.pathfinder import Pathfinder
 from attnprobe.tasks.planted import Planted
 from attnprobe.tasks.presets import PRESETS
 from attnprobe.tasks.retrieval import Retrieval
@@ -34,6 +35,7 @@ TASKS: dict[str, type[Source]] = {
     "text": Text,
     "retrieval": Retrieval,
     "listops": ListOps,
+    "pathfinder": Pathfinder,
 }
 
 

@@ -16,7 +16,7 @@ OPTIONS = {
     "image-rgb": SMALL,
     "text": SMALL,
     "listops": {"min_length": 20, "max_length": 40, "n": 40, "train_size": 400, "validation_size": 20, "test_size": 20},
-    "pathfinder": {"train_size": 400, "validation_size": 20, "test_size": 20},
+    "pathfinder": {"contour_length": 5, "distractors": 1, "train_size": 400, "validation_size": 20, "test_size": 20},
 }
 """Parameters with which the larger tasks are quickly made."""
 REAL = {"digits", "mnist-5k", "image", "image-16", "image-rgb", "text"}
