@@ -10,9 +10,9 @@ from attnprobe.errors import UsageError, listed
 from attnprobe.tasks.bigrams import Bigrams
 from attnprobe.tasks.digits import Digits
 from attnprobe.tasks.image import Image, Image16, ImageRGB
+from attnprobe.tasks.listops import ListOps
 from attnprobe.tasks.mnist import Mnist
 from attnprobe.tasks.own import SUFFIX, Own, is_file, kept
-from attnprobe.tasks.listops import ListOps
 from attnprobe.tasks.pairs import Pairs
 from attnprobe.tasks.pathfinder import Pathfinder
 from attnprobe.tasks.planted import Planted

@@ -11,6 +11,7 @@ from attnprobe.errors import UsageError
 from attnprobe.tasks import archives
 from attnprobe.tasks.folder import Create, made_once
 from attnprobe.tasks.pixels import Inputs, halved, pixel_data, split_levels
+from attnprobe.tasks.presets import recommended
 from attnprobe.tasks.task import Task
 
 ARCHIVE = archives.Archive(
@@ -36,21 +37,7 @@ class Image:
     order in the archive, so that these are about balanced.
     """
 
-    settings: ClassVar[dict[str, Any]] = {
-        # The network and the rates of Amos et al.; 50,000 steps are 50 epochs.
-        "n_layers": 3,
-        "d_model": 64,
-        "n_heads": 4,
-        "position": "sinusoidal",
-        "pooling": "max",
-        "mask_share": 0.5,
-        "rate": 1e-3,
-        "schedule": "constant",
-        "weight_decay": 0.0,
-        "batch_size": 50,
-        "steps": 250000,
-        "pretrain_steps": 50000,
-    }
+    settings: ClassVar[dict[str, Any]] = recommended("amos-image")
     licence: ClassVar[str] = "none stated"
     origin: ClassVar[str] = f"CIFAR-10 (Krizhevsky 2009), {ARCHIVE.address}"
     name: ClassVar[str] = "image"

@@ -14,6 +14,7 @@ from attnprobe.errors import UsageError
 from attnprobe.randomness import numpy_generator
 from attnprobe.tasks.chunks import Chunk, in_order, pour
 from attnprobe.tasks.folder import Create, made_once
+from attnprobe.tasks.presets import recommended
 from attnprobe.tasks.task import Split, Task
 
 WORDS = ("<pad>", "<unk>", "<eos>", "[MIN", "[MAX", "[MED", "[SM", "]", *"0123456789")
@@ -37,22 +38,7 @@ class ListOps:
     opens with one token and closes with one.
     """
 
-    settings: ClassVar[dict[str, Any]] = {
-        "n_layers": 6,
-        "d_model": 512,
-        "n_heads": 8,
-        "mlp_ratio": 4,
-        "position": "sinusoidal",
-        "mask_share": 0.1,
-        "batch_size": 32,
-        "rate": 1e-4,
-        "pretrain_rate": 1e-3,
-        "schedule": "constant",
-        "weight_decay": 0.0,
-        "steps": 300_000,
-        "pretrain_steps": 150_000,
-        "warmup": 1000,
-    }
+    settings: ClassVar[dict[str, Any]] = recommended("amos-listops")
     licence: ClassVar[str] = "generated"
     origin: ClassVar[str] = "attnprobe, after Nangia & Bowman 2018 and the Long Range Arena (Tay et al. 2021)"
 

@@ -10,6 +10,7 @@ from attnprobe.config import Count, DataSpec, Index, settings
 from attnprobe.randomness import numpy_generator
 from attnprobe.tasks.chunks import Chunk, in_order, pour
 from attnprobe.tasks.folder import Create, made_once
+from attnprobe.tasks.presets import recommended
 from attnprobe.tasks.task import Split, Task
 
 LEVELS = 256
@@ -69,22 +70,7 @@ class Pathfinder:
     bright as long ones.
     """
 
-    settings: ClassVar[dict[str, Any]] = {
-        "n_layers": 4,
-        "d_model": 128,
-        "n_heads": 8,
-        "mlp_ratio": 1,
-        "position": "sinusoidal",
-        "mask_share": 0.5,
-        "batch_size": 32,
-        "rate": 5e-4,
-        "pretrain_rate": 1e-3,
-        "schedule": "constant",
-        "weight_decay": 0.0,
-        "steps": 1_250_000,
-        "pretrain_steps": 250_000,
-        "warmup": 1000,
-    }
+    settings: ClassVar[dict[str, Any]] = recommended("amos-pathfinder")
     licence: ClassVar[str] = "generated"
     origin: ClassVar[str] = "attnprobe, after Linsley et al. 2018 and the Long Range Arena (Tay et al. 2021)"
 

@@ -107,3 +107,9 @@ PRESETS: dict[str, dict[str, Any]] = {
         "warmup": 5000,
     },
 }
+
+
+def recommended(preset: str) -> dict[str, Any]:
+    """Return what a preset says of network and training, for the task that it was made for."""
+    of_the_data = ("task", "task_options", "hold_out")
+    return {name: value for name, value in PRESETS[preset].items() if name not in of_the_data}

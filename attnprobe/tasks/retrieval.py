@@ -12,6 +12,7 @@ from attnprobe.errors import UsageError, listed
 from attnprobe.randomness import numpy_generator
 from attnprobe.tasks import archives
 from attnprobe.tasks.folder import Create, advice, data_folder, made_once
+from attnprobe.tasks.presets import recommended
 from attnprobe.tasks.task import Task
 
 FILES = {
@@ -35,22 +36,7 @@ class Retrieval:
     ``test_size`` take their first lines, which are shuffled once, the same way for every seed.
     """
 
-    settings: ClassVar[dict[str, Any]] = {
-        # The network and the rates of Amos et al.; 150,000 steps are 33 epochs; how long they pretrain is not known.
-        "n_layers": 4,
-        "d_model": 128,
-        "n_heads": 4,
-        "mlp_ratio": 4,
-        "position": "sinusoidal",
-        "mask_share": 0.15,
-        "rate": 5e-4,
-        "pretrain_rate": 5e-3,
-        "schedule": "constant",
-        "weight_decay": 0.0,
-        "batch_size": 32,
-        "steps": 200000,
-        "pretrain_steps": 50000,
-    }
+    settings: ClassVar[dict[str, Any]] = recommended("amos-retrieval")
     licence: ClassVar[str] = "not redistributable"
     origin: ClassVar[str] = (
         f"ACL Anthology Network (Radev et al. 2013), pairs of Long Range Arena: your own {listed(FILES.values())}"

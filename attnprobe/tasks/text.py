@@ -12,6 +12,7 @@ from attnprobe.errors import UsageError
 from attnprobe.randomness import numpy_generator
 from attnprobe.tasks import archives
 from attnprobe.tasks.folder import Create, made_once
+from attnprobe.tasks.presets import recommended
 from attnprobe.tasks.task import Task
 
 ARCHIVE = archives.Archive(
@@ -35,22 +36,7 @@ class Text:
     ``train_size`` and ``test_size`` take the first reviews of that.
     """
 
-    settings: ClassVar[dict[str, Any]] = {
-        # The network and the rates of Amos et al.; 50,000 steps are 64 epochs; how long they pretrain is not known.
-        "n_layers": 6,
-        "d_model": 512,
-        "n_heads": 8,
-        "mlp_ratio": 4,
-        "position": "sinusoidal",
-        "mask_share": 0.15,
-        "rate": 1e-4,
-        "pretrain_rate": 5e-4,
-        "schedule": "constant",
-        "weight_decay": 0.1,
-        "batch_size": 32,
-        "steps": 100000,
-        "pretrain_steps": 50000,
-    }
+    settings: ClassVar[dict[str, Any]] = recommended("amos-text")
     licence: ClassVar[str] = "none stated"
     origin: ClassVar[str] = f"Large Movie Review Dataset (Maas et al. 2011), {ARCHIVE.address}"
 
