@@ -114,7 +114,16 @@ def load(path: Path, test_share: float = TEST_SHARE) -> Task:
 def _read(held: Any, name: str) -> np.ndarray:
     try:
         array = held[name]
-    except (OSError, EOFError, ValueError, KeyError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
+    except (
+        OSError,
+        EOFError,
+        ValueError,
+        KeyError,
+        MemoryError,
+        RuntimeError,
+        zipfile.BadZipFile,
+        zlib.error,
+    ) as error:
         if "Object arrays" in str(error):
             raise UsageError(
                 f"{name} holds Python objects: must be numbers (sequences of one length, padded)"
