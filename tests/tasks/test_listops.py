@@ -91,9 +91,11 @@ def test_the_distribution_is_that_of_trees_drawn_one_by_one():
         words = tree(rng, 1, 4)
         if 20 < len(words) < 60:
             slow.append(words)
-    chunks = [SMALL.chunk(0, number) for number in range(4)]
+    chunks = [SMALL.chunk(0, number) for number in range(16)]
     accepted = sum(len(chunk["labels"]) for chunk in chunks)
-    assert accepted / (4 * 8192) == pytest.approx(len(slow) / draws, abs=5 * np.sqrt(0.1 / draws + 0.1 / 32768))
+    share = len(slow) / draws
+    error = np.sqrt(share * (1 / draws + 1 / (16 * 8192)))
+    assert accepted / (16 * 8192) == pytest.approx(share, abs=4.5 * error)
     fast = [
         [WORDS[token] for token in inputs[:length]]
         for chunk in chunks
