@@ -369,8 +369,10 @@ def test_a_sweep_that_is_killed_is_finished_by_the_next(tmp_path, capfd):
     process.communicate()
     assert cells.look(first.folder).status == "unfinished"
     assert cells.look(second.folder).status == "missing"
+    begun = times(first.folder)[Run(first.folder).path_of(0)]
     main(["sweep", str(path)])
     assert "2 cells: 2 done" in capfd.readouterr().out
+    assert times(first.folder)[Run(first.folder).path_of(0)] == begun  # resumed, not begun again
     assert same_as_alone(first, tmp_path / "alone")
 
 
