@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from attnprobe.measures.proximity import proximity
     from attnprobe.results import open_result, over_steps
     from attnprobe.run import Run
-    from attnprobe.sweep import open_sweep
+    from attnprobe.sweeps import open_sweep
     from attnprobe.tasks import TASKS, Split, Task, configure
     from attnprobe.training import resume, train
     from attnprobe.transformer import Transformer
@@ -45,7 +45,7 @@ _HOME = {
     "open_result": "results",
     "over_steps": "results",
     "Run": "run",
-    "open_sweep": "sweep",
+    "open_sweep": "sweeps",
     "TASKS": "tasks",
     "Split": "tasks",
     "Task": "tasks",

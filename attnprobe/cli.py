@@ -181,21 +181,21 @@ class Sweep(ReadsData):
 
     def run(self) -> None:
         """Train what is missing, and say what came of it."""
-        from attnprobe import sweep
+        from attnprobe import sweeps
 
         if self.ray is not None and self.workers is not None:
             raise UsageError(f"workers={self.workers}: on a Ray cluster its CPUs say how many run at a time")
-        plan = sweep.read_sweep(self.file, self.out)
+        plan = sweeps.read_sweep(self.file, self.out)
         cells = plan.shard(self.shard)
         if not self.status:
-            sweep.run_sweep(plan, cells, 1 if self.workers is None else self.workers, self.ray)
-        table = sweep.look_at(cells)
+            sweeps.run_sweep(plan, cells, 1 if self.workers is None else self.workers, self.ray)
+        table = sweeps.look_at(cells)
         if self.status:
             print(table[["folder", "status", "step", "steps"]].to_string(index=False))
         failed = table[table["status"] == "failed"]
         for folder, reason in zip(failed["folder"], failed["reason"], strict=True):
             print(f"failed: {folder}: {reason}")
-        print(f"{plan.out}: {sweep.summary(table)}")
+        print(f"{plan.out}: {sweeps.summary(table)}")
         if not self.status:
             print(f"table: {plan.out / 'sweep.csv'}, or attnprobe.open_sweep({str(plan.out)!r})")
             if len(failed):
@@ -254,13 +254,17 @@ class Tasks(ReadsData):
             chance = max(source.balance or (1 / data.classes,))
             split = {"train": sizes["train"], "validation": sizes.get("validation", 0), "test": sizes["test"]}
             rows.append({"task": name, **size, "chance": chance, "best": best, **split, "licence": source.licence})
-            notes.append({"what": (inspect.getdoc(kind) or "").split("\n")[0], "origin": source.origin})
+            presets = [preset for preset, named in tasks.PRESETS.items() if named["task"] == name]
+            what = (inspect.getdoc(kind) or "").split("\n")[0]
+            notes.append({"what": what, "origin": source.origin, "presets": presets})
         if self.json:
             _print_json([{**row, **note} for row, note in zip(rows, notes, strict=True)])
             return
         _print_table(rows)
         for row, note in zip(rows, notes, strict=True):
             print(f"\n{row['task']}: {note['what']}\n  from: {note['origin']}")
+            if note["presets"]:
+                print(f"  presets: {', '.join(note['presets'])}")
 
     def _one(self, name: str) -> None:
         from attnprobe.tasks.facts import facts

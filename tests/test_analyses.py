@@ -69,6 +69,18 @@ def test_the_plain_network_of_the_benchmark_is_ours_without_hooks():
     assert sizes["attnprobe"] - sizes["plain"] == sum(weight.numel() for weight in ours.classify.parameters())
 
 
+def test_the_operations_of_a_step_are_those_that_torch_counts():
+    from torch.utils.flop_counter import FlopCounterMode
+
+    bench = script("bench_training")
+    model, loss = bench.ways(24, torch.device("cpu"))["attnprobe"]
+    batch = bench.Batch(torch.zeros(2, 24, dtype=torch.long), torch.zeros(2, dtype=torch.long))
+    with model.hooks(fwd_hooks=[(f"blocks.{layer}.attn.hook_pattern", lambda x, hook: None) for layer in range(3)]):
+        with FlopCounterMode(display=False) as counter:
+            loss(batch, torch.ones(2, 24, dtype=torch.bool)).backward()
+    assert counter.get_total_flops() == bench.operations(2, 24)
+
+
 def test_the_benchmark_of_training_compares_what_it_says(tmp_path):
     bench = script("bench_training")
     bench.main(lengths=(16, 32), turns=2, out=tmp_path / "table.csv")

@@ -37,6 +37,39 @@ def refused(capsys, *arguments):
     return said.err
 
 
+def test_a_run_is_resumed_with_its_own_settings(tmp_path, capsys):
+    run = tmp_path / "x"
+    main(["train", "--out", str(run), *TINY, *FEW])
+    whole = (run / "metrics.jsonl").read_text()
+    # as if it had been killed at its last but one checkpoint
+    (run / "finished.json").unlink()
+    (run / "checkpoints" / "step-000004.pt").unlink()
+    main(["train", "--resume", str(run), "--log", "tensorboard"])
+    assert "test accuracy" in capsys.readouterr().out
+    assert (run / "metrics.jsonl").read_text() == whole
+    assert (run / "checkpoints" / "step-000004.pt").exists()
+    assert (run / "tensorboard").exists()
+
+
+@pytest.mark.parametrize("flag", ["--steps", "--task", "--preset", "--out", "--config"])
+def test_nothing_is_set_beside_resume(flag, tmp_path, capsys):
+    said = refused(capsys, "train", "--resume", tmp_path, flag, "x")
+    assert f"--resume continues a run with its own settings: {flag} cannot be given beside it" in said
+
+
+def test_a_preset_begins_and_flags_win(tmp_path, capsys):
+    flags = ["--preset", "small-listops", *TINY, "--task-options", "train_size", "32", "--out", str(tmp_path / "x")]
+    main(["train", *flags])
+    config = json.loads((tmp_path / "x" / "config.json").read_text())["config"]
+    options = configure(preset="small-listops").task_options
+    assert options and config["task_options"] == {**options, "train_size": 32}, "those without a flag stay"
+    assert config["steps"] == 4
+    assert "preset='small' is unknown" in refused(capsys, "train", "--preset", "small")
+    (tmp_path / "file.toml").write_text('preset = "small-listops"\nd_model = 24\n')
+    main(["train", "--config", str(tmp_path / "file.toml"), *TINY[:-2], *FEW, "--out", str(tmp_path / "y")])
+    assert json.loads((tmp_path / "y" / "config.json").read_text())["config"]["model"]["d_model"] == 24
+
+
 def test_train_then_show_then_proximity(tmp_path, capsys):
     run = tmp_path / "x"
     main(["train", "--task", "pairs", "--recipe", "spt", "--seed", "3", "--out", str(run), *TINY, *FEW])

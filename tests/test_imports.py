@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parent.parent / "attnprobe"
 ORDER = [
     "errors", "axes", "randomness", "provenance", "config", "results", "figures", "statistics",
     "position", "attention", "initialisation", "transformer", "tasks", "objectives", "batches", "transfer",
-    "checkpoint", "run", "processes", "trackers", "training", "workers", "cells", "cluster", "sweep",
+    "checkpoint", "run", "processes", "trackers", "training", "sweeps",
     "measures", "report", "demo", "cli", "__main__",
 ]  # fmt: skip
 FIGURES_KNOW = {"errors", "axes", "provenance", "results", "figures"}

@@ -6,6 +6,9 @@ constant rate after the warm-up, self-pretraining and then the labels. Differenc
 and ours is linear; they pretrain `image` in batches of 32 and finetune in batches of 50, here both have 50; the two
 stages share one warm-up; initial weights are Xavier's. `retrieval` is one sequence here and two there, and Path-X has
 full attention here and windows of 4,096 tokens with their neighbours there.
+
+``small-...`` keep the tasks and shrink sequences, networks and data: two layers, some minutes on two cores. What they
+reach is in the README; they are for trying things out and not for conclusions.
 """
 
 from typing import Any
@@ -19,6 +22,19 @@ _AMOS: dict[str, Any] = {
 }
 _IDS = {**_AMOS, "init_scale": 1.0}
 _VALUES = {**_AMOS, "init_scale": 0.4, "mask_share": 0.5}  # the spread of torch's own Linear from two inputs
+
+_SMALL: dict[str, Any] = {
+    "n_layers": 2,
+    "d_model": 64,
+    "n_heads": 4,
+    "position": "sinusoidal",
+    "init": "xavier",
+    "batch_size": 32,
+    "rate": 1e-3,
+    "steps": 2000,
+    "pretrain_steps": 1500,
+    "evaluations": 8,
+}
 
 
 def _epochs(pretraining: int, labels: int, sequences: int, batch: int = 32) -> dict[str, int]:
@@ -105,6 +121,59 @@ PRESETS: dict[str, dict[str, Any]] = {
         "pooling": "max",
         "rate": 5e-4,
         "warmup": 5000,
+    },
+    "small-listops": {
+        **_SMALL,
+        "task": "listops",
+        "task_options": {
+            "n": 64,
+            "min_length": 10,
+            "max_length": 64,
+            "max_depth": 5,
+            "max_args": 5,
+            "train_size": 20000,
+            "validation_size": 1000,
+            "test_size": 1000,
+        },
+        "init_scale": 0.1,
+        "mask_share": 0.1,
+        "batch_size": 64,
+        "steps": 4000,
+        "pretrain_steps": 2000,
+    },
+    "small-pathfinder": {
+        **_SMALL,
+        "task": "pathfinder",
+        "task_options": {"train_size": 5000, "validation_size": 500, "test_size": 500},
+        "init_scale": 0.4,
+        "mask_share": 0.5,
+        "d_model": 32,
+        "n_heads": 2,
+        "batch_size": 8,
+        "steps": 1500,
+        "pretrain_steps": 1000,
+    },
+    "small-image": {
+        **_SMALL,
+        "task": "image-16",
+        "task_options": {"train_size": 5000, "test_size": 1000},
+        "init_scale": 0.4,
+        "mask_share": 0.5,
+    },
+    "small-text": {
+        **_SMALL,
+        "task": "text",
+        "task_options": {"n": 256, "train_size": 5000, "test_size": 1000},
+        "init_scale": 0.1,
+        "mask_share": 0.15,
+    },
+    "small-mnist": {
+        **_SMALL,
+        "task": "mnist-5k",
+        "task_options": {"side": 14, "levels": 8, "inputs": "tokens"},
+        "position": "learned",
+        "init": "normal",
+        "mask_share": 0.5,
     },
 }
 

@@ -19,10 +19,9 @@ from filelock import FileLock
 from support import TINY
 
 import attnprobe as ap
-from attnprobe import cells, workers
 from attnprobe.cli import main
 from attnprobe.run import Run
-from attnprobe.sweep import look_at, read_sweep, summary
+from attnprobe.sweeps import cells, look_at, read_sweep, summary, workers
 from attnprobe.tasks import configure
 
 BASE = {"pretrain_steps": 8, "d_model": 16, **TINY}
@@ -189,7 +188,7 @@ def test_bad_flags_are_refused_and_leave_nothing(flags, said, tmp_path, capsys):
 def test_ray_that_is_not_there_is_said_in_one_line(tmp_path, monkeypatch):
     sweep = planned(tmp_path / "s.yaml")
     monkeypatch.setitem(sys.modules, "ray", None)  # as Python knows a module that cannot be imported
-    from attnprobe.sweep import run_sweep
+    from attnprobe.sweeps import run_sweep
 
     with pytest.raises(ap.UsageError, match=r"ray='auto': Ray is not installed; pip install 'attnprobe\[ray\]'"):
         run_sweep(sweep, sweep.cells, ray="auto")

@@ -16,11 +16,11 @@ from typing import Any
 
 from tqdm import tqdm
 
-from attnprobe.cells import Outcome, attempt, reached, record_failure
 from attnprobe.config import TrainConfig
 from attnprobe.errors import UsageError
+from attnprobe.sweeps.cells import Outcome, attempt, reached, record_failure
+from attnprobe.sweeps.workers import TRIES
 from attnprobe.tasks.folder import VARIABLE
-from attnprobe.workers import TRIES
 
 AGAIN_AFTER = 3.0
 """Seconds until a cell whose lock is held is tried again."""

@@ -1,49 +1,17 @@
-"""Sweeps: every combination of settings and seeds, each trained once, into one table.
-
-A sweep is a TOML (or YAML) file with the settings that all cells share and a grid over any others:
-
-    out = "runs/rates"                    # optional; else runs/NAME-OF-THE-FILE
-
-    [base]
-    steps = 1000
-    pretrain_steps = 700
-
-    [grid]
-    recipe = ["labels", "spt"]            # the cells are the product of all lists
-    seed = [0, 1, 2]
-    task_options.n = [32, 64]             # one parameter of the task
-
-    [[grid.task]]                         # settings that go together: each table is one value of the list,
-    task = "pairs"                        # the list's name is free
-
-    [[grid.task]]
-    task = "bigrams"
-    n_layers = 2
-
-The grid wins over the base, and both over what the task recommends (`attnprobe.configure`). A cell is the run folder
-OUT/TASK-RECIPE-SEED-HASH, where HASH is that of all its settings: the same settings are the same folder, in any order
-and from any file, so that a sweep can be cut off, repeated and extended, and nothing is trained twice. What a file that
-a setting names holds (``init_from``) is not in the hash. OUT also holds ``sweep.json``, the plan of the last sweep that
-began there, and ``sweep.csv``, its table as it was when that ended.
-"""
+"""From the file of a sweep to its cells: every combination of settings, each with the folder that belongs to it."""
 
 import dataclasses
 import hashlib
 import itertools
 import json
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from attnprobe import tasks, workers
-from attnprobe.cells import STATUSES, attempt, look, record_failure, write_whole
+from attnprobe import tasks
 from attnprobe.config import TrainConfig, read_file
 from attnprobe.errors import UsageError, listed
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 OPTIONS = "task_options"
 
@@ -100,62 +68,6 @@ def read_sweep(path: str | Path, out: str | Path | None = None) -> Sweep:
         if first.setdefault(one, index) != index:
             raise UsageError(f"{path}: cells {first[one]} and {index} are the same run ({_said(settings)})")
     return Sweep(folder, tuple(map(Cell, folders, configs, shown)))
-
-
-def run_sweep(sweep: Sweep, cells: Sequence[Cell], count: int = 1, ray: str | None = None) -> None:
-    """Bring cells of the sweep, a shard of it or all, to their end, and write the table of the whole sweep.
-
-    Cells run in ``count`` processes of one thread each, or on the Ray cluster at the address ``ray``. What is finished
-    is left alone, what was cut off is resumed, what failed is tried again and does not stop the others. A cell that
-    another sweep is training is left to it (on Ray it is waited for).
-    """
-    if count < 1:
-        raise UsageError(f"workers={count}: must be at least 1")
-    try:
-        sweep.out.mkdir(parents=True, exist_ok=True)
-        _write_plan(sweep)
-    except OSError as error:
-        raise UsageError(f"{sweep.out}: cannot be written ({error.strerror})") from error
-    # The longest first, so that no worker idles at the end.
-    todo = sorted((cell for cell in cells if look(cell.folder).status != "done"), key=lambda cell: -cell.config.steps)
-    plan = {cell.folder.absolute(): cell.config for cell in todo}
-    if plan and ray is not None:
-        from attnprobe.cluster import run_on_ray
-
-        run_on_ray(plan, ray)
-    elif plan:
-        workers.run_all(attempt, plan, count, lost=record_failure)
-    write_whole(sweep.out / "sweep.csv", look_at(sweep.cells).to_csv(index=False))
-
-
-def open_sweep(folder: str | Path) -> "pd.DataFrame":
-    """Return the table of a sweep, a row a cell, finished or not.
-
-    Columns: the settings that vary; ``status`` (done, running, unfinished, failed, missing), ``folder``, ``step`` (the
-    last evaluated) of ``steps``, ``objective``; the metrics at that step (``test_accuracy`` ...); with a validation
-    split ``best_step``, that of the lowest validation loss of the labels, and the metrics there
-    (``best_test_accuracy`` ...); and the ``reason`` of a failure. What a cell does not have is missing.
-
-    Raises `UsageError` where the folder holds no sweep.
-    """
-    path = Path(folder) / "sweep.json"
-    try:
-        cells = json.loads(path.read_text())["cells"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UsageError(f"{folder}: holds no sweep (sweep.json: {error})") from error
-    return _table([_row(Path(folder) / cell["folder"], cell["settings"], cell["steps"]) for cell in cells])
-
-
-def look_at(cells: Sequence[Cell]) -> "pd.DataFrame":
-    """Return the same table of some cells of a sweep, which may not have begun."""
-    return _table([_row(cell.folder, cell.settings, cell.config.steps) for cell in cells])
-
-
-def summary(table: "pd.DataFrame") -> str:
-    """Say in one line how many cells of a table there are in each state."""
-    counts = Counter(table["status"])
-    said = ", ".join(f"{counts[status]} {status}" for status in STATUSES if counts[status])
-    return f"{len(table)} cell{'' if len(table) == 1 else 's'}: {said}"
 
 
 def _axes(found: Mapping[str, Any], where: str) -> list[list[dict[str, Any]]]:
@@ -241,35 +153,3 @@ def _canonical(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_canonical(one) for one in value]
     return int(value) if isinstance(value, float) and value.is_integer() else value
-
-
-def _write_plan(sweep: Sweep) -> None:
-    cells = [
-        {"folder": cell.folder.name, "settings": cell.settings, "steps": cell.config.steps} for cell in sweep.cells
-    ]
-    write_whole(sweep.out / "sweep.json", json.dumps({"cells": cells}, indent=1) + "\n")
-
-
-def _row(folder: Path, settings: Mapping[str, Any], steps: int) -> dict[str, Any]:
-    state = look(folder)
-    row = {name: ",".join(value) if isinstance(value, list | tuple) else value for name, value in settings.items()}
-    row |= {"status": state.status, "folder": str(folder), "step": state.step, "steps": steps}
-    if state.metrics:
-        row |= {"objective": state.metrics[-1]["objective"], **_measured(state.metrics[-1])}
-    validated = [one for one in state.metrics if one["objective"] == "labels" and "validation_loss" in one]
-    if validated:
-        best = min(validated, key=lambda one: one["validation_loss"])
-        row |= {f"best_{name}": value for name, value in {"step": best["step"], **_measured(best)}.items()}
-    return row | {"reason": state.reason}
-
-
-def _measured(metrics: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in metrics.items() if name.endswith(("_loss", "_accuracy"))}
-
-
-def _table(rows: list[dict[str, Any]]) -> "pd.DataFrame":
-    import pandas as pd
-
-    longest = max(rows, key=len)  # the one with most metrics; all have theirs in the same order
-    columns = [*longest, *(name for row in rows for name in row if name not in longest)]
-    return pd.DataFrame(rows, columns=list(dict.fromkeys(columns)))
