@@ -2,8 +2,8 @@
 
 One step of masked-token training (forward, backward, gradient clipping, AdamW) of a network of 3 layers, d_model 64, 4
 heads and d_mlp 128 on batches of 8,192 random token ids, half of them hidden, in sequences of n = 256, 1,024 and 4,096.
-Every way takes one step in a turn, in random order, up to 200 turns for a minute, and medians of the ratio within a turn
-are shown. The ways:
+Every way takes one step in a turn, in random order, up to 200 turns for a minute; medians are shown, and of the ratio
+within a turn the mean and its 95 % interval. The ways:
 
 - attnprobe: the network with its hooks, as `attnprobe train` runs it;
 - plain: the same network, weights and order of operations in plain torch, with fused attention and no hooks;
@@ -40,6 +40,7 @@ from attnprobe.attention import Attention
 from attnprobe.batches import draw, take
 from attnprobe.config import DataSpec, ModelConfig, TrainConfig
 from attnprobe.objectives import Batch, evaluate
+from attnprobe.statistics import Moments
 from attnprobe.tasks import Split
 from attnprobe.transformer import Transformer
 
@@ -106,13 +107,17 @@ def compare(
     rows = []
     for name, step in steps.items():
         median = statistics.median(took[name][1:] or took[name])
-        ratio = statistics.median(a / b for a, b in zip(took[name], took["attnprobe"], strict=True))
+        ratios = Moments()
+        ratios.add(np.array(took[name][1:]) / np.array(took["attnprobe"][1:]))  # the first turn warms up
+        low, high = ratios.interval().tolist()
         rows.append(
             {
                 "n": n,
                 "way": name,
                 "milliseconds": 1e3 * median,
-                "over attnprobe": ratio,
+                "over attnprobe": float(ratios.mean),
+                "low": low,
+                "high": high,
                 "activations KiB a token": kept(step, batch, mask, precision) / 1024 / (len(batch.inputs) * n),
                 "data share": statistics.median(loading) / median if name == "attnprobe" else None,
                 "share of matrix rate": operations(len(batch.inputs), n) / median / rate,

@@ -13,7 +13,7 @@ def test_every_preset_is_a_configuration_of_its_task(preset):
     assert 0 < config.pretrain_steps < config.steps
 
 
-# layers, d_model, heads, d_mlp, batch, rates of labels and pretraining, share of tokens masked, pooling, n: as published
+# layers, d_model, heads, d_mlp, batch, rates of labels and of pretraining, share masked, pooling, n: as published
 AMOS = {
     "amos-listops": (6, 512, 8, 2048, 32, 1e-4, 1e-3, 0.1, "mean", 2048),
     "amos-text": (6, 512, 8, 2048, 32, 1e-4, 5e-4, 0.15, "mean", 4096),
