@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from attnprobe.results import open_result, over_steps
     from attnprobe.run import Run
     from attnprobe.sweeps import open_sweep
-    from attnprobe.tasks import TASKS, Split, Task, configure
+    from attnprobe.tasks import PRESETS, TASKS, Split, Task, configure
     from attnprobe.training import resume, train
     from attnprobe.transformer import Transformer
 
@@ -46,6 +46,7 @@ _HOME = {
     "over_steps": "results",
     "Run": "run",
     "open_sweep": "sweeps",
+    "PRESETS": "tasks",
     "TASKS": "tasks",
     "Split": "tasks",
     "Task": "tasks",
@@ -57,6 +58,7 @@ _HOME = {
 
 __all__ = [
     "MEASURES",
+    "PRESETS",
     "TASKS",
     "Checkpoint",
     "DataSpec",

@@ -253,7 +253,9 @@ class Tasks(ReadsData):
             best = "unknown" if source.best_accuracy is None else f"{source.best_accuracy:.3f}"
             chance = max(source.balance or (1 / data.classes,))
             split = {"train": sizes["train"], "validation": sizes.get("validation", 0), "test": sizes["test"]}
-            rows.append({"task": name, **size, "chance": chance, "best": best, **split, "licence": source.licence})
+            shares = "equal" if source.balance is None else f"{min(source.balance):.2f} ... {max(source.balance):.2f}"
+            facts = {"balance": shares, "chance": chance, "best": best, **split, "licence": source.licence}
+            rows.append({"task": name, **size, **facts})
             presets = [preset for preset, named in tasks.PRESETS.items() if named["task"] == name]
             what = (inspect.getdoc(kind) or "").split("\n")[0]
             notes.append({"what": what, "origin": source.origin, "presets": presets})

@@ -6,19 +6,22 @@ from pathlib import Path
 import pytest
 
 import attnprobe as ap
+from attnprobe.sweeps import read_sweep
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 
 
 def test_the_python_examples_run(tmp_path, monkeypatch):
-    example, at_any_length = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    example, own_data, at_any_length = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     quick = 'ap.configure("pairs", steps=4, pretrain_steps=2, '
     monkeypatch.chdir(tmp_path)
     names = {}
     exec(example.replace('ap.configure("pairs", ', quick), names)
     assert names["cache"]["blocks.0.attn.hook_pattern"].shape == (4, 2, 32, 32)
     assert (tmp_path / "proximity.pdf").exists()
+    exec(own_data, names)
+    assert names["run"].last.task.data.n == 18
     exec(at_any_length.replace("5000", "50"), names)
     assert names["pattern"].top_keys.shape == (1, 4, 50, 3)
     assert names["moments"].interval().shape == (4, 2)
@@ -46,15 +49,39 @@ def test_every_number_in_the_table_is_a_variable_of_the_result(spt_run):
     assert set(names) <= set(result)
 
 
-def test_the_flags_in_the_readme_exist(capsys):
+@pytest.mark.parametrize("title", ["On the command line", "Tasks", "Training at full scale"])
+def test_the_flags_in_the_readme_exist(title, capsys):
     from attnprobe.cli import main
 
-    with pytest.raises(SystemExit):
-        main(["train", "--help"])
-    known = capsys.readouterr().out
-    section = README.split("## On the command line")[1].split("\n## ")[0]
-    for flag in set(re.findall(r"--[a-z-]+", section)):
+    known = "--num_processes"  # accelerate's own
+    for command in ("train", "sweep", "tasks"):
+        with pytest.raises(SystemExit):
+            main([command, "--help"])
+        known += capsys.readouterr().out
+    section = README.split(f"## {title}\n")[1].split("\n## ")[0]
+    flags = set(re.findall(r"--[a-z][a-z_-]*", section))
+    assert flags
+    for flag in flags:
         assert flag in known, flag
+
+
+def test_the_presets_in_the_readme_exist():
+    named = set(re.findall(r"--preset ([\w-]+)", README))
+    assert named and named <= set(ap.PRESETS)
+
+
+def test_the_sweep_in_the_readme_is_one(tmp_path):
+    (example,) = re.findall(r"```toml\n(.*?)```", README, re.DOTALL)
+    (tmp_path / "sweep.toml").write_text(example)
+    sweep = read_sweep(tmp_path / "sweep.toml")
+    assert len(sweep.cells) == 12
+    assert {cell.config.steps for cell in sweep.cells} == {2000}
+    assert sweep.out == Path("runs/sweep")
+
+
+def test_every_task_is_in_the_readme():
+    section = README.split("## Tasks\n")[1].split("\n## ")[0]
+    assert all(f"`{task}`" in section for task in ap.TASKS)
 
 
 def test_the_flags_of_measures_in_the_readme_exist(capsys):
