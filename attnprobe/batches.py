@@ -70,7 +70,7 @@ def mask_of(lengths: Int[Tensor, " batch"], share: float, generator: torch.Gener
 
 
 def take(
-    split: Split, rows: np.ndarray, mask: Bool[Tensor, "batch token"] | None, device: torch.device
+    split: Split, rows: np.ndarray, mask: Bool[Tensor, "batch longest"] | None, device: torch.device
 ) -> tuple[Batch, Bool[Tensor, "batch token"] | None]:
     """Return sequences and which of their tokens are hidden, on the device, no longer than the longest of them."""
     lengths = None if split.lengths is None else lengths_of(split, rows)

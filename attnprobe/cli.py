@@ -43,6 +43,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _dispatch(arguments)
     except UsageError as error:
         _fail(str(error))
+    except BrokenPipeError:  # whoever read the output has gone, as head does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(1) from None
     except KeyboardInterrupt:
         print(f"{PROG}: interrupted", file=sys.stderr)
         raise SystemExit(130) from None
@@ -54,9 +57,11 @@ def _fail(message: str) -> None:
 
 
 def _dispatch(arguments: list[str]) -> None:
+    begun = _preset(arguments)
     commands = {
         "demo": (Demo, None),
-        "train": (Train, Train(settings=_preset(arguments))),
+        # Beside options that are there already tyro would take no others.
+        "train": (Train, Train(settings=dataclasses.replace(begun, task_options={}))),
         "sweep": (Sweep, None),
         "tasks": (Tasks, None),
         "show": (Show, None),
@@ -84,8 +89,7 @@ def _dispatch(arguments: list[str]) -> None:
         _fail(_one_line(said.getvalue()))
     else:
         if isinstance(command, Train):  # a flag names single options of the task; the others stay
-            begun = commands["train"][1].settings.task_options
-            options = {**begun, **command.settings.task_options}
+            options = {**begun.task_options, **command.settings.task_options}
             settings = dataclasses.replace(command.settings, task_options=options)
             command = dataclasses.replace(command, settings=settings)
         if getattr(command, "data", None) is not None:

@@ -1,10 +1,14 @@
 """What several tests share that is no fixture."""
 
+import os
+import signal
+
 import numpy as np
 import torch
 
 from attnprobe.checkpoint import Checkpoint
 from attnprobe.config import DataSpec, ModelConfig, TrainConfig
+from attnprobe.errors import UsageError
 from attnprobe.tasks import Split, Task
 from attnprobe.transformer import Transformer
 
@@ -34,6 +38,17 @@ def checkpoint(data=None, lengths=None, edit=None, **named):
     made = Checkpoint(TrainConfig(model=config), data, model.state_dict(), {}, 5, "labels", [], task.fingerprint)
     object.__setattr__(made, "task", task)  # its data come from no generator
     return made
+
+
+def in_three_ways(folder, config, on_step):
+    """End well, die or raise, by the name of the folder: what a worker process is given to do."""
+    with (folder.parent / "begun").open("a") as file:
+        file.write(f"{folder.name} ")
+    if folder.name == "dies":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if folder.name == "refuses":
+        raise UsageError("mend this")
+    return "done"
 
 
 def train_or_resume(folder, fields):

@@ -64,6 +64,7 @@ def test_a_preset_begins_and_flags_win(tmp_path, capsys):
     options = configure(preset="small-listops").task_options
     assert options and config["task_options"] == {**options, "train_size": 32}, "those without a flag stay"
     assert config["steps"] == 4
+    capsys.readouterr()
     assert "preset='small' is unknown" in refused(capsys, "train", "--preset", "small")
     (tmp_path / "file.toml").write_text('preset = "small-listops"\nd_model = 24\n')
     main(["train", "--config", str(tmp_path / "file.toml"), *TINY[:-2], *FEW, "--out", str(tmp_path / "y")])
@@ -244,7 +245,7 @@ def test_help_names_the_commands(arguments, capsys):
     ("arguments", "said"),
     [
         (["bogus"], "bogus"),
-        (["train", "--task", "pears"], "task='pears' is unknown; valid: pairs, bigrams, digits"),
+        (["train", "--task", "pears"], "task='pears' is unknown; valid: pairs, planted, bigrams"),
         (["train", "--recipe", "spit"], "Expected one of ('labels', 'spt')"),
         (["train", "--n-layers", "two"], "--n-layers"),
         (["train", "--n-layers", "0"], "n_layers=0: input should be greater than 0"),

@@ -16,7 +16,7 @@ import pandas as pd
 import pytest
 import torch
 from filelock import FileLock
-from support import TINY
+from support import TINY, in_three_ways
 
 import attnprobe as ap
 from attnprobe.cli import main
@@ -390,16 +390,6 @@ def test_a_worker_that_is_killed_does_not_lose_its_cell(tmp_path, capfd):
     killer.join()
     assert "2 cells: 2 done" in capfd.readouterr().out
     assert same_as_alone(first, tmp_path / "alone")
-
-
-def in_three_ways(folder, config, on_step):
-    with (folder.parent / "begun").open("a") as file:
-        file.write(f"{folder.name} ")
-    if folder.name == "dies":
-        os.kill(os.getpid(), signal.SIGKILL)
-    if folder.name == "refuses":
-        raise ap.UsageError("mend this")
-    return "done"
 
 
 def test_runs_whose_process_dies_are_given_up_and_an_exception_comes_back_and_stops_the_rest(tmp_path, monkeypatch):

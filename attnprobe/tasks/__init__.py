@@ -68,7 +68,7 @@ def build(config: TrainConfig) -> Task:
 
 
 def configure(task: str | Task | None = None, *, preset: str | None = None, **named: Any) -> TrainConfig:
-    """Return the `TrainConfig` of a task: its recommended settings, over them those of a preset, then the named ones.
+    """Return the `TrainConfig` of a task: its recommended settings, or those of a preset, and over them the named ones.
 
     The task is one that `TASKS` lists, an .npz file, or a `Task`, which is then written to the data folder once;
     without one it is that of the preset, or else pairs. ``task_options`` are joined name by name. Raises `UsageError`
@@ -88,4 +88,4 @@ def configure(task: str | Task | None = None, *, preset: str | None = None, **na
     options = named.get("task_options") or {}
     if isinstance(options, Mapping):
         named["task_options"] = options = {**chosen.get("task_options", {}), **options}
-    return from_flat({**source(name, options).settings, **chosen, "task": name, **named})
+    return from_flat({**(chosen or source(name, options).settings), "task": name, **named})
