@@ -2,7 +2,6 @@
 
 import dataclasses
 import html
-import os
 import warnings
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,6 +13,7 @@ import torch
 from attnprobe import tasks
 from attnprobe.config import DataSpec, Objective, TrainConfig, from_plain
 from attnprobe.errors import UsageError, listed
+from attnprobe.files import whole
 from attnprobe.provenance import provenance
 
 if TYPE_CHECKING:
@@ -115,9 +115,8 @@ class Checkpoint:
             "fingerprint": self.fingerprint,
             "provenance": self.provenance,
         }
-        part = path.with_name(path.name + ".part")
-        torch.save(fields, part)
-        os.replace(part, path)
+        with whole(path) as part:
+            torch.save(fields, part)
 
     def _repr_html_(self) -> str:
         """Return the description as a table a section, for Jupyter."""

@@ -216,9 +216,11 @@ class TrainConfig:
     clip: Amount = 1.0
     """Largest gradient norm; 0 does not clip."""
     evaluations: Count = 20
-    """How many times a run is evaluated on training, validation and test data, evenly spaced."""
+    """How many times a run is evaluated on training, validation and test data, evenly spaced; it is at each checkpoint
+    too."""
     patience: Index = 0
-    """Evaluations without a lower validation loss after which training on the labels ends; 0 never ends it."""
+    """Evenly spaced evaluations after the warm-up without a lower validation loss after which training on the labels
+    ends; 0 never ends it."""
     checkpoints: Count = 6
     """Checkpoints of each stage, log-spaced up to its end; step 0 is always kept."""
     init_from: str | None = None
@@ -236,6 +238,10 @@ class TrainConfig:
             raise UsageError(f"pretrain_steps={self.pretrain_steps} must be at least 1 and at most steps={self.steps}")
         if self.recipe == "spt" and self.pretrain_objective == "next-token" and not self.model.causal:
             raise UsageError("pretrain_objective='next-token' needs causal=True: elsewhere the answer can be seen")
+        if self.accumulate > self.batch_size:
+            raise UsageError(
+                f"accumulate={self.accumulate}: a batch of batch_size={self.batch_size} has not so many parts"
+            )
         if self.transfer != "all" and self.init_from is None:
             raise UsageError(f"transfer={self.transfer!r} needs init_from, the checkpoint to take it from")
 

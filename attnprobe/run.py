@@ -4,9 +4,10 @@
 ``finished.json`` (until then ``latest.pt``, from which it can be resumed), and once somebody measures ``figures/``.
 """
 
+import contextlib
 import dataclasses
 import json
-import os
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 from attnprobe.checkpoint import Checkpoint, load
 from attnprobe.config import TrainConfig, from_plain
 from attnprobe.errors import UsageError
+from attnprobe.files import PART, read_metrics, write_whole
 from attnprobe.provenance import provenance
 
 
@@ -28,13 +30,11 @@ class Run:
     def create(cls, folder: Path, config: TrainConfig) -> "Run":
         """Make the folder of a new run; raise `UsageError` where there is one already or none can be made."""
         run = cls(folder)
-        if run.exists:
-            again = "finished" if run.finished else f"unfinished; --resume {folder} continues it"
-            raise UsageError(f"{folder}: already holds a run ({again}); name another folder or remove it")
+        run.refuse_another()
         try:
             (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
             made = {"config": dataclasses.asdict(config), "provenance": provenance()}
-            _write(folder / "config.json", json.dumps(made, indent=1) + "\n")
+            write_whole(folder / "config.json", json.dumps(made, indent=1) + "\n")
         except OSError as error:
             raise UsageError(f"{folder}: cannot be written ({error.strerror})") from error
         return run
@@ -48,6 +48,30 @@ class Run:
         if not run.checkpoint_paths:
             raise UsageError(f"{folder}: holds no checkpoints (checkpoints/step-*.pt)")
         return run
+
+    def refuse_another(self) -> None:
+        """Raise `UsageError` where the folder holds a run already."""
+        if self.exists:
+            again = "finished" if self.finished else f"unfinished; --resume {self.folder} continues it"
+            raise UsageError(f"{self.folder}: already holds a run ({again}); name another folder or remove it")
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Keep every other process from training in the folder; raise `UsageError` where one does."""
+        from filelock import FileLock, Timeout
+
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(self.folder / "run.lock", timeout=0)
+            lock.acquire()
+        except Timeout:
+            raise UsageError(f"{self.folder}: another process is training there") from None
+        except (OSError, NotImplementedError) as error:
+            raise UsageError(f"{self.folder}: cannot be locked or written ({error})") from error
+        try:
+            yield
+        finally:
+            lock.release()
 
     @property
     def exists(self) -> bool:
@@ -66,7 +90,10 @@ class Run:
 
     @property
     def finished(self) -> dict[str, Any] | None:
-        """How the run ended: its last step, why, and the step of the lowest validation loss; None before it has."""
+        """How the run ended: its last step, why, and the step of the lowest validation loss; None before it has.
+
+        With patience the checkpoint of that lowest loss is kept.
+        """
         path = self.folder / "finished.json"
         return json.loads(path.read_text()) if path.exists() else None
 
@@ -101,8 +128,8 @@ class Run:
 
     @property
     def metrics(self) -> list[dict[str, Any]]:
-        """The metrics in order of their steps."""
-        return [json.loads(line) for line in (self.folder / "metrics.jsonl").read_text().splitlines()]
+        """The metrics in order of their steps, as far as they are written."""
+        return read_metrics(self.folder / "metrics.jsonl")
 
     def path_of(self, step: int) -> Path:
         """Return the file of the checkpoint at a step."""
@@ -113,18 +140,16 @@ class Run:
         with (self.folder / "metrics.jsonl").open("a") as file:
             file.write(json.dumps(row) + "\n")
 
-    def rewind(self, metrics: list[dict[str, Any]]) -> None:
-        """Make these the metrics: those of the state from which the run is resumed."""
-        _write(self.folder / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in metrics))
+    def rewind(self, metrics: list[dict[str, Any]], steps: Collection[int | None]) -> None:
+        """Bring the folder to the state from which the run is resumed: its metrics, and checkpoints of these steps."""
+        for path in [*self.folder.glob(f"*{PART}"), *(self.folder / "checkpoints").glob(f"*{PART}")]:
+            path.unlink(missing_ok=True)
+        for path in self.checkpoint_paths:
+            if int(path.stem[5:]) not in steps:
+                path.unlink()
+        write_whole(self.folder / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in metrics))
 
     def finish(self, ended: dict[str, Any]) -> None:
         """Say how the run ended; nothing is left to resume."""
-        _write(self.folder / "finished.json", json.dumps(ended) + "\n")
+        write_whole(self.folder / "finished.json", json.dumps(ended) + "\n")
         self.latest_path.unlink(missing_ok=True)
-
-
-def _write(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    part = path.with_name(path.name + ".part")
-    part.write_text(text)
-    os.replace(part, path)

@@ -12,7 +12,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -24,8 +24,9 @@ from attnprobe.batches import draw, lengths_of, mask_of, take
 from attnprobe.checkpoint import Checkpoint, load
 from attnprobe.config import Objective, TrainConfig
 from attnprobe.errors import UsageError
+from attnprobe.files import best
 from attnprobe.objectives import evaluate
-from attnprobe.processes import Processes, processes
+from attnprobe.processes import Processes, processes, writes_here
 from attnprobe.randomness import torch_generator
 from attnprobe.run import Run
 from attnprobe.tasks import Split, Task
@@ -57,11 +58,14 @@ def train(
     checkpoint up to the last good one.
     """
     run = Run(Path(out or f"runs/{tasks.short_name(config.task)}-{config.recipe}-{config.seed}"))
-    training = _prepare(config, run, on_step, log)
-    if training.ours.writes:
-        Run.create(run.folder, config)
-    training.ours.wait()
-    training.go(None, progress, log)
+    if writes_here():
+        run.refuse_another()
+    training = _prepare(config, run, on_step, log, None)
+    with run.held() if training.ours.writes else contextlib.nullcontext():
+        if training.ours.writes:
+            Run.create(run.folder, config)
+        training.ours.wait()
+        training.go(None, progress, log)
     return run
 
 
@@ -81,31 +85,41 @@ def resume(
     """
     run = Run(Path(folder))
     config = run.config if device is None else dataclasses.replace(run.config, device=device)
-    if run.finished:
-        return run
-    state = run.latest
-    training = _prepare(config, run, on_step, log)
-    if state is not None and state.fingerprint != training.task.fingerprint:
-        made = f"now {training.task.fingerprint}, then {state.fingerprint}"
-        raise UsageError(f"{folder}: task {training.task.name} no longer gives the data of this run ({made})")
-    training.go(state, progress, log)
+    with run.held() if writes_here() and not run.finished else contextlib.nullcontext():
+        if run.finished:
+            run.latest_path.unlink(missing_ok=True)
+        else:
+            _resume(run, config, progress, on_step, log)
     return run
 
 
-def _prepare(config: TrainConfig, run: Run, on_step: Callable[[int], None] | None, log: Sequence[str]) -> "_Training":
+def _resume(
+    run: Run, config: TrainConfig, progress: bool, on_step: Callable[[int], None] | None, log: Sequence[str]
+) -> None:
+    state = run.latest
+    training = _prepare(config, run, on_step, log, state)
+    if state is not None and state.fingerprint != training.task.fingerprint:
+        made = f"now {training.task.fingerprint}, then {state.fingerprint}"
+        raise UsageError(f"{run.folder}: task {training.task.name} no longer gives the data of this run ({made})")
+    training.go(state, progress, log)
+
+
+def _prepare(
+    config: TrainConfig,
+    run: Run,
+    on_step: Callable[[int], None] | None,
+    log: Sequence[str],
+    state: Checkpoint | None,
+) -> "_Training":
     """Make everything that a run needs and check that it fits together; nothing is written."""
     check(log)
     ours = processes(config.device)
     task = tasks.build(config)
-    if config.patience and task.validation is None:
-        raise UsageError(
-            f"patience={config.patience}: needs a validation split; hold_out keeps training sequences for it"
-        )
     if config.accumulate * ours.count > config.batch_size:
-        parts = f"accumulate={config.accumulate} in {ours.count} process{'es' if ours.count > 1 else ''}"
-        raise UsageError(f"{parts}: a batch of batch_size={config.batch_size} has not so many parts")
+        parts = f"accumulate={config.accumulate} in {ours.count} processes"
+        raise UsageError(f"{parts}: a batch of {config.batch_size} has not so many parts")
     model = Transformer(config.model, task.data, config.seed)
-    if config.init_from is not None:
+    if config.init_from is not None and state is None:
         model.load_state_dict(transfer(config.transfer, load(config.init_from).weights, model.state_dict()))
     names = [name for name, _ in model.named_parameters()]
     frozen = {name for part in config.freeze for name in select(part, names)}
@@ -161,7 +175,8 @@ class _Training:
         self.saved_at = time.monotonic()
         self.unchecked: tuple[int, Objective, torch.Tensor] | None = None
         self.kept = set(checkpoint_steps(config))
-        self.evaluated = {round(step) for step in np.linspace(0, config.steps, config.evaluations + 1)} | self.kept
+        self.even = {round(step) for step in np.linspace(0, config.steps, config.evaluations + 1)}
+        self.evaluated = self.even | self.kept
 
     def go(self, state: Checkpoint | None, progress: bool, log: Sequence[str]) -> None:
         """Train from a state, or from the beginning, to the end."""
@@ -170,7 +185,8 @@ class _Training:
             self.model.load_state_dict(state.weights)
             self.metrics, self.saved = state.metrics, state.path
         if writes:
-            self.run.rewind(self.metrics)  # what was logged after the state, or before there was one, comes again
+            # What was logged after the state, or before there was one, comes again.
+            self.run.rewind(self.metrics, {*self.kept, self._best_step(), 0 if state is None else state.step})
         if config.compile:
             self.model.residual = torch.compile(self.model.residual)
         done = 0 if state is None else state.step
@@ -276,24 +292,27 @@ class _Training:
 
     def _keep(self, step: int, objective: Objective, optimiser: torch.optim.AdamW, best_before: int | None) -> None:
         """Save a checkpoint where one is due, where training ends, and where the validation loss is lowest so far."""
-        best = self._best_step()
-        if step in self.kept or self._lost_patience() or (self.config.patience and best == step):
+        lowest = self._best_step()
+        if step in self.kept or self._lost_patience() or (self.config.patience and lowest == step):
             self._save(self.run.path_of(step), step, objective, optimiser)
         else:
             self._save(self.run.latest_path, step, objective, optimiser)
-        if self.config.patience and best_before is not None and best_before != best and best_before not in self.kept:
-            self.run.path_of(best_before).unlink(missing_ok=True)
+        if self.config.patience and best_before not in {None, lowest, *self.kept}:
+            self.run.path_of(cast(int, best_before)).unlink(missing_ok=True)
 
     def _best_step(self) -> int | None:
         """Return the step of the lowest validation loss of the labels; None without one."""
-        rows = [row for row in self.metrics if row["objective"] == "labels" and "validation_loss" in row]
-        return min(rows, key=lambda row: row["validation_loss"])["step"] if rows else None
+        row = best(self.metrics)
+        return None if row is None else row["step"]
 
     def _lost_patience(self) -> bool:
-        best = self._best_step()
-        if not self.config.patience or best is None:
+        lowest = self._best_step()
+        if not self.config.patience or lowest is None:
             return False
-        return sum(row["step"] > best for row in self.metrics) >= self.config.patience
+        # Evaluations of the warm-up, and those that only come with a checkpoint, say little: they do not count.
+        *_, (_, length) = self.config.stages
+        since = max(lowest, self.config.steps - length + self.config.warmup)
+        return sum(row["step"] > since and row["step"] in self.even for row in self.metrics) >= self.config.patience
 
     def _save(self, path: Path, step: int, objective: Objective, optimiser: torch.optim.AdamW) -> None:
         weights = {name: weight.detach().cpu().clone() for name, weight in self.model.state_dict().items()}

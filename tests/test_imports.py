@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parent.parent / "attnprobe"
 
 # Each module may import from those before it only. Figures stand apart: they know results, never models.
 ORDER = [
-    "errors", "axes", "randomness", "provenance", "config", "results", "figures", "statistics",
+    "errors", "files", "axes", "randomness", "provenance", "config", "results", "figures", "statistics",
     "position", "attention", "initialisation", "transformer", "tasks", "objectives", "batches", "transfer",
     "checkpoint", "run", "processes", "trackers", "training", "sweeps",
     "measures", "report", "demo", "cli", "__main__",

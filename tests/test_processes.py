@@ -75,7 +75,7 @@ def test_padded_sequences_in_parts_too(objective, tmp_path, monkeypatch):
 
 
 def test_more_parts_than_sequences_are_refused(tmp_path):
-    with pytest.raises(UsageError, match="accumulate=16 in 1 process: a batch of batch_size=15"):
+    with pytest.raises(UsageError, match="accumulate=16: a batch of batch_size=15 has not so many parts"):
         train(configure("pairs", **NAMED, accumulate=16), tmp_path / "x")
 
 

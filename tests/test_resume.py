@@ -9,6 +9,7 @@ import time
 
 import pytest
 import torch
+from filelock import FileLock
 from support import TINY, train_or_resume
 
 import attnprobe.training
@@ -117,6 +118,58 @@ def test_a_run_that_ran_out_of_patience_does_so_after_resuming(tmp_path):
     with pytest.raises(CutOff):
         train(config, tmp_path / "x", progress=False, on_step=cut_off_after(whole.finished["step"] - 3))
     assert_same(resume(tmp_path / "x", progress=False), whole)
+
+
+def test_two_processes_never_train_in_one_folder(whole, tmp_path):
+    with pytest.raises(CutOff):
+        train(whole.config, tmp_path / "x", progress=False, on_step=cut_off_after(8))
+    run = Run(tmp_path / "x")
+    before = {path.name: path.read_bytes() for path in run.folder.iterdir() if path.is_file()}
+    with FileLock(run.folder / "run.lock"):  # what another process holds while it trains
+        with pytest.raises(UsageError, match="x: another process is training there"):
+            resume(run.folder, progress=False)
+    assert {path.name: path.read_bytes() for path in run.folder.iterdir() if path.is_file()} == before
+    assert_same(resume(run.folder, progress=False), whole)
+
+    def meanwhile(step):
+        with pytest.raises(UsageError, match="another process is training there"):
+            resume(tmp_path / "y", progress=False)
+
+    train(
+        configure("pairs", **{**NAMED, "steps": 2, "pretrain_steps": 1}),
+        tmp_path / "y",
+        progress=False,
+        on_step=meanwhile,
+    )
+
+
+def test_the_folder_goes_back_to_the_state(whole, tmp_path):
+    # killed after a checkpoint was saved that nobody keeps, and while another was written
+    with pytest.raises(CutOff):
+        train(whole.config, tmp_path / "x", progress=False, on_step=cut_off_after(20))
+    run = Run(tmp_path / "x")
+    shutil.copy(run.path_of(0), run.path_of(5))
+    (run.folder / "latest.pt.0.part").write_text("half")
+    (run.folder / "checkpoints" / "step-000020.pt.0.part").write_text("half")
+    assert_same(resume(run.folder, progress=False), whole)
+    assert not list(run.folder.rglob("*.part"))
+
+
+def test_the_state_holds_the_weights_that_a_run_began_with(whole, tmp_path):
+    shutil.copy(whole.checkpoint_paths[-1], tmp_path / "given.pt")
+    config = configure("pairs", **NAMED, init_from=str(tmp_path / "given.pt"))
+    alone = train(config, tmp_path / "alone", progress=False)
+    with pytest.raises(CutOff):
+        train(config, tmp_path / "x", progress=False, on_step=cut_off_after(8))
+    (tmp_path / "given.pt").unlink()
+    assert_same(resume(tmp_path / "x", progress=False), alone)
+
+
+def test_half_a_line_of_metrics_is_none(whole, tmp_path):
+    shutil.copytree(whole.folder, tmp_path / "x")
+    with (tmp_path / "x" / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 61, "obj')
+    assert Run(tmp_path / "x").metrics == whole.metrics
 
 
 def test_what_cannot_be_resumed_is_refused(whole, tmp_path):

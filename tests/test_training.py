@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -265,20 +267,35 @@ def test_held_out_sequences_are_validated_on_and_never_trained_on(tmp_path):
 
 
 def best_step(run):
-    return min(run.metrics, key=lambda row: row["validation_loss"])["step"]
+    rows = [row for row in run.metrics if row["objective"] == "labels" and row["step"] > 0]
+    return min(rows, key=lambda row: row["validation_loss"])["step"]
+
+
+PATIENT = {**NAMED, "recipe": "labels", "hold_out": 20, "rate": 0.03, "warmup": 10, "steps": 200, "evaluations": 50}
+"""44 sequences, a high rate: the network learns them by heart, and the validation loss soon rises."""
 
 
 def test_patience_ends_training_so_many_evaluations_after_the_best_one(tmp_path):
-    # 44 sequences, a high rate: the network learns them by heart, and the validation loss soon rises.
-    named = {**NAMED, "recipe": "labels", "hold_out": 20, "rate": 0.03, "steps": 200, "evaluations": 50}
-    run = train(configure("pairs", **named, patience=3), tmp_path / "x", progress=False)
+    run = train(configure("pairs", **PATIENT, patience=3), tmp_path / "x", progress=False)
     assert run.finished["why"] == "patience"
-    assert run.finished["best_step"] == best_step(run)
-    assert sum(row["step"] > best_step(run) for row in run.metrics) == 3
+    assert run.finished["best_step"] == best_step(run) > 0
+    even = [row["step"] for row in run.metrics if row["step"] % 4 == 0]
+    assert sum(step > max(best_step(run), 10) for step in even) == 3
     assert run.last.step == run.metrics[-1]["step"] == run.finished["step"] < 200
     assert load(run.path_of(best_step(run))).step == best_step(run), "the best one is kept"
     steps = {one.step for one in run.checkpoints}
-    assert steps <= {*checkpoint_steps(run.config), best_step(run), run.finished["step"]}, "and no former best one"
+    due = {step for step in checkpoint_steps(run.config) if step <= run.finished["step"]}
+    assert steps == {*due, best_step(run), run.finished["step"]}, "and no former best one, but what is due"
+
+
+def test_patience_does_not_wait_for_a_warm_up_nor_count_what_only_checkpoints_ask_for(tmp_path):
+    # The rate is nearly 0 up to step 150: nothing gets better, and nothing is given up.
+    named = {**PATIENT, "rate": 1e-9, "warmup": 90, "checkpoints": 30, "evaluations": 20}
+    run = train(configure("pairs", **named, patience=2), tmp_path / "x", progress=False)
+    assert run.finished["step"] >= 110
+    spt = {**named, "recipe": "spt", "pretrain_steps": 100, "warmup": 40}
+    run = train(configure("pairs", **spt, patience=2), tmp_path / "y", progress=False)
+    assert run.finished["step"] >= 160
 
 
 def test_patience_and_validation_that_cannot_be_are_refused(tmp_path):
@@ -286,6 +303,8 @@ def test_patience_and_validation_that_cannot_be_are_refused(tmp_path):
         train(configure("pairs", **NAMED, patience=3), tmp_path / "x")
     with pytest.raises(UsageError, match="hold_out=64: must be below the 64 training sequences"):
         train(configure("pairs", **NAMED, hold_out=64), tmp_path / "x")
+    with pytest.raises(UsageError, match="hold_out=64"):
+        build(replace(configure("pairs", **NAMED), hold_out=64))
     assert not (tmp_path / "x").exists()
 
 

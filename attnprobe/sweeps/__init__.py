@@ -31,8 +31,9 @@ import json
 from collections.abc import Sequence
 
 from attnprobe.errors import UsageError
+from attnprobe.files import write_whole
 from attnprobe.sweeps import workers
-from attnprobe.sweeps.cells import attempt, look, record_failure, write_whole
+from attnprobe.sweeps.cells import attempt, look, record_failure
 from attnprobe.sweeps.plan import Cell, Sweep, read_sweep
 from attnprobe.sweeps.table import look_at, open_sweep, summary
 

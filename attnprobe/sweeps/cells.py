@@ -6,9 +6,7 @@ flock: on a file system that several nodes share it must reach all of them (NFS 
 """
 
 import json
-import os
 import traceback
-import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +16,7 @@ from filelock import FileLock, Timeout
 
 from attnprobe.config import TrainConfig
 from attnprobe.errors import UsageError
+from attnprobe.files import read_metrics, write_whole
 
 if TYPE_CHECKING:
     from attnprobe.run import Run
@@ -47,7 +46,7 @@ class State:
 
 def look(folder: Path) -> State:
     """Return the state of the cell in a folder, which may not exist; nothing is loaded but text."""
-    metrics = _metrics(folder)
+    metrics = read_metrics(folder / "metrics.jsonl")
     if (folder / "finished.json").exists():
         return State("done", metrics)
     if _held(folder):
@@ -60,7 +59,7 @@ def look(folder: Path) -> State:
 
 def reached(folder: Path) -> int:
     """Return the last step that the cell in a folder was evaluated at; 0 before the first."""
-    return State("running", _metrics(folder)).step
+    return State("running", read_metrics(folder / "metrics.jsonl")).step
 
 
 def complete(folder: Path, config: TrainConfig, on_step: Callable[[int], None] | None = None) -> "Run":
@@ -108,13 +107,6 @@ def record_failure(folder: Path, reason: str, details: str | None = None) -> Out
     return "failed"
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Write a file whole or not at all, whoever else writes it at the same time."""
-    part = path.with_name(f"{path.name}.{uuid.uuid4().hex}.part")
-    part.write_text(text)
-    os.replace(part, path)
-
-
 def _held(folder: Path) -> bool:
     lock = folder / "cell.lock"
     if not lock.exists():
@@ -126,12 +118,3 @@ def _held(folder: Path) -> bool:
         return True
     except OSError:  # somebody else's folder, that can only be read
         return False
-
-
-def _metrics(folder: Path) -> list[dict[str, Any]]:
-    """Return the metrics up to the last whole line: another process may be writing the next one."""
-    try:
-        text = (folder / "metrics.jsonl").read_text()
-    except FileNotFoundError:
-        return []
-    return [json.loads(line) for line in text.split("\n")[:-1]]

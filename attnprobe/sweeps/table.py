@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from attnprobe.errors import UsageError
+from attnprobe.files import best
 from attnprobe.sweeps.cells import STATUSES, look
 from attnprobe.sweeps.plan import Cell
 
@@ -50,10 +51,8 @@ def _row(folder: Path, settings: Mapping[str, Any], steps: int) -> dict[str, Any
     row |= {"status": state.status, "folder": str(folder), "step": state.step, "steps": steps}
     if state.metrics:
         row |= {"objective": state.metrics[-1]["objective"], **_measured(state.metrics[-1])}
-    validated = [one for one in state.metrics if one["objective"] == "labels" and "validation_loss" in one]
-    if validated:
-        best = min(validated, key=lambda one: one["validation_loss"])
-        row |= {f"best_{name}": value for name, value in {"step": best["step"], **_measured(best)}.items()}
+    if (lowest := best(state.metrics)) is not None:
+        row |= {f"best_{name}": value for name, value in {"step": lowest["step"], **_measured(lowest)}.items()}
     return row | {"reason": state.reason}
 
 

@@ -18,7 +18,7 @@ from attnprobe.tasks.pathfinder import Pathfinder
 from attnprobe.tasks.planted import Planted
 from attnprobe.tasks.presets import PRESETS
 from attnprobe.tasks.retrieval import Retrieval
-from attnprobe.tasks.task import Source, Split, Task
+from attnprobe.tasks.task import Source, Split, Task, check_held_out
 from attnprobe.tasks.text import Text
 
 __all__ = ["PRESETS", "TASKS", "Source", "Split", "Task", "build", "configure", "short_name", "source"]
@@ -64,7 +64,9 @@ def short_name(task: str) -> str:
 
 def build(config: TrainConfig) -> Task:
     """Make the instance of the configured task that belongs to the configured seed, with its validation split."""
-    return source(config.task, config.task_options).build(config.seed).held_out(config.hold_out)
+    found = source(config.task, config.task_options)
+    _check_splits(config, found)
+    return found.build(config.seed).held_out(config.hold_out)
 
 
 def configure(task: str | Task | None = None, *, preset: str | None = None, **named: Any) -> TrainConfig:
@@ -88,4 +90,16 @@ def configure(task: str | Task | None = None, *, preset: str | None = None, **na
     options = named.get("task_options") or {}
     if isinstance(options, Mapping):
         named["task_options"] = options = {**chosen.get("task_options", {}), **options}
-    return from_flat({**(chosen or source(name, options).settings), "task": name, **named})
+    found = source(name, options)
+    config = from_flat({**(chosen or found.settings), "task": name, **named})
+    _check_splits(config, found)
+    return config
+
+
+def _check_splits(config: TrainConfig, source: Source) -> None:
+    """Raise `UsageError` where the configuration needs a validation split that there will not be."""
+    check_held_out(short_name(config.task), config.hold_out, source.sizes)
+    if config.patience and not config.hold_out and "validation" not in source.sizes:
+        raise UsageError(
+            f"patience={config.patience}: needs a validation split; hold_out keeps training sequences for it"
+        )

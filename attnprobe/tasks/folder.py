@@ -13,12 +13,14 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 
+from attnprobe import randomness
 from attnprobe.errors import UsageError
 
 VARIABLE = "ATTNPROBE_DATA"
@@ -35,16 +37,18 @@ def data_folder() -> Path:
     return Path(pooch.os_cache("attnprobe"))
 
 
-def made_once(source: Any, make: Callable[[Create], None], **more: Any) -> dict[str, np.ndarray]:
+def made_once(
+    source: Any, make: Callable[[Create], None], *, helpers: Sequence[ModuleType] = (), **more: Any
+) -> dict[str, np.ndarray]:
     """Return the arrays that ``make`` fills, read from the data folder, where they are made if they are not there.
 
-    They belong to the class of ``source`` (a settings dataclass) and the code of its module, its parameters and
-    ``more`` (a seed, the checksum of an archive): when one of these changes, new arrays are made. The arrays cannot be
-    written to and are read from disk as they are used, so that they may be larger than memory. Raises `UsageError`
-    where the folder cannot be written.
+    They belong to the class of ``source`` (a settings dataclass), the code of its module and of the ``helpers`` that
+    have a part in the numbers, its parameters and ``more`` (a seed, the checksum of an archive): when one of these
+    changes, new arrays are made. The arrays cannot be written to and are read from disk as they are used, so that they
+    may be larger than memory. Raises `UsageError` where the folder cannot be written.
     """
     kind = type(source)
-    code = inspect.getsource(sys.modules[kind.__module__])
+    code = "".join(map(inspect.getsource, [sys.modules[kind.__module__], randomness, *helpers]))
     key = {"kind": kind.__qualname__, "code": hashlib.sha256(code.encode()).hexdigest()}
     key |= {"parameters": dataclasses.asdict(source), **more}
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from attnprobe.config import DataSpec, settings
 from attnprobe.errors import UsageError
-from attnprobe.tasks import archives
+from attnprobe.tasks import archives, pixels
 from attnprobe.tasks.folder import Create, made_once
 from attnprobe.tasks.pixels import Inputs, halved, pixel_data, split_levels
 from attnprobe.tasks.presets import recommended
@@ -125,7 +125,7 @@ def read(form: Form) -> dict[str, np.ndarray]:
             found.add(name)
         archives.complete(path, found, batches)
 
-    return made_once(Cifar(form), make, archive=archives.sha256(path))
+    return made_once(Cifar(form), make, helpers=[archives, pixels], archive=archives.sha256(path))
 
 
 def tokens(images: np.ndarray, form: Form) -> np.ndarray:

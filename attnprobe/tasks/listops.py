@@ -12,6 +12,7 @@ from pydantic import Field
 from attnprobe.config import Count, DataSpec, settings
 from attnprobe.errors import UsageError
 from attnprobe.randomness import numpy_generator
+from attnprobe.tasks import chunks
 from attnprobe.tasks.chunks import Chunk, in_order, pour
 from attnprobe.tasks.folder import Create, made_once
 from attnprobe.tasks.presets import recommended
@@ -101,7 +102,7 @@ class ListOps:
 
     def build(self, seed: int) -> Task:
         """Read the sequences that belong to the seed, or draw them."""
-        arrays = made_once(self, lambda create: self._make(seed, create), seed=seed)
+        arrays = made_once(self, lambda create: self._make(seed, create), helpers=[chunks], seed=seed)
         train, validation, test = (
             Split(arrays[f"{split}_inputs"], arrays[f"{split}_labels"], arrays[f"{split}_lengths"])
             for split in self.sizes
@@ -117,14 +118,14 @@ class ListOps:
 
     def _make(self, seed: int, create: Create) -> None:
         columns = {"inputs": ((self.n,), np.uint8), "labels": ((), np.int64), "lengths": ((), np.int64)}
-        chunks = in_order(lambda number: self.chunk(seed, number), 1 if sum(self.sizes.values()) < 5000 else None)
-        pour(create, self.sizes, columns, self._new(chunks))
+        drawn = in_order(lambda number: self.chunk(seed, number), 1 if sum(self.sizes.values()) < 5000 else None)
+        pour(create, self.sizes, columns, self._new(drawn))
 
-    def _new(self, chunks: Iterator[Chunk]) -> Iterator[Chunk]:
+    def _new(self, drawn: Iterator[Chunk]) -> Iterator[Chunk]:
         """Leave out sequences that were there before."""
         seen: set[bytes] = set()
-        with closing(chunks):  # pyright: ignore[reportArgumentType]
-            for chunk in chunks:
+        with closing(drawn):  # pyright: ignore[reportArgumentType]
+            for chunk in drawn:
                 before, new = len(seen), []
                 for row, inputs in enumerate(chunk["inputs"]):
                     digest = hashlib.blake2b(inputs, digest_size=16).digest()

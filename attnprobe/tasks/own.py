@@ -5,7 +5,6 @@ a table. A `Task` that a configuration names is written to the data folder under
 configuration stays plain and a checkpoint finds its data again.
 """
 
-import os
 import re
 import zipfile
 import zlib
@@ -18,6 +17,7 @@ import numpy as np
 
 from attnprobe.config import DataSpec, Share, settings
 from attnprobe.errors import UsageError, listed
+from attnprobe.files import whole
 from attnprobe.provenance import fingerprint
 from attnprobe.randomness import numpy_generator
 from attnprobe.tasks.folder import advice, data_folder
@@ -40,6 +40,8 @@ ARRAYS = {
 SPLITS = ("train", "validation", "test")
 SUFFIX = ".npz"
 TEST_SHARE = 0.2
+MOST = 10**7
+"""Largest number of ids or classes: more are surely a slip."""
 
 
 @settings
@@ -139,15 +141,11 @@ def save(task: Task, path: Path) -> None:
     if path.suffix != SUFFIX:
         raise UsageError(f"{path}: the name must end in {SUFFIX}")
     arrays: dict[str, Any] = _arrays(task)
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
-        with part.open("wb") as file:
+        with whole(path) as part, part.open("wb") as file:
             np.savez(file, **arrays)
-        os.replace(part, path)
     except OSError as error:
         raise UsageError(f"{path}: cannot be written ({error.strerror})") from error
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def kept(task: Task) -> str:
@@ -168,11 +166,18 @@ def kept(task: Task) -> str:
 
 def from_arrays(name: str = "own", *, test_share: float = TEST_SHARE, **arrays: Any) -> Task:
     """Return the task that an .npz file with these arrays would give; see `ARRAYS`."""
-    given = {key: np.asarray(array) for key, array in arrays.items() if array is not None}
     try:
+        given = {key: _array(key, array) for key, array in arrays.items() if array is not None}
         return _task(given, name, test_share)
     except UsageError as error:
         raise UsageError(f"{name}: {error}") from None
+
+
+def _array(name: str, given: Any) -> np.ndarray:
+    try:
+        return np.asarray(given)
+    except (TypeError, ValueError):
+        raise UsageError(f"{name} is no array: pad sequences to one length, with lengths beside them") from None
 
 
 def from_table(
@@ -189,8 +194,9 @@ def from_table(
     try:
         frame, splits = _frame(table, split)
         for column in (inputs, labels, *([split] if split else [])):
-            if column not in frame.columns:
-                raise UsageError(f"has no column {column!r}; it has {listed(frame.columns)}")
+            if (count := list(frame.columns).count(column)) != 1:
+                has = f"{count} columns" if count else "no column"
+                raise UsageError(f"has {has} {column!r}; it has {listed(frame.columns)}")
         arrays = _sequences(frame[inputs].tolist(), inputs, n)
         arrays["labels"] = _classes(frame[labels].tolist(), labels)
         arrays["classes"] = np.array(arrays["labels"].max() + 1)
@@ -224,8 +230,8 @@ def _frame(table: Any, split: str | None) -> tuple[Any, list[Any] | None]:
 
 def _sequences(cells: list[Any], column: str, n: int | None) -> dict[str, np.ndarray]:
     """Return the cells of a column as padded tokens or values, with their lengths where they differ."""
-    if n is not None and n < 1:
-        raise UsageError(f"n={n}: must be at least 1")
+    if n is not None and not (isinstance(n, int) and n >= 1):
+        raise UsageError(f"n={n}: must be a number of tokens, at least 1")
     rows = [_sequence(cell, f"column {column!r}, row {row}")[:n] for row, cell in enumerate(cells)]
     is_text = [isinstance(cell, str | bytes) for cell in cells]
     if len(set(is_text)) > 1:
@@ -248,7 +254,10 @@ def _sequences(cells: list[Any], column: str, n: int | None) -> dict[str, np.nda
 
 def _sequence(cell: Any, where: str) -> np.ndarray:
     if isinstance(cell, str | bytes):
-        row = np.frombuffer(cell.encode() if isinstance(cell, str) else cell, np.uint8)
+        try:
+            row = np.frombuffer(cell.encode() if isinstance(cell, str) else cell, np.uint8)
+        except UnicodeEncodeError as error:
+            raise UsageError(f"{where} holds text that is no Unicode ({error.reason})") from None
     else:
         try:
             row = np.asarray(cell)
@@ -263,8 +272,12 @@ def _sequence(cell: Any, where: str) -> np.ndarray:
 
 def _classes(cells: list[Any], column: str) -> np.ndarray:
     """Return labels of any kind as 0 ... classes - 1, in their sorted order."""
+    import pandas as pd
+
     for row, cell in enumerate(cells):
-        if cell is None or cell != cell:
+        if not pd.api.types.is_scalar(cell):
+            raise UsageError(f"column {column!r}, row {row} holds {type(cell).__name__}: must be one label")
+        if pd.isna(cell):
             raise UsageError(f"column {column!r}, row {row} has no label ({cell})")
     try:
         number = {label: i for i, label in enumerate(sorted(set(cells)))}
@@ -309,6 +322,8 @@ def _task(arrays: Mapping[str, np.ndarray], name: str, test_share: float) -> Tas
     inputs = _inputs(arrays[kind], kind, levels)
     count, n = inputs.shape
     labels = _integers(arrays, "labels", (count,), 0)
+    if labels.max() >= MOST:
+        raise UsageError(f"labels hold {labels.max()}: must be below {MOST}")
     classes = _number(arrays, "classes", int(labels.max()) + 1)
     if "classes" not in arrays and (skipped := sorted(set(range(classes)) - set(labels.tolist()))):
         some = listed(skipped[:5]) + (" ..." if len(skipped) > 5 else "")
@@ -324,11 +339,13 @@ def _task(arrays: Mapping[str, np.ndarray], name: str, test_share: float) -> Tas
         grid=tuple(_integers(arrays, "grid", (2,), 1).tolist()) if "grid" in arrays else None,
         levels=_number(arrays, "predicted_levels", 0),
     )
-    whole = Split(inputs, labels, lengths, levels)
+    if data.vocabulary > MOST:
+        raise UsageError(f"tokens of a vocabulary of {data.vocabulary}: must be at most {MOST}")
     rows = _rows(arrays, count, test_share)
+    every = Split(inputs, labels, lengths, levels)
     if not _number(arrays, "shuffled", 0):
         rows["train"] = numpy_generator(0, "own order").permutation(rows["train"])
-    return Task(name, data, **{split: _taken(whole, some) for split, some in rows.items()})
+    return Task(name, data, **{split: _taken(every, some) for split, some in rows.items()})
 
 
 def _inputs(inputs: np.ndarray, kind: str, levels: int) -> np.ndarray:
@@ -369,12 +386,17 @@ def _number(arrays: Mapping[str, np.ndarray], name: str, otherwise: int) -> int:
 def _rows(arrays: Mapping[str, np.ndarray], count: int, test_share: float) -> dict[str, np.ndarray]:
     """Return the rows of each split."""
     if "split" not in arrays:
+        if not 0 < test_share < 1:
+            raise UsageError(f"test_share={test_share}: must be between 0 and 1")
         if count < 2:
             raise UsageError(f"{count} sequence cannot be split into train and test")
         rows = numpy_generator(0, "own split").permutation(count)
         test = min(max(1, round(test_share * count)), count - 1)
         return {"train": rows[test:], "test": rows[:test]}
-    split = arrays["split"].astype(str) if arrays["split"].dtype.kind in "US" else arrays["split"]
+    try:
+        split = arrays["split"].astype(str) if arrays["split"].dtype.kind in "US" else arrays["split"]
+    except UnicodeDecodeError:
+        raise UsageError(f"split holds bytes that are no words; valid: {listed(SPLITS)}") from None
     if split.dtype.kind != "U" or split.shape != (count,):
         raise UsageError(f"split of type {split.dtype} and shape {split.shape}: must be words, [{count}]")
     if test_share != TEST_SHARE:

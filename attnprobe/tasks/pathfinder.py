@@ -8,6 +8,7 @@ from pydantic import Field
 
 from attnprobe.config import Count, DataSpec, Index, settings
 from attnprobe.randomness import numpy_generator
+from attnprobe.tasks import chunks
 from attnprobe.tasks.chunks import Chunk, in_order, pour
 from attnprobe.tasks.folder import Create, made_once
 from attnprobe.tasks.presets import recommended
@@ -108,7 +109,7 @@ class Pathfinder:
 
     def build(self, seed: int) -> Task:
         """Read the images that belong to the seed, or draw them."""
-        arrays = made_once(self, lambda create: self._make(seed, create), seed=seed)
+        arrays = made_once(self, lambda create: self._make(seed, create), helpers=[chunks], seed=seed)
         train, validation, test = (
             Split(arrays[f"{split}_inputs"], arrays[f"{split}_labels"], levels=LEVELS) for split in self.sizes
         )

@@ -74,14 +74,14 @@ class Retrieval:
         arrays = {
             name: array
             for split, size in self.sizes.items()
-            for name, array in _read(Pairs(split, self.document, size)).items()
+            for name, array in _read(Documents(split, self.document, size)).items()
         }
         splits = {split: archives.made_split(arrays, split, size) for split, size in self.sizes.items()}
         return Task("retrieval", self.data, **splits)
 
 
 @dataclass(frozen=True)
-class Pairs:
+class Documents:
     """What the arrays of one split on disk depend on, beside the file."""
 
     split: str
@@ -89,7 +89,7 @@ class Pairs:
     size: int
 
 
-def _read(pairs: Pairs) -> dict[str, np.ndarray]:
+def _read(pairs: Documents) -> dict[str, np.ndarray]:
     path = data_folder() / FILES[pairs.split]
     if not path.is_file():
         raise UsageError(

@@ -1,5 +1,6 @@
 """What every task is made of: arrays, and the facts a reader needs to judge a number."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -78,12 +79,7 @@ class Task:
         """
         if count == 0:
             return self
-        if self.validation is not None:
-            raise UsageError(
-                f"hold_out={count}: task {self.name} has a validation split of its own; hold_out 0 takes it"
-            )
-        if count >= len(self.train):
-            raise UsageError(f"hold_out={count}: must be below the {len(self.train)} training sequences")
+        check_held_out(self.name, count, {name: len(split) for name, split in self.splits.items()})
         return replace(self, train=self.train[:-count], validation=self.train[-count:])
 
     @classmethod
@@ -141,7 +137,7 @@ class Task:
         ids, what = (split.levels, "levels") if split.levels else (data.vocabulary, "ids")
         if ids and not (0 <= inputs.min() and inputs.max() < ids):
             raise UsageError(f"{where} inputs hold {what} {inputs.min()} ... {inputs.max()}: must be 0 ... {ids - 1}")
-        if not ids and not np.isfinite(inputs).all():
+        if not ids and not (np.isfinite(inputs).all() and np.abs(inputs).max() <= np.finfo(np.float32).max):
             raise UsageError(f"{where} inputs: hold NaN or infinite values")
         if labels.shape != (len(inputs),):
             raise UsageError(f"{where} labels of shape {labels.shape}: must be [{len(inputs)}], one a sequence")
@@ -159,7 +155,16 @@ class Task:
         """Sixteen digits that change with any value of the data."""
         arrays = [array for split in self.splits.values() for array in (split.inputs, split.labels)]
         lengths = [split.lengths for split in self.splits.values() if split.lengths is not None]
-        return fingerprint(arrays + lengths)
+        levels = [split.levels for split in self.splits.values()]
+        return fingerprint([*arrays, *lengths, *([np.array(levels)] if any(levels) else [])])
+
+
+def check_held_out(name: str, count: int, sizes: Mapping[str, int]) -> None:
+    """Raise `UsageError` where so many training sequences cannot be kept for validation."""
+    if count and "validation" in sizes:
+        raise UsageError(f"hold_out={count}: task {name} has a validation split of its own; hold_out 0 takes it")
+    if count >= sizes["train"]:
+        raise UsageError(f"hold_out={count}: must be below the {sizes['train']} training sequences")
 
 
 @runtime_checkable

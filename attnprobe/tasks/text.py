@@ -102,7 +102,7 @@ def read(n: int) -> dict[str, np.ndarray]:
                 inputs[row, : len(content)] = np.frombuffer(content, np.uint8)
                 lengths[row] = len(content)
 
-    return made_once(Reviews(n), make, archive=archives.sha256(path))
+    return made_once(Reviews(n), make, helpers=[archives], archive=archives.sha256(path))
 
 
 def _sizes(name: str) -> range | None:

@@ -55,6 +55,14 @@ def test_what_they_are_made_of_decides_which_arrays_they_are(here, change, monke
     assert len(made_once(Squares(), fill(7), seed=0)["squares"]) == (7 if change == "code" else 5)
 
 
+def test_the_code_of_helpers_counts(here, monkeypatch):
+    from attnprobe.tasks import chunks
+
+    made_once(Squares(), fill(5), helpers=[chunks])
+    assert len(made_once(Squares(), fill(6))["squares"]) == 6
+    assert len(made_once(Squares(), never, helpers=[chunks])["squares"]) == 5
+
+
 def test_what_breaks_off_leaves_nothing(here):
     def breaks(create):
         create("squares", (3,), np.int32)[:] = 1

@@ -364,7 +364,7 @@ def test_data_sets_of_hugging_face_are_tables():
     [
         (TABLE, {"inputs": "txt"}, "table own: has no column 'txt'; it has text, label, part"),
         (TABLE, {"split": "fold"}, "has no column 'fold'"),
-        (TABLE, {"n": 0}, "n=0: must be at least 1"),
+        (TABLE, {"n": 0}, "n=0: must be a number of tokens, at least 1"),
         (TABLE[:0], {}, "has no rows"),
         (3, {}, "is of type int: must be a DataFrame or have to_pandas()"),
         (TABLE.assign(text=["a", None, "b", "c"]), {}, "column 'text', row 1 holds"),
@@ -376,7 +376,7 @@ def test_data_sets_of_hugging_face_are_tables():
         (TABLE.assign(text=[[1], [-1], [2], [3]]), {}, "tokens hold -1"),
         (TABLE.assign(label=[0, None, 1, 0]), {}, "column 'label', row 1 has no label"),
         (TABLE.assign(label=[0, "a", 1, 0]), {}, "column 'label' holds int, str: labels must have an order"),
-        (TABLE.assign(label=[[0], [1], [1], [0]]), {}, "column 'label' holds list: labels must have an order"),
+        (TABLE.assign(label=[[0], [1], [1], [0]]), {}, "column 'label', row 0 holds list: must be one label"),
         (TABLE.assign(part=["train", "dev", "test", "train"]), {}, "split holds dev; valid: train, validation, test"),
         ({"train": TABLE, "dev": TABLE}, {"split": None}, "has splits train, dev: its splits must be some of train"),
         ({}, {"split": None}, "has splits none"),
@@ -409,3 +409,46 @@ def test_facts_are_counted(here):
         "class_1": 0.5,
     }
     assert own.Own.licence == found["licence"] == "your own"
+
+
+@pytest.mark.parametrize(
+    ("arrays", "said"),
+    [
+        ({"tokens": [[0, 1], [1]], "labels": [0, 1]}, "tokens is no array: pad sequences to one length"),
+        ({"tokens": [[0], [1]], "labels": [0, 300_000_000]}, "labels hold 300000000: must be below"),
+        ({"tokens": [[0], [2**40]], "labels": [0, 1]}, "vocabulary of 1099511627777: must be at most"),
+        ({"tokens": [[0]] * 4, "labels": [0, 1] * 2, "test_share": 2.0}, "test_share=2.0: must be between 0 and 1"),
+        ({"tokens": [[0]] * 4, "labels": [0, 1] * 2, "test_share": float("nan")}, "test_share=nan: must be"),
+        ({"tokens": [[0]] * 2, "labels": [0, 1], "split": [b"\xff", b"test"]}, "split holds bytes that are no words"),
+    ],
+)
+def test_slips_in_arrays_are_refused_in_one_line(arrays, said):
+    with pytest.raises(UsageError, match=said):
+        Task.from_arrays("mine", **arrays)
+
+
+@pytest.mark.parametrize(
+    ("columns", "said"),
+    [
+        ({"label": pd.array(["a", pd.NA], dtype="string")}, "'label', row 1 has no label"),
+        ({"label": pd.array([0, None], dtype="Int64")}, "'label', row 1 has no label"),
+        ({"label": [[0], [1]]}, "'label', row 0 holds list: must be one label"),
+        ({"text": pd.Series(["fine", "not \ud800"], dtype=object)}, "'text', row 1 holds text that is no Unicode"),
+    ],
+)
+def test_slips_in_tables_are_refused_in_one_line(columns, said):
+    with pytest.raises(UsageError, match=said):
+        Task.from_table(pd.DataFrame({"text": ["ab", "cd"], "label": [0, 1]} | columns))
+
+
+def test_two_columns_of_one_name_are_refused():
+    frame = pd.DataFrame([["ab", "cd", 0], ["ef", "gh", 1]], columns=["text", "text", "label"])
+    with pytest.raises(UsageError, match="has 2 columns 'text'"):
+        Task.from_table(frame)
+
+
+def test_tasks_of_the_same_numbers_under_other_names_have_files_of_their_own():
+    numbers = np.array([[0, 1], [1, 0]] * 4)
+    tokens = Task.from_arrays("mine", tokens=numbers, labels=[0, 1] * 4)
+    levels = Task.from_arrays("mine", values=numbers, labels=[0, 1] * 4, levels=2)
+    assert ap.configure(tokens).task != ap.configure(levels).task

@@ -190,6 +190,20 @@ def test_levels_stand_for_values_from_minus_one_to_one():
             DataSpec(n=3, classes=2, **wrong)
 
 
+def test_the_fingerprint_sees_what_levels_stand_for():
+    data = DataSpec(n=3, inputs="values", classes=2)
+    arrays = np.array([[0, 1, 2], [3, 3, 0]], dtype=np.uint8), np.array([0, 1])
+    prints = {Task("mine", data, *[Split(*arrays, levels=levels)] * 2).fingerprint for levels in (4, 5)}
+    assert len(prints) == 2
+
+
+def test_values_that_float32_cannot_hold_are_refused():
+    data = DataSpec(n=1, inputs="values", classes=2)
+    bad = Split(np.array([[1e300], [0.0]]), np.array([0, 1]))
+    with pytest.raises(UsageError, match="NaN or infinite"):
+        Task("mine", data, bad, bad)
+
+
 def test_a_held_out_split_is_the_end_of_the_training_split():
     task = Pairs(train_size=20, test_size=5).build(0)
     held = task.held_out(6)
