@@ -99,3 +99,11 @@ def test_the_benchmark_runs_and_its_committed_table_is_its_own(bench, tmp_path, 
     assert list(found.columns) == list(committed.columns)
     assert set(found["way"]) == set(committed["way"]) == {"engine", "fused", "materialised", "TransformerLens"}
     assert sorted(committed["n"].unique()) == list(bench.LENGTHS)
+
+
+def test_the_committed_table_of_training_is_the_benchmarks_own():
+    committed = pd.read_csv(FOLDER / "results/bench_training.csv")
+    assert sorted(committed["n"].unique()) == [256, 1024, 4096]
+    assert set(committed["way"]) == {"attnprobe", "plain", "nn.TransformerEncoder", "TransformerLens"}
+    assert (committed["low"] <= committed["over attnprobe"]).all()
+    assert (committed["over attnprobe"] <= committed["high"]).all()

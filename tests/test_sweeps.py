@@ -126,7 +126,7 @@ def test_a_folder_is_a_function_of_the_settings_and_of_nothing_else(tmp_path):
         "rate": 0.1,
         "n_layers": 2,
         "freeze": ["qk"],
-        "patience": 1,
+        "hold_out": 9,
         "init_from": "x.pt",
         "device": "cuda",
         "task_options": {"train_size": 65, "test_size": 40},
@@ -148,6 +148,9 @@ def test_a_folder_is_a_function_of_the_settings_and_of_nothing_else(tmp_path):
         ("grid: {task: [{1: 2}]}", "1 is no name of a setting"),
         ("grid: {task_options: [3]}", "task_options=3 must be names and values"),
         ("base: {rat: 1}", "cell base: unknown setting 'rat'; valid:"),
+        ("grid: {hold_out: [1, 500]}", "cell hold_out=500: hold_out=500: must be below the 500 training sequences"),
+        ("grid: {task: [listops], hold_out: [9]}", "task listops has a validation split of its own"),
+        ("grid: {patience: [0, 2]}", "cell patience=2: patience=2: needs a validation split"),
         ("grid: {rate: [0.1, -1.0], seed: [0]}", "cell rate=-1.0, seed=0: rate=-1.0: input should be greater than 0"),
         ("grid: {task: [pears]}", "cell task=pears: task='pears' is unknown"),
         ("grid: {seed: [0, 1, 0]}", "cells 0 and 2 are the same run (seed=0)"),
@@ -261,11 +264,13 @@ def test_the_table_says_what_the_metrics_say(swept):
         for name in ("train", "validation", "test"):
             assert row[f"{name}_loss"] == rows[-1][f"{name}_loss"]
             assert row[f"{name}_accuracy"] == rows[-1][f"{name}_accuracy"]
-        best = min(rows, key=lambda one: one["validation_loss"])
-        assert row["best_step"] == best["step"]
-        assert row["best_test_accuracy"] == best["test_accuracy"]
         if row["status"] == "done":
-            assert row["best_step"] == Run(cell.folder).finished["best_step"]
+            trained = [one for one in rows if one["objective"] == "labels" and one["step"] > 0]
+            best = min(trained, key=lambda one: one["validation_loss"])
+            assert row["best_step"] == best["step"] == Run(cell.folder).finished["best_step"]
+            assert row["best_test_accuracy"] == best["test_accuracy"]
+        else:  # it failed before its first evaluation: an untrained network is not the best of anything
+            assert rows[-1]["step"] == 0 and pd.isna(row["best_step"])
     assert table["reason"].notna().tolist() == [False, False, True, True]
     assert "n_layers" not in table
     written = pd.read_csv(sweep.out / "sweep.csv")

@@ -7,8 +7,8 @@ and ours is linear; they pretrain `image` in batches of 32 and finetune in batch
 stages share one warm-up; initial weights are Xavier's. `retrieval` is one sequence here and two there, and Path-X has
 full attention here and windows of 4,096 tokens with their neighbours there.
 
-``small-...`` keep the tasks and shrink sequences, networks and data: two layers, some minutes on two cores. What they
-reach is in the README; they are for trying things out and not for conclusions.
+``small-...`` keep the tasks and shrink sequences, networks and data: two layers, some minutes on two cores. They
+are for trying things out and not for conclusions.
 """
 
 from typing import Any
