@@ -306,12 +306,12 @@ class _Training:
         return None if row is None else row["step"]
 
     def _lost_patience(self) -> bool:
-        lowest = self._best_step()
-        if not self.config.patience or lowest is None:
+        lowest = self._best_step() if self.config.patience else None
+        if lowest is None:
             return False
         # Evaluations of the warm-up, and those that only come with a checkpoint, say little: they do not count.
         *_, (_, length) = self.config.stages
-        since = max(lowest, self.config.steps - length + self.config.warmup)
+        since = max(lowest, self.config.steps - length + min(self.config.warmup, length // 2))
         return sum(row["step"] > since and row["step"] in self.even for row in self.metrics) >= self.config.patience
 
     def _save(self, path: Path, step: int, objective: Objective, optimiser: torch.optim.AdamW) -> None:
