@@ -115,8 +115,9 @@ class _Worker:
             return "died", how
 
     def end(self) -> None:
-        """Stop it."""
+        """Stop it: it leaves by itself when nobody listens, and is made to where it does not."""
         self.connection.close()
+        self.process.join(2)
         self.process.terminate()
         self.process.join()
 
