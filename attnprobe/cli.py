@@ -207,7 +207,7 @@ class Sweep(ReadsData):
 
 
 def _preset(arguments: list[str]) -> TrainConfig:
-    """Return what the training flags start from: the task's own settings, and over them those of ``--config``."""
+    """Return what the training flags start from: the settings of the task or preset, and over them those of a file."""
     if arguments[:1] != ["train"]:
         return TrainConfig()
     early = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)

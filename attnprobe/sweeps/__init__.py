@@ -55,8 +55,8 @@ def run_sweep(sweep: Sweep, cells: Sequence[Cell], count: int = 1, ray: str | No
     except OSError as error:
         raise UsageError(f"{sweep.out}: cannot be written ({error.strerror})") from error
     # The longest first, so that no worker idles at the end.
-    todo = sorted((cell for cell in cells if look(cell.folder).status != "done"), key=lambda cell: -cell.config.steps)
-    plan = {cell.folder.absolute(): cell.config for cell in todo}
+    left = sorted((cell for cell in cells if look(cell.folder).status != "done"), key=lambda cell: -cell.config.steps)
+    plan = {cell.folder.absolute(): cell.config for cell in left}
     if plan and ray is not None:
         from attnprobe.sweeps.cluster import run_on_ray
 
