@@ -33,7 +33,7 @@ from attnprobe.trackers import Log
 
 PROG = "attnprobe"
 ACCURACIES = ("train_accuracy", "validation_accuracy", "test_accuracy")
-BESIDE_RESUME = ("--log", "--help", "-h")
+BESIDE_RESUME = ("--log", "--minutes", "--help", "-h")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -147,6 +147,8 @@ class Train(ReadsData):
     """Continue the run in this folder, with its own settings; a finished one is left alone."""
     log: tuple[Log, ...] = ()
     """Trackers that get the metrics too, in the run folder (wandb: WANDB_MODE=offline needs no account)."""
+    minutes: float | None = None
+    """Save the state and stop after so many minutes of training; --resume goes on."""
 
     def run(self) -> None:
         """Train, and say where the run is."""
@@ -154,10 +156,13 @@ class Train(ReadsData):
         from attnprobe.processes import writes_here
 
         if self.resume is None:
-            run = training.train(self.settings, self.out, log=self.log)
+            run = training.train(self.settings, self.out, log=self.log, minutes=self.minutes)
         else:
-            run = training.resume(self.resume, log=self.log)
+            run = training.resume(self.resume, log=self.log, minutes=self.minutes)
         if not writes_here():
+            return
+        if not run.finished:
+            print(f"{run.folder}: stopped after {self.minutes:g} minutes\nnext: {PROG} train --resume {run.folder}")
             return
         last = run.metrics[-1]
         shown = ", ".join(

@@ -185,6 +185,8 @@ class TrainConfig:
     """labels: the labels alone for all steps. spt: self-pretraining, then the labels, in the same number of steps."""
     seed: Seed = 0
     """Seed of the task instance, the initial weights, the batches and the masks."""
+    init_seed: Seed | None = None
+    """Seed of the initial weights alone; None takes `seed`."""
     model: ModelConfig = field(default_factory=ModelConfig)
     """The network."""
     steps: Count = 2000
@@ -193,6 +195,9 @@ class TrainConfig:
     """How many of the steps self-pretraining takes; recipe labels has none."""
     pretrain_objective: Literal["masked", "next-token"] = "masked"
     """Objective of self-pretraining."""
+    pretrain_order: Literal["own", "shuffled"] = "own"
+    """shuffled: self-pretraining sees the tokens of every sequence in one random order of its own, and never who stands
+    beside whom: the control that knows the tokens but not their places."""
     mask_share: Share = 0.3
     """Probability with which a token is masked; the loss is taken on masked tokens only."""
     batch_size: Count = 64

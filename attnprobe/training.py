@@ -49,10 +49,12 @@ def train(
     progress: bool = True,
     on_step: Callable[[int], None] | None = None,
     log: Sequence[str] = (),
+    minutes: float | None = None,
 ) -> Run:
     """Train a network and return its run folder, ``out`` or else runs/TASK-RECIPE-SEED.
 
     ``on_step`` is called after every step with its number; ``log`` names trackers that get every row of metrics too.
+    After ``minutes`` of training the state is saved and the run returned as it is; `resume` goes on from there.
     Under ``accelerate launch`` the processes share each batch, and the first one writes. Raises `UsageError` for
     settings that do not fit each other or the task, and when the loss is no longer finite; then the folder keeps every
     checkpoint up to the last good one.
@@ -65,7 +67,7 @@ def train(
         if training.ours.writes:
             Run.create(run.folder, config)
         training.ours.wait()
-        training.go(None, progress, log)
+        training.go(None, progress, log, minutes)
     return run
 
 
@@ -76,6 +78,7 @@ def resume(
     progress: bool = True,
     on_step: Callable[[int], None] | None = None,
     log: Sequence[str] = (),
+    minutes: float | None = None,
 ) -> Run:
     """Continue a run that was cut off, from its newest state to its end, and return it; a finished one is left alone.
 
@@ -89,19 +92,24 @@ def resume(
         if run.finished:
             run.latest_path.unlink(missing_ok=True)
         else:
-            _resume(run, config, progress, on_step, log)
+            _resume(run, config, progress, on_step, log, minutes)
     return run
 
 
 def _resume(
-    run: Run, config: TrainConfig, progress: bool, on_step: Callable[[int], None] | None, log: Sequence[str]
+    run: Run,
+    config: TrainConfig,
+    progress: bool,
+    on_step: Callable[[int], None] | None,
+    log: Sequence[str],
+    minutes: float | None,
 ) -> None:
     state = run.latest
     training = _prepare(config, run, on_step, log, state)
     if state is not None and state.fingerprint != training.task.fingerprint:
         made = f"now {training.task.fingerprint}, then {state.fingerprint}"
         raise UsageError(f"{run.folder}: task {training.task.name} no longer gives the data of this run ({made})")
-    training.go(state, progress, log)
+    training.go(state, progress, log, minutes)
 
 
 def _prepare(
@@ -118,7 +126,7 @@ def _prepare(
     if config.accumulate * ours.count > config.batch_size:
         parts = f"accumulate={config.accumulate} in {ours.count} processes"
         raise UsageError(f"{parts}: a batch of {config.batch_size} has not so many parts")
-    model = Transformer(config.model, task.data, config.seed)
+    model = Transformer(config.model, task.data, config.seed if config.init_seed is None else config.init_seed)
     if config.init_from is not None and state is None:
         model.load_state_dict(transfer(config.transfer, load(config.init_from).weights, model.state_dict()))
     names = [name for name, _ in model.named_parameters()]
@@ -167,6 +175,7 @@ class _Training:
     ) -> None:
         self.config, self.task, self.model, self.run, self.ours = config, task, model, run, ours
         self.on_step = on_step
+        self.pretraining = task.shuffled(config.seed) if config.pretrain_order == "shuffled" else task
         self.parameters = [weight for name, weight in model.named_parameters() if name not in frozen]
         for name, weight in model.named_parameters():
             weight.requires_grad_(name not in frozen)
@@ -178,9 +187,10 @@ class _Training:
         self.even = {round(step) for step in np.linspace(0, config.steps, config.evaluations + 1)}
         self.evaluated = self.even | self.kept
 
-    def go(self, state: Checkpoint | None, progress: bool, log: Sequence[str]) -> None:
-        """Train from a state, or from the beginning, to the end."""
+    def go(self, state: Checkpoint | None, progress: bool, log: Sequence[str], minutes: float | None) -> None:
+        """Train from a state, or from the beginning, to the end or until the minutes are over."""
         config, writes = self.config, self.ours.writes
+        self.until = math.inf if minutes is None else time.monotonic() + 60 * minutes
         if state is not None:
             self.model.load_state_dict(state.weights)
             self.metrics, self.saved = state.metrics, state.path
@@ -194,13 +204,14 @@ class _Training:
             total=config.steps, initial=done, unit="step", disable=not (progress and writes), dynamic_ncols=True
         )
         with self.bar, trackers(log if writes else (), self.run.folder, config) as self.trackers:
-            self._all_stages(state, done)
-        if writes:
+            ended = self._all_stages(state, done)
+        if writes and ended:
             why = "patience" if self._lost_patience() else "all steps"
             self.run.finish({"step": self.metrics[-1]["step"], "why": why, "best_step": self._best_step()})
         self.ours.wait()
 
-    def _all_stages(self, state: Checkpoint | None, step: int) -> None:
+    def _all_stages(self, state: Checkpoint | None, step: int) -> bool:
+        """Take every step that is left, and return whether there was time for all."""
         end = 0
         for objective, length in self.config.stages:
             begin, end = end, end + length
@@ -217,9 +228,19 @@ class _Training:
                 self.bar.update()
                 if self.on_step is not None:
                     self.on_step(step)
+                if step < self.config.steps and self._time_is_over():
+                    self._check_loss()
+                    if self.ours.writes:
+                        self._save(self.run.latest_path, step, objective, optimiser)
+                    return False
+        return True
+
+    def _time_is_over(self) -> bool:
+        """Return whether any process's minutes are over: all stop at one step."""
+        return self.until < math.inf and self.ours.totals([float(time.monotonic() > self.until)])[0] > 0
 
     def _step(self, step: int, done: int, length: int, objective: Objective, optimiser: torch.optim.AdamW) -> None:
-        config, split = self.config, self.task.train
+        config, split = self.config, self._data(objective).train
         peak = config.rate if objective == "labels" else (config.pretrain_rate or config.rate)
         optimiser.param_groups[0]["lr"] = peak * rate_factor(done, length, config.warmup, config.schedule)
         drawn = draw(config, split, objective, done)
@@ -273,7 +294,7 @@ class _Training:
             "objective": objective,
             "rate": optimiser.param_groups[0]["lr"] if step else 0.0,
         }
-        for name, split in self.task.splits.items():
+        for name, split in self._data(objective).splits.items():
             row.update(self._evaluate(name, split, objective))
         for name in self.task.splits:
             if not math.isfinite(row[f"{name}_loss"]):
@@ -350,6 +371,10 @@ class _Training:
         data, count = self.task.data, max(count, 1)
         right_or_wrong = objective == "labels" or data.inputs == "tokens" or data.levels
         return {f"{name}_loss": loss / count, f"{name}_accuracy": correct / count if right_or_wrong else None}
+
+    def _data(self, objective: Objective) -> Task:
+        """Return the sequences of a stage."""
+        return self.task if objective == "labels" else self.pretraining
 
     @property
     def _evaluated_at_a_time(self) -> int:

@@ -105,6 +105,15 @@ def test_a_run_without_any_state_begins_anew(whole, tmp_path):
     assert_same(resume(cut.folder, progress=False), whole)
 
 
+def test_a_run_in_pieces_of_a_few_minutes_ends_the_same(whole, tmp_path):
+    pieces, run = 1, train(whole.config, tmp_path / "x", progress=False, minutes=0.0)
+    while not run.finished:
+        assert run.latest.step == pieces, "every piece takes at least one step"
+        pieces, run = pieces + 1, resume(tmp_path / "x", progress=False, minutes=0.0)
+    assert pieces == whole.config.steps
+    assert_same(run, whole)
+
+
 def test_a_finished_run_is_left_alone(whole):
     before = {path: path.stat().st_mtime_ns for path in whole.folder.rglob("*")}
     assert resume(whole.folder).last.step == 60

@@ -1,5 +1,6 @@
 """Sweeps: what is planned, and that every cell is trained once whatever happens to those that train it."""
 
+import dataclasses
 import itertools
 import json
 import os
@@ -20,8 +21,10 @@ from support import TINY, in_three_ways
 
 import attnprobe as ap
 from attnprobe.cli import main
+from attnprobe.errors import UsageError
 from attnprobe.run import Run
-from attnprobe.sweeps import cells, look_at, read_sweep, summary, workers
+from attnprobe.sweeps import cells, look_at, read_sweep, summary, train_all, workers
+from attnprobe.sweeps.cells import took
 from attnprobe.tasks import configure
 
 BASE = {"pretrain_steps": 8, "d_model": 16, **TINY}
@@ -443,3 +446,16 @@ def test_a_node_of_a_ray_cluster_that_dies_loses_no_cell(tmp_path, monkeypatch):
     assert process.returncode == 0, said
     assert "2 cells: 2 done" in said
     assert all(same_as_alone(cell, tmp_path / cell.folder.name) for cell in sweep.cells)
+
+
+def test_configurations_from_python_are_trained_once_and_shared(tmp_path, capfd):
+    configs = [configure("pairs", seed=seed, recipe="labels", **BASE) for seed in (3, 4, 3)]
+    runs = train_all(configs, tmp_path, 2)
+    assert [run.config for run in runs] == configs
+    assert runs[0].folder == runs[2].folder != runs[1].folder
+    before = times(tmp_path)
+    (again,) = train_all(configs[1:2], tmp_path)
+    assert again.folder == runs[1].folder and times(tmp_path) == before, "nothing is touched"
+    assert took(again.folder) > 0
+    with pytest.raises(UsageError, match="unknown part 'nothing'"):
+        train_all([dataclasses.replace(configs[0], freeze=("nothing",)), configs[1]], tmp_path)

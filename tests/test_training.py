@@ -5,12 +5,14 @@ import pytest
 import torch
 from support import TINY
 
-from attnprobe.batches import batch_rows
+from attnprobe import training
+from attnprobe.batches import batch_rows, take
 from attnprobe.checkpoint import load
 from attnprobe.errors import UsageError
 from attnprobe.tasks import build, configure
 from attnprobe.training import checkpoint_steps, rate_factor, train
 from attnprobe.transfer import PARTS, select
+from attnprobe.transformer import Transformer
 
 NAMED = {**TINY, "pretrain_steps": 8, "d_model": 16}
 
@@ -315,3 +317,33 @@ def test_the_data_of_a_run_are_made_anew_and_compared(spt_run, tmp_path):
     torch.save({**fields, "fingerprint": "0" * 16}, tmp_path / "x.pt")
     with pytest.raises(UsageError, match="no longer gives the data of this run"):
         _ = load(tmp_path / "x.pt").task
+
+
+def test_shuffled_pretraining_sees_the_tokens_of_each_sequence_in_another_order_and_labels_their_own(
+    tmp_path, monkeypatch
+):
+    seen = {}
+
+    def watched(split, rows, mask, device):
+        if len(rows) == 16:  # a batch of training
+            seen.setdefault("labels" if mask is None else "masked", []).append(split)
+        return take(split, rows, mask, device)
+
+    monkeypatch.setattr(training, "take", watched)
+    run = train(configure("pairs", pretrain_steps=6, pretrain_order="shuffled", **TINY), tmp_path / "x", progress=False)
+    own = build(run.config).train
+    for split in seen["masked"]:
+        assert np.array_equal(split.inputs, seen["masked"][0].inputs), "one order, at every step"
+        assert not np.array_equal(split.inputs, own.inputs)
+        assert np.array_equal(np.sort(split.inputs, axis=1), np.sort(own.inputs, axis=1))
+    assert all(np.array_equal(split.inputs, own.inputs) for split in seen["labels"])
+
+
+def test_the_seed_of_the_weights_changes_nothing_else(spt_run, tmp_path):
+    other = train(replace(spt_run.config, init_seed=5), tmp_path / "x", progress=False)
+    own = train(replace(spt_run.config, init_seed=spt_run.config.seed), tmp_path / "y", progress=False)
+    assert other.last.fingerprint == spt_run.last.fingerprint
+    assert not torch.equal(weights(other, 0)["embed.weight"], weights(spt_run, 0)["embed.weight"])
+    assert all(torch.equal(weight, weights(own)[name]) for name, weight in weights(spt_run).items())
+    there = Transformer(other.config.model, other.last.data, seed=5).state_dict()
+    assert all(torch.equal(weight, there[name]) for name, weight in weights(other, 0).items())

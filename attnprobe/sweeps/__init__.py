@@ -28,16 +28,26 @@ began there, and ``sweep.csv``, its table as it was when that ended.
 """
 
 import json
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
 
+from attnprobe.config import TrainConfig
 from attnprobe.errors import UsageError
 from attnprobe.files import write_whole
-from attnprobe.sweeps import workers
 from attnprobe.sweeps.cells import attempt, look, record_failure
-from attnprobe.sweeps.plan import Cell, Sweep, read_sweep
+from attnprobe.sweeps.plan import Cell, Sweep, folder_name, read_sweep
 from attnprobe.sweeps.table import look_at, open_sweep, summary
+from attnprobe.sweeps.workers import run_all
 
-__all__ = ["Cell", "Sweep", "look_at", "open_sweep", "read_sweep", "run_sweep", "summary"]
+if TYPE_CHECKING:
+    from attnprobe.run import Run
+
+__all__ = ["Cell", "Sweep", "look_at", "open_sweep", "read_sweep", "run_sweep", "summary", "train_all"]
+
+AGAIN_AFTER = 2.0
+"""Seconds until `train_all` looks again at a run that another process is training."""
 
 
 def run_sweep(sweep: Sweep, cells: Sequence[Cell], count: int = 1, ray: str | None = None) -> None:
@@ -54,16 +64,40 @@ def run_sweep(sweep: Sweep, cells: Sequence[Cell], count: int = 1, ray: str | No
         _write_plan(sweep)
     except OSError as error:
         raise UsageError(f"{sweep.out}: cannot be written ({error.strerror})") from error
-    # The longest first, so that no worker idles at the end.
-    left = sorted((cell for cell in cells if look(cell.folder).status != "done"), key=lambda cell: -cell.config.steps)
-    plan = {cell.folder.absolute(): cell.config for cell in left}
+    plan = _left({cell.folder.absolute(): cell.config for cell in cells})
     if plan and ray is not None:
         from attnprobe.sweeps.cluster import run_on_ray
 
         run_on_ray(plan, ray)
     elif plan:
-        workers.run_all(attempt, plan, count, lost=record_failure)
+        run_all(attempt, plan, count, lost=record_failure)
     write_whole(sweep.out / "sweep.csv", look_at(sweep.cells).to_csv(index=False))
+
+
+def train_all(configs: Sequence[TrainConfig], out: str | Path, workers: int = 1) -> "list[Run]":
+    """Return the finished run of every configuration, in their order, training those that ``out`` does not hold yet.
+
+    A run's folder is that of a sweep's cell: equal configurations are one run, and several calls, one after the other
+    or at once, share what they have in common. Raises `UsageError` where a run fails, when the others have ended.
+    """
+    from attnprobe.run import Run
+
+    out = Path(out)
+    plan = {out / folder_name(config): config for config in configs}
+    while left := _left(plan):
+        outcomes = run_all(attempt, left, workers, lost=record_failure)
+        for folder, outcome in outcomes.items():
+            if outcome == "failed":
+                raise UsageError(f"{folder}: {look(folder).reason}")
+        if "held" in outcomes.values():
+            time.sleep(AGAIN_AFTER)
+    return [Run(out / folder_name(config)) for config in configs]
+
+
+def _left(plan: Mapping[Path, TrainConfig]) -> dict[Path, TrainConfig]:
+    """Return what is not done of a plan, the longest first, so that no worker idles at the end."""
+    left = {folder: config for folder, config in plan.items() if look(folder).status != "done"}
+    return dict(sorted(left.items(), key=lambda one: -one[1].steps))
 
 
 def _write_plan(sweep: Sweep) -> None:

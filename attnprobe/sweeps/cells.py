@@ -1,11 +1,13 @@
 """One cell of a sweep: a run folder that is trained once, whoever comes first.
 
 Beside what a run leaves behind the folder holds ``cell.lock``, which the process that trains the cell holds (the
-operating system releases it when the process dies), and ``failed.json`` where the last attempt failed. The lock is
+operating system releases it when the process dies), ``failed.json`` where the last attempt failed, and ``took.json``,
+the seconds that its attempts took (none for one that was killed). The lock is
 flock: on a file system that several nodes share it must reach all of them (NFS does; Lustre is mounted with ``flock``).
 """
 
 import json
+import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -86,6 +88,7 @@ def attempt(folder: Path, config: TrainConfig, on_step: Callable[[int], None] | 
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / "cell.lock", timeout=HELD_AFTER):
+            began = time.monotonic()
             try:
                 complete(folder, config, on_step)
             except UsageError as error:
@@ -93,12 +96,20 @@ def attempt(folder: Path, config: TrainConfig, on_step: Callable[[int], None] | 
             except Exception as error:
                 said = str(error).strip().split("\n")[0]
                 return record_failure(folder, f"{type(error).__name__}: {said}", traceback.format_exc())
+            finally:
+                write_whole(folder / "took.json", json.dumps({"seconds": took(folder) + time.monotonic() - began}))
             (folder / "failed.json").unlink(missing_ok=True)
             return "done"
     except Timeout:
         return "held"
     except (OSError, NotImplementedError) as error:
         raise UsageError(f"{folder}: cannot be locked or written ({error})") from error
+
+
+def took(folder: Path) -> float:
+    """Return the seconds that attempts at the cell in a folder took."""
+    path = folder / "took.json"
+    return json.loads(path.read_text())["seconds"] if path.exists() else 0.0
 
 
 def record_failure(folder: Path, reason: str, details: str | None = None) -> Outcome:

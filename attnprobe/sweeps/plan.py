@@ -61,7 +61,7 @@ def read_sweep(path: str | Path, out: str | Path | None = None) -> Sweep:
     named = [dict(itertools.chain(*map(dict.items, cell))) for cell in itertools.product(*_axes(found, str(path)))]
     configs = [_configure(base, settings, str(path)) for settings in named]
     shown = _shown(configs, named)
-    folders = [folder / _name(config) for config in configs]
+    folders = [folder / folder_name(config) for config in configs]
     first: dict[Path, int] = {}
     for index, (one, settings) in enumerate(zip(folders, named, strict=True)):
         # Merged, they would leave the table with fewer rows than the grid has cells, and a slip unseen.
@@ -139,8 +139,8 @@ def _shown(configs: list[TrainConfig], named: list[dict[str, Any]]) -> list[dict
     ]
 
 
-def _name(config: TrainConfig) -> str:
-    """Return the name of a cell's folder."""
+def folder_name(config: TrainConfig) -> str:
+    """Return the name of the folder that belongs to a configuration: the same for the same settings."""
     text = json.dumps(_canonical(dataclasses.asdict(config)), sort_keys=True)
     digest = hashlib.sha256(text.encode()).hexdigest()[:12]
     return f"{tasks.short_name(config.task)}-{config.recipe}-{config.seed}-{digest}"

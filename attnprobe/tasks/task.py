@@ -11,6 +11,7 @@ import numpy as np
 from attnprobe.config import DataSpec
 from attnprobe.errors import UsageError
 from attnprobe.provenance import fingerprint
+from attnprobe.randomness import numpy_generator
 
 if TYPE_CHECKING:
     import torch
@@ -81,6 +82,17 @@ class Task:
             return self
         check_held_out(self.name, count, {name: len(split) for name, split in self.splits.items()})
         return replace(self, train=self.train[:-count], validation=self.train[-count:])
+
+    def shuffled(self, seed: int) -> "Task":
+        """Return the task with the tokens of each sequence (not the padding) in one random order, each in its own."""
+        splits = {}
+        for name, split in self.splits.items():
+            key = numpy_generator(seed, f"shuffled {name}").random(split.inputs.shape)
+            if split.lengths is not None:
+                key[np.arange(self.data.n) >= split.lengths[:, None]] = np.inf
+            inputs = np.take_along_axis(split.inputs, key.argsort(axis=1, kind="stable"), axis=1)
+            splits[name] = replace(split, inputs=inputs)
+        return replace(self, **splits)
 
     @classmethod
     def from_arrays(cls, name: str = "own", **arrays: Any) -> "Task":

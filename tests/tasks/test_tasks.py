@@ -220,3 +220,17 @@ def test_values_must_be_finite():
     bad = Split(np.full((4, 3), np.nan), GOOD.labels)
     with pytest.raises(UsageError, match="NaN or infinite"):
         Task("mine", data, bad, bad)
+
+
+def test_a_shuffled_task_keeps_tokens_padding_and_labels():
+    split = Split(np.arange(40).reshape(4, 10) + 1, np.array([0, 1, 0, 1]), np.array([10, 4, 1, 7]))
+    task = Task("own", DataSpec(n=10, inputs="tokens", classes=2, vocabulary=41), split, split)
+    for made in task.shuffled(3).splits.values():
+        assert not np.array_equal(made.inputs, split.inputs)
+        for shuffled, own, length in zip(made.inputs, split.inputs, split.lengths, strict=True):
+            assert sorted(shuffled[:length]) == own[:length].tolist()
+            assert np.array_equal(shuffled[length:], own[length:])
+        assert np.array_equal(made.labels, split.labels) and np.array_equal(made.lengths, split.lengths)
+    orders = [made.inputs[0] % 10 for made in task.shuffled(3).splits.values()]
+    assert not np.array_equal(*orders), "each split has its own"
+    assert task.shuffled(3).fingerprint == task.shuffled(3).fingerprint != task.shuffled(4).fingerprint
