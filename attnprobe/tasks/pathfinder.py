@@ -53,11 +53,12 @@ class Scale:
 
 
 SCALES = {
+    16: Scale(2.0, 0.5, (1.0,), 1.0, 4.0, 1.0, 0.75, 1),
     32: Scale(2.0, 0.5, (1.0,), 1.5, 7.0, 1.0, 0.75, 5),
     128: Scale(5.0, 1.5, (2.0, 3.0), 3.0, 20.0, 1.8, 0.9, 8),
     256: Scale(5.0, 2.0, (3.0,), 5.0, 27.0, 1.8, 1.0, 7),
 }
-"""The Long Range Arena's, as its builders state them (``apart`` is their seed_distance)."""
+"""The Long Range Arena's, as its builders state them (``apart`` is their seed_distance); side 16 is ours."""
 
 
 @settings
@@ -75,8 +76,8 @@ class Pathfinder:
     licence: ClassVar[str] = "generated"
     origin: ClassVar[str] = "attnprobe, after Linsley et al. 2018 and the Long Range Arena (Tay et al. 2021)"
 
-    side: Literal[32, 128, 256] = 32
-    """Pixels along each side: 32 (Pathfinder), 128 (Path-X) or 256 (Path-X-256)."""
+    side: Literal[16, 32, 128, 256] = 32
+    """Pixels along each side: 32 (Pathfinder), 128 (Path-X), 256 (Path-X-256); or 16, with room for curves of 5."""
     contour_length: Annotated[int, Field(ge=3)] = 14
     """Paddles of a long curve; a short one has a third of them."""
     distractors: Index | None = None

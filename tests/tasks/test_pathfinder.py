@@ -12,7 +12,8 @@ def drawing(request):
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(pathfinder, "DRAWS", 100)
         patched.setattr(pathfinder, "ROUNDS", 500)
-        return Pathfinder(side=request.param).drawing(0, 0)
+        options = {"contour_length": 5} if request.param == 16 else {}
+        return Pathfinder(side=request.param, **options).drawing(0, 0)
 
 
 @pytest.fixture(scope="module")
