@@ -1,7 +1,7 @@
 """What every analysis asks for: runs that are trained once, and measures of their checkpoints that are taken once.
 
-All analyses share the runs in ``analyses/runs``. A run is asked for by its whole configuration and trained only where it
-is not there yet, so that a cut-off analysis goes on where it was, and two analyses that need the same run share it.
+All analyses share the runs in ``analyses/runs``. A run is asked for by its whole configuration and trained only where
+it is not there yet, so that a cut-off analysis goes on where it was, and two that need the same run share it.
 """
 
 import concurrent.futures

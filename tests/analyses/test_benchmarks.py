@@ -1,4 +1,4 @@
-"""The scripts of analyses/ run, and compare what they say they compare."""
+"""The benchmarks of analyses/ run, and compare what they say they compare."""
 
 import importlib.util
 from pathlib import Path
@@ -10,7 +10,7 @@ import torch
 from attnprobe.measures import MEASURES
 from attnprobe.statistics import Scores, gradient_statistics, pattern_statistics, score_statistics
 
-FOLDER = Path(__file__).parent.parent / "analyses"
+FOLDER = Path(__file__).parents[2] / "analyses"
 
 
 def script(name):

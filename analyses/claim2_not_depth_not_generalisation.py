@@ -1,0 +1,169 @@
+"""Claim 2: what labels alone lack is neither depth, nor is it generalisation alone.
+
+Source: arXiv:2605.21070 (its abstract). Amos et al. 2024 (arXiv:2310.02980) call the gain of SPT a better
+generalisation. Both can be right: which one shows depends on how many training sequences there are.
+
+Design. On `pairs` labels alone and SPT at depth 1, 2, 4 and 6; with 125 to 8,000 training sequences; and for a quarter
+of the steps to four times the steps, the latter with 8,000 sequences, too many to be learned by heart. On `digits`
+(real) with 100 to all of its training images. Train accuracy beside test accuracy: labels that fit and fail to
+generalise have a high one and a low one, labels that fail to fit have two low ones. Settings are those that the search
+of claim 1 chose for each recipe at depth 1.
+
+Rule. *Not depth*: on `pairs` SPT gains at every depth. *Not generalisation alone*: on `pairs` with the most sequences
+labels fall short of SPT in training accuracy too. Each by the 95 % interval over paired seeds. The claim holds where
+both do, and in part where one does.
+
+Command: python analyses/run.py claim2_not_depth_not_generalisation
+Cost: 120 runs, about 35 minutes on two cores; depth 6 takes a third of it.
+"""
+
+from typing import Any, cast
+
+import xarray as xr
+from conclusion import Conclusion, verdict
+from drawing import RECIPES, chance, course, mark, said
+from lab import Lab
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from settings import SEEDS, setting
+from settings import TASKS as OF_TASK
+from tables import BOUNDS, accuracies, at, effect
+
+from attnprobe.axes import label
+from attnprobe.config import Recipe
+from attnprobe.figures.style import WIDTH, Page, paper
+from attnprobe.results import dataset, variable
+from attnprobe.tasks import source
+
+TITLE = "What labels lack is not depth, nor generalisation alone"
+
+Varied = dict[str, tuple[str, dict[float, dict[str, Any]]]]
+"""Axis: the task, and for every value of the axis the settings that it stands for."""
+
+
+def sized(task: str, *sizes: int) -> dict[float, dict[str, Any]]:
+    """Return the settings of numbers of training sequences, beside those held out."""
+    held = OF_TASK[task]["hold_out"]
+    return {size: {"task_options": {"train_size": size + held}} for size in sizes}
+
+
+def of_digits(*sizes: int) -> dict[float, dict[str, Any]]:
+    """Return the settings of numbers of training images: all that are no test images, or some of them held out too."""
+    return {size: {"hold_out": 1197 - size} for size in sizes}
+
+
+def lasting(*times: float) -> dict[float, dict[str, Any]]:
+    """Return the settings of multiples of the steps, with the most training sequences."""
+    return {one: {**sized("pairs", 8000)[8000], "steps": round(one * OF_TASK["pairs"]["steps"])} for one in times}
+
+
+VARIED: dict[str, Varied] = {
+    "quick": {
+        "depth": ("pairs", {1: {"steps": 300}, 2: {"steps": 300}}),
+        "size": ("pairs", {size: {**one, "steps": 300} for size, one in sized("pairs", 100, 1000).items()}),
+    },
+    "default": {
+        "depth": ("pairs", {depth: {"n_layers": depth} for depth in (1, 2, 4, 6)}),
+        "size": ("pairs", sized("pairs", 125, 500, 2000, 8000)),
+        "length": ("pairs", lasting(0.25, 1, 4)),
+        "images": ("digits", of_digits(100, 300, 997)),
+    },
+    "full": {
+        "depth": ("pairs", {depth: {"n_layers": depth, "d_model": 128} for depth in (1, 2, 3, 4, 5, 6)}),
+        "size": ("pairs", sized("pairs", 125, 500, 2000, 8000, 32000, 128000)),
+        "length": ("pairs", lasting(0.25, 0.5, 1, 2, 4, 8)),
+        "images": ("digits", of_digits(50, 100, 200, 400, 997)),
+    },
+}
+
+
+def study(lab: Lab) -> xr.Dataset:
+    """Train every recipe under every value of every axis."""
+    of_seed, varied = list(SEEDS[lab.scale]), VARIED[lab.scale]
+    runs = lab.train(
+        {
+            (axis, recipe, value, seed): setting(task, cast(Recipe, recipe), seed, **named)
+            for axis, (task, values) in varied.items()
+            for recipe in RECIPES
+            for value, named in values.items()
+            for seed in of_seed
+        }
+    )
+    found: dict[str, xr.Variable] = {}
+    coordinates: dict[str, Any] = {"recipe": list(RECIPES), "seed": of_seed, "bound": BOUNDS}
+    for axis, (task, values) in varied.items():
+        coordinates[axis] = list(values)
+        axes = {"recipe": list(RECIPES), axis: list(values), "seed": of_seed}
+        one = accuracies({key[1:]: run for key, run in runs.items() if key[0] == axis}, axes)
+        found |= {f"{axis}_{name}": values for name, values in one.items()}
+        for split in ("train", "test"):
+            by_recipe = xr.DataArray(one[f"{split}_accuracy"], coords={"recipe": list(RECIPES)})
+            gain = by_recipe.sel(recipe="spt") - by_recipe.sel(recipe="labels")
+            found |= effect(f"{axis}_{split}_gain", gain, f"gain of SPT in {split} accuracy")
+        chance_of = 1 / source(task).data.classes
+        found[f"{axis}_chance"] = variable((), chance_of, f"accuracy of guessing ({task})", "1")
+    return dataset(found, coordinates, {"tasks": {axis: task for axis, (task, _) in varied.items()}})
+
+
+def parts(result: xr.Dataset) -> dict[str, bool]:
+    """Return which part of the rule holds."""
+    every = all(at(result, "depth_test_gain", depth=depth)[1] > 0 for depth in result["depth"].values)
+    return {
+        "not depth": every,
+        "not generalisation alone": at(result, "size_train_gain", size=result["size"][-1])[1] > 0,
+    }
+
+
+def conclude(result: xr.Dataset) -> Conclusion:
+    """Apply the rule."""
+    deepest, most = int(result["depth"][-1]), int(result["size"][-1])
+    few = int(result["size"][0])
+    of_labels = result.sel(recipe="labels", size=few)
+    words = (
+        f"pairs: gain {said(*at(result, 'depth_test_gain', depth=1))} at depth 1, "
+        f"{said(*at(result, 'depth_test_gain', depth=deepest))} at {deepest}; with {most:,} sequences SPT's training "
+        f"accuracy is higher by {said(*at(result, 'size_train_gain', size=most))}; with {few} labels reach "
+        f"{float(of_labels['size_train_accuracy'].mean()):.2f} in training and "
+        f"{float(of_labels['size_test_accuracy'].mean()):.2f} in the test"
+    )
+    return Conclusion(verdict(list(parts(result).values())), words, result.sizes["seed"])
+
+
+def draw(result: xr.Dataset) -> Figure:
+    """Draw training and test accuracy of both recipes along every axis."""
+    shown = [axis for axis in ("depth", "size", "length", "images") if axis in result.dims]
+    with paper():
+        figure = Page(figsize=(WIDTH, 1.75), layout="constrained")
+        axes = figure.subplots(1, len(shown), sharey=True)
+        for place, (axis, name) in enumerate(zip(axes, shown, strict=True)):
+            _panel(axis, result, name)
+            axis.set_title("abcd"[place], loc="left", fontweight="bold")
+        axes[0].set(ylabel="accuracy", ylim=(0, 1.04))
+        figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=4)
+    return figure
+
+
+def _panel(axis: Axes, result: xr.Dataset, name: str) -> None:
+    places = result[name].values.astype(float)
+    for number, (recipe, said_of) in enumerate(RECIPES.items()):
+        one = result.sel(recipe=recipe)
+        course(axis, places, one[f"{name}_test_accuracy"], number, f"{said_of}, test", linestyle="-")
+        trained = one[f"{name}_train_accuracy"].mean("seed")
+        drawn = {"color": mark(number)["color"], "marker": mark(number)["marker"], "markerfacecolor": "none"}
+        axis.plot(places, trained, linestyle=":", linewidth=0.9, markersize=3, label=f"{said_of}, training", **drawn)
+    chance(axis, float(result[f"{name}_chance"]))
+    if name != "depth":
+        axis.set_xscale("log")
+        axis.minorticks_off()
+    axis.set_xticks(places, [f"{place:g}" for place in places])
+    axis.set(xlabel=label(name))
+
+
+def caption(result: xr.Dataset) -> str:
+    """Return the figure's caption."""
+    return (
+        "Test accuracy (filled, with 95 % Student intervals) and training accuracy (open) of labels alone and of SPT "
+        f"followed by labels, means over {result.sizes['seed']} paired seeds: on pairs by depth (a), by the number of "
+        "training sequences (b), and with 8,000 of them by the multiple of the steps (c); on digits by the number of "
+        "training images (d). Dashed: chance."
+    )

@@ -1,0 +1,314 @@
+"""Claim 4: what SPT learns there is proximity, and it causes the gain.
+
+Source: arXiv:2605.21070 (its abstract): SPT turns absolute position encodings into proximity-biased scores.
+
+Design. (a) On `pairs` (generated) and `digits` (real) the proximity contrast of the scores (near minus far keys, in sd
+of the score; in pixels on images) at every checkpoint of both recipes, of the head with the largest one; beside it the
+largest one of the same scores with positions permuted, so that picking a head costs the null as much; and the part of
+it that is position-position. (b) Over all tasks of claim 1 and all seeds: the contrast at the end of self-pretraining
+against the gain. (c) The function of the offset is taken out of the scores of the trained SPT network (null: as large a
+change with its offsets permuted), or everything but it. (d) Labels alone are given proximity from no data: a fixed bias
+-distance / 2, query and key maps that score near keys high, and mimetic ones (Trockman & Kolter 2023), which know no
+positions.
+
+Rule, four parts on each of the two tasks, each by its 95 % interval over paired seeds: the contrast at the end of
+training is larger under SPT than under labels; at the end of self-pretraining it exceeds that of the permuted null;
+taking out the function of the offset costs accuracy, and more than its null; labels with a fixed bias gain over labels
+without. The claim holds where all eight do, and in part where some do. The correlation over tasks (b) is reported and
+decides nothing: eight tasks are few.
+
+Command: python analyses/run.py claim4_proximity
+Cost: 110 runs, most of them those of claim 1, and 300 measures, about 20 minutes on two cores beyond claim 1.
+"""
+
+from collections.abc import Mapping
+from typing import Any, cast
+
+import numpy as np
+import scipy.stats
+import settings
+import xarray as xr
+from conclusion import Conclusion, verdict
+from drawing import RECIPES, course, mark, said, seeds
+from lab import Asked, Lab
+from matplotlib.figure import Figure, SubFigure
+from settings import SEEDS, setting
+from tables import BOUNDS, accuracies, at, effect
+
+from attnprobe.config import Recipe
+from attnprobe.figures.style import PERMUTED, WIDTH, Page, paper
+from attnprobe.results import dataset, own_prefix, variable
+from attnprobe.run import Run
+from attnprobe.training import checkpoint_steps
+
+TITLE = "What SPT learns there is proximity, and it causes the gain"
+
+TASKS: dict[str, dict[str, dict[str, Any]]] = {
+    "quick": {"pairs": {"steps": 400}},
+    "default": {"pairs": {}, "digits": {}},
+    "full": {task: {"n_layers": 2, "d_model": 128, "n_heads": 8} for task in ("pairs", "digits", "image-16")},
+}
+OVER_TASKS = {"quick": ("pairs",), "default": tuple(settings.TASKS), "full": tuple(settings.TASKS)}
+GIVEN: dict[str, dict[str, Any]] = {
+    "labels": {},
+    "labels, fixed bias": {"score_bias": "fixed"},
+    "labels, proximity maps": {"init_qk": "proximity"},
+    "labels, mimetic maps": {"init_qk": "mimetic"},
+}
+EDITS = ("remove toeplitz", "keep toeplitz", "remove position", "impose proximity")
+SEQUENCES = 128
+Key = tuple[str, str, int]
+
+
+def study(lab: Lab) -> xr.Dataset:
+    """Train, and measure checkpoints; what is compared is paired by seed."""
+    tasks, of_seed, recipes = TASKS[lab.scale], list(SEEDS[lab.scale]), list(RECIPES)
+    everywhere = list(OVER_TASKS[lab.scale])
+    runs = lab.train(
+        {
+            (task, recipe, seed): setting(task, cast(Recipe, recipe), seed, **tasks.get(task, {}))
+            for task in dict.fromkeys([*tasks, *everywhere])
+            for recipe in recipes
+            for seed in of_seed
+        }
+    )
+    given = lab.train(
+        {
+            (task, arm, seed): setting(task, "labels", seed, **tasks[task], **named)
+            for task in tasks
+            for arm, named in GIVEN.items()
+            for seed in of_seed
+        }
+    )
+    axes = {"task": list(tasks), "seed": of_seed}
+    found = _through_training(lab, runs, axes) | _edited(lab, runs, axes) | _over_tasks(lab, runs, everywhere, of_seed)
+    arms = accuracies(given, {"task": list(tasks), "arm": list(GIVEN), "seed": of_seed})
+    accuracy = xr.DataArray(arms["test_accuracy"], coords={"arm": list(GIVEN)})
+    found |= arms | effect("given", accuracy - accuracy.sel(arm="labels", drop=True), "gain of labels given proximity")
+    coordinates = {
+        **axes,
+        "recipe": recipes,
+        "arm": list(GIVEN),
+        "intervention": list(EDITS),
+        "moment": np.arange(found["contrast"].shape[2]),
+        "other_task": everywhere,
+        "bound": BOUNDS,
+    }
+    return dataset(found, coordinates, {"sequences": SEQUENCES})
+
+
+def _through_training(lab: Lab, runs: Mapping[Key, Run], axes: Mapping[str, Any]) -> dict[str, xr.Variable]:
+    """Return the contrast at every checkpoint: the largest over heads, and its share in position-position terms."""
+    steps = {
+        (task, recipe): checkpoint_steps(runs[task, recipe, axes["seed"][0]].config)
+        for task in axes["task"]
+        for recipe in RECIPES
+    }
+    keys = [(*key, seed, step) for key, of_run in steps.items() for seed in axes["seed"] for step in of_run]
+    options = {"sequences": SEQUENCES}
+    measured = lab.measure({key: Asked(runs[key[:3]], key[3], "proximity", options) for key in keys})
+    split = lab.measure({key: Asked(runs[key[:3]], key[3], "positions", options) for key in keys})
+    shape = (len(axes["task"]), len(RECIPES), max(map(len, steps.values())), len(axes["seed"]))
+    contrast, null, position, step_of = (np.full(shape, np.nan) for _ in range(4))
+    for place in np.ndindex(shape):
+        task, recipe, seed = axes["task"][place[0]], list(RECIPES)[place[1]], axes["seed"][place[3]]
+        if place[2] < len(steps[task, recipe]):
+            step = steps[task, recipe][place[2]]
+            contrast[place], null[place], best = most_proximal(measured[task, recipe, seed, step])
+            terms = split[task, recipe, seed, step]
+            own = terms[f"{own_prefix(measured[task, recipe, seed, step])}proximity_contrast"].isel(best)
+            position[place], step_of[place] = float(own.sel(term="position-position")), step
+    over, about = ("task", "recipe", "moment", "seed"), "proximity contrast of the most proximal head"
+    ended = ("task", "recipe", "moment")
+    made = {
+        "contrast": variable(over, contrast, about, "sd of the score", f"{SEQUENCES} test sequences"),
+        "contrast_null": variable(over, null, f"{about}, positions permuted", "sd of the score", "mean over draws"),
+        "contrast_position": variable(over, position, "its part in the position-position term", "sd of the score"),
+        "step_of": variable(ended, step_of[..., 0], "training step of the checkpoint", "steps"),
+    }
+    spt = made["contrast"][:, list(RECIPES).index("spt")]
+    last = np.stack([_last(contrast[:, place]) for place in range(len(RECIPES))], axis=1)
+    middle = [
+        steps[task, "spt"].index(runs[task, "spt", axes["seed"][0]].config.pretrain_steps) for task in axes["task"]
+    ]
+    pretrained = np.stack([spt[i, m] for i, m in enumerate(middle)])
+    of_null = np.stack([null[i, list(RECIPES).index("spt"), m] for i, m in enumerate(middle)])
+    differences = {
+        "contrast_gain": (last[:, 1] - last[:, 0], "contrast at the end, SPT minus labels"),
+        "contrast_excess": (pretrained - of_null, "contrast at the end of self-pretraining, minus null"),
+    }
+    for name, (values, long_name) in differences.items():
+        made |= effect(name, xr.DataArray(values, dims=("task", "seed")), long_name, "sd of the score")
+    return made
+
+
+def _last(values: np.ndarray) -> np.ndarray:
+    """Return the last of each row of [task, moment, seed] that there is."""
+    count = np.isfinite(values[..., 0]).sum(axis=1)
+    return values[np.arange(len(values)), count - 1]
+
+
+def most_proximal(result: xr.Dataset) -> tuple[float, float, dict[str, int]]:
+    """Return the largest contrast over heads, that of the permuted null, and where the first is, for ``isel``."""
+    contrast = result[f"{own_prefix(result)}proximity_contrast"]
+    null = result[f"{own_prefix(result)}proximity_contrast_null"].sel(null="permuted")
+    best = {str(axis): int(place) for axis, place in contrast.argmax(("layer", "head")).items()}
+    return float(contrast.max()), float(null.max(("layer", "head")).mean()), best
+
+
+def _edited(lab: Lab, runs: Mapping[Key, Run], axes: Mapping[str, Any]) -> dict[str, xr.Variable]:
+    """Return what edits of all scores do to the accuracy of the trained SPT networks, and as large ones elsewhere."""
+    keys = [(task, "spt", seed) for task in axes["task"] for seed in axes["seed"]]
+    options = {"sequences": 2 * SEQUENCES}
+    found = lab.measure({key: Asked(runs[key], runs[key].config.steps, "interventions", options) for key in keys})
+    shape = (len(EDITS), len(axes["task"]), len(axes["seed"]))
+    change, null = (
+        np.array([[one.sel(intervention=edit) for edit in EDITS] for one in values]).T.reshape(shape)
+        for values in (
+            [found[key]["all_accuracy_change"] for key in keys],
+            [found[key]["all_accuracy_change_null"].mean("draw").isel(null=0) for key in keys],
+        )
+    )
+    over = ("intervention", "task", "seed")
+    made = {
+        "edited": variable(over, change, "change of the test accuracy", "1", f"{2 * SEQUENCES} test sequences"),
+        "edited_null": variable(over, null, "the same with offsets or positions permuted", "1", "mean over draws"),
+    }
+    for name, values in {"edit": change, "edit_excess": change - null}.items():
+        what = "change of accuracy" + (" beyond its null" if name == "edit_excess" else "")
+        made |= effect(name, xr.DataArray(values, dims=over), what)
+    return made
+
+
+def _over_tasks(lab: Lab, runs: Mapping[Key, Run], tasks: list[str], of_seed: list[int]) -> dict[str, xr.Variable]:
+    """Return contrast at the end of self-pretraining and gain, by task and seed, and their rank correlation."""
+    keys = [(task, "spt", seed) for task in tasks for seed in of_seed]
+    asked = {
+        key: Asked(runs[key], runs[key].config.pretrain_steps, "proximity", {"sequences": SEQUENCES}) for key in keys
+    }
+    measured = lab.measure(asked)
+    shape = (len(tasks), len(of_seed))
+    contrast = np.array([most_proximal(measured[key])[0] for key in keys]).reshape(shape)
+    gain = np.array(
+        [
+            runs[task, "spt", seed].metrics[-1]["test_accuracy"]
+            - runs[task, "labels", seed].metrics[-1]["test_accuracy"]
+            for task, _, seed in keys
+        ]
+    ).reshape(shape)
+    over = ("other_task", "seed")
+    made = {
+        "contrast_by_task": variable(over, contrast, "contrast at the end of self-pretraining", "sd of the score"),
+        "gain_by_task": variable(over, gain, "gain of SPT in test accuracy", "1"),
+    }
+    if len(tasks) > 2:
+        found = scipy.stats.spearmanr(contrast.mean(axis=1), gain.mean(axis=1))
+        made |= {
+            "correlation": variable((), found.statistic, "rank correlation of contrast and gain over tasks", "1"),
+            "correlation_p": variable((), found.pvalue, "its p value", "1", "two-sided"),
+        }
+    return made
+
+
+def parts(result: xr.Dataset) -> dict[tuple[str, str], bool]:
+    """Return which part of the rule holds on which task."""
+    held = {}
+    for task in map(str, result["task"].values):
+        held[task, "more under SPT"] = at(result, "contrast_gain", task=task)[1] > 0
+        held[task, "more than the null"] = at(result, "contrast_excess", task=task)[1] > 0
+        removed = [at(result, name, task=task, intervention="remove toeplitz")[2] for name in ("edit", "edit_excess")]
+        held[task, "its removal costs"] = max(removed) < 0
+        held[task, "labels gain from it"] = at(result, "given", task=task, arm="labels, fixed bias")[1] > 0
+    return held
+
+
+def conclude(result: xr.Dataset) -> Conclusion:
+    """Apply the rule."""
+    held = parts(result)
+    words = []
+    for task in map(str, result["task"].values):
+        removed = said(*at(result, "edit", task=task, intervention="remove toeplitz"))
+        given = said(*at(result, "given", task=task, arm="labels, fixed bias"))
+        contrast = said(*at(result, "contrast_gain", task=task))
+        words.append(
+            f"{task}: contrast of SPT minus labels {contrast} sd, accuracy without the function of the offset "
+            f"{removed}, of labels with a fixed bias {given}"
+        )
+    total = f"{sum(held.values())} of {len(held)} parts"
+    return Conclusion(verdict(list(held.values())), "; ".join([*words, total]), result.sizes["seed"])
+
+
+def draw(result: xr.Dataset) -> Figure:
+    """Draw contrast through training, contrast against gain, edits, and labels that are given proximity."""
+    tasks = [str(task) for task in result["task"].values]
+    with paper():
+        figure = Page(figsize=(WIDTH, 4.4), layout="constrained")
+        top, bottom = figure.subfigures(2, 1, height_ratios=[1.1, 1])
+        _draw_training(top, result, tasks)
+        axes = bottom.subplots(1, 3, width_ratios=[1, 1, 1])
+        for number, task in enumerate(map(str, result["other_task"].values)):
+            one = result.sel(other_task=task)
+            drawn = mark(number) | {"s": 12, "linewidths": 0, "alpha": 0.8}
+            axes[0].scatter(one["contrast_by_task"], one["gain_by_task"], label=task, **drawn)
+        axes[0].axhline(0, color="black", linewidth=0.5)
+        axes[0].set(xlabel="contrast after self-pretraining", ylabel="gain in test accuracy")
+        axes[0].legend(fontsize=5, handletextpad=0.1, borderpad=0, labelspacing=0.2)
+        for row, edit in enumerate(EDITS):
+            for number, task in enumerate(tasks):
+                place = row + 0.3 * (number - (len(tasks) - 1) / 2)
+                one = result.sel(task=task, intervention=edit)
+                seeds(axes[1], place, one["edited"], number, upright=False, label=task if row == 0 else None)
+                axes[1].plot(float(one["edited_null"].mean()), place, "|", color="black", markersize=6)
+        axes[1].axvline(0, color="black", linewidth=0.5)
+        axes[1].set_yticks(range(len(EDITS)), [edit.replace(" ", "\n", 1) for edit in EDITS])
+        axes[1].invert_yaxis()
+        axes[1].set(xlabel="change of accuracy (SPT)")
+        axes[1].legend(loc="lower left")
+        for row, arm in enumerate(GIVEN):
+            for number, task in enumerate(tasks):
+                place = row + 0.3 * (number - (len(tasks) - 1) / 2)
+                seeds(axes[2], place, result["test_accuracy"].sel(task=task, arm=arm), number, upright=False)
+        axes[2].set_yticks(range(len(GIVEN)), [arm.replace(", ", ",\n") for arm in GIVEN])
+        axes[2].invert_yaxis()
+        axes[2].set(xlabel="test accuracy")
+        for axis, letter in zip(axes, "bcd", strict=True):
+            axis.set_title(letter, loc="left", fontweight="bold")
+    return figure
+
+
+def _draw_training(part: SubFigure, result: xr.Dataset, tasks: list[str]) -> None:
+    axes = np.atleast_1d(part.subplots(1, len(tasks)))
+    for axis, task in zip(axes, tasks, strict=True):
+        for number, (recipe, name) in enumerate(RECIPES.items()):
+            one = result.sel(task=task, recipe=recipe)
+            steps = one["step_of"].values
+            known = np.isfinite(steps)
+            course(axis, steps[known], one["contrast"][known], number, name)
+            null = one["contrast_null"].mean("seed")[known]
+            label = "positions permuted" if number else None
+            axis.plot(steps[known], null, color=PERMUTED, linewidth=1.2, linestyle=(0, (1, 1)), label=label)
+            if recipe == "spt":
+                position = one["contrast_position"].mean("seed")[known]
+                drawn = {"color": mark(number)["color"], "linewidth": 0.8, "linestyle": (0, (3, 2))}
+                axis.plot(steps[known], position, label="of it position-position", **drawn)
+        axis.set(title=f"{task}", xlabel="training step", ylabel="proximity contrast (sd of score)")
+        axis.set_xscale("symlog", linthresh=10)
+    axes[0].set_title("a", loc="left", fontweight="bold")
+    axes[0].legend(fontsize=5.5)
+
+
+def caption(result: xr.Dataset) -> str:
+    """Return the figure's caption."""
+    correlation = ""
+    if "correlation" in result:
+        value, p = float(result["correlation"]), float(result["correlation_p"])
+        correlation = f" (rank correlation of the means over tasks {value:.2f}, p = {p:.2f})"
+    return (
+        "(a) Proximity contrast (score of near minus far keys, in sd of the score) of the head with the largest one "
+        f"through training: means over {result.sizes['seed']} seeds with 95 % Student intervals; dashed, its part in "
+        "the position-position term; dotted, the largest one over heads of the same scores with positions permuted. "
+        f"(b) That contrast at the end of self-pretraining against the gain of SPT, a dot a seed{correlation}. "
+        "(c) Change of the test accuracy of SPT networks when all scores lose or keep their mean function of the "
+        "offset, lose their position-position term, or get a bias -distance / 2; black bars: the same edits with "
+        "offsets or positions permuted. (d) Labels alone from random weights, and given proximity without data."
+    )

@@ -1,0 +1,192 @@
+"""Run analyses: train what is missing, measure it, write results, figures, captions and the table.
+
+    python analyses/run.py --list
+    python analyses/run.py claim1_spt_gain claim3_query_key
+    python analyses/run.py all --figures-only
+
+What is cut off goes on where it was: runs are kept in analyses/runs. Results are written to analyses/results/NAME.nc,
+figures to analyses/figures/NAME.pdf and .png with their caption in NAME.txt, and the table of analyses/README.md is
+made anew. With --quick everything goes to analyses/runs/quick instead, and with --full to names that end in -full.
+"""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Protocol
+
+import claim1_spt_gain
+import claim2_not_depth_not_generalisation
+import claim3_query_key
+import claim4_proximity
+import claim6_encodings
+import claim7_objectives
+import torch
+import tyro
+import xarray as xr
+from conclusion import Conclusion
+from lab import FOLDER, RUNS, Lab, Scale
+from matplotlib.figure import Figure
+
+from attnprobe.errors import UsageError, listed
+from attnprobe.files import write_whole
+from attnprobe.report import write_figure
+from attnprobe.results import open_result, save
+
+
+class Analysis(Protocol):
+    """What an analysis is: a module with these names."""
+
+    TITLE: str
+
+    def study(self, lab: Lab) -> xr.Dataset:
+        """Train and measure."""
+        ...
+
+    def draw(self, result: xr.Dataset) -> Figure:
+        """Draw the result, without any network."""
+        ...
+
+    def caption(self, result: xr.Dataset) -> str:
+        """Return the caption of the figure."""
+        ...
+
+    def conclude(self, result: xr.Dataset) -> Conclusion:
+        """Say what came of it, by the rule of the module's docstring."""
+        ...
+
+
+ANALYSES: dict[str, Analysis] = {
+    module.__name__: module
+    for module in (
+        claim1_spt_gain,
+        claim2_not_depth_not_generalisation,
+        claim3_query_key,
+        claim4_proximity,
+        claim6_encodings,
+        claim7_objectives,
+    )
+}
+BEGIN, END = "<!-- table: made by run.py -->", "<!-- end of table -->"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line; what the user can mend is said in one line, with exit status 2."""
+    try:
+        tyro.cli(run, args=arguments, description=__doc__, config=(tyro.conf.FlagCreatePairsOff,))
+    except UsageError as error:
+        print(f"run.py: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+def run(
+    names: Annotated[tuple[str, ...], tyro.conf.Positional] = (),
+    /,
+    list: bool = False,
+    quick: bool = False,
+    full: bool = False,
+    figures_only: bool = False,
+    workers: int = 2,
+    device: str = "cpu",
+) -> None:
+    """Run analyses.
+
+    Args:
+        names: Which ones, or all.
+        list: Say what there is, and what came of it.
+        quick: Two minutes each: fewer seeds, tasks and steps.
+        full: Larger networks and more seeds, for a GPU.
+        figures_only: Draw the figures and the table from the results that are there; nothing is trained.
+        workers: Runs at a time, one thread each.
+        device: torch device.
+    """
+    if list:
+        for name, module in ANALYSES.items():
+            path = result_path(name, "default")
+            said = module.conclude(open_result(path)).verdict if path.exists() else "not run"
+            print(f"{name:36s} {said:20s} {module.TITLE}")
+        return
+    if quick and full:
+        raise UsageError("--quick and --full: choose one")
+    chosen = tuple(ANALYSES) if names == ("all",) else names
+    for name in chosen:
+        if name not in ANALYSES:
+            raise UsageError(f"no analysis {name!r}; valid: {listed(ANALYSES)}, or all")
+    if not chosen:
+        raise UsageError(f"name an analysis, or all: {listed(ANALYSES)}")
+    scale: Scale = "quick" if quick else "full" if full else "default"
+    torch.set_num_threads(1)
+    for name in chosen:
+        if figures_only:
+            if names == ("all",) and not result_path(name, scale).exists():
+                continue
+            result = open_result(result_path(name, scale))
+        else:
+            result = studied(name, Lab(scale, workers, device))
+        told = shown(name, result, scale)
+        print(f"{name}: {told.verdict}\n  {told.effect}\n  figure: {figure_path(name, scale)}.pdf")
+    if not quick:
+        write_table(FOLDER / "README.md")
+
+
+def result_path(name: str, scale: Scale) -> Path:
+    """Return where the result of an analysis is."""
+    return (RUNS / "quick" if scale == "quick" else FOLDER / "results") / f"{_stem(name, scale)}.nc"
+
+
+def figure_path(name: str, scale: Scale) -> Path:
+    """Return where its figure is, without the ending."""
+    return (RUNS / "quick" if scale == "quick" else FOLDER / "figures") / _stem(name, scale)
+
+
+def _stem(name: str, scale: Scale) -> str:
+    return f"{name}-full" if scale == "full" else name
+
+
+def studied(name: str, lab: Lab) -> xr.Dataset:
+    """Run an analysis and keep its result, with what it cost."""
+    result = ANALYSES[name].study(lab)
+    result.attrs |= {"analysis": name, "scale": lab.scale, "device": lab.device, **lab.cost}
+    path = result_path(name, lab.scale)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save(result, path)
+    return result
+
+
+def shown(name: str, result: xr.Dataset, scale: Scale) -> Conclusion:
+    """Write figure and caption of a result, and say what came of it."""
+    module, path = ANALYSES[name], figure_path(name, scale)
+    write_figure(module.draw(result), path, f"{name}: {module.TITLE}")
+    write_whole(path.with_name(f"{path.name}.txt"), module.caption(result) + "\n")
+    return module.conclude(result)
+
+
+def write_table(page: Path) -> None:
+    """Put the table of all results in the place of the one on the page."""
+    before, _, rest = page.read_text().partition(BEGIN)
+    write_whole(page, f"{before}{BEGIN}\n{table()}\n{END}{rest.partition(END)[2]}")
+
+
+def table() -> str:
+    """Return the table of all analyses, in Markdown."""
+    rows = [
+        "| claim | verdict | effect (95 % interval) | seeds | cost | figure, command |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, module in ANALYSES.items():
+        path = result_path(name, "default")
+        command = f"`python analyses/run.py {name}`"
+        if not path.exists():
+            rows.append(f"| {module.TITLE} | not run | | | | {command} |")
+            continue
+        result = open_result(path)
+        told = module.conclude(result)
+        cost = f"{result.attrs['runs']} runs, {result.attrs['core_minutes']:.0f} core-minutes"
+        figure = f"[figure](figures/{name}.png) ([caption](figures/{name}.txt))"
+        rows.append(
+            f"| {module.TITLE} | **{told.verdict}** | {told.effect} | {told.seeds} | {cost} | {figure}, {command} |"
+        )
+    return "\n".join(rows)
+
+
+if __name__ == "__main__":
+    main()

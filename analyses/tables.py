@@ -1,0 +1,69 @@
+"""From runs to labelled arrays: what the analyses do alike between training and drawing."""
+
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from attnprobe.results import variable
+from attnprobe.run import Run
+from attnprobe.statistics.seeds import mean_interval, ratio_interval
+
+BOUNDS = ["lower", "upper"]
+
+
+def accuracies(runs: Mapping[Hashable, Run], axes: Mapping[str, Sequence[Any]]) -> dict[str, xr.Variable]:
+    """Return the accuracies at the end of runs whose keys are their places along the axes; NaN where there is none."""
+    return {
+        f"{split}_accuracy": variable(
+            tuple(axes), _filled(runs, axes, split), f"{split} accuracy", "1", "of the labels, after the last step"
+        )
+        for split in ("train", "test")
+    }
+
+
+def _filled(runs: Mapping[Hashable, Run], axes: Mapping[str, Sequence[Any]], split: str) -> np.ndarray:
+    found = np.full([len(values) for values in axes.values()], np.nan)
+    for place in np.ndindex(found.shape):
+        key = tuple(values[i] for values, i in zip(axes.values(), place, strict=True))
+        if key in runs:
+            found[place] = runs[key].metrics[-1][f"{split}_accuracy"]
+    return found
+
+
+def effect(name: str, values: xr.DataArray, long_name: str, units: str = "1") -> dict[str, xr.Variable]:
+    """Return the mean over seeds of a paired difference, and its Student interval, as NAME and NAME_interval."""
+    rest = [str(axis) for axis in values.dims if axis != "seed"]
+    flat = values.transpose(*rest, "seed").values
+    shape = flat.shape[:-1]
+    found = np.array([mean_interval(one) for one in flat.reshape(-1, flat.shape[-1])]).reshape(*shape, 3)
+    method = "mean over paired seeds"
+    return {
+        name: variable(rest, found[..., 0], long_name, units, method),
+        f"{name}_interval": variable((*rest, "bound"), found[..., 1:], f"95 % interval: {long_name}", units, "Student"),
+    }
+
+
+def at(result: xr.Dataset, name: str, **place: Any) -> tuple[float, float, float]:
+    """Return a mean of a result and the ends of its interval."""
+    low, high = result[f"{name}_interval"].sel(place).values
+    return float(result[name].sel(place)), float(low), float(high)
+
+
+def shares(accuracy: xr.DataArray, low: str, high: str) -> dict[str, xr.Variable]:
+    """Return each arm's share of the gap between two arms, (arm - low) / (high - low), with Fieller's interval."""
+    tasks, arms = list(accuracy["task"].values), list(accuracy["arm"].values)
+    found = np.empty((len(tasks), len(arms), 3))
+    for i, task in enumerate(tasks):
+        base = accuracy.sel(task=task, arm=low)
+        for j, arm in enumerate(arms):
+            gained, gap = accuracy.sel(task=task, arm=arm) - base, accuracy.sel(task=task, arm=high) - base
+            found[i, j] = ratio_interval(gained, gap)
+    long_name = f"share of the gap between {low} and {high}"
+    return {
+        "share": variable(("task", "arm"), found[..., 0], long_name, "1", "ratio of means over paired seeds"),
+        "share_interval": variable(
+            ("task", "arm", "bound"), found[..., 1:], f"95 % interval: {long_name}", "1", "Fieller"
+        ),
+    }

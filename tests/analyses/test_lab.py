@@ -1,0 +1,67 @@
+"""The lab: runs that are trained once, measures that are taken once, arrays that are what their labels say."""
+
+import dataclasses
+
+import lab
+import numpy as np
+import pytest
+import xarray as xr
+from support import TINY
+from tables import accuracies, effect, shares
+
+from attnprobe.measures.proximity import proximity
+from attnprobe.statistics.seeds import mean_interval, ratio_interval
+from attnprobe.tasks import configure
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(lab, "RUNS", tmp_path_factory.mktemp("runs"))
+        config = configure("pairs", recipe="labels", d_model=8, **TINY)
+        ours = lab.Lab("quick", workers=1)
+        yield ours, ours.train({"a": config, "b": dataclasses.replace(config, seed=1), "same": config})
+
+
+def test_equal_configurations_are_one_run_and_count_once(trained):
+    ours, runs = trained
+    assert runs["a"].folder == runs["same"].folder != runs["b"].folder
+    assert ours.cost["runs"] == 2 and ours.cost["steps"] == 24 and ours.cost["core_minutes"] > 0
+    assert ours.train({"again": runs["a"].config})["again"].folder == runs["a"].folder
+
+
+def test_a_measure_is_what_the_measure_says_and_is_taken_once(trained):
+    ours, runs = trained
+    asked = {
+        key: lab.Asked(runs[key], 12, "proximity", {"sequences": 4, "window": window})
+        for key, window in (("a", 2), ("b", 2), ("same", 3))
+    }
+    assert len({one.path for one in asked.values()}) == 3, "other options are another result"
+    found = ours.measure(asked)
+    own = proximity(runs["a"].last, sequences=4)
+    np.testing.assert_array_equal(found["a"]["proximity_contrast"], own["proximity_contrast"])
+    before = {one.path: one.path.stat().st_mtime_ns for one in asked.values()}
+    ours.measure(asked)
+    assert before == {one.path: one.path.stat().st_mtime_ns for one in asked.values()}
+
+
+def test_accuracies_stand_where_their_labels_say(trained):
+    _, runs = trained
+    found = accuracies({("x", 1): runs["a"], ("y", 2): runs["b"]}, {"task": ["x", "y"], "seed": [1, 2]})
+    expected = [[runs["a"].metrics[-1]["test_accuracy"], np.nan], [np.nan, runs["b"].metrics[-1]["test_accuracy"]]]
+    np.testing.assert_array_equal(found["test_accuracy"], expected)
+    assert found["test_accuracy"].dims == ("task", "seed")
+
+
+def test_effects_and_shares_are_those_of_the_seeds():
+    rng = np.random.default_rng(0)
+    values = xr.DataArray(rng.random((2, 3, 5)), dims=("task", "arm", "seed"), coords={"arm": ["low", "mid", "high"]})
+    values.coords["task"] = ["x", "y"]
+    made = effect("gain", values.transpose("seed", "task", "arm"), "a gain")
+    for place in np.ndindex(2, 3):
+        expected = mean_interval(values.values[place])
+        assert (float(made["gain"][place]), *made["gain_interval"].values[place]) == pytest.approx(expected)
+    made = shares(values, "low", "high")
+    low, mid, high = values.values[1]
+    assert (float(made["share"][1, 1]), *made["share_interval"].values[1, 1]) == ratio_interval(mid - low, high - low)
+    np.testing.assert_allclose(made["share"][:, [0, 2]], [[0, 1], [0, 1]], atol=1e-12)
