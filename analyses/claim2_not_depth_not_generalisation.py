@@ -65,13 +65,13 @@ VARIED: dict[str, Varied] = {
     "default": {
         "depth": ("pairs", {depth: {"n_layers": depth} for depth in (1, 2, 4, 6)}),
         "size": ("pairs", sized("pairs", 125, 500, 2000, 8000)),
-        "length": ("pairs", lasting(0.25, 1, 4)),
+        "times": ("pairs", lasting(0.25, 1, 4)),
         "images": ("digits", of_digits(100, 300, 997)),
     },
     "full": {
         "depth": ("pairs", {depth: {"n_layers": depth, "d_model": 128} for depth in (1, 2, 3, 4, 5, 6)}),
         "size": ("pairs", sized("pairs", 125, 500, 2000, 8000, 32000, 128000)),
-        "length": ("pairs", lasting(0.25, 0.5, 1, 2, 4, 8)),
+        "times": ("pairs", lasting(0.25, 0.5, 1, 2, 4, 8)),
         "images": ("digits", of_digits(50, 100, 200, 400, 997)),
     },
 }
@@ -131,7 +131,7 @@ def conclude(result: xr.Dataset) -> Conclusion:
 
 def draw(result: xr.Dataset) -> Figure:
     """Draw training and test accuracy of both recipes along every axis."""
-    shown = [axis for axis in ("depth", "size", "length", "images") if axis in result.dims]
+    shown = [axis for axis in ("depth", "size", "times", "images") if axis in result.dims]
     with paper():
         figure = Page(figsize=(WIDTH, 1.75), layout="constrained")
         axes = figure.subplots(1, len(shown), sharey=True)

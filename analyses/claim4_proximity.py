@@ -90,7 +90,7 @@ def study(lab: Lab) -> xr.Dataset:
         "recipe": recipes,
         "arm": list(GIVEN),
         "intervention": list(EDITS),
-        "moment": np.arange(found["contrast"].shape[2]),
+        "checkpoint": np.arange(found["contrast"].shape[2]),
         "other_task": everywhere,
         "bound": BOUNDS,
     }
@@ -118,8 +118,8 @@ def _through_training(lab: Lab, runs: Mapping[Key, Run], axes: Mapping[str, Any]
             terms = split[task, recipe, seed, step]
             own = terms[f"{own_prefix(measured[task, recipe, seed, step])}proximity_contrast"].isel(best)
             position[place], step_of[place] = float(own.sel(term="position-position")), step
-    over, about = ("task", "recipe", "moment", "seed"), "proximity contrast of the most proximal head"
-    ended = ("task", "recipe", "moment")
+    over, about = ("task", "recipe", "checkpoint", "seed"), "proximity contrast of the most proximal head"
+    ended = ("task", "recipe", "checkpoint")
     made = {
         "contrast": variable(over, contrast, about, "sd of the score", f"{SEQUENCES} test sequences"),
         "contrast_null": variable(over, null, f"{about}, positions permuted", "sd of the score", "mean over draws"),
