@@ -1,0 +1,526 @@
+"""Does self-pretraining help on the Long Range Arena at its published sizes?
+
+Claim: a Transformer that is pretrained on the training sequences of its own task ends with a higher test accuracy than
+one that spends the same number of steps on the labels. Source: Amos et al. 2024 (arXiv:2310.02980), the networks,
+lengths and rates of the presets ``amos-image`` (n = 1,024), ``amos-pathfinder`` (n = 1,024) and ``amos-listops``
+(n = 2,048).
+
+Design: each task and seed is one comparison of two runs with the same data, weights and batches, and of three arms:
+
+- ``spt``: self-pretraining and then the labels;
+- ``labels``: the labels alone for as many steps (equal compute);
+- ``labels short``: the labels alone for the second stage's steps, the length of the published numbers from scratch.
+  The rate is constant after the warm-up and the batches are a function of seed and step, so that this arm is the run of
+  ``labels`` at that step, bit by bit, and costs nothing.
+
+Accuracies are on the test and validation sequences and on the first 2,000 training sequences, at the end and at the
+lowest validation loss among the evaluations (20, evenly spaced, and one at each checkpoint).
+
+Rule, fixed before any run: the effect is the test accuracy of ``spt`` minus that of ``labels``, both at the end. A task
+counts where the 95 % Student interval over paired seeds is above 0; with one seed there is no interval, and it counts
+towards *holds in part* where the difference is above 0. The claim holds where all three tasks count, with intervals and
+all published steps; it holds in part where at least one counts; else it does not hold here.
+
+Command, on one GPU, in pieces of any length; each goes on where the last one stopped, a killed one at most two minutes
+before:
+
+    python analyses/full_lra.py --minutes 9 --device cuda
+    python analyses/full_lra.py --status --device cuda
+
+With ``--steps-share 0.05`` both stages and their warm-ups have a twentieth of the published steps: a shorter but whole
+comparison, which the result says of itself. Each task has its own share there: a comparison that is complete takes the
+place of what the file had of its task, and the other tasks stay.
+
+Cost, for one seed (two runs): Image 2 x 225,000 steps of 50 sequences (45,000 of them masked), Pathfinder 2 x 1,250,000
+of 32 (250,000), ListOps 2 x 600,000 of 32 (300,000). At 6 operations for every weight and token and 12 n d_model for
+every layer and token these are 6.7e16, 7.1e17 and 1.5e19 operations: hence the order of the tasks. No number of GPU
+hours is known yet. Every piece prints the measured steps a second of each run (evaluations included, making the data
+not) and the hours that its remaining steps take at that rate; the first minutes of a task on a GPU say what it costs.
+"""
+
+import json
+import math
+import platform
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import lab as shared
+import numpy as np
+import pandas as pd
+import torch
+import tyro
+import xarray as xr
+from conclusion import Conclusion
+from lab import Lab
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from attnprobe import tasks
+from attnprobe.config import Recipe, TrainConfig
+from attnprobe.errors import UsageError
+from attnprobe.figures.style import COLOURS, WIDTH, Page, paper
+from attnprobe.files import best, write_whole
+from attnprobe.results import dataset, open_result, save, variable
+from attnprobe.run import Run
+from attnprobe.statistics.seeds import mean_interval
+from attnprobe.sweeps.cells import took
+from attnprobe.sweeps.plan import folder_name
+from attnprobe.tasks.folder import data_folder
+from attnprobe.tasks.image import ARCHIVE
+from attnprobe.training import resume, train
+
+TITLE = "Self-pretraining on the Long Range Arena, at the sizes of Amos et al. 2024"
+RESULT = shared.FOLDER / "results" / "full_lra.nc"
+
+Precision = Literal["float32", "bf16"]
+Name = Literal["image", "pathfinder", "listops"]
+NAMES: dict[Name, str] = {"image": "Image", "pathfinder": "Pathfinder", "listops": "ListOps"}
+"""The tasks, the cheapest first."""
+RECIPES: tuple[Recipe, ...] = ("spt", "labels")
+ARMS = {"spt": "SPT,\nthen labels", "labels": "labels,\nas long", "labels short": "labels,\nshort"}
+SPLITS = ("test", "validation", "train")
+EVALUATIONS = 20
+"""Evaluations of a run, evenly spaced; each stage has a whole number of them."""
+SEEDS = {"quick": (11, 12), "default": (11,), "full": (11, 12, 13)}
+QUICK_SHARE = 5e-5
+
+_TINY: dict[str, Any] = {"n_layers": 1, "d_model": 16, "n_heads": 2, "mlp_ratio": 1, "batch_size": 8, "checkpoints": 2}
+_FEW = {"train_size": 200, "validation_size": 40, "test_size": 40}
+_SHORT = {"n": 64, "min_length": 10, "max_length": 64, "max_depth": 5, "max_args": 5}
+QUICK: dict[Name, dict[str, Any]] = {
+    "image": {**_TINY, "task_options": {"train_size": 200, "test_size": 40}, "hold_out": 40},
+    "pathfinder": {**_TINY, "task_options": {**_FEW, "side": 16, "contour_length": 5}},
+    "listops": {**_TINY, "task_options": {**_FEW, **_SHORT}},
+}
+"""Sizes at which the whole path takes seconds."""
+
+PUBLISHED: dict[tuple[str, str], dict[str, float]] = {
+    ("image", "labels short"): {"published_accuracy": 0.4244, "published_train_accuracy": 0.6945},
+    ("pathfinder", "labels short"): {"published_accuracy": 0.7140},
+    ("listops", "labels short"): {"published_accuracy": 0.3637},
+}
+_SOURCE = "Transformer from scratch, Tay et al. 2021 (arXiv:2011.04006), table 1; NaN: no number is at hand"
+_SHARE = "share of sequences"
+_WHEN = {"": "at the end", "_at_lowest": "at the lowest validation loss"}
+
+BY_ARM: dict[str, tuple[str, ...]] = {
+    **{f"{one}_accuracy{when}": (f"{one} accuracy {said}", _SHARE) for when, said in _WHEN.items() for one in SPLITS},
+    "steps": ("steps taken", "steps"),
+    "step_of_lowest": ("step of the lowest validation loss", "steps"),
+    "steps_per_second": ("steps a second", "1/s", "evaluations included, making the data not"),
+    "seconds": ("time of all pieces", "s", "labels short: its share of the run of labels"),
+    "hardware": ("hardware of training", ""),
+}
+BY_PUBLICATION = {
+    "published_accuracy": ("published test accuracy", _SHARE, _SOURCE),
+    "published_train_accuracy": ("published train accuracy", _SHARE, _SOURCE),
+}
+BY_SEED = {
+    "constant_accuracy": ("test accuracy of the best constant answer", _SHARE),
+    "n": ("sequence length", "tokens"),
+    "fingerprint": ("fingerprint of the data", ""),
+}
+BY_TASK = {"steps_share": ("share of the published steps", "1"), "precision": ("precision of training", "")}
+"""The variables of a result by their axes: long name, units, and method."""
+EMPTY = {
+    name: "" if name in ("hardware", "fingerprint", "precision") else math.nan
+    for name in (*BY_ARM, *BY_PUBLICATION, *BY_SEED, *BY_TASK)
+}
+"""What stands where a comparison is not complete."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which runs are wanted, in the order in which they are trained: seed by seed, task by task, both recipes."""
+
+    tasks: tuple[Name, ...]
+    seeds: tuple[int, ...]
+    share: float = 1.0
+    """Share of the published steps, in both stages and their warm-ups."""
+    device: str = "cpu"
+    precision: Precision = "float32"
+    sizes: Mapping[Name, Mapping[str, Any]] = field(default_factory=dict)
+    """Settings other than the published ones."""
+
+    def __post_init__(self) -> None:
+        """Check the share."""
+        if not 0 < self.share <= 1:
+            raise UsageError(f"steps_share={self.share}: must be above 0 and at most 1")
+
+    @property
+    def comparisons(self) -> list[tuple[Name, int]]:
+        """Task and seed of each comparison."""
+        return [(task, seed) for seed in self.seeds for task in self.tasks]
+
+    def config(self, task: Name, recipe: Recipe, seed: int) -> TrainConfig:
+        """Return the configuration of a run; with all steps and no other sizes that of the preset."""
+        preset = tasks.PRESETS[f"amos-{task}"]
+        steps = EVALUATIONS * max(1, round(self.share * preset["steps"] / EVALUATIONS))
+        named = {
+            "steps": steps,
+            "pretrain_steps": steps * preset["pretrain_steps"] // preset["steps"],
+            "warmup": round(self.share * preset["warmup"]),
+            "evaluations": EVALUATIONS,
+            "device": self.device,
+            "precision": self.precision,
+        }
+        return tasks.configure(preset=f"amos-{task}", recipe=recipe, seed=seed, **named, **self.sizes.get(task, {}))
+
+    def run(self, task: Name, recipe: Recipe, seed: int) -> Run:
+        """Return the run, which may not have begun."""
+        return Run(shared.RUNS / folder_name(self.config(task, recipe, seed)))
+
+    @property
+    def complete(self) -> list[tuple[Name, int]]:
+        """The comparisons whose runs have all ended."""
+        return [one for one in self.comparisons if all(self.run(one[0], recipe, one[1]).finished for recipe in RECIPES)]
+
+
+@dataclass
+class Clock:
+    """Counts the steps of a piece and the seconds between the first and the last one."""
+
+    steps: int = -1
+    began: float = 0.0
+    seconds: float = 0.0
+
+    def __call__(self, step: int) -> None:
+        """Count a step that has been taken."""
+        now = time.monotonic()
+        self.began = now if self.steps < 0 else self.began
+        self.steps, self.seconds = self.steps + 1, now - self.began
+
+
+def study(lab: Lab) -> xr.Dataset:
+    """Train what is missing, without a limit of time, and return the result."""
+    quick = lab.scale == "quick"
+    there = tuple(task for task in NAMES if task != "image" or not quick or (data_folder() / ARCHIVE.file).is_file())
+    share, sizes = (QUICK_SHARE, QUICK) if quick else (1.0, {})
+    plan = Plan(there, SEEDS[lab.scale], share, lab.device, sizes=sizes)
+    for task, seed in plan.comparisons:
+        advance(lab, plan, task, seed)
+    return gather(plan)
+
+
+def advance(lab: Lab, plan: Plan, task: Name, seed: int, until: float = math.inf) -> bool:
+    """Train both runs of a comparison, one after the other, up to a time; return whether they have ended."""
+    return all(go_on(lab, plan.config(task, recipe, seed), until) for recipe in RECIPES)
+
+
+def go_on(lab: Lab, config: TrainConfig, until: float) -> bool:
+    """Train a run up to a time of the monotonic clock, and return whether it has ended."""
+    run = Run(shared.RUNS / folder_name(config))
+    if run.finished is None:
+        began, clock = time.monotonic(), Clock()
+        if began >= until:
+            return False
+        tasks.build(config)  # what is made once is made before the minutes that are left are counted
+        how = partial(resume, run.folder) if run.exists else partial(train, config, run.folder)
+        try:
+            how(on_step=clock, minutes=max(0.0, until - time.monotonic()) / 60)
+        finally:
+            if run.exists:
+                note(run.folder, clock, time.monotonic() - began, hardware(config.device))
+    if run.finished:
+        lab.used[run.folder] = config
+    return run.finished is not None
+
+
+def note(folder: Path, clock: Clock, seconds: float, name: str) -> None:
+    """Add what a piece of a run took to what is kept with the run."""
+    before = noted(folder)
+    after = {
+        "seconds": took(folder) + seconds,
+        "steps": before["steps"] + max(clock.steps, 0),
+        "stepping": before["stepping"] + clock.seconds,
+        "hardware": sorted({*before["hardware"], name}),
+    }
+    write_whole(folder / "took.json", json.dumps(after) + "\n")
+
+
+def noted(folder: Path) -> dict[str, Any]:
+    """Return what the pieces of a run took: seconds in all, steps, seconds of stepping, and names of the hardware."""
+    path = folder / "took.json"
+    nothing = {"seconds": math.nan, "steps": 0, "stepping": 0.0, "hardware": []}
+    return nothing | (json.loads(path.read_text()) if path.exists() else {})
+
+
+def hardware(device: str) -> str:
+    """Return the name of what a run is trained on."""
+    if torch.device(device).type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return platform.processor() or platform.machine()
+
+
+def rate(takings: list[dict[str, Any]]) -> float:
+    """Return the steps a second of some runs together; NaN where none was measured."""
+    seconds = sum(one["stepping"] for one in takings)
+    return sum(one["steps"] for one in takings) / seconds if seconds else math.nan
+
+
+def gather(plan: Plan) -> xr.Dataset:
+    """Return the numbers of every complete comparison of a plan; raise `UsageError` where there is none."""
+    complete = plan.complete
+    if not complete:
+        raise UsageError("no comparison is complete")
+    order = {
+        "task": [task for task in plan.tasks if any(task == one for one, _ in complete)],
+        "arm": list(ARMS),
+        "seed": [seed for seed in plan.seeds if any(seed == one for _, one in complete)],
+    }
+    by_arm = [numbers(plan, task, seed, arm) for task, seed in complete for arm in ARMS]
+    by_seed = [facts(plan, task, seed) for task, seed in complete]
+    by_task = [{"task": task, "steps_share": plan.share, "precision": plan.precision} for task in order["task"]]
+    published = [{"task": task, "arm": arm, **PUBLISHED.get((task, arm), {})} for task in order["task"] for arm in ARMS]
+    variables = {
+        **_variables(by_arm, order, ("task", "arm", "seed"), BY_ARM),
+        **_variables(published, order, ("task", "arm"), BY_PUBLICATION),
+        **_variables(by_seed, order, ("task", "seed"), BY_SEED),
+        **_variables(by_task, order, ("task",), BY_TASK),
+    }
+    return dataset(variables, order, {"title": TITLE, "presets": [f"amos-{task}" for task in order["task"]]})
+
+
+def _variables(
+    rows: list[dict[str, Any]], order: Mapping[str, Any], axes: tuple[str, ...], said: Mapping[str, tuple[str, ...]]
+) -> dict[str, xr.Variable]:
+    """Return variables over axes from rows that name their place; a place without a row is empty."""
+    table = pd.DataFrame(rows, columns=[*axes, *said]).set_index(list(axes)).to_xarray()
+    table = table.reindex({axis: order[axis] for axis in axes}, fill_value={name: EMPTY[name] for name in said})
+    return {name: variable(axes, table[name].values, *words) for name, words in said.items()}
+
+
+def numbers(plan: Plan, task: Name, seed: int, arm: str) -> dict[str, Any]:
+    """Return the row of one arm of a comparison that is complete."""
+    recipe: Recipe = "spt" if arm == "spt" else "labels"
+    config, run = plan.config(task, recipe, seed), plan.run(task, recipe, seed)
+    steps = config.steps - config.pretrain_steps if arm == "labels short" else config.steps
+    rows = [row for row in run.metrics if row["step"] <= steps]
+    lowest = best(rows)
+    assert rows[-1]["step"] == steps and lowest is not None, "a run is evaluated where each stage ends"
+    taken = noted(run.folder)
+    return {
+        "task": task,
+        "arm": arm,
+        "seed": seed,
+        **{f"{split}_accuracy": rows[-1][f"{split}_accuracy"] for split in SPLITS},
+        **{f"{split}_accuracy_at_lowest": lowest[f"{split}_accuracy"] for split in SPLITS},
+        "steps": steps,
+        "step_of_lowest": lowest["step"],
+        "steps_per_second": rate([taken]),
+        "seconds": taken["seconds"] * steps / config.steps,
+        "hardware": ", ".join(taken["hardware"]),
+    }
+
+
+def facts(plan: Plan, task: Name, seed: int) -> dict[str, Any]:
+    """Return the row of the data of a comparison that is complete."""
+    last = plan.run(task, "labels", seed).last
+    labels = last.task.test.labels
+    return {
+        "task": task,
+        "seed": seed,
+        "constant_accuracy": np.bincount(labels).max() / len(labels),
+        "n": last.data.n,
+        "fingerprint": last.fingerprint,
+    }
+
+
+def keep(result: xr.Dataset, path: Path) -> None:
+    """Write a result; tasks that only the file has are kept as they are there."""
+    if path.exists():
+        before = open_result(path)
+        others = [task for task in before["task"].values if task not in result["task"]]
+        if others:
+            parts = [result, before.sel(task=others)]
+            result = xr.concat(parts, "task", join="outer", fill_value=EMPTY, combine_attrs="override")
+    path.parent.mkdir(exist_ok=True)
+    save(result, path)
+
+
+def gains(result: xr.Dataset) -> dict[str, tuple[float, float, float, int]]:
+    """Return for each task SPT minus labels in equally many steps, the ends of its interval, and how many seeds."""
+    found = {}
+    difference = result["test_accuracy"].sel(arm="spt") - result["test_accuracy"].sel(arm="labels")
+    for task in NAMES:
+        if task in result["task"]:
+            pairs = difference.sel(task=task).dropna("seed").values
+            found[task] = (*mean_interval(pairs), len(pairs))
+    return found
+
+
+def conclude(result: xr.Dataset) -> Conclusion:
+    """Apply the rule of the module to a result."""
+    found = gains(result)
+    counts = {task: (low if seeds > 1 else mean) > 0 for task, (mean, low, _, seeds) in found.items()}
+    seeds = min(one[-1] for one in found.values())
+    whole = set(found) == set(NAMES) and seeds > 1 and bool((result["steps_share"] == 1).all())
+    said = [f"{NAMES[task]} {100 * mean:+.1f}{_interval(low, high)}" for task, (mean, low, high, _) in found.items()]
+    shares = {f"{100 * share:.3g} %" for share in result["steps_share"].values if share < 1}
+    notes = [
+        *(["one seed: no interval"] if seeds == 1 else []),
+        *([f"{', '.join(sorted(shares))} of the published steps"] if shares else []),
+        *[f"{NAMES[task]} left out" for task in NAMES if task not in found],
+    ]
+    effect = f"SPT minus labels, points of accuracy: {'; '.join(said)}" + (f" ({'; '.join(notes)})" if notes else "")
+    if all(counts.values()) and whole:
+        return Conclusion("holds", effect, seeds)
+    return Conclusion("holds in part" if any(counts.values()) else "does not hold here", effect, seeds)
+
+
+def _interval(low: float, high: float) -> str:
+    return "" if math.isnan(low) else f" [{100 * low:.1f}, {100 * high:.1f}]"
+
+
+def draw(result: xr.Dataset) -> Figure:
+    """Draw the accuracies of the arms, a panel a task; a dot is a seed."""
+    shown = [task for task in NAMES if task in result["task"]]
+    with paper():
+        figure = Page(figsize=(WIDTH, 2.3), layout="constrained")
+        axes = figure.subplots(1, len(shown), sharey=True, squeeze=False)[0]
+        for axis, task in zip(axes, shown, strict=True):
+            _panel(axis, result.sel(task=task))
+            axis.set_title(f"{NAMES[task]}, n = {int(result['n'].sel(task=task).max()):,}")
+        axes[0].set_ylabel("accuracy")
+        figure.legend(handles=_legend(), loc="outside lower center", ncols=4, handletextpad=0.5, columnspacing=1.4)
+    return figure
+
+
+_CHANCE = {"color": "black", "linewidth": 0.6, "linestyle": (0, (3, 2))}
+_TICK = {"color": "black", "linewidth": 1.6}
+_TRAIN_TICK = {"color": "black", "linewidth": 1.0, "linestyle": (0, (1, 1))}
+
+
+def _panel(axis: Axes, result: xr.Dataset) -> None:
+    seeds = result.sizes["seed"]
+    axis.axhline(float(result["constant_accuracy"].mean()), zorder=0, **_CHANCE)
+    for place, arm in enumerate(ARMS):
+        one, colour = result.sel(arm=arm), COLOURS[place]
+        spread = [place + 0.12 * (seed - (seeds - 1) / 2) for seed in range(seeds)]
+        axis.scatter(spread, one["train_accuracy"], s=16, facecolors="none", edgecolors=colour, linewidths=0.9)
+        axis.scatter(spread, one["test_accuracy"], s=16, color=colour, linewidths=0.9)
+        for name, look in (("published_accuracy", _TICK), ("published_train_accuracy", _TRAIN_TICK)):
+            axis.plot([place - 0.33, place + 0.33], [float(one[name])] * 2, zorder=1, **look)
+    axis.set(xlim=(-0.5, len(ARMS) - 0.5), ylim=(0, 1.04))
+    axis.set_xticks(range(len(ARMS)), list(ARMS.values()))
+
+
+def _legend() -> list[Line2D]:
+    dot = {"marker": "o", "markersize": 4, "linestyle": "none", "color": "#555555"}
+    return [
+        Line2D([], [], label="test", **dot),
+        Line2D([], [], label="train", markerfacecolor="none", **dot),
+        Line2D([], [], label="published test (from scratch)", **_TICK),
+        Line2D([], [], label="published train", **_TRAIN_TICK),
+        Line2D([], [], label="best constant answer", **_CHANCE),
+    ]
+
+
+def caption(result: xr.Dataset) -> str:
+    """Say what the figure shows, in how many steps, on what, and what it lacks."""
+    parts = []
+    for task in (task for task in NAMES if task in result["task"]):
+        one = result.sel(task=task)
+        long, short = (int(one["steps"].sel(arm=arm).max()) for arm in ("labels", "labels short"))
+        seeds = int(one["test_accuracy"].sel(arm="spt").notnull().sum())
+        parts.append(
+            f"{NAMES[task]}: {long:,} and {short:,} steps ({100 * float(one['steps_share']):.3g} % of the published), "
+            f"{seeds} {'seed' if seeds == 1 else 'seeds'}, {one['precision'].item()}, {_machines(one)}"
+        )
+    absent = [NAMES[task] for task in NAMES if task not in result["task"]]
+    lacking = f" Left out: {', '.join(absent)}." if absent else ""
+    return (
+        "Accuracy at the end of training of networks that are pretrained on their own training sequences, of those "
+        "that take as many steps on the labels alone, and of those that take the finetuning steps alone; filled is "
+        "test, open is training, a dot is a seed. Published numbers are those of Tay et al. 2021 from scratch. "
+        f"{'; '.join(parts)}."
+        f"{lacking}"
+    )
+
+
+def _machines(result: xr.Dataset) -> str:
+    return ", ".join(sorted({name for name in result["hardware"].values.ravel() if name}))
+
+
+def progress(plan: Plan) -> pd.DataFrame:
+    """Return how far each run is, its steps a second, and the hours that are left at the rate of its task."""
+    runs = {(task, seed, recipe): plan.run(task, recipe, seed) for task, seed in plan.comparisons for recipe in RECIPES}
+    rows = []
+    for (task, seed, recipe), run in runs.items():
+        steps, state = plan.config(task, recipe, seed).steps, None if run.finished else run.latest
+        done = steps if run.finished else state.step if state else 0
+        usual = rate([noted(one.folder) for (name, _, _), one in runs.items() if name == task])
+        rows.append(
+            {
+                "task": task,
+                "seed": seed,
+                "recipe": recipe,
+                "step": done,
+                "of": steps,
+                "steps a second": rate([noted(run.folder)]),
+                "hours left": (steps - done) / usual / 3600 if steps > done else 0.0,
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Train for some minutes, and write the result of what is complete."""
+
+    minutes: float | None = None
+    """How long to train, all runs together; without it to the end."""
+    device: str = "cpu"
+    """Where to train: cpu or cuda."""
+    precision: Precision = "float32"
+    """bf16: under bfloat16 autocast."""
+    steps_share: float = 1.0
+    """Share of the published steps, in both stages and their warm-ups."""
+    tasks: tuple[Name, ...] = tuple(NAMES)
+    """Which tasks, in this order."""
+    seeds: tuple[int, ...] = SEEDS["default"]
+    """Which seeds; all tasks of one before the next."""
+    status: bool = False
+    """Only say how far the runs are."""
+
+    def run(self) -> None:
+        """Train, write and print; a run that fails is named at the end and does not stop other comparisons."""
+        plan = Plan(self.tasks, self.seeds, self.steps_share, self.device, self.precision)
+        failures = [] if self.status else self.train(plan)
+        print(progress(plan).to_string(index=False, float_format="{:.3g}".format, na_rep="not measured"))
+        if failures:
+            raise UsageError("; ".join(failures))
+
+    def train(self, plan: Plan) -> list[str]:
+        """Train every comparison in its turn, write the result after each, and return what failed."""
+        lab, failures = Lab(device=self.device), []
+        until = time.monotonic() + 60 * (math.inf if self.minutes is None else self.minutes)
+        before = plan.complete
+        if before:  # a piece that was killed may not have written it
+            keep(gather(plan), RESULT)
+        for task, seed in [one for one in plan.comparisons if one not in before]:
+            try:
+                if advance(lab, plan, task, seed, until):
+                    keep(gather(plan), RESULT)
+            except UsageError as error:
+                failures.append(str(error))
+        return failures
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command; raise ``SystemExit`` with status 2 for what the user can mend."""
+    try:
+        tyro.cli(Piece, args=arguments, config=(tyro.conf.FlagCreatePairsOff,)).run()
+    except UsageError as error:
+        print(f"full_lra: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+if __name__ == "__main__":
+    main()
