@@ -161,11 +161,10 @@ def test_the_file_is_whole_after_each_comparison(command, capsys):
     assert len(printed) == 5 and all(line.split()[3:5] == ["20", "20"] for line in printed[1:])
 
 
-def test_a_file_that_a_killed_piece_did_not_write_is_written_by_the_next(command):
-    main(["--seeds", "11"])
-    full_lra.RESULT.unlink()
-    main(["--seeds", "11", "12"])
-    assert command == {11: False, 12: [11]}
+def test_a_file_that_a_killed_piece_did_not_write_is_written_by_the_next(command, runs, trained):
+    shutil.copytree(trained, runs)
+    main(["--seeds", "12"])
+    assert command == {} and open_result(full_lra.RESULT)["seed"].values.tolist() == [12]
 
 
 def test_a_run_that_fails_does_not_stop_the_other_comparisons(command, capsys):
