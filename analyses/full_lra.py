@@ -75,7 +75,7 @@ from attnprobe.tasks.folder import data_folder
 from attnprobe.tasks.image import ARCHIVE
 from attnprobe.training import resume, train
 
-TITLE = "Self-pretraining on the Long Range Arena, at the sizes of Amos et al. 2024"
+TITLE = "SPT beats labels alone on the Long Range Arena, at the sizes of Amos et al. 2024"
 RESULT = shared.FOLDER / "results" / "full_lra.nc"
 
 Precision = Literal["float32", "bf16"]
@@ -284,7 +284,13 @@ def gather(plan: Plan) -> xr.Dataset:
         **_variables(by_seed, order, ("task", "seed"), BY_SEED),
         **_variables(by_task, order, ("task",), BY_TASK),
     }
-    return dataset(variables, order, {"title": TITLE, "presets": [f"amos-{task}" for task in order["task"]]})
+    cost = {
+        "runs": len(RECIPES) * len(complete),
+        "core_minutes": sum(row["seconds"] for row in by_arm if row["arm"] in RECIPES) / 60,
+        "device": plan.device,
+    }
+    presets = [f"amos-{task}" for task in order["task"]]
+    return dataset(variables, order, {"title": TITLE, "presets": presets, **cost})
 
 
 def _variables(

@@ -12,7 +12,7 @@ made anew. With --quick everything goes to analyses/runs/quick instead, and with
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Protocol
+from typing import Annotated, Protocol, cast
 
 import claim1_spt_gain
 import claim2_not_depth_not_generalisation
@@ -20,6 +20,7 @@ import claim3_query_key
 import claim4_proximity
 import claim6_encodings
 import claim7_objectives
+import full_lra
 import torch
 import tyro
 import xarray as xr
@@ -55,7 +56,7 @@ class Analysis(Protocol):
         ...
 
 
-ANALYSES: dict[str, Analysis] = {
+CLAIMS: dict[str, Analysis] = {
     module.__name__: module
     for module in (
         claim1_spt_gain,
@@ -66,6 +67,8 @@ ANALYSES: dict[str, Analysis] = {
         claim7_objectives,
     )
 }
+ANALYSES = {**CLAIMS, full_lra.__name__: cast(Analysis, full_lra)}
+"""The claims, which all stands for, and what takes a GPU for days."""
 BEGIN, END = "<!-- table: made by run.py -->", "<!-- end of table -->"
 
 
@@ -91,7 +94,7 @@ def run(
     """Run analyses.
 
     Args:
-        names: Which ones, or all.
+        names: Which ones, or all (the claims; full_lra, for a GPU, is named by itself).
         list: Say what there is, and what came of it.
         quick: Two minutes each: fewer seeds, tasks and steps.
         full: Larger networks and more seeds, for a GPU.
@@ -107,7 +110,7 @@ def run(
         return
     if quick and full:
         raise UsageError("--quick and --full: choose one")
-    chosen = tuple(ANALYSES) if names == ("all",) else names
+    chosen = tuple(CLAIMS) if names == ("all",) else names
     for name in chosen:
         if name not in ANALYSES:
             raise UsageError(f"no analysis {name!r}; valid: {listed(ANALYSES)}, or all")
@@ -174,13 +177,14 @@ def table() -> str:
     ]
     for name, module in ANALYSES.items():
         path = result_path(name, "default")
-        command = f"`python analyses/run.py {name}`"
+        command = f"`python analyses/{f'run.py {name}' if name in CLAIMS else f'{name}.py'}`"
         if not path.exists():
             rows.append(f"| {module.TITLE} | not run | | | | {command} |")
             continue
         result = open_result(path)
         told = module.conclude(result)
-        cost = f"{result.attrs['runs']} runs, {result.attrs['core_minutes']:.0f} core-minutes"
+        unit = "GPU" if result.attrs["device"].startswith("cuda") else "core"
+        cost = f"{result.attrs['runs']} runs, {result.attrs['core_minutes']:.0f} {unit}-minutes"
         figure = f"[figure](figures/{name}.png) ([caption](figures/{name}.txt))"
         rows.append(
             f"| {module.TITLE} | **{told.verdict}** | {told.effect} | {told.seeds} | {cost} | {figure}, {command} |"

@@ -10,7 +10,7 @@ from settings import CHOSEN, SEARCHED, SEEDS, TASKS, candidates, setting
 
 from attnprobe.results import open_result
 
-RESULTS = sorted(run.ANALYSES.keys() & {path.stem for path in (FOLDER / "results").glob("*.nc")})
+RESULTS = sorted(run.CLAIMS.keys() & {path.stem for path in (FOLDER / "results").glob("*.nc")})
 
 
 class Planned(Exception):
@@ -28,7 +28,7 @@ def committed(request):
 
 
 @pytest.mark.parametrize("scale", SEEDS)
-@pytest.mark.parametrize("name", run.ANALYSES)
+@pytest.mark.parametrize("name", run.CLAIMS)
 def test_what_is_asked_for_fits_together_at_every_scale(name, scale):
     with pytest.raises(Planned) as caught:
         run.ANALYSES[name].study(Listening(scale))
@@ -142,3 +142,65 @@ def test_claim_1_counts_the_tasks_by_adjusted_p_values():
     assert claim1_spt_gain.p_values(one[:1])[0] < 0.05 < claim1_spt_gain.p_values(one)[0]
     result["gain"], result["p"] = -abs(result["gain"]), result["p"] * 0
     assert claim1_spt_gain.conclude(result).verdict == "does not hold here", "a loss is no gain"
+
+
+@pytest.mark.skipif("claim2_not_depth_not_generalisation" not in RESULTS, reason="claim 2 has not been run")
+def test_claim_2_asks_for_every_depth_and_for_training_accuracy_on_the_most_sequences():
+    module = run.ANALYSES["claim2_not_depth_not_generalisation"]
+    result = open_result(FOLDER / "results/claim2_not_depth_not_generalisation.nc")
+    result = shifted(result, "depth_test_gain", {}, (0.1, 0.2))
+    result = shifted(result, "size_train_gain", {}, (-0.1, 0.1))
+    most = {"size": result["size"].values[-1]}
+    assert module.conclude(shifted(result, "size_train_gain", most, (0.1, 0.2))).verdict == "holds"
+    assert module.conclude(result).verdict == "holds in part"
+    one = shifted(result, "depth_test_gain", {"depth": result["depth"].values[-1]}, (-0.1, 0.2))
+    assert module.conclude(one).verdict == "does not hold here"
+
+
+@pytest.mark.skipif("claim4_proximity" not in RESULTS, reason="claim 4 has not been run")
+def test_claim_4_has_four_parts_on_each_task():
+    module, result = run.ANALYSES["claim4_proximity"], open_result(FOLDER / "results/claim4_proximity.nc")
+    for name in ("contrast_gain", "contrast_excess", "given"):
+        result = shifted(result, name, {}, (0.1, 0.2))
+    for name in ("edit", "edit_excess"):
+        result = shifted(result, name, {}, (-0.2, -0.1))
+    assert module.conclude(result).verdict == "holds"
+    for name, place, bounds in (
+        ("contrast_gain", {}, (-0.1, 0.2)),
+        ("contrast_excess", {}, (-0.1, 0.2)),
+        ("edit", {"intervention": "remove toeplitz"}, (-0.2, 0.1)),
+        ("edit_excess", {"intervention": "remove toeplitz"}, (-0.2, 0.1)),
+        ("given", {"arm": "labels, fixed bias"}, (-0.1, 0.2)),
+    ):
+        one = shifted(result, name, place, bounds)
+        assert module.conclude(one).verdict == "holds in part", name
+        assert sum(module.parts(one).values()) == len(module.parts(one)) - result.sizes["task"]
+
+
+@pytest.mark.skipif("claim6_encodings" not in RESULTS, reason="claim 6 has not been run")
+def test_claim_6_compares_learned_positions_with_each_relative_encoding():
+    module, result = run.ANALYSES["claim6_encodings"], open_result(FOLDER / "results/claim6_encodings.nc")
+    accuracy = result["test_accuracy"]
+    gain = accuracy.sel(recipe="spt") - accuracy.sel(recipe="labels")
+    less = (gain.sel(encoding="learned") - gain.sel(encoding="rotary")).mean("seed")
+    np.testing.assert_allclose(result["less"].sel(encoding="rotary"), less)
+    for encoding in ("none", "learned", "sinusoidal"):  # these decide nothing
+        result = shifted(result, "less", {"encoding": encoding}, (-0.1, 0.1))
+    for encoding in ("rotary", "alibi", "relative"):
+        result = shifted(result, "less", {"encoding": encoding}, (0.1, 0.2))
+    assert module.conclude(result).verdict == "holds"
+    assert module.conclude(shifted(result, "less", {"encoding": "alibi"}, (-0.1, 0.2))).verdict == "holds in part"
+
+
+@pytest.mark.skipif("claim7_objectives" not in RESULTS, reason="claim 7 has not been run")
+def test_claim_7_needs_every_mask_share_a_quarter_of_the_steps_and_next_tokens():
+    module, result = run.ANALYSES["claim7_objectives"], open_result(FOLDER / "results/claim7_objectives.nc")
+    result = shifted(shifted(result, "share", {}, (0.6, 0.9)), "causal_gain", {}, (0.1, 0.2))
+    assert module.conclude(result).verdict == "holds"
+    for name, place, bounds in (
+        ("share", {"arm": "mask 0.75"}, (0.4, 0.9)),
+        ("share", {"arm": "budget 0.25"}, (0.4, 0.9)),
+        ("causal_gain", {"objective": "next-token"}, (-0.1, 0.2)),
+    ):
+        held = module.parts(shifted(result, name, place, bounds))
+        assert sum(held.values()) == len(held) - result.sizes["task"], name
