@@ -9,7 +9,7 @@ number was fixed before, and none was chosen on test sequences.
 from typing import Any
 
 from attnprobe.config import Recipe, TrainConfig
-from attnprobe.tasks import configure
+from attnprobe.tasks import Source, configure, source
 
 SEARCHED = 0
 """The seed of the search."""
@@ -80,9 +80,14 @@ WEIGHTS: dict[str, dict[str, Any]] = {
 SPLITS: dict[Recipe, tuple[float, ...]] = {"labels": (0.5, 1.0), "spt": (0.5, 0.75)}
 """Labels alone take this share of the steps, and SPT takes this share of them before the labels."""
 
+SMALL = "pairs, small weights"
+"""`pairs` with the best of the candidates that begin with small weights: the initial scale decides what is learned."""
+
 CHOSEN: dict[tuple[str, Recipe], tuple[float, str, float]] = {
     ("pairs", "labels"): (1e-3, "large", 1.0),
     ("pairs", "spt"): (3e-3, "large", 0.5),
+    (SMALL, "labels"): (3e-3, "small", 1.0),
+    (SMALL, "spt"): (3e-3, "small", 0.75),
     ("planted", "labels"): (1e-3, "small", 0.5),
     ("planted", "spt"): (3e-3, "large", 0.5),
     ("bigrams", "labels"): (3e-3, "large", 1.0),
@@ -97,14 +102,20 @@ def candidates(recipe: Recipe) -> list[tuple[float, str, float]]:
     return [(rate, weights, split) for rate in RATES for weights in WEIGHTS for split in SPLITS[recipe]]
 
 
+def source_of(task: str) -> Source:
+    """Return where the sequences of a task (or `SMALL`) come from."""
+    return source("pairs" if task == SMALL else task)
+
+
 def setting(
     task: str, recipe: Recipe, seed: int, choice: tuple[float, str, float] | None = None, **named: Any
 ) -> TrainConfig:
-    """Return the configuration of a task and recipe under a choice, that of the search unless told.
+    """Return the configuration of a task (or `SMALL`) and recipe under a choice, that of the search unless told.
 
     Other settings win over all that; ``steps`` are those before the split.
     """
     rate, weights, split = choice or CHOSEN[task, recipe]
+    task = "pairs" if task == SMALL else task
     of_task = {**COMMON, **TASKS[task], **WEIGHTS[weights], "rate": rate}
     options = {**of_task.get("task_options", {}), **named.pop("task_options", {})}
     steps = named.pop("steps", of_task["steps"])
