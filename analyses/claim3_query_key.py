@@ -5,11 +5,11 @@ Source: arXiv:2605.21070 (its abstract): the bottleneck is learning useful query
 Design. On `pairs` and `bigrams` (generated; counts of tokens leak the class of the second) and `digits` (real) a fresh
 network, with initial weights of another seed, gets parts of the network at the end of self-pretraining and is trained
 on the labels for the steps that SPT spends on them: query and key maps alone, with positions, everything but query and
-key maps, token embeddings alone; the first two also frozen. `pairs` is there twice: with the settings that the search
-chose, and with the best ones that begin with small weights (added when the first results showed that these decide).
-Beside them SPT whose query and key maps stay frozen at random, SPT on sequences in shuffled order, and labels alone for
-four times the steps. Each arm's share of the gap, (arm - labels) / (SPT - labels) in mean test accuracy over paired
-seeds, has Fieller's interval, which is unbounded where the gap itself cannot be told from nothing.
+key maps, positions alone, token embeddings alone; the first two also frozen. `pairs` is there twice: with the settings
+that the search chose, and with the best ones that begin with small weights (added when the first results showed that
+these decide). Beside them SPT whose query and key maps stay frozen at random, SPT on sequences in shuffled order, and
+labels alone for four times the steps. Each arm's share of the gap, (arm - labels) / (SPT - labels) in mean test
+accuracy over paired seeds, has Fieller's interval, which is unbounded where the gap itself cannot be told from nothing.
 
 Rule, for each task: it is the query-key maps where transplanting them with the positions (trained) recovers more than
 half of the gap, everything but them less than half, and SPT with them frozen at random less than half, each with its
@@ -51,6 +51,7 @@ TRANSPLANTS: dict[str, dict[str, Any]] = {
     "QK, frozen": {"transfer": "qk", "freeze": ("qk",)},
     "QK + positions, frozen": {"transfer": "qk+positions", "freeze": ("qk", "positions")},
     "all but QK": {"transfer": "all-but-qk"},
+    "positions": {"transfer": "positions"},
     "embeddings": {"transfer": "embeddings"},
 }
 CONTROLS = ("SPT, QK frozen at random", "SPT on shuffled sequences", "labels, 4 x the steps")
@@ -146,7 +147,7 @@ def draw(result: xr.Dataset) -> Figure:
                 axis.plot(float(one["train_accuracy"].sel(arm=arm).mean()), row, "|", color="black", markersize=5)
             for arm in BASES:
                 axis.axvline(float(one["test_accuracy"].sel(arm=arm).mean()), color="#9A9A9A", linewidth=0.5, zorder=0)
-            for row in (1.5, 7.5):
+            for row in (len(BASES) - 0.5, len(BASES) + len(TRANSPLANTS) - 0.5):
                 axis.axhline(row, color="#9A9A9A", linewidth=0.4)
             axis.axvline(float(one["chance"]), color="black", linewidth=0.6, linestyle=":")
             axis.set(title=task, xlabel="accuracy", xlim=(0, 1.04))
