@@ -1,0 +1,621 @@
+"""Claim 5: label supervision is locally blind to score directions that masked reconstruction detects.
+
+Source: arXiv:2605.21070 (the fourth claim of its abstract); the algebra is tested in tests/test_theory.py.
+
+Design, in four parts.
+
+- Cases. With one attention map at zero scores, mean pooling and nothing nonlinear per token, the gradient of any label
+  loss is the same in every row, and nothing of it lies in circulant directions (functions of the offset modulo n). The
+  same holds without a residual stream, in the first of two linear layers, and at a circulant score of any size; and the
+  query-key weights learn nothing but what the mean token asks. Each of these is a float64 network of the package on
+  random tokens; so is each exception, in which one assumption is dropped: pooling, bidirectional attention, per-token
+  linearity, zero content scores, pooled padding, the softmax.
+- Kernels. A function of the offset that is not circulant is seen through the ends of the sequence: its share of energy
+  in column sums, for 32 to 512 tokens, and the slope of its logarithm on that of n.
+- Uniform attention. Networks of the shared settings before training, all scores set to 0, value weights and the
+  readout fitted for each objective: the signal-to-noise ratio (SNR: mean over standard deviation of a sequence) of each
+  objective's gradient along unit directions. `pairs` cannot be told from its token counts, `bigrams` can (the
+  contaminated case: values tell the classes apart before any score moves), `digits` is real, with directions in pixels.
+- Training. The SNR along proximity of the objective that is being trained, at the checkpoints of labels alone and of
+  SPT, at their own scores and with their own readouts.
+
+These networks depart from the theory by LayerNorm and an MLP, through which labels see a little, and in training by
+content scores; so here the claim is one of more or less signal, not of zero. The masked gradient raises proximity only
+where the readout is aligned with the values, which a readout that nobody has trained is not: therefore the fit, and
+therefore SNRs of either sign count alike, as root mean square over heads. Proximity is the circulant exponential of
+length 2 throughout, without offset 0.
+
+Rule. (1) In every blind case and seed less than 1e-10 of the gradient's energy lies where the theory has none and a
+circulant score of sd 1 changes the loss by less than 1e-10 of it; and in every exception more than 1e-10 of the energy
+lies there. (2) On each task, at uniform attention, the SNR along proximity of the masked objective exceeds that of the
+labels: the 95 % Student interval of the difference, paired by seed, is above 0. The claim holds if (1) holds and (2)
+on every task, and in part if only some of them do.
+
+Command: python analyses/run.py claim5_blindness
+Cost: 30 runs, shared with other claims, and 270 measures: about 20 minutes on two cores.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+import xarray as xr
+from conclusion import Conclusion, verdict
+from drawing import MARKS, course, said, seeds
+from jaxtyping import Float
+from lab import Asked, Lab
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure, SubFigure
+from matplotlib.lines import Line2D
+from settings import SEEDS, setting
+from torch import Tensor
+
+from attnprobe.axes import label
+from attnprobe.config import DataSpec, ModelConfig, Recipe
+from attnprobe.figures.style import COLOURS, PERMUTED, WIDTH, Page, line, paper
+from attnprobe.randomness import torch_generator
+from attnprobe.results import dataset, variable
+from attnprobe.run import Run
+from attnprobe.statistics.directions import SUBSPACES, kernels
+from attnprobe.statistics.geometry import geometry
+from attnprobe.statistics.seeds import mean_interval
+from attnprobe.transformer import Transformer
+
+TITLE = "Labels are locally blind to score directions that masked reconstruction detects"
+
+BLIND = 1e-10
+"""Below this share nothing is seen; rounding in float64 leaves 1e-30 of an energy and 1e-16 of a loss."""
+LOSSES = ("labels", "masked")
+PROXIMITY, LENGTH = "circulant exponential", 2
+DIRECTIONS = ("circulant band", PROXIMITY, "circulant linear", "toeplitz linear", "offset 0", "column", "random")
+STAGES = ("labels alone", "SPT: masked", "SPT: labels")
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much is done at a scale."""
+
+    tasks: Mapping[str, dict[str, Any]]
+    """What departs from the shared settings on each task."""
+    sequences: int
+    """Test sequences of every measure."""
+    fit_steps: int
+    """Steps for which readouts are fitted at uniform attention."""
+    every: int = 1
+    """Every so many checkpoints of a stage are measured."""
+
+
+LARGE = {"n_layers": 2, "d_model": 128, "n_heads": 8}
+SIZES = {
+    "quick": Size({"pairs": {"steps": 300}, "digits": {"steps": 100}}, sequences=32, fit_steps=20, every=4),
+    "default": Size({"pairs": {}, "bigrams": {}, "digits": {}}, sequences=256, fit_steps=200),
+    "full": Size(
+        dict.fromkeys(("pairs", "planted", "bigrams", "digits", "image-16", "text"), LARGE),
+        sequences=512,
+        fit_steps=200,
+    ),
+}
+
+
+def study(lab: Lab) -> xr.Dataset:
+    """Compute the cases and the visible shares, then train and measure."""
+    size, numbers = SIZES[lab.scale], SEEDS[lab.scale]
+    configs = {
+        (task, recipe, seed): setting(task, recipe, seed, **size.tasks[task])
+        for task in size.tasks
+        for recipe in get_args(Recipe)
+        for seed in numbers
+    }
+    runs = lab.train(configs)
+    measured = lab.measure(at_uniform(size, runs) | in_training(size, runs))
+    variables = {**of_cases(numbers), **of_kernels(), **of_uniform(measured), **of_training(measured)}
+    coordinates = {
+        "case": list(CASES),
+        "kernel": list(KERNELS),
+        "length": list(LENGTHS),
+        "task": list(size.tasks),
+        "seed": list(numbers),
+        "loss": list(LOSSES),
+        "direction": list(DIRECTIONS),
+        "subspace": list(SUBSPACES),
+        "stage": list(STAGES),
+    }
+    return dataset(variables, coordinates, {"fit_steps": size.fit_steps, "proximity": PROXIMITY, "reach": LENGTH})
+
+
+# Cases
+
+
+@dataclass(frozen=True)
+class Case:
+    """A linear network with mean pooling at zero scores, but for what is named."""
+
+    blind: bool
+    """Whether the theory says that labels see nothing."""
+    model: Mapping[str, Any] = field(default_factory=dict)
+    circulant: float = 0.0
+    """Standard deviation of a random circulant score."""
+    content: float = 0.0
+    """Standard deviation of scores that depend on the tokens."""
+    edit: Literal["", "no residual", "padding", "sigmoid"] = ""
+    """What no configuration of the network says."""
+    invisible: Literal["circulant", "rows", "weights"] = "circulant"
+    """Where there should be nothing: in circulant directions, in what differs between rows, or in the part of the
+    gradient of the query-key weights that does not read the mean token on the query's side."""
+
+
+CASES = {
+    "zero scores": Case(True),
+    "zero scores: differences of rows": Case(True, invisible="rows"),
+    "zero scores: query-key weights": Case(True, invisible="weights"),
+    "no residual stream": Case(True, edit="no residual"),
+    "first of two linear layers": Case(True, {"n_layers": 2}),
+    "circulant scores of sd 2": Case(True, circulant=2.0),
+    "content scores of sd 0.1": Case(False, content=0.1),
+    "content scores of sd 0.3": Case(False, content=0.3),
+    "content scores of sd 1": Case(False, content=1.0),
+    "sd 1: query-key weights": Case(False, content=1.0, invisible="weights"),
+    "MLP (GELU)": Case(False, {"mlp_ratio": 2}),
+    "LayerNorm": Case(False, {"norm": "layer"}),
+    "LayerNorm and MLP": Case(False, {"norm": "layer", "mlp_ratio": 2}),
+    "max pooling": Case(False, {"pooling": "max"}),
+    "class token": Case(False, {"pooling": "cls"}),
+    "causal attention": Case(False, {"causal": True}),
+    "padding attended to, not pooled": Case(False, edit="padding"),
+    "sigmoid instead of softmax": Case(False, edit="sigmoid"),
+}
+LINEAR: dict[str, Any] = {"d_model": 16, "norm": "none", "mlp_ratio": 0, "init_scale": 0.5, "position_scale": 0.5}
+SPEC = DataSpec(n=32, inputs="tokens", classes=4, vocabulary=8)
+SAMPLES = 32
+
+
+def of_cases(numbers: tuple[int, ...]) -> dict[str, xr.Variable]:
+    """Return what labels see where they should see nothing, for every case and seed."""
+    found = np.array([[seen(case, seed) for seed in numbers] for case in CASES.values()])
+    axes, method = ("case", "seed"), f"float64, mean over {SAMPLES} random sequences of {SPEC.n} tokens, and heads"
+    return {
+        "blind": variable(("case",), [case.blind for case in CASES.values()], "whether the theory says blind", ""),
+        "invisible_share": variable(axes, found[..., 0], "share of the label gradient's energy", "1", method),
+        "invisible_share_of_noise": variable(("case",), found[:, 0, 1], "share of pure noise", "1", "dimensions"),
+        "loss_change": variable(axes, found[..., 2], "change of the loss by a circulant score", "1", method),
+    }
+
+
+def seen(case: Case, seed: int) -> tuple[float, float, float]:
+    """Return the share of energy where there should be none, that of noise, and the change of the loss."""
+    model = network(case, seed)
+    loss, scores, inputs = losses(model, case, seed)
+    gradient = torch.autograd.grad(loss.sum(), scores)[0]
+    share, noise = invisible_share(case.invisible, gradient, inputs.detach())
+    if case.invisible != "circulant":
+        return share, noise, float("nan")
+    changed, *_ = losses(model, case, seed, near=1.0)
+    return share, noise, ((changed - loss).detach().abs().sum() / loss.detach().sum()).item()
+
+
+def network(case: Case, seed: int) -> Transformer:
+    """Return the network of a case, with content scores of the size that it names."""
+    model = Transformer(ModelConfig(**{**LINEAR, **case.model}), SPEC, seed).double()
+    if case.content:
+        _, scores, _ = losses(model, case, seed)
+        scale = case.content / scores.detach().std()
+    else:
+        scale = torch.zeros(())
+    with torch.no_grad():
+        for layer in range(model.cfg.n_layers):
+            model.block(layer).attn.q.weight.mul_(scale)
+    return model
+
+
+def losses(
+    model: Transformer, case: Case, seed: int, near: float = 0.0
+) -> tuple[Float[Tensor, " batch"], Float[Tensor, "batch head query key"], Float[Tensor, "batch token d_model"]]:
+    """Return the loss of each sequence, the scores of the first layer, and what they are scores of.
+
+    ``near`` is the standard deviation of a proximity score that is added.
+    """
+    generator = torch_generator(seed, "claim5 sequences")
+    tokens = torch.randint(SPEC.vocabulary, (SAMPLES, SPEC.n), generator=generator)
+    target = torch.randint(SPEC.classes, (SAMPLES,), generator=generator)
+    steps = torch.randn(SPEC.n + 1, generator=generator).double()
+    caught: dict[str, Tensor] = {}
+
+    def enter(stream: Tensor, hook: object) -> Tensor:
+        caught["inputs"] = stream
+        return stream
+
+    def add(scores: Tensor, hook: object) -> Tensor:
+        n = scores.shape[-1]
+        around = kernels(geometry((n,)), LENGTH)[PROXIMITY][n - 1 :]
+        caught["scores"] = scores + case.circulant * circulant(steps[:n]) + near * circulant(around)
+        return caught["scores"]
+
+    hooks: list[tuple[str, Callable[..., Any]]] = [
+        ("blocks.0.hook_resid_pre", enter),
+        ("blocks.0.attn.hook_attn_scores", add),
+    ]
+    if case.edit == "no residual":
+        hooks.append(("blocks.0.hook_attn_out", lambda out, hook: out - caught["inputs"]))
+    if case.edit == "sigmoid":
+        hooks.append(("blocks.0.attn.hook_pattern", lambda pattern, hook: caught["scores"].sigmoid() / SPEC.n))
+    lengths = torch.full((SAMPLES,), SPEC.n - 4) if case.edit == "padding" else None
+    with model.hooks(fwd_hooks=hooks):
+        logits = model.read(model.residual(tokens), lengths=lengths)
+    return F.cross_entropy(logits, target, reduction="none"), caught["scores"], caught["inputs"]
+
+
+def circulant(steps: Float[Tensor, " shift"]) -> Float[Tensor, "query key"]:
+    """Return the score of mean 0 and standard deviation 1 that is this function of the offset modulo n."""
+    place = torch.arange(len(steps))
+    return ((steps - steps.mean()) / steps.std(correction=0))[(place - place[:, None]) % len(steps)]
+
+
+def invisible_share(
+    kind: str, gradient: Float[Tensor, "batch head query key"], inputs: Float[Tensor, "batch token d_model"]
+) -> tuple[float, float]:
+    """Return the share of a gradient's energy where there should be none (`Case.invisible`), and that of noise."""
+    n, width = gradient.shape[-1], inputs.shape[-1]
+    whole = gradient
+    if kind == "circulant":
+        place = torch.arange(n)
+        sums = gradient[..., place[:, None], (place + place[:, None]) % n].sum(-2)
+        part, noise = sums / n**0.5, 1 / n
+    elif kind == "rows":
+        part, noise = gradient - gradient.mean(-2, keepdim=True), 1 - 1 / n
+    else:
+        whole = torch.einsum("bid,bhij,bje->bhde", inputs, gradient, inputs)
+        token = F.normalize(inputs.mean(1), dim=-1)
+        part, noise = whole - torch.einsum("bd,bc,bhce->bhde", token, token, whole), 1 - 1 / width
+    shares = part.square().flatten(2).sum(-1) / whole.square().flatten(2).sum(-1)
+    return float(shares.mean()), noise
+
+
+# Kernels
+
+
+KERNELS: dict[str, Callable[[Tensor], Tensor]] = {
+    "exponential of length 4": lambda distance: (-distance / 4).exp(),
+    "band at distance 1": lambda distance: (distance == 1).double(),
+    "linear": lambda distance: -distance,
+    "logarithmic": lambda distance: -(1 + distance).log(),
+}
+LENGTHS = (32, 64, 128, 256, 512)
+
+
+def of_kernels() -> dict[str, xr.Variable]:
+    """Return how much of each kernel labels see at zero scores, and how that falls with the length."""
+    distances = [geometry((n,)).distance for n in LENGTHS]
+    shares = np.array([[visible_share(kernel(one)) for one in distances] for kernel in KERNELS.values()])
+    slopes = np.polyfit(np.log(LENGTHS), np.log(shares).T, 1)[0]
+    of, power = "share of the row-centred kernel's energy in column sums", "power of n that the visible share follows"
+    return {
+        "visible_share": variable(("kernel", "length"), shares, of, "1", "exact"),
+        "visible_power": variable(("kernel",), slopes, power, "1", "least squares of logarithms"),
+    }
+
+
+def visible_share(kernel: Float[Tensor, " offset"]) -> float:
+    """Return the share of a function of the offset that labels see at zero scores: that in its column sums."""
+    line = geometry(((len(kernel) + 1) // 2,))
+    sums = line.windows_by_key(kernel)
+    return float((sums - sums.mean()).square().sum() / line.n / line.inner(kernel, kernel))
+
+
+# Networks
+
+
+Key = tuple[str, str, int, int]
+"""Task, stage (or `UNIFORM`), step of the stage and seed."""
+UNIFORM = "uniform"
+
+
+def at_uniform(size: Size, runs: Mapping[tuple[str, str, int], Run]) -> dict[Key, Asked]:
+    """Return what is asked of the untrained networks, at uniform attention."""
+    options = {
+        "at": "uniform",
+        "fit_steps": size.fit_steps,
+        "sequences": size.sequences,
+        "reach": LENGTH,
+        "objectives": LOSSES,
+    }
+    return {
+        (task, UNIFORM, 0, seed): Asked(run, 0, "gradients", options)
+        for (task, recipe, seed), run in runs.items()
+        if recipe == "labels"
+    }
+
+
+def in_training(size: Size, runs: Mapping[tuple[str, str, int], Run]) -> dict[Key, Asked]:
+    """Return what is asked of the checkpoints: the gradient of the objective that is being trained."""
+    asked = {}
+    for (task, _, seed), run in runs.items():
+        for stage, (begun, steps) in stages(run).items():
+            objectives = ("masked",) if stage == "SPT: masked" else ("labels",)
+            options = {"sequences": size.sequences, "reach": LENGTH, "objectives": objectives}
+            for step in steps[:: size.every]:
+                asked[task, stage, step - begun, seed] = Asked(run, step, "gradients", options)
+    return asked
+
+
+def stages(run: Run) -> dict[str, tuple[int, list[int]]]:
+    """Return the stages of a run: after which step each begins, and the steps of its checkpoints."""
+    steps = [int(path.stem.removeprefix("step-")) for path in run.checkpoint_paths]
+    if run.config.recipe == "labels":
+        return {STAGES[0]: (0, steps)}
+    switch = run.config.pretrain_steps
+    return {
+        STAGES[1]: (0, [step for step in steps if step <= switch]),
+        STAGES[2]: (switch, [step for step in steps if step > switch]),
+    }
+
+
+def of_uniform(measured: Mapping[Key, xr.Dataset]) -> dict[str, xr.Variable]:
+    """Return what both objectives ask of the scores of untrained networks, at uniform attention."""
+    found = {(task, seed): one for (task, stage, _, seed), one in measured.items() if stage == UNIFORM}
+    tasks, numbers = (list(dict.fromkeys(column)) for column in zip(*found, strict=True))
+    first = [found[task, numbers[0]] for task in tasks]
+
+    def over(read: Callable[[xr.Dataset], xr.DataArray], kind: str, long_name: str, method: str) -> xr.Variable:
+        rest = ("loss", kind)
+        values = [[read(found[task, seed]).transpose(*rest).values for seed in numbers] for task in tasks]
+        return variable(("task", "seed", *rest), values, long_name, "1", method)
+
+    raised, share = "share of sequences whose descent raises the direction", "share of the gradient's energy"
+    root, mean = "root mean square over heads", "mean over heads"
+    noise = [_own(one, "energy_share_of_noise").values for one in first]
+    return {
+        "snr": over(signal, "direction", "SNR of the gradient", root),
+        "snr_permuted": over(permuted_signal, "direction", "SNR, positions permuted", root),
+        "snr_of_noise": variable(
+            ("task",), [one.attrs["sequences"] ** -0.5 for one in first], "SNR of noise", "1", "1 / root of sequences"
+        ),
+        "favours": over(lambda one: _own(one, "favours").mean(HEADS), "direction", raised, mean),
+        "energy_share": over(lambda one: _own(one, "energy_share").mean(HEADS), "subspace", share, mean),
+        "energy_share_of_noise": variable(("task", "subspace"), noise, "energy share of noise", "1", "dimensions"),
+    }
+
+
+HEADS = ("layer", "head")
+
+
+def _own(measured: xr.Dataset, name: str) -> xr.DataArray:
+    """Return a variable in the data's own geometry, along the directions that are asked for."""
+    own = measured[f"grid_{name}" if f"grid_{name}" in measured else name]
+    return own.sel(direction=list(DIRECTIONS)) if "direction" in own.dims else own
+
+
+def signal(measured: xr.Dataset) -> xr.DataArray:
+    """Return the SNR without its sign, as root mean square over heads."""
+    return np.sqrt(np.square(_own(measured, "snr")).mean(HEADS))
+
+
+def permuted_signal(measured: xr.Dataset) -> xr.DataArray:
+    """Return what `signal` is with positions permuted.
+
+    Each draw of that null has its own part of the sequences, so that their mean has as many as the signal itself.
+    """
+    mean = _own(measured, "snr_null").sel(null="permuted").mean("draw")
+    return np.sqrt(np.square(mean).mean(HEADS))
+
+
+def of_training(measured: Mapping[Key, xr.Dataset]) -> dict[str, xr.Variable]:
+    """Return the SNR along proximity, and the circulant share, of the objective that is trained, over its stage."""
+    found = {key: one for key, one in measured.items() if key[1] != UNIFORM}
+    tasks, _, _, numbers = (list(dict.fromkeys(column)) for column in zip(*found, strict=True))
+    steps = {
+        (task, stage): sorted({step for one, other, step, _ in found if (one, other) == (task, stage)})
+        for task in tasks
+        for stage in STAGES
+    }
+    shape = (len(tasks), len(STAGES), max(map(len, steps.values())))
+    reached, snr, share = (np.full(size, np.nan) for size in (shape, *[(*shape, len(numbers))] * 2))
+    for (task, stage, step, seed), one in found.items():
+        place = tasks.index(task), STAGES.index(stage), steps[task, stage].index(step)
+        reached[place] = step
+        snr[place][numbers.index(seed)] = signal(one).sel(direction=PROXIMITY).item()
+        share[place][numbers.index(seed)] = _own(one, "energy_share").sel(subspace="circulant").mean()
+    axes, words = ("task", "stage", "checkpoint"), "circulant share of the gradient's energy"
+    return {
+        "training_step": variable(axes, reached, "step of the stage", ""),
+        "training_snr": variable((*axes, "seed"), snr, "SNR along proximity", "1", "root mean square over heads"),
+        "training_circulant_share": variable((*axes, "seed"), share, words, "1", "mean over heads"),
+    }
+
+
+# What came of it
+
+
+def cases_hold(result: xr.Dataset) -> bool:
+    """Say whether labels see nothing in every blind case and something in every exception, by the rule."""
+    share, change, blind = result["invisible_share"], result["loss_change"], result["blind"].astype(bool)
+    nothing = (share < BLIND) & ((change < BLIND) | change.isnull())
+    return bool(nothing.where(blind, share > BLIND).all())
+
+
+def leads(result: xr.Dataset) -> dict[str, tuple[float, float, float]]:
+    """Return for each task by how much the SNR along proximity is larger for masked tokens, with its interval."""
+    snr = result["snr"].sel(direction=result.attrs["proximity"])
+    difference = snr.sel(loss="masked") - snr.sel(loss="labels")
+    return {str(task): mean_interval(difference.sel(task=task)) for task in result["task"].values}
+
+
+def conclude(result: xr.Dataset) -> Conclusion:
+    """Apply the rule."""
+    found = leads(result)
+    held = [cases_hold(result), *(low > 0 for _, low, _ in found.values())]
+    blind = result["blind"].astype(bool)
+    most = float(result["invisible_share"].where(blind).max())
+    least = float(result["invisible_share"].where(~blind).min())
+    words = ", ".join(f"{task} {said(*lead)}" for task, lead in found.items())
+    return Conclusion(
+        verdict(held),
+        f"SNR along proximity at uniform attention, masked minus labels: {words}; energy that labels have there: at "
+        f"most {most:.0e} in the blind cases, at least {least:.0e} in the exceptions",
+        result.sizes["seed"],
+    )
+
+
+def draw(result: xr.Dataset) -> Figure:
+    """Draw cases and kernels, signals and energies at uniform attention, and signals in training."""
+    rows = -(-result.sizes["task"] // COLUMNS)
+    heights = [0.16 * result.sizes["case"] + 0.75, 1.35 * rows + 0.5, 0.75 * rows + 0.4, 1.3 * rows + 0.5]
+    with paper():
+        figure = Page(figsize=(WIDTH, sum(heights)), layout="constrained")
+        parts = figure.subfigures(4, 1, height_ratios=heights)
+        left, right = parts[0].subplots(1, 2, width_ratios=[1.15, 1])
+        draw_cases(left, result)
+        draw_kernels(right, result)
+        draw_signals(parts[1], result)
+        draw_energies(parts[2], result)
+        draw_training(parts[3], result)
+    return figure
+
+
+COLUMNS = 3
+"""Tasks beside one another."""
+
+
+def draw_cases(axis: Axes, result: xr.Dataset) -> None:
+    """Draw for each case what labels see where they should see nothing."""
+    blind = result["blind"].values.astype(bool)
+    places = np.arange(len(blind)) + 0.7 * ~blind
+    for name, marker in (("invisible_share", "o"), ("loss_change", "^")):
+        values = np.maximum(result[name].values, FLOOR)
+        for place, of_seeds, colour in zip(places, values, np.where(blind, *COLOURS[:2]), strict=True):
+            drawn = {"s": 9, "marker": marker, "edgecolors": colour, "linewidths": 0.6}
+            face = colour if marker == "o" else "none"
+            axis.scatter(of_seeds, np.full(len(of_seeds), place), facecolors=face, **drawn)
+    axis.scatter(result["invisible_share_of_noise"], places, s=26, marker="|", color="black", linewidths=0.9)
+    axis.axvline(BLIND, **DASHED)
+    axis.set_xscale("log")
+    axis.set_xticks([1e-30, 1e-20, 1e-10, 1])
+    axis.minorticks_off()
+    axis.set(xlim=(FLOOR / 10, 100), xlabel="share of the energy, or of the loss")
+    axis.set_yticks(places, result["case"].values.tolist())
+    axis.invert_yaxis()
+    axis.set_title("a  blind cases and exceptions", loc="left")
+    marks = {"energy": ("o", "full"), "loss": ("^", "none"), "noise": ("|", "full")}
+    handles = [
+        Line2D([], [], color="black", marker=marker, markersize=3.5, linestyle="none", fillstyle=style, label=name)
+        for name, (marker, style) in marks.items()
+    ]
+    axis.legend(handles=handles, loc="lower left", handletextpad=0.2)
+
+
+FLOOR = 1e-36
+"""Where the figure shows exact zeros."""
+DASHED = {"color": "black", "linewidth": 0.5, "linestyle": (0, (3, 2))}
+
+
+def draw_kernels(axis: Axes, result: xr.Dataset) -> None:
+    """Draw how the visible share of kernels falls with the length."""
+    for number, kernel in enumerate(result["kernel"].values):
+        one = result.sel(kernel=kernel)
+        name = f"{kernel}: $n^{{{one['visible_power'].item():.2f}}}$"
+        drawn = line(number) | {"marker": MARKS[number], "markersize": 3}
+        axis.plot(result["length"], one["visible_share"], label=name, **drawn)
+    axis.set_xscale("log", base=2)
+    axis.set_yscale("log")
+    axis.set_xticks(result["length"], [str(n) for n in result["length"].values])
+    axis.minorticks_off()
+    axis.set(xlabel=label("length"), ylabel="share of energy that labels see")
+    axis.set_ylim(bottom=float(result["visible_share"].min()) / 300)  # room for the legend
+    axis.set_title("b  kernels that end", loc="left")
+    axis.legend(loc="lower left")
+
+
+def panels(part: SubFigure, result: xr.Dataset, title: str) -> list[Axes]:
+    """Return one panel a task, under a title for all."""
+    tasks = result["task"].values
+    part.suptitle(title, x=0.01, ha="left", fontsize=7.5)
+    grid = part.subplots(-(-len(tasks) // COLUMNS), COLUMNS, sharey=True, sharex=True, squeeze=False).flatten()
+    for axis in grid[len(tasks) :]:
+        axis.set_visible(False)
+    for axis, task in zip(grid, tasks, strict=False):
+        axis.set_title(str(task))
+    return grid[: len(tasks)].tolist()
+
+
+def by_loss(axis: Axes, values: xr.DataArray, null: xr.DataArray) -> None:
+    """Draw numbers of both objectives in rows, seeds, means and intervals, in front of their nulls."""
+    (kind,) = set(values.dims) - {"loss", "seed"}
+    for row, name in enumerate(values[kind].values):
+        for number, loss in enumerate(LOSSES):
+            place, chosen = row + (-0.2, 0.2)[number], {kind: name, "loss": loss}
+            axis.plot([null.sel(chosen)] * 2, [place - 0.19, place + 0.19], color=PERMUTED, linewidth=2.2)
+            seeds(axis, place, values.sel(chosen), number, upright=False, label=loss if row == 0 else None)
+    axis.set_yticks(range(values.sizes[kind]), values[kind].values.tolist())
+    axis.set_ylim(values.sizes[kind] - 0.5, -0.5)
+    axis.set_xscale("log")
+
+
+def draw_signals(part: SubFigure, result: xr.Dataset) -> None:
+    """Draw the SNR along each direction at uniform attention, of both objectives."""
+    shown = panels(part, result, "c  signal-to-noise ratio along directions, at uniform attention")
+    for number, axis in enumerate(shown):
+        one = result.isel(task=number)
+        by_loss(axis, one["snr"], one["snr_permuted"].mean("seed"))
+        axis.axvline(float(one["snr_of_noise"]), **DASHED)
+        axis.set_xlabel("|SNR|")
+    shown[0].set_xlim(float(result["snr"].min()) / 2, 2 * float(result["snr"].max()))
+    part.legend(*shown[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
+
+
+def draw_energies(part: SubFigure, result: xr.Dataset) -> None:
+    """Draw the energy in subspaces at uniform attention, over that of noise."""
+    shown = panels(part, result, "d  energy in subspaces, over that of noise")
+    ratio = (result["energy_share"] / result["energy_share_of_noise"]).sel(subspace=["circulant", "column"])
+    for number, axis in enumerate(shown):
+        values = ratio.isel(task=number)
+        by_loss(axis, values, xr.ones_like(values.mean("seed")))
+        axis.set_xlabel("share / share of noise")
+    shown[0].set_xlim(float(ratio.min()) / 2, 2 * float(ratio.max()))
+
+
+def draw_training(part: SubFigure, result: xr.Dataset) -> None:
+    """Draw the SNR along proximity of the objective that is trained, over the steps of its stage."""
+    shown = panels(part, result, "e  signal-to-noise ratio along proximity, in training")
+    for axis, (_, one) in zip(shown, result.groupby("task", squeeze=False), strict=True):
+        one = one.squeeze("task")
+        for number, stage in enumerate(result["stage"].values):
+            of_stage = one.sel(stage=stage).dropna("checkpoint", subset=["training_step"])
+            values = of_stage["training_snr"].transpose("checkpoint", "seed")
+            course(axis, of_stage["training_step"].values, values, number, str(stage))
+        axis.axhline(float(one["snr_of_noise"]), **DASHED)
+        axis.set_xscale("symlog", linthresh=3, linscale=0.4)
+        axis.set_xticks([0, 10, 100, 1000])
+        axis.set_yscale("log")
+        axis.set_xlabel("step of the stage")
+    found = result["training_snr"]
+    shown[0].set(ylabel="|SNR|", ylim=(float(found.min()) / 2, 2 * float(found.max())))
+    part.legend(*shown[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
+
+
+def caption(result: xr.Dataset) -> str:
+    """Return the figure's caption."""
+    favours = result["favours"].sel(direction=PROXIMITY, loss="masked").mean("seed")
+    raised = ", ".join(f"{task} {favours.sel(task=task):.0%}" for task in result["task"].values)
+    count = result.sizes["seed"]
+    return (
+        "(a) What labels see where the theory leaves them nothing, in float64; a mark for each of "
+        f"{count} seeds of weights and tokens. Filled: share of the label gradient's energy in circulant directions "
+        "(in differences of rows, or in what does not read the mean token, where so named); open: relative change of "
+        f"the loss by a circulant proximity score of sd 1; bars: pure noise; dashed: {BLIND:.0e}, below which a case "
+        "counts as blind; blue: blind by the theory, orange: exceptions. (b) Share of the energy of kernels that do "
+        "not go around in their column sums, which is all that labels see of them at zero scores, with the fitted "
+        "power of n. (c) Size of the signal-to-noise ratio (mean over standard deviation of a sequence's gradient, "
+        "root mean square over heads) along unit directions, in untrained networks at uniform attention, value weights "
+        f"and the objective's readout fitted for {result.attrs['fit_steps']} steps; proximity has length "
+        f"{result.attrs['reach']}, in pixels on images, and leaves out offset 0; column and random are drawn. Dashed: "
+        "what noise has with as many sequences; grey: positions permuted, mean over seeds. (d) Share of the same "
+        "gradients' energy in all circulant functions and in all functions of the key, over that of noise (grey). (e) "
+        f"As (c), along the {result.attrs['proximity']} direction, for the objective that is being trained, at the "
+        "checkpoints' own scores and readouts, over the steps of the stage. In (c) to (e) small dots are "
+        f"{count} seeds, marks and lines their means, bars and bands 95 % Student intervals over seeds. These networks "
+        "have LayerNorm and an MLP, and content scores once they train, so that labels are not exactly blind there. "
+        f"With its fitted readout the masked gradient raises proximity in {raised} of sequences; without the fit its "
+        "sign would mean nothing."
+    )
