@@ -14,8 +14,9 @@ Design, in four parts.
   in column sums, for 32 to 512 tokens, and the slope of its logarithm on that of n.
 - Uniform attention. Networks of the shared settings before training, all scores set to 0, value weights and the
   readout fitted for each objective: the signal-to-noise ratio (SNR: mean over standard deviation of a sequence) of each
-  objective's gradient along unit directions. `pairs` cannot be told from its token counts, `bigrams` can (the
-  contaminated case: values tell the classes apart before any score moves), `digits` is real, with directions in pixels.
+  objective's gradient along unit directions, and its energy in circulant functions and in functions of the key. `pairs`
+  cannot be told from its token counts, `bigrams` can (the contaminated case: values tell the classes apart before any
+  score moves), `digits` is real, with directions in pixels.
 - Training. The SNR along proximity of the objective that is being trained, at the checkpoints of labels alone and of
   SPT, at their own scores and with their own readouts.
 
@@ -48,8 +49,10 @@ from drawing import MARKS, course, said, seeds
 from jaxtyping import Float
 from lab import Asked, Lab
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import LogLocator, NullFormatter
 from settings import SEEDS, setting
 from torch import Tensor
 
@@ -277,8 +280,8 @@ def invisible_share(
 
 
 KERNELS: dict[str, Callable[[Tensor], Tensor]] = {
-    "exponential of length 4": lambda distance: (-distance / 4).exp(),
-    "band at distance 1": lambda distance: (distance == 1).double(),
+    "exponential": lambda distance: (-distance / 4).exp(),
+    "band": lambda distance: (distance == 1).double(),
     "linear": lambda distance: -distance,
     "logarithmic": lambda distance: -(1 + distance).log(),
 }
@@ -461,7 +464,7 @@ def conclude(result: xr.Dataset) -> Conclusion:
 def draw(result: xr.Dataset) -> Figure:
     """Draw cases and kernels, signals and energies at uniform attention, and signals in training."""
     rows = -(-result.sizes["task"] // COLUMNS)
-    heights = [0.16 * result.sizes["case"] + 0.75, 1.35 * rows + 0.5, 0.75 * rows + 0.4, 1.3 * rows + 0.5]
+    heights = [0.145 * result.sizes["case"] + 0.7, 1.95 * rows + 0.5, 0.85 * rows + 0.35, 1.25 * rows + 0.5]
     with paper():
         figure = Page(figsize=(WIDTH, sum(heights)), layout="constrained")
         parts = figure.subfigures(4, 1, height_ratios=heights)
@@ -531,7 +534,8 @@ def panels(part: SubFigure, result: xr.Dataset, title: str) -> list[Axes]:
     """Return one panel a task, under a title for all."""
     tasks = result["task"].values
     part.suptitle(title, x=0.01, ha="left", fontsize=7.5)
-    grid = part.subplots(-(-len(tasks) // COLUMNS), COLUMNS, sharey=True, sharex=True, squeeze=False).flatten()
+    columns = min(len(tasks), COLUMNS)
+    grid = part.subplots(-(-len(tasks) // columns), columns, sharey=True, sharex=True, squeeze=False).flatten()
     for axis in grid[len(tasks) :]:
         axis.set_visible(False)
     for axis, task in zip(grid, tasks, strict=False):
@@ -550,6 +554,14 @@ def by_loss(axis: Axes, values: xr.DataArray, null: xr.DataArray) -> None:
     axis.set_yticks(range(values.sizes[kind]), values[kind].values.tolist())
     axis.set_ylim(values.sizes[kind] - 0.5, -0.5)
     axis.set_xscale("log")
+    plain(axis.xaxis)
+
+
+def plain(axis: Axis) -> None:
+    """Label a logarithmic axis at 1 and 3 times powers of ten, however short it is."""
+    axis.set_major_locator(LogLocator(subs=(1, 3)))
+    axis.set_major_formatter("{x:g}")
+    axis.set_minor_formatter(NullFormatter())
 
 
 def draw_signals(part: SubFigure, result: xr.Dataset) -> None:
@@ -588,6 +600,7 @@ def draw_training(part: SubFigure, result: xr.Dataset) -> None:
         axis.set_xscale("symlog", linthresh=3, linscale=0.4)
         axis.set_xticks([0, 10, 100, 1000])
         axis.set_yscale("log")
+        plain(axis.yaxis)
         axis.set_xlabel("step of the stage")
     found = result["training_snr"]
     shown[0].set(ylabel="|SNR|", ylim=(float(found.min()) / 2, 2 * float(found.max())))
@@ -606,7 +619,8 @@ def caption(result: xr.Dataset) -> str:
         f"the loss by a circulant proximity score of sd 1; bars: pure noise; dashed: {BLIND:.0e}, below which a case "
         "counts as blind; blue: blind by the theory, orange: exceptions. (b) Share of the energy of kernels that do "
         "not go around in their column sums, which is all that labels see of them at zero scores, with the fitted "
-        "power of n. (c) Size of the signal-to-noise ratio (mean over standard deviation of a sequence's gradient, "
+        "power of n: exponential of length 4, band of the nearest keys, minus the distance and minus its logarithm. "
+        "(c) Size of the signal-to-noise ratio (mean over standard deviation of a sequence's gradient, "
         "root mean square over heads) along unit directions, in untrained networks at uniform attention, value weights "
         f"and the objective's readout fitted for {result.attrs['fit_steps']} steps; proximity has length "
         f"{result.attrs['reach']}, in pixels on images, and leaves out offset 0; column and random are drawn. Dashed: "

@@ -1,0 +1,166 @@
+"""Claim 5: its table is computed, not asserted, and its verdict follows from the rule."""
+
+import claim5_blindness as claim
+import numpy as np
+import pytest
+import torch
+
+from attnprobe.figures.style import WIDTH
+from attnprobe.results import dataset, variable
+from attnprobe.statistics import Scores, gradient_statistics
+from attnprobe.statistics.directions import SUBSPACES, energy_shares
+from attnprobe.statistics.geometry import geometry
+
+SEEDS, TASKS, STEPS = (11, 12, 13), ("pairs", "digits"), (0, 5, 100)
+
+
+@pytest.mark.parametrize("kernel", claim.KERNELS.values(), ids=claim.KERNELS)
+def test_the_visible_share_is_that_of_the_projection_on_all_column_directions(kernel):
+    n = 12
+    values, place = kernel(geometry((n,)).distance), torch.arange(n)
+    dense = values[place - place[:, None] + n - 1]
+    columns = torch.stack([row.expand(n, n).flatten() for row in torch.eye(n).double() - 1 / n], dim=1)
+    centred = (dense - dense.mean(1, keepdim=True)).flatten()
+    seen = columns @ torch.linalg.pinv(columns) @ centred
+    assert claim.visible_share(values) == pytest.approx(float(seen @ seen / (centred @ centred)), rel=1e-10)
+
+
+def test_what_labels_see_of_short_kernels_falls_with_the_square_of_the_length_but_not_of_a_linear_one():
+    found = claim.of_kernels()
+    powers = dict(zip(claim.KERNELS, found["visible_power"].values, strict=True))
+    assert powers["exponential"] == pytest.approx(-2, abs=0.05)
+    assert powers["band"] == pytest.approx(-2, abs=0.05)
+    linear = found["visible_share"].values[list(claim.KERNELS).index("linear")]
+    assert linear == pytest.approx(np.full(len(claim.LENGTHS), 1 / 9), rel=0.01)
+
+
+def test_the_circulant_share_is_that_of_the_engine_and_all_of_a_circulant():
+    q, k, v, dz = torch.randn(4, 2, 3, 10, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    scores = (q @ k.mT / 2).requires_grad_()
+    gradient = torch.autograd.grad(((scores.softmax(-1) @ v) * dz).sum(), scores)[0]
+    engine = energy_shares(gradient_statistics(Scores(q, k), v, dz))[..., SUBSPACES.index("circulant")]
+    share, noise = claim.invisible_share("circulant", gradient, torch.zeros(2, 10, 1))
+    assert share == pytest.approx(float(engine.mean()), rel=1e-10) and noise == 1 / 10
+    planted = claim.circulant(torch.arange(10).double().cos()).expand(2, 3, 10, 10)
+    assert claim.invisible_share("circulant", planted, torch.zeros(2, 10, 1))[0] == pytest.approx(1)
+
+
+@pytest.mark.parametrize("name", claim.CASES)
+def test_a_case_is_blind_exactly_where_the_theory_says_so(name):
+    case = claim.CASES[name]
+    share, noise, change = claim.seen(case, seed=3)
+    assert 0 < noise < 1
+    if case.blind:
+        assert share < 1e-28 and not change > 1e-14
+    else:
+        assert share > 1e-5 and not change < 1e-5
+
+
+def test_content_scores_have_the_size_that_is_asked_for_and_are_seen_in_proportion_to_it():
+    def share(size):
+        case = claim.Case(False, content=size)
+        scores = claim.losses(claim.network(case, seed=3), case, seed=3)[1]
+        assert float(scores.detach().std()) == pytest.approx(size)
+        return claim.seen(case, seed=3)[0]
+
+    assert share(2e-3) / share(1e-3) == pytest.approx(4, rel=0.02)  # an energy
+
+
+def test_the_signal_counts_either_sign_and_its_null_has_as_many_sequences():
+    rest = ("loss", "layer", "head", "direction")
+    shape = (1, 1, 2, len(claim.DIRECTIONS))
+    snr = np.broadcast_to(np.array([3.0, -4.0])[:, None], shape)
+    draws = np.broadcast_to(np.array([1.0, -1.0, 1.0, 1.0])[:, None, None, None, None], (4, *shape))
+    nulls = np.stack([draws, np.full_like(draws, np.nan)])
+    variables = {
+        "snr": variable(rest, snr, "", "1"),
+        "snr_null": variable(("null", "draw", *rest), nulls, "", "1"),
+    }
+    one = dataset(variables, {"direction": list(claim.DIRECTIONS), "null": ["permuted", "initial"]}, {})
+    assert claim.signal(one).values == pytest.approx(np.sqrt(12.5))
+    assert claim.permuted_signal(one).values == pytest.approx(0.5)
+
+
+def made(lead=0.5, labels_see=1e-30, exceptions=1e-3):
+    """Return a result in which masked tokens lead by so much, on the last task less."""
+    rng = np.random.default_rng(0)
+    snr = 0.2 + 0.05 * rng.random((len(TASKS), len(SEEDS), 2, len(claim.DIRECTIONS)))
+    snr[0, :, 1] += 0.5
+    snr[1, :, 1] += lead
+    blind = np.array([case.blind for case in claim.CASES.values()])
+    share = np.where(blind, labels_see, exceptions)[:, None].repeat(len(SEEDS), 1)
+    circulant = [case.invisible == "circulant" for case in claim.CASES.values()]
+    change = np.where(np.array(circulant)[:, None], np.sqrt(share), np.nan)
+    shape = (len(TASKS), len(claim.STAGES), len(STEPS))
+    reached = np.broadcast_to(np.array(STEPS, dtype=float), shape).copy()
+    reached[0, 2, 2] = np.nan
+    variables = {
+        **claim.of_kernels(),
+        "blind": variable(("case",), blind, "", ""),
+        "invisible_share": variable(("case", "seed"), share, "", "1"),
+        "invisible_share_of_noise": variable(("case",), np.full(len(blind), 1 / 32), "", "1"),
+        "loss_change": variable(("case", "seed"), change, "", "1"),
+        "snr": variable(("task", "seed", "loss", "direction"), snr, "", "1"),
+        "snr_permuted": variable(("task", "seed", "loss", "direction"), 0.3 * snr, "", "1"),
+        "snr_of_noise": variable(("task",), [0.1] * len(TASKS), "", "1"),
+        "favours": variable(("task", "seed", "loss", "direction"), np.full(snr.shape, 0.625), "", "1"),
+        "energy_share": variable(
+            ("task", "seed", "loss", "subspace"), rng.random((len(TASKS), len(SEEDS), 2, len(SUBSPACES))), "", "1"
+        ),
+        "energy_share_of_noise": variable(("task", "subspace"), np.full((len(TASKS), len(SUBSPACES)), 0.1), "", "1"),
+        "training_step": variable(("task", "stage", "checkpoint"), reached, "", ""),
+        "training_snr": variable(
+            ("task", "stage", "checkpoint", "seed"),
+            np.where(np.isnan(reached)[..., None], np.nan, 0.1 + rng.random((*shape, len(SEEDS)))),
+            "",
+            "1",
+        ),
+    }
+    coordinates = {
+        "case": list(claim.CASES),
+        "kernel": list(claim.KERNELS),
+        "length": list(claim.LENGTHS),
+        "task": list(TASKS),
+        "seed": list(SEEDS),
+        "loss": list(claim.LOSSES),
+        "direction": list(claim.DIRECTIONS),
+        "subspace": list(SUBSPACES),
+        "stage": list(claim.STAGES),
+    }
+    return dataset(variables, coordinates, {"fit_steps": 7, "proximity": claim.PROXIMITY, "reach": claim.LENGTH})
+
+
+@pytest.mark.parametrize(
+    "named, expected",
+    [
+        ({}, "holds"),
+        ({"lead": -0.5}, "holds in part"),  # labels see more on one task
+        ({"lead": 0.0}, "holds in part"),  # the interval has 0 in it
+        ({"labels_see": 1e-9}, "holds in part"),
+        ({"exceptions": 1e-11}, "holds in part"),
+    ],
+)
+def test_the_verdict_follows_the_rule(named, expected):
+    found = claim.conclude(made(**named))
+    assert found.verdict == expected and found.seeds == len(SEEDS)
+    assert all(f"{task} +0." in found.effect or f"{task} -0." in found.effect for task in TASKS)
+
+
+def test_the_claim_does_not_hold_where_nothing_of_it_does():
+    result = made(labels_see=1e-9)
+    result["snr"] = result["snr"].roll(loss=1)
+    result["snr"][1] = 0.2
+    assert claim.conclude(result).verdict == "does not hold here"
+
+
+def test_the_figure_shows_every_seed_of_a_result_and_the_caption_says_how_many():
+    result = made()
+    figure = claim.draw(result)
+    assert figure.get_size_inches()[0] <= WIDTH
+    figure.draw_without_rendering()
+    titles = {axis.get_title() for part in figure.subfigs for axis in part.axes}
+    assert set(TASKS) <= titles
+    cases = figure.subfigs[0].axes[0]
+    drawn = sorted(x for dots in cases.collections[: len(claim.CASES)] for x in dots.get_offsets()[:, 0])
+    assert drawn == pytest.approx(sorted(result["invisible_share"].values.flatten()))
+    assert f"{len(SEEDS)} seeds" in claim.caption(result) and "7 steps" in claim.caption(result)
