@@ -18,6 +18,7 @@ import claim1_spt_gain
 import claim2_not_depth_not_generalisation
 import claim3_query_key
 import claim4_proximity
+import claim5_blindness
 import claim6_encodings
 import claim7_objectives
 import full_lra
@@ -63,6 +64,7 @@ CLAIMS: dict[str, Analysis] = {
         claim2_not_depth_not_generalisation,
         claim3_query_key,
         claim4_proximity,
+        claim5_blindness,
         claim6_encodings,
         claim7_objectives,
     )
