@@ -93,7 +93,7 @@ class Size:
 
 LARGE = {"n_layers": 2, "d_model": 128, "n_heads": 8}
 SIZES = {
-    "quick": Size({"pairs": {"steps": 300}, "digits": {"steps": 100}}, sequences=32, fit_steps=20, every=4),
+    "quick": Size({"pairs": {"steps": 300}, "digits": {"steps": 100}}, sequences=32, fit_steps=10, every=5),
     "default": Size({"pairs": {}, "bigrams": {}, "digits": {}}, sequences=256, fit_steps=200),
     "full": Size(
         dict.fromkeys(("pairs", "planted", "bigrams", "digits", "image-16", "text"), LARGE),
