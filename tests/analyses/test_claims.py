@@ -117,7 +117,7 @@ def shifted(result, name, axis_values, bounds):
     """Return the result with an interval and its middle put where a test wants them."""
     made = result.copy(deep=True)
     made[name].loc[axis_values] = np.mean(bounds)
-    made[f"{name}_interval"].loc[axis_values] = bounds
+    made[f"{name}_interval"].loc[axis_values] = np.array(bounds)
     return made
 
 

@@ -184,6 +184,7 @@ def one_array():
         (npz("tokens.npy", header((2**50,))), "tokens cannot be read"),
         (npz("tokens.npy", header((4,)) + bytes(9)), "tokens cannot be read"),
     ],
+    ids=range(8),  # the bytes of an archive hold the time
 )
 def test_files_that_are_no_arrays_are_refused(here, content, said, capsys):
     (here / "mine.npz").write_bytes(content)
