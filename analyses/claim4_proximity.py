@@ -57,6 +57,7 @@ GIVEN: dict[str, dict[str, Any]] = {
 }
 EDITS = ("remove toeplitz", "keep toeplitz", "remove position", "impose proximity")
 SEQUENCES = 128
+CONTRAST = tuple(f"{view}proximity_contrast{null}" for view in ("", "grid_") for null in ("", "_null"))
 Key = tuple[str, str, int]
 
 
@@ -106,8 +107,8 @@ def _through_training(lab: Lab, runs: Mapping[Key, Run], axes: Mapping[str, Any]
     }
     keys = [(*key, seed, step) for key, of_run in steps.items() for seed in axes["seed"] for step in of_run]
     options = {"sequences": SEQUENCES}
-    measured = lab.measure({key: Asked(runs[key[:3]], key[3], "proximity", options) for key in keys})
-    split = lab.measure({key: Asked(runs[key[:3]], key[3], "positions", options) for key in keys})
+    measured = lab.measure({key: Asked(runs[key[:3]], key[3], "proximity", CONTRAST, options) for key in keys})
+    split = lab.measure({key: Asked(runs[key[:3]], key[3], "positions", CONTRAST, options) for key in keys})
     shape = (len(axes["task"]), len(RECIPES), max(map(len, steps.values())), len(axes["seed"]))
     contrast, null, position, step_of = (np.full(shape, np.nan) for _ in range(4))
     for place in np.ndindex(shape):
@@ -160,7 +161,10 @@ def _edited(lab: Lab, runs: Mapping[Key, Run], axes: Mapping[str, Any]) -> dict[
     """Return what edits of all scores do to the accuracy of the trained SPT networks, and as large ones elsewhere."""
     keys = [(task, "spt", seed) for task in axes["task"] for seed in axes["seed"]]
     options = {"sequences": 2 * SEQUENCES}
-    found = lab.measure({key: Asked(runs[key], runs[key].config.steps, "interventions", options) for key in keys})
+    wanted = ("all_accuracy_change", "all_accuracy_change_null")
+    found = lab.measure(
+        {key: Asked(runs[key], runs[key].config.steps, "interventions", wanted, options) for key in keys}
+    )
     shape = (len(EDITS), len(axes["task"]), len(axes["seed"]))
     change, null = (
         np.array([[one.sel(intervention=edit) for edit in EDITS] for one in values]).T.reshape(shape)
@@ -184,7 +188,8 @@ def _over_tasks(lab: Lab, runs: Mapping[Key, Run], tasks: list[str], of_seed: li
     """Return contrast at the end of self-pretraining and gain, by task and seed, and their rank correlation."""
     keys = [(task, "spt", seed) for task in tasks for seed in of_seed]
     asked = {
-        key: Asked(runs[key], runs[key].config.pretrain_steps, "proximity", {"sequences": SEQUENCES}) for key in keys
+        key: Asked(runs[key], runs[key].config.pretrain_steps, "proximity", CONTRAST, {"sequences": SEQUENCES})
+        for key in keys
     }
     measured = lab.measure(asked)
     shape = (len(tasks), len(of_seed))

@@ -94,7 +94,7 @@ class Size:
 LARGE = {"n_layers": 2, "d_model": 128, "n_heads": 8}
 SIZES = {
     "quick": Size({"pairs": {"steps": 300}, "digits": {"steps": 100}}, sequences=32, fit_steps=10, every=5),
-    "default": Size({"pairs": {}, "bigrams": {}, "digits": {}}, sequences=256, fit_steps=200),
+    "default": Size({"pairs": {}, "bigrams": {}, "digits": {}}, sequences=128, fit_steps=200),
     "full": Size(
         dict.fromkeys(("pairs", "planted", "bigrams", "digits", "image-16", "text"), LARGE),
         sequences=512,
@@ -313,6 +313,11 @@ def visible_share(kernel: Float[Tensor, " offset"]) -> float:
 Key = tuple[str, str, int, int]
 """Task, stage (or `UNIFORM`), step of the stage and seed."""
 UNIFORM = "uniform"
+WANTED = tuple(
+    f"{view}{name}"
+    for view in ("", "grid_")
+    for name in ("snr", "snr_null", "favours", "energy_share", "energy_share_of_noise")
+)
 
 
 def at_uniform(size: Size, runs: Mapping[tuple[str, str, int], Run]) -> dict[Key, Asked]:
@@ -325,7 +330,7 @@ def at_uniform(size: Size, runs: Mapping[tuple[str, str, int], Run]) -> dict[Key
         "objectives": LOSSES,
     }
     return {
-        (task, UNIFORM, 0, seed): Asked(run, 0, "gradients", options)
+        (task, UNIFORM, 0, seed): Asked(run, 0, "gradients", WANTED, options)
         for (task, recipe, seed), run in runs.items()
         if recipe == "labels"
     }
@@ -339,7 +344,7 @@ def in_training(size: Size, runs: Mapping[tuple[str, str, int], Run]) -> dict[Ke
             objectives = ("masked",) if stage == "SPT: masked" else ("labels",)
             options = {"sequences": size.sequences, "reach": LENGTH, "objectives": objectives}
             for step in steps[:: size.every]:
-                asked[task, stage, step - begun, seed] = Asked(run, step, "gradients", options)
+                asked[task, stage, step - begun, seed] = Asked(run, step, "gradients", WANTED, options)
     return asked
 
 

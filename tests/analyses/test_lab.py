@@ -13,6 +13,8 @@ from attnprobe.measures.proximity import proximity
 from attnprobe.statistics.seeds import mean_interval, ratio_interval
 from attnprobe.tasks import configure
 
+KEPT = ("proximity_contrast", "grid_proximity_contrast")
+
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
@@ -33,13 +35,14 @@ def test_equal_configurations_are_one_run_and_count_once(trained):
 def test_a_measure_is_what_the_measure_says_and_is_taken_once(trained):
     ours, runs = trained
     asked = {
-        key: lab.Asked(runs[key], 12, "proximity", {"sequences": 4, "window": window})
+        key: lab.Asked(runs[key], 12, "proximity", KEPT, {"sequences": 4, "window": window})
         for key, window in (("a", 2), ("b", 2), ("same", 3))
     }
     assert len({one.path for one in asked.values()}) == 3, "other options are another result"
     found = ours.measure(asked)
     own = proximity(runs["a"].last, sequences=4)
     np.testing.assert_array_equal(found["a"]["proximity_contrast"], own["proximity_contrast"])
+    assert set(found["a"].data_vars) == {"proximity_contrast"}, "what is not there is not kept"
     before = {one.path: one.path.stat().st_mtime_ns for one in asked.values()}
     ours.measure(asked)
     assert before == {one.path: one.path.stat().st_mtime_ns for one in asked.values()}
