@@ -5,11 +5,12 @@ Source: arXiv:2605.21070 (its abstract): the bottleneck is learning useful query
 Design. On `pairs` and `bigrams` (generated; counts of tokens leak the class of the second) and `digits` (real) a fresh
 network, with initial weights of another seed, gets parts of the network at the end of self-pretraining and is trained
 on the labels for the steps that SPT spends on them: query and key maps alone, with positions, everything but query and
-key maps, positions alone, token embeddings alone; the first two also frozen. `pairs` is there twice: with the settings
-that the search chose, and with the best ones that begin with small weights (added when the first results showed that
-these decide). Beside them SPT whose query and key maps stay frozen at random, SPT on sequences in shuffled order, and
-labels alone for four times the steps. Each arm's share of the gap, (arm - labels) / (SPT - labels) in mean test
-accuracy over paired seeds, has Fieller's interval, which is unbounded where the gap itself cannot be told from nothing.
+key maps, positions alone, token embeddings alone; the first two also frozen. `pairs` and `digits` are there twice: with
+the settings that the search chose, and with the best ones that begin with small weights (added when the first results
+showed that these decide). Beside them SPT whose query and key maps stay frozen at random, SPT on sequences in shuffled
+order, and labels alone for four times the steps. Each arm's share of the gap, (arm - labels) / (SPT - labels) in mean
+test accuracy over paired seeds, has Fieller's interval, which is unbounded where the gap itself cannot be told from
+nothing.
 
 Rule, for each task: it is the query-key maps where transplanting them with the positions (trained) recovers more than
 half of the gap, everything but them less than half, and SPT with them frozen at random less than half, each with its
@@ -28,7 +29,7 @@ from conclusion import Conclusion, verdict
 from drawing import said, seeds
 from lab import Lab
 from matplotlib.figure import Figure
-from settings import SEEDS, SMALL, setting, source_of
+from settings import SEEDS, setting, source_of
 from tables import BOUNDS, accuracies, shares
 
 from attnprobe.config import TrainConfig
@@ -40,7 +41,7 @@ TITLE = "What SPT gives is its query-key maps"
 
 TASKS: dict[str, dict[str, dict[str, Any]]] = {
     "quick": {"pairs": {"steps": 400}},
-    "default": {"pairs": {}, SMALL: {}, "bigrams": {}, "digits": {}},
+    "default": {"pairs": {}, "pairs, small weights": {}, "bigrams": {}, "digits": {}, "digits, small weights": {}},
     "full": {task: {"n_layers": 2, "d_model": 128, "n_heads": 8} for task in ("pairs", "digits", "image-16")},
 }
 FRESH = 1000

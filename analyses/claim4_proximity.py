@@ -32,7 +32,7 @@ from conclusion import Conclusion, verdict
 from drawing import RECIPES, course, mark, said, seeds
 from lab import Asked, Lab
 from matplotlib.figure import Figure, SubFigure
-from settings import SEEDS, SMALL, setting
+from settings import SEEDS, setting
 from tables import BOUNDS, accuracies, at, effect
 
 from attnprobe.config import Recipe
@@ -45,7 +45,7 @@ TITLE = "What SPT learns there is proximity, and it causes the gain"
 
 TASKS: dict[str, dict[str, dict[str, Any]]] = {
     "quick": {"pairs": {"steps": 400}},
-    "default": {"pairs": {}, SMALL: {}, "digits": {}},
+    "default": {"pairs": {}, "pairs, small weights": {}, "digits": {}, "digits, small weights": {}},
     "full": {task: {"n_layers": 2, "d_model": 128, "n_heads": 8} for task in ("pairs", "digits", "image-16")},
 }
 OVER_TASKS = {"quick": ("pairs",), "default": tuple(settings.TASKS), "full": tuple(settings.TASKS)}
