@@ -9,7 +9,7 @@ number was fixed before, and none was chosen on test sequences.
 from typing import Any
 
 from attnprobe.config import Recipe, TrainConfig
-from attnprobe.tasks import Source, configure, source
+from attnprobe.tasks import PRESETS, Source, configure, source
 
 SEARCHED = 0
 """The seed of the search."""
@@ -40,11 +40,7 @@ TASKS: dict[str, dict[str, Any]] = {
     "digits": {"hold_out": 200, "n_heads": 4, "steps": 1500, "batch_size": 32},
     "listops": {
         "task_options": {
-            "n": 64,
-            "min_length": 10,
-            "max_length": 64,
-            "max_depth": 5,
-            "max_args": 5,
+            **PRESETS["small-listops"]["task_options"],
             "train_size": 5000,
             "validation_size": 500,
             "test_size": 2000,

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import scipy.stats
 import xarray as xr
 
 from attnprobe import report
@@ -16,6 +15,7 @@ from attnprobe.errors import UsageError
 from attnprobe.figures.recipes import recipes as draw_recipes
 from attnprobe.results import join, most_proximal, own_prefix, save
 from attnprobe.run import Run
+from attnprobe.statistics.seeds import mean_interval
 from attnprobe.sweeps.cells import complete
 from attnprobe.sweeps.workers import run_all
 from attnprobe.tasks import configure
@@ -111,6 +111,5 @@ def _gain(task: str, result: xr.Dataset) -> str:
     said = f"{task}: SPT changes test accuracy by {gains.mean():+.3f}"
     if len(gains) < 2:
         return f"{said} (one seed: no interval)"
-    half = scipy.stats.t.ppf(0.975, len(gains) - 1) * scipy.stats.sem(gains)
-    low, high = gains.mean() - half, gains.mean() + half
+    _, low, high = mean_interval(gains)
     return f"{said}, 95 % t interval {low:+.3f} to {high:+.3f} over {len(gains)} paired seeds"
