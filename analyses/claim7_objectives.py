@@ -147,7 +147,7 @@ def draw(result: xr.Dataset) -> Figure:
         by_budget.set(xlabel="steps of self-pretraining")
         by_budget.set_xscale("symlog", linthresh=100)
         causal.set_xticks(range(len(CAUSAL)), [f"{name}" for name in CAUSAL])
-        causal.set(xlabel="objective before labels (causal)")
+        causal.set(xlabel="first objective (causal)")
         for axis, letter in zip((by_share, by_budget, causal), "abc", strict=True):
             axis.set_title(letter, loc="left", fontweight="bold")
         figure.legend(*by_share.get_legend_handles_labels(), loc="outside upper center", ncols=len(tasks))
