@@ -22,8 +22,8 @@ from typing import Any, cast
 import numpy as np
 import scipy.stats
 import xarray as xr
-from conclusion import Conclusion, verdict
-from drawing import RECIPES, mark, said, seeds
+from conclusion import Conclusion, Part, concluded, said
+from drawing import RECIPES, mark, seeds
 from lab import Lab
 from matplotlib.figure import Figure
 from settings import SEARCHED, SEEDS, SMALL, TASKS, Choice, candidates, setting, source_of
@@ -109,21 +109,20 @@ def p_values(gains: xr.DataArray) -> np.ndarray:
     return scipy.stats.false_discovery_control(2 * scipy.stats.t.sf(t, values.shape[1] - 1))
 
 
-def helped(result: xr.Dataset) -> dict[str, bool]:
-    """Return on which tasks SPT helps, by the rule."""
-    return {
-        str(task): bool(result["gain"].sel(task=task) > 0 and result["p"].sel(task=task) < 0.05)
-        for task in result["task"].values
-        if not str(task).endswith(SMALL)
-    }
-
-
 def conclude(result: xr.Dataset) -> Conclusion:
     """Apply the rule."""
-    held = helped(result)
-    words = ", ".join(f"{task} {said(*at(result, 'gain', task=task))}" for task in map(str, result["task"].values))
-    effects = f"test accuracy of SPT minus labels: {words}; helps on {sum(held.values())} of {len(held)} tasks"
-    return Conclusion(verdict(list(held.values())), effects, result.sizes["seed"])
+    gains = {task: said(*at(result, "gain", task=task)) for task in map(str, result["task"].values)}
+    parts = []
+    for task, gain in gains.items():
+        if not task.endswith(SMALL):
+            p = float(result["p"].sel(task=task))
+            parts.append(
+                Part(
+                    f"SPT helps on {task}", bool(result["gain"].sel(task=task) > 0) and p < 0.05, f"{gain}, p = {p:.2g}"
+                )
+            )
+    effect = f"gain in test accuracy: pairs {gains['pairs']}, digits {gains['digits']}"
+    return concluded(parts, effect, result.sizes["seed"])
 
 
 def draw(result: xr.Dataset) -> Figure:

@@ -25,12 +25,12 @@ from typing import Any
 
 import numpy as np
 import xarray as xr
-from conclusion import Conclusion, verdict
-from drawing import said, seeds
+from conclusion import Conclusion, Part, concluded, said_share
+from drawing import seeds
 from lab import Lab
 from matplotlib.figure import Figure
 from settings import SEEDS, setting, source_of
-from tables import BOUNDS, accuracies, shares
+from tables import BOUNDS, accuracies, at, shares
 
 from attnprobe.config import TrainConfig
 from attnprobe.figures.style import WIDTH, Page, paper
@@ -107,31 +107,18 @@ def transplanted(donor: Run, **named: Any) -> TrainConfig:
     )
 
 
-def held(result: xr.Dataset) -> dict[str, bool]:
-    """Return on which tasks it is the query-key maps, by the rule."""
-
-    def end(task: str, arm: str, bound: str) -> float:
-        return float(result["share_interval"].sel(task=task, arm=arm, bound=bound))
-
-    return {
-        task: end(task, "QK + positions", "lower") > 0.5
-        and end(task, "all but QK", "upper") < 0.5
-        and end(task, "SPT, QK frozen at random", "upper") < 0.5
-        for task in map(str, result["task"].values)
-    }
-
-
 def conclude(result: xr.Dataset) -> Conclusion:
     """Apply the rule."""
-    by_task = held(result)
-    words = []
-    for task in by_task:
-        of_arms = []
-        for arm in ("QK + positions", "all but QK", "SPT, QK frozen at random"):
-            one = result.sel(task=task, arm=arm)
-            of_arms.append(f"{arm} {said(float(one['share']), *one['share_interval'].values)}")
-        words.append(f"{task}: {', '.join(of_arms)}")
-    return Conclusion(verdict(list(by_task.values())), "share of the gap: " + "; ".join(words), result.sizes["seed"])
+    given, rest, frozen = "QK + positions", "all but QK", "SPT, QK frozen at random"
+    tasks, parts = [str(task) for task in result["task"].values], []
+    found = {(task, arm): at(result, "share", task=task, arm=arm) for task in tasks for arm in (given, rest, frozen)}
+    for task in tasks:
+        held = found[task, given][1] > 0.5 and found[task, rest][2] < 0.5 and found[task, frozen][2] < 0.5
+        words = ", ".join(f"{arm} {said_share(*found[task, arm])}" for arm in (given, rest, frozen))
+        parts.append(Part(f"It is the query-key maps on {task}", held, f"shares of the gap: {words}"))
+    recovered, without = (said_share(*found[tasks[0], arm]) for arm in (given, frozen))
+    effect = f"{tasks[0]}: {given} recover {recovered} of the gap, SPT with QK frozen at random {without}"
+    return concluded(parts, effect, result.sizes["seed"])
 
 
 def draw(result: xr.Dataset) -> Figure:

@@ -44,8 +44,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 import xarray as xr
-from conclusion import Conclusion, verdict
-from drawing import MARKS, course, said, seeds
+from conclusion import Conclusion, Part, concluded, said
+from drawing import MARKS, course, seeds
 from jaxtyping import Float
 from lab import Asked, Lab
 from matplotlib.axes import Axes
@@ -453,17 +453,20 @@ def leads(result: xr.Dataset) -> dict[str, tuple[float, float, float]]:
 def conclude(result: xr.Dataset) -> Conclusion:
     """Apply the rule."""
     found = leads(result)
-    held = [cases_hold(result), *(low > 0 for _, low, _ in found.values())]
     blind = result["blind"].astype(bool)
     most = float(result["invisible_share"].where(blind).max())
     least = float(result["invisible_share"].where(~blind).min())
+    cases = f"energy that labels have there: at most {most:.0e} in the blind cases, at least {least:.0e} in exceptions"
+    parts = [
+        Part("Labels are blind exactly where the theory says", cases_hold(result), cases),
+        *(
+            Part(f"Masked reconstruction has more signal along proximity on {task}", lead[1] > 0, said(*lead))
+            for task, lead in found.items()
+        ),
+    ]
     words = ", ".join(f"{task} {said(*lead)}" for task, lead in found.items())
-    return Conclusion(
-        verdict(held),
-        f"SNR along proximity at uniform attention, masked minus labels: {words}; energy that labels have there: at "
-        f"most {most:.0e} in the blind cases, at least {least:.0e} in the exceptions",
-        result.sizes["seed"],
-    )
+    effect = f"SNR along proximity at uniform attention, masked minus labels: {words}"
+    return concluded(parts, effect, result.sizes["seed"])
 
 
 def draw(result: xr.Dataset) -> Figure:

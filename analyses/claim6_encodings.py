@@ -19,8 +19,8 @@ from typing import Any, cast, get_args
 
 import numpy as np
 import xarray as xr
-from conclusion import Conclusion, verdict
-from drawing import RECIPES, mark, said, seeds
+from conclusion import Conclusion, Part, concluded, said
+from drawing import RECIPES, mark, seeds
 from lab import Lab
 from matplotlib.figure import Figure
 from settings import SEEDS, setting
@@ -72,12 +72,16 @@ def study(lab: Lab) -> xr.Dataset:
 
 def conclude(result: xr.Dataset) -> Conclusion:
     """Apply the rule."""
-    held, words = [], []
-    for task in map(str, result["task"].values):
-        held += [at(result, "less", task=task, encoding=encoding)[1] > 0 for encoding in RELATIVE]
-        gains = (f"{one} {said(*at(result, 'gain', task=task, encoding=one))}" for one in ("learned", *RELATIVE))
-        words.append(f"{task}: {', '.join(gains)}")
-    return Conclusion(verdict(held), "gain of SPT: " + "; ".join(words), result.sizes["seed"])
+    parts, tasks = [], [str(task) for task in result["task"].values]
+    for task in tasks:
+        for encoding in RELATIVE:
+            less, gain = (said(*at(result, name, task=task, encoding=encoding)) for name in ("less", "gain"))
+            held = at(result, "less", task=task, encoding=encoding)[1] > 0
+            parts.append(
+                Part(f"SPT gains less with {encoding} positions on {task}", held, f"by {less}: it gains {gain}")
+            )
+    words = (f"{one} {said(*at(result, 'gain', task=tasks[0], encoding=one))}" for one in ("learned", *RELATIVE))
+    return concluded(parts, f"gain of SPT on {tasks[0]}: {', '.join(words)}", result.sizes["seed"])
 
 
 def draw(result: xr.Dataset) -> Figure:

@@ -21,8 +21,8 @@ from typing import Any
 
 import numpy as np
 import xarray as xr
-from conclusion import Conclusion, verdict
-from drawing import course, mark, said, seeds
+from conclusion import Conclusion, Part, concluded, said, said_share
+from drawing import course, mark, seeds
 from lab import Lab
 from matplotlib.figure import Figure
 from settings import COMMON, SEEDS, setting
@@ -96,32 +96,27 @@ def arms(task: str, seed: int, sizes: dict[str, Any]) -> dict[str, TrainConfig]:
     return found
 
 
-def parts(result: xr.Dataset) -> dict[tuple[str, str], bool]:
-    """Return which part of the rule holds on which task."""
-    held = {}
-    for task in map(str, result["task"].values):
-        lower = result["share_interval"].sel(task=task, bound="lower")
-        held[task, "any mask share"] = all(float(lower.sel(arm=f"mask {share:g}")) > 0.5 for share in MASKED)
-        held[task, "a quarter of the steps"] = float(lower.sel(arm="budget 0.25")) > 0.5
-        held[task, "next tokens"] = at(result, "causal_gain", task=task, objective="next-token")[1] > 0
-    return held
-
-
 def conclude(result: xr.Dataset) -> Conclusion:
     """Apply the rule."""
-    held, words = parts(result), []
-    for task in map(str, result["task"].values):
-        one = result.sel(task=task)
-        least = min(MASKED, key=lambda share: float(one["share"].sel(arm=f"mask {share:g}")))
-        chosen = {f"masking {100 * least:g} % (the least)": f"mask {least:g}", "a quarter of the steps": "budget 0.25"}
-        recovered = [
-            f"{name} {said(float(one['share'].sel(arm=arm)), *one['share_interval'].sel(arm=arm).values)}"
-            for name, arm in chosen.items()
+    parts, tasks = [], [str(task) for task in result["task"].values]
+    for task in tasks:
+        masked = {one: at(result, "share", task=task, arm=f"mask {one:g}") for one in MASKED}
+        quarter = at(result, "share", task=task, arm="budget 0.25")
+        gain = at(result, "causal_gain", task=task, objective="next-token")
+        least = min(masked, key=lambda one: masked[one][0])
+        of_masks = f"least with {100 * least:g} %: {said_share(*masked[least])}"
+        parts += [
+            Part(
+                f"{task}: every mask share recovers half of the gap",
+                all(low > 0.5 for _, low, _ in masked.values()),
+                of_masks,
+            ),
+            Part(f"{task}: so does a quarter of the steps", quarter[1] > 0.5, said_share(*quarter)),
+            Part(f"{task}: next-token SPT gains over causal labels", gain[1] > 0, said(*gain)),
         ]
-        gain = said(*at(result, "causal_gain", task=task, objective="next-token"))
-        words.append(f"{task}: share of the gap of {', of '.join(recovered)}; gain of next-token SPT {gain}")
-    total = f"{sum(held.values())} of {len(held)} parts"
-    return Conclusion(verdict(list(held.values())), "; ".join([*words, total]), result.sizes["seed"])
+    quarter = said_share(*at(result, "share", task=tasks[0], arm="budget 0.25"))
+    effect = f"{tasks[0]}: a quarter of the steps of SPT recovers {quarter} of the gap"
+    return concluded(parts, effect, result.sizes["seed"])
 
 
 def draw(result: xr.Dataset) -> Figure:

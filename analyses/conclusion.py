@@ -1,5 +1,6 @@
-"""What an analysis says in the end, in the words of the table."""
+"""What an analysis says in the end, in the words of the page."""
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -7,16 +8,54 @@ Verdict = Literal["holds", "holds in part", "does not hold here"]
 
 
 @dataclass(frozen=True)
+class Part:
+    """One thing that the rule of a claim asks."""
+
+    asked: str
+    held: bool
+    found: str
+    """The numbers that decide, with their intervals."""
+
+
+@dataclass(frozen=True)
 class Conclusion:
-    """One row of the table."""
+    """One row of the table, and the parts behind it."""
 
     verdict: Verdict
     effect: str
     """The effect with its interval, in a few words."""
     seeds: int
     """Seeds of every reported number."""
+    parts: tuple[Part, ...]
+
+
+def concluded(parts: list[Part], effect: str, seeds: int) -> Conclusion:
+    """Return the conclusion of a claim that holds where every part does, and in part where some do."""
+    return Conclusion(verdict([part.held for part in parts]), effect, seeds, tuple(parts))
 
 
 def verdict(held: list[bool]) -> Verdict:
     """Return the verdict of a claim from whether each of its parts held."""
     return "holds" if all(held) else "holds in part" if any(held) else "does not hold here"
+
+
+def said(mean: float, low: float, high: float, digits: int = 2) -> str:
+    """Say a number with its interval.
+
+    >>> said(0.5, 0.25, 0.75)
+    '+0.50 (+0.25 to +0.75)'
+    """
+    if math.isnan(low):
+        return f"{mean:+.{digits}f} (one seed: no interval)"
+    return f"{mean:+.{digits}f} ({low:+.{digits}f} to {high:+.{digits}f})"
+
+
+def said_share(mean: float, low: float, high: float) -> str:
+    """Say a share of a gap with its interval, which has no ends where the gap cannot be told from nothing.
+
+    >>> said_share(0.5, 0.25, 0.75)
+    '0.50 (0.25 to 0.75)'
+    """
+    if math.isinf(low):
+        return "undetermined (there may be no gap)"
+    return f"{mean:.2f} ({low:.2f} to {high:.2f})"

@@ -47,16 +47,3 @@ def chance(axis: Axes, value: float, *, text: bool = True) -> None:
     axis.axhline(value, color="black", linewidth=0.5, linestyle=(0, (3, 2)))
     if text:
         axis.annotate("chance", (1, value), xycoords=("axes fraction", "data"), fontsize=5.5, va="bottom", ha="right")
-
-
-def said(mean: float, low: float, high: float, digits: int = 2) -> str:
-    """Say a number with its interval.
-
-    >>> said(0.5, 0.25, 0.75)
-    '+0.50 (+0.25 to +0.75)'
-    """
-    if np.isnan(low):
-        return f"{mean:+.{digits}f} (one seed: no interval)"
-    if np.isinf(low):
-        return f"{mean:+.{digits}f} (no bounded interval)"
-    return f"{mean:+.{digits}f} ({low:+.{digits}f} to {high:+.{digits}f})"

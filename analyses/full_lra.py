@@ -55,7 +55,7 @@ import pandas as pd
 import torch
 import tyro
 import xarray as xr
-from conclusion import Conclusion
+from conclusion import Conclusion, Part
 from lab import Lab
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -375,9 +375,12 @@ def conclude(result: xr.Dataset) -> Conclusion:
         *[f"{NAMES[task]} left out" for task in NAMES if task not in found],
     ]
     effect = f"SPT minus labels, points of accuracy: {'; '.join(said)}" + (f" ({'; '.join(notes)})" if notes else "")
+    parts = tuple(
+        Part(f"SPT helps on {NAMES[task]}", counts[task], words) for task, words in zip(found, said, strict=True)
+    )
     if all(counts.values()) and whole:
-        return Conclusion("holds", effect, seeds)
-    return Conclusion("holds in part" if any(counts.values()) else "does not hold here", effect, seeds)
+        return Conclusion("holds", effect, seeds, parts)
+    return Conclusion("holds in part" if any(counts.values()) else "does not hold here", effect, seeds, parts)
 
 
 def _interval(low: float, high: float) -> str:

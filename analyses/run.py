@@ -25,7 +25,7 @@ import full_lra
 import torch
 import tyro
 import xarray as xr
-from conclusion import Conclusion
+from conclusion import Conclusion, Part
 from lab import FOLDER, RUNS, Lab, Scale
 from matplotlib.figure import Figure
 
@@ -71,7 +71,6 @@ CLAIMS: dict[str, Analysis] = {
 }
 ANALYSES = {**CLAIMS, full_lra.__name__: cast(Analysis, full_lra)}
 """The claims, which all stands for, and what takes a GPU for days."""
-BEGIN, END = "<!-- table: made by run.py -->", "<!-- end of table -->"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -128,9 +127,11 @@ def run(
         else:
             result = studied(name, Lab(scale, workers, device))
         told = shown(name, result, scale)
-        print(f"{name}: {told.verdict}\n  {told.effect}\n  figure: {figure_path(name, scale)}.pdf")
+        print(
+            f"{name}: {told.verdict}", *map(said_of, told.parts), f"figure: {figure_path(name, scale)}.pdf", sep="\n  "
+        )
     if not quick:
-        write_table(FOLDER / "README.md")
+        write_tables(FOLDER / "README.md")
 
 
 def result_path(name: str, scale: Scale) -> Path:
@@ -165,10 +166,24 @@ def shown(name: str, result: xr.Dataset, scale: Scale) -> Conclusion:
     return module.conclude(result)
 
 
-def write_table(page: Path) -> None:
-    """Put the table of all results in the place of the one on the page."""
-    before, _, rest = page.read_text().partition(BEGIN)
-    write_whole(page, f"{before}{BEGIN}\n{table()}\n{END}{rest.partition(END)[2]}")
+def held_of(told: Conclusion) -> str:
+    """Say how many parts of a claim hold."""
+    return f"{sum(part.held for part in told.parts)} of {len(told.parts)}"
+
+
+def said_of(part: Part) -> str:
+    """Say one part of a claim in a line."""
+    return f"{'yes' if part.held else 'no'}: {part.asked}: {part.found}"
+
+
+def write_tables(page: Path) -> None:
+    """Put the table of all results, and their parts, in the places of those on the page."""
+    text = page.read_text()
+    for mark, made in (("table", table()), ("parts", details())):
+        begin, end = f"<!-- {mark}: made by run.py -->", f"<!-- end of {mark} -->"
+        before, _, rest = text.partition(begin)
+        text = f"{before}{begin}\n{made}\n{end}{rest.partition(end)[2]}"
+    write_whole(page, text)
 
 
 def table() -> str:
@@ -188,10 +203,20 @@ def table() -> str:
         unit = "GPU" if result.attrs["device"].startswith("cuda") else "core"
         cost = f"{result.attrs['runs']} runs, {result.attrs['core_minutes']:.0f} {unit}-minutes"
         figure = f"[figure](figures/{name}.png) ([caption](figures/{name}.txt))"
-        rows.append(
-            f"| {module.TITLE} | **{told.verdict}** | {told.effect} | {told.seeds} | {cost} | {figure}, {command} |"
-        )
+        verdict = f"**{told.verdict}**, {held_of(told)}"
+        rows.append(f"| {module.TITLE} | {verdict} | {told.effect} | {told.seeds} | {cost} | {figure}, {command} |")
     return "\n".join(rows)
+
+
+def details() -> str:
+    """Return what each part of each claim's rule came to, in Markdown."""
+    lines = []
+    for name, module in ANALYSES.items():
+        path = result_path(name, "default")
+        if path.exists():
+            told = module.conclude(open_result(path))
+            lines += [f"**{module.TITLE}**: {held_of(told)}", "", *(f"- {said_of(part)}" for part in told.parts), ""]
+    return "\n".join(lines).rstrip()
 
 
 if __name__ == "__main__":

@@ -91,10 +91,12 @@ def test_figure_caption_and_conclusion_come_from_the_result_alone(committed, mon
     assert (tmp_path / f"{name}.pdf").stat().st_size > 5000
     assert (tmp_path / f"{name}.txt").read_text() == (FOLDER / f"figures/{name}.txt").read_text()
     assert told.seeds == result.sizes["seed"] and told.effect
+    assert told.verdict == verdict([part.held for part in told.parts])
 
 
-def test_the_page_holds_the_table_of_the_committed_results():
-    assert run.table() in (FOLDER / "README.md").read_text()
+def test_the_page_holds_the_table_and_the_parts_of_the_committed_results():
+    page = (FOLDER / "README.md").read_text()
+    assert run.table() in page and run.details() in page
 
 
 def test_the_command_line_lists_and_refuses_in_one_line(capsys):
@@ -176,7 +178,8 @@ def test_claim_4_has_four_parts_on_each_task():
     ):
         one = shifted(result, name, place, bounds)
         assert module.conclude(one).verdict == "holds in part", name
-        assert sum(module.parts(one).values()) == len(module.parts(one)) - result.sizes["task"]
+        parts = module.conclude(one).parts
+        assert sum(part.held for part in parts) == len(parts) - result.sizes["task"]
 
 
 @pytest.mark.skipif("claim6_encodings" not in RESULTS, reason="claim 6 has not been run")
@@ -204,5 +207,5 @@ def test_claim_7_needs_every_mask_share_a_quarter_of_the_steps_and_next_tokens()
         ("share", {"arm": "budget 0.25"}, (0.4, 0.9)),
         ("causal_gain", {"objective": "next-token"}, (-0.1, 0.2)),
     ):
-        held = module.parts(shifted(result, name, place, bounds))
-        assert sum(held.values()) == len(held) - result.sizes["task"], name
+        parts = module.conclude(shifted(result, name, place, bounds)).parts
+        assert sum(part.held for part in parts) == len(parts) - result.sizes["task"], name
