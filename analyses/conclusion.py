@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-Verdict = Literal["holds", "holds in part", "does not hold here"]
+Verdict = Literal["holds", "holds in part", "does not hold here", "cannot be told here"]
 
 
 @dataclass(frozen=True)
@@ -12,9 +12,12 @@ class Part:
     """One thing that the rule of a claim asks."""
 
     asked: str
-    held: bool
+    held: bool | None
+    """None where these data cannot tell: there is no gap to explain."""
     found: str
     """The numbers that decide, with their intervals."""
+    decides: bool = True
+    """Whether it counts; what was added after first results does not."""
 
 
 @dataclass(frozen=True)
@@ -31,12 +34,15 @@ class Conclusion:
 
 def concluded(parts: list[Part], effect: str, seeds: int) -> Conclusion:
     """Return the conclusion of a claim that holds where every part does, and in part where some do."""
-    return Conclusion(verdict([part.held for part in parts]), effect, seeds, tuple(parts))
+    return Conclusion(verdict([part.held for part in parts if part.decides]), effect, seeds, tuple(parts))
 
 
-def verdict(held: list[bool]) -> Verdict:
-    """Return the verdict of a claim from whether each of its parts held."""
-    return "holds" if all(held) else "holds in part" if any(held) else "does not hold here"
+def verdict(held: list[bool | None]) -> Verdict:
+    """Return the verdict of a claim from whether each of its parts held; those that cannot be told do not count."""
+    told = [one for one in held if one is not None]
+    if not told:
+        return "cannot be told here"
+    return "holds" if all(told) else "holds in part" if any(told) else "does not hold here"
 
 
 def said(mean: float, low: float, high: float, digits: int = 2) -> str:

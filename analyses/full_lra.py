@@ -17,9 +17,9 @@ Accuracies are on the test and validation sequences and on the first 2,000 train
 lowest validation loss among the evaluations (20, evenly spaced, and one at each checkpoint).
 
 Rule, fixed before any run: the effect is the test accuracy of ``spt`` minus that of ``labels``, both at the end. A task
-counts where the 95 % Student interval over paired seeds is above 0; with one seed there is no interval, and it counts
-towards *holds in part* where the difference is above 0. The claim holds where all three tasks count, with intervals and
-all published steps; it holds in part where at least one counts; else it does not hold here.
+counts where the 95 % Student interval over paired seeds is above 0; with one seed there is no interval, and it cannot
+be told. The claim holds where all three tasks count, with all published steps; it holds in part where at least one
+counts; else it does not hold here, or cannot be told where no task has two seeds.
 
 Command, on one GPU, in pieces of any length; each goes on where the last one stopped, a killed one at most two minutes
 before:
@@ -55,7 +55,7 @@ import pandas as pd
 import torch
 import tyro
 import xarray as xr
-from conclusion import Conclusion, Part
+from conclusion import Conclusion, Part, verdict
 from lab import Lab
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -364,7 +364,7 @@ def gains(result: xr.Dataset) -> dict[str, tuple[float, float, float, int]]:
 def conclude(result: xr.Dataset) -> Conclusion:
     """Apply the rule of the module to a result."""
     found = gains(result)
-    counts = {task: (low if seeds > 1 else mean) > 0 for task, (mean, low, _, seeds) in found.items()}
+    counts = {task: low > 0 if seeds > 1 else None for task, (_, low, _, seeds) in found.items()}
     seeds = min(one[-1] for one in found.values())
     whole = set(found) == set(NAMES) and seeds > 1 and bool((result["steps_share"] == 1).all())
     said = [f"{NAMES[task]} {100 * mean:+.1f}{_interval(low, high)}" for task, (mean, low, high, _) in found.items()]
@@ -378,9 +378,8 @@ def conclude(result: xr.Dataset) -> Conclusion:
     parts = tuple(
         Part(f"SPT helps on {NAMES[task]}", counts[task], words) for task, words in zip(found, said, strict=True)
     )
-    if all(counts.values()) and whole:
-        return Conclusion("holds", effect, seeds, parts)
-    return Conclusion("holds in part" if any(counts.values()) else "does not hold here", effect, seeds, parts)
+    told = verdict(list(counts.values()))
+    return Conclusion("holds in part" if told == "holds" and not whole else told, effect, seeds, parts)
 
 
 def _interval(low: float, high: float) -> str:

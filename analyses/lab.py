@@ -89,6 +89,15 @@ class Lab:
             "core_minutes": sum(map(took, self.used)) / 60,
         }
 
+    @property
+    def trained_at(self) -> list[str]:
+        """The commits at which the used runs were trained; those with uncommitted changes end in +."""
+        found = set()
+        for folder in self.used:
+            made = json.loads((folder / "config.json").read_text())["provenance"]
+            found.add(f"{str(made['commit'])[:12]}{'+' if made['uncommitted_changes'] else ''}")
+        return sorted(found)
+
 
 def take(asked: Asked) -> None:
     """Measure one checkpoint and keep the result."""

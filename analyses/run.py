@@ -9,8 +9,9 @@ figures to analyses/figures/NAME.pdf and .png with their caption in NAME.txt, an
 made anew. With --quick everything goes to analyses/runs/quick instead, and with --full to names that end in -full.
 """
 
+import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Protocol, cast
 
@@ -28,7 +29,9 @@ import xarray as xr
 from conclusion import Conclusion, Part
 from lab import FOLDER, RUNS, Lab, Scale
 from matplotlib.figure import Figure
+from settings import CHOSEN, SMALL, TASKS
 
+from attnprobe.config import TrainConfig
 from attnprobe.errors import UsageError, listed
 from attnprobe.files import write_whole
 from attnprobe.report import write_figure
@@ -151,11 +154,24 @@ def _stem(name: str, scale: Scale) -> str:
 def studied(name: str, lab: Lab) -> xr.Dataset:
     """Run an analysis and keep its result, with what it cost."""
     result = ANALYSES[name].study(lab)
-    result.attrs |= {"analysis": name, "scale": lab.scale, "device": lab.device, **lab.cost}
+    of_lab = {"scale": lab.scale, "device": lab.device, **lab.cost, "trained_at": lab.trained_at}
+    result.attrs |= {"analysis": name, "choices": choices(lab.used.values()), **of_lab}
     path = result_path(name, lab.scale)
     path.parent.mkdir(parents=True, exist_ok=True)
     save(result, path)
     return result
+
+
+def choices(configs: Iterable[TrainConfig]) -> str:
+    """Return what was chosen by the search, and the steps, of the tasks of these configurations, as JSON."""
+    tasks = {config.task for config in configs}
+    return json.dumps(
+        {
+            f"{task}, {recipe}": [*choice, TASKS[task.removesuffix(SMALL)]["steps"]]
+            for (task, recipe), choice in CHOSEN.items()
+            if task.removesuffix(SMALL) in tasks
+        }
+    )
 
 
 def shown(name: str, result: xr.Dataset, scale: Scale) -> Conclusion:
@@ -167,13 +183,16 @@ def shown(name: str, result: xr.Dataset, scale: Scale) -> Conclusion:
 
 
 def held_of(told: Conclusion) -> str:
-    """Say how many parts of a claim hold."""
-    return f"{sum(part.held for part in told.parts)} of {len(told.parts)}"
+    """Say how many parts of a claim hold, of those that decide."""
+    held = [part.held for part in told.parts if part.decides]
+    open_ones = f", {held.count(None)} cannot be told" if None in held else ""
+    return f"{held.count(True)} of {len(held)}{open_ones}"
 
 
 def said_of(part: Part) -> str:
     """Say one part of a claim in a line."""
-    return f"{'yes' if part.held else 'no'}: {part.asked}: {part.found}"
+    held = "cannot be told" if part.held is None else "yes" if part.held else "no"
+    return f"{held}{'' if part.decides else ' (decides nothing)'}: {part.asked}: {part.found}"
 
 
 def write_tables(page: Path) -> None:

@@ -2,8 +2,9 @@
 
 Every network has one layer and a residual stream of 32, for two cores, and two heads but on digits, which has four.
 Learning rate, initial weights and the split of the steps are chosen for each task and recipe by `claim1_spt_gain`, on
-validation sequences of seed `SEARCHED`; `CHOSEN` repeats what it chose, and a test holds the two together. Every other
-number was fixed before, and none was chosen on test sequences.
+validation sequences of seed `SEARCHED`; `CHOSEN` repeats what it chose, and a test holds the two together. The steps of
+the four longer tasks were raised once, to 2,000 and 3,000, when a search with 800 and 1,500 had left two of them at
+chance; every other number was fixed before any result, and none was chosen on test sequences.
 """
 
 from typing import Any
@@ -76,6 +77,9 @@ WEIGHTS: dict[str, dict[str, Any]] = {
 SPLITS: dict[Recipe, tuple[float, ...]] = {"labels": (0.5, 1.0), "spt": (0.5, 0.75)}
 """Labels alone take this share of the steps, and SPT takes this share of them before the labels."""
 
+LARGE: dict[str, Any] = {"n_layers": 2, "d_model": 128, "n_heads": 8}
+"""Networks of ``--full``; what is chosen for the small ones stays, but in claim 1, which searches again."""
+
 SMALL = ", small weights"
 """A task of which only the candidates that begin with small weights stand to choice: the initial scale decides much."""
 
@@ -84,24 +88,24 @@ Choice = tuple[float, str, float]
 CHOSEN: dict[tuple[str, Recipe], Choice] = {
     ("pairs", "labels"): (1e-3, "large", 1.0),
     ("pairs", "spt"): (3e-3, "large", 0.5),
-    ("pairs, small weights", "labels"): (3e-3, "small", 1.0),
-    ("pairs, small weights", "spt"): (3e-3, "small", 0.75),
     ("planted", "labels"): (1e-3, "small", 0.5),
     ("planted", "spt"): (3e-3, "large", 0.5),
     ("bigrams", "labels"): (3e-3, "large", 1.0),
     ("bigrams", "spt"): (3e-3, "large", 0.5),
     ("digits", "labels"): (3e-3, "large", 0.5),
     ("digits", "spt"): (3e-3, "large", 0.75),
-    ("digits, small weights", "labels"): (3e-3, "small", 1.0),
-    ("digits, small weights", "spt"): (3e-3, "small", 0.5),
     ("listops", "labels"): (1e-3, "large", 1.0),
-    ("listops", "spt"): (3e-3, "large", 0.5),
+    ("listops", "spt"): (3e-3, "large", 0.75),
     ("image-16", "labels"): (3e-3, "large", 1.0),
     ("image-16", "spt"): (3e-3, "large", 0.5),
-    ("pathfinder", "labels"): (1e-3, "large", 1.0),
-    ("pathfinder", "spt"): (1e-3, "small", 0.5),
+    ("pathfinder", "labels"): (3e-3, "large", 0.5),
+    ("pathfinder", "spt"): (3e-3, "small", 0.5),
     ("text", "labels"): (1e-3, "large", 0.5),
-    ("text", "spt"): (1e-3, "large", 0.5),
+    ("text", "spt"): (3e-3, "large", 0.5),
+    ("pairs, small weights", "labels"): (3e-3, "small", 1.0),
+    ("pairs, small weights", "spt"): (3e-3, "small", 0.75),
+    ("digits, small weights", "labels"): (3e-3, "small", 1.0),
+    ("digits, small weights", "spt"): (3e-3, "small", 0.5),
 }
 
 

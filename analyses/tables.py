@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import xarray as xr
+from settings import source_of
 
 from attnprobe.results import variable
 from attnprobe.run import Run
@@ -14,7 +15,7 @@ BOUNDS = ["lower", "upper"]
 
 
 def accuracies(runs: Mapping[Hashable, Run], axes: Mapping[str, Sequence[Any]]) -> dict[str, xr.Variable]:
-    """Return the accuracies at the end of runs whose keys are their places along the axes; NaN where there is none."""
+    """Return the accuracies at the end of runs, whose keys are their places along the axes."""
     return {
         f"{split}_accuracy": variable(
             tuple(axes), _filled(runs, axes, split), f"{split} accuracy", "1", "of the labels, after the last step"
@@ -24,12 +25,16 @@ def accuracies(runs: Mapping[Hashable, Run], axes: Mapping[str, Sequence[Any]]) 
 
 
 def _filled(runs: Mapping[Hashable, Run], axes: Mapping[str, Sequence[Any]], split: str) -> np.ndarray:
-    found = np.full([len(values) for values in axes.values()], np.nan)
+    found = np.empty([len(values) for values in axes.values()])
     for place in np.ndindex(found.shape):
         key = tuple(values[i] for values, i in zip(axes.values(), place, strict=True))
-        if key in runs:
-            found[place] = runs[key].metrics[-1][f"{split}_accuracy"]
+        found[place] = runs[key].metrics[-1][f"{split}_accuracy"]
     return found
+
+
+def chances(tasks: Sequence[str]) -> dict[str, xr.Variable]:
+    """Return the accuracy of guessing on each task."""
+    return {"chance": variable(("task",), [1 / source_of(t).data.classes for t in tasks], "accuracy of guessing", "1")}
 
 
 def effect(name: str, values: xr.DataArray, long_name: str, units: str = "1") -> dict[str, xr.Variable]:
@@ -52,7 +57,10 @@ def at(result: xr.Dataset, name: str, **place: Any) -> tuple[float, float, float
 
 
 def shares(accuracy: xr.DataArray, low: str, high: str) -> dict[str, xr.Variable]:
-    """Return each arm's share of the gap between two arms, (arm - low) / (high - low), with Fieller's interval."""
+    """Return each arm's share of the gap between two arms, (arm - low) / (high - low), with Fieller's interval.
+
+    And the gap itself, without which a share means nothing, with Student's.
+    """
     tasks, arms = list(accuracy["task"].values), list(accuracy["arm"].values)
     found = np.empty((len(tasks), len(arms), 3))
     for i, task in enumerate(tasks):
@@ -61,7 +69,8 @@ def shares(accuracy: xr.DataArray, low: str, high: str) -> dict[str, xr.Variable
             gained, gap = accuracy.sel(task=task, arm=arm) - base, accuracy.sel(task=task, arm=high) - base
             found[i, j] = ratio_interval(gained, gap)
     long_name = f"share of the gap between {low} and {high}"
-    return {
+    gap = accuracy.sel(arm=high, drop=True) - accuracy.sel(arm=low, drop=True)
+    return effect("gap", gap, f"test accuracy of {high} minus {low}") | {
         "share": variable(("task", "arm"), found[..., 0], long_name, "1", "ratio of means over paired seeds"),
         "share_interval": variable(
             ("task", "arm", "bound"), found[..., 1:], f"95 % interval: {long_name}", "1", "Fieller"

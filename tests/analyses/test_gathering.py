@@ -1,0 +1,152 @@
+"""Gathering: every number of a result is that of its own task, recipe, seed, step and head."""
+
+from types import SimpleNamespace
+
+import claim4_proximity
+import claim5_blindness
+import numpy as np
+import pytest
+import xarray as xr
+from lab import Lab
+from settings import SEEDS, setting
+
+from attnprobe.statistics.directions import SUBSPACES
+from attnprobe.training import checkpoint_steps
+
+SEED = {seed: number for number, seed in enumerate(SEEDS["quick"])}
+RECIPES = ("labels", "spt")
+
+
+def code(config, step, head=0):
+    """Return a number that says whose it is; later steps and heads have larger ones."""
+    return 1000 * RECIPES.index(config.recipe) + 100 * SEED[config.seed] + step / config.steps + 0.1 * head
+
+
+class Coded(Lab):
+    """A lab whose runs and measures say whose they are."""
+
+    def train(self, configs):
+        return {
+            key: SimpleNamespace(config=config, metrics=[{f"{s}_accuracy": code(config, 0) for s in ("train", "test")}])
+            for key, config in configs.items()
+        }
+
+    def measure(self, asked):
+        return {key: self.of(one) for key, one in asked.items()}
+
+    def of(self, one):
+        values = np.array([[code(one.run.config, one.step, head) for head in range(2)]])
+        heads = ("layer", "head")
+        if one.measure == "interventions":
+            edits = list(reversed(claim4_proximity.EDITS))
+            changes = np.array([code(one.run.config, one.step, edits.index(edit)) for edit in edits])
+            null = np.broadcast_to(changes / 2, (3, 1, len(edits)))
+            found = {
+                "all_accuracy_change": ("intervention", changes),
+                "all_accuracy_change_null": (("draw", "null", "intervention"), null),
+            }
+            return xr.Dataset(found, {"intervention": edits})
+        if one.measure == "positions":
+            terms = np.stack([-values, values / 4])
+            return xr.Dataset(
+                {"proximity_contrast": (("term", *heads), terms)}, {"term": ["content-content", "position-position"]}
+            )
+        null = np.broadcast_to(values / 2, (2, 3, 1, 2))
+        found = {
+            "proximity_contrast": (heads, values),
+            "proximity_contrast_null": (("null", "draw", *heads), null),
+        }
+        return xr.Dataset(found, {"null": ["initial", "permuted"]})
+
+
+@pytest.fixture(scope="module")
+def proximity():
+    return claim4_proximity.study(Coded("quick"))
+
+
+def test_claim_4_puts_contrasts_at_their_recipe_checkpoint_and_seed(proximity):
+    for recipe in RECIPES:
+        for seed in SEED:
+            config = setting("pairs", recipe, seed, steps=400)
+            for place, step in enumerate(checkpoint_steps(config)):
+                at = {"task": "pairs", "recipe": recipe, "checkpoint": place, "seed": seed}
+                largest = code(config, step, head=1)
+                assert float(proximity["contrast"].sel(at)) == pytest.approx(largest)
+                assert float(proximity["contrast_null"].sel(at)) == pytest.approx(largest / 2)
+                assert float(proximity["contrast_position"].sel(at)) == pytest.approx(largest / 4)
+                assert float(proximity["step_of"].sel(task="pairs", recipe=recipe, checkpoint=place)) == step
+
+
+def test_claim_4_compares_the_ends_of_training_and_of_self_pretraining(proximity):
+    spt = setting("pairs", "spt", 11, steps=400)
+    switch = spt.pretrain_steps / spt.steps
+    assert float(proximity["contrast_gain"].squeeze()) == pytest.approx(1000)
+    assert float(proximity["contrast_grown"].squeeze()) == pytest.approx(switch)
+    after = np.mean([code(setting("pairs", "spt", seed, steps=400), spt.pretrain_steps, 1) for seed in SEED])
+    assert float(proximity["contrast_excess"].squeeze()) == pytest.approx(after / 2)
+    assert float(proximity["contrast_by_task"].mean()) == pytest.approx(after / 2)
+    assert (proximity["gain_by_task"] == 1000).all()
+
+
+def test_claim_4_puts_edits_at_their_names_and_seeds(proximity):
+    for number, edit in enumerate(reversed(claim4_proximity.EDITS)):
+        for seed in SEED:
+            changed = code(setting("pairs", "spt", seed, steps=400), 1) // 1 + 1 + 0.1 * number
+            one = proximity.sel(intervention=edit, task="pairs", seed=seed)
+            assert float(one["edited"]) == pytest.approx(changed)
+            assert float(one["edited_null"]) == pytest.approx(changed / 2)
+
+
+def test_claim_5_puts_signals_at_their_task_stage_step_and_seed():
+    directions, losses = list(claim5_blindness.DIRECTIONS), list(claim5_blindness.LOSSES)
+
+    def of(number, of_losses):
+        """Return a measure whose numbers say whose they are, with its directions in another order."""
+        shape = (len(of_losses), 1, 2, len(directions))
+        along = np.arange(len(directions))[::-1] + 100.0 * np.array([losses.index(o) for o in of_losses])[:, None]
+        snr = number + np.broadcast_to(along[:, None, None], shape)
+        rest = ("loss", "layer", "head")
+        shares = np.broadcast_to(number + np.arange(len(SUBSPACES)), (*shape[:3], len(SUBSPACES)))
+        found = {
+            "snr": ((*rest, "direction"), snr),
+            "favours": ((*rest, "direction"), snr),
+            "snr_null": (("null", "draw", *rest, "direction"), np.broadcast_to(snr, (1, 4, *shape))),
+            "energy_share": ((*rest, "subspace"), shares),
+            "energy_share_of_noise": ("subspace", np.ones(len(SUBSPACES))),
+        }
+        coordinates = {
+            "loss": of_losses,
+            "direction": directions[::-1],
+            "null": ["permuted"],
+            "subspace": list(SUBSPACES),
+        }
+        return xr.Dataset(found, coordinates, {"sequences": 64})
+
+    tasks, seeds, stage = ("pairs", "bigrams"), (12, 11), claim5_blindness.STAGES[1]
+    uniform = claim5_blindness.UNIFORM
+    numbers = {(task, seed): 1e4 * (i + 1) + 1e3 * j for i, task in enumerate(tasks) for j, seed in enumerate(seeds)}
+    measured = {(task, uniform, 0, seed): of(number, losses) for (task, seed), number in numbers.items()}
+    measured |= {
+        (task, stage, step, seed): of(number + 500 + step, ["masked"])
+        for (task, seed), number in numbers.items()
+        for step in (30, 0)
+    }
+    measured |= {
+        (*key[:1], other, *key[2:]): one
+        for key, one in measured.items()
+        if key[1] == stage
+        for other in claim5_blindness.STAGES
+    }
+    variables = {**claim5_blindness.of_uniform(measured), **claim5_blindness.of_training(measured)}
+    axes = {"task": tasks, "seed": seeds, "loss": losses, "direction": directions, "stage": claim5_blindness.STAGES}
+    found = xr.Dataset(variables, {name: list(values) for name, values in axes.items()})
+    for (task, seed), number in numbers.items():
+        for place, direction in enumerate(directions):
+            for offset, loss in ((0, "labels"), (100, "masked")):
+                at = {"task": task, "seed": seed, "loss": loss, "direction": direction}
+                assert float(found["snr"].sel(at)) == pytest.approx(number + offset + place)
+        for checkpoint, step in enumerate((0, 30)):
+            at = {"task": task, "seed": seed, "stage": stage, "checkpoint": checkpoint}
+            masked = number + 500 + step + 100 + directions.index(claim5_blindness.PROXIMITY)
+            assert float(found["training_snr"].sel(at)) == pytest.approx(masked)
+            assert float(found["training_step"].sel(task=task, stage=stage, checkpoint=checkpoint)) == step
