@@ -98,7 +98,7 @@ def run(
     """Run analyses.
 
     Args:
-        names: Which ones, or all (the claims; full_lra, for a GPU, is named by itself).
+        names: Which ones, or all of the claims (full_lra, for a GPU, has a command of its own).
         list: Say what there is, and what came of it.
         quick: Two minutes each: fewer seeds, tasks and steps.
         full: Larger networks and more seeds, for a GPU.
@@ -120,6 +120,8 @@ def run(
             raise UsageError(f"no analysis {name!r}; valid: {listed(ANALYSES)}, or all")
     if not chosen:
         raise UsageError(f"name an analysis, or all: {listed(ANALYSES)}")
+    if full_lra.__name__ in chosen and not (quick or figures_only):
+        raise UsageError("full_lra takes days, in pieces: python analyses/full_lra.py --minutes 9 --device cuda")
     scale: Scale = "quick" if quick else "full" if full else "default"
     torch.set_num_threads(1)
     for name in chosen:

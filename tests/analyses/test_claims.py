@@ -123,6 +123,7 @@ def test_the_command_line_lists_and_refuses_in_one_line(capsys):
         (["claim9"], "no analysis 'claim9'"),
         ([], "name an analysis"),
         (["all", "--quick", "--full"], "choose one"),
+        (["full_lra", "--device", "cuda"], "in pieces"),
     ):
         with pytest.raises(SystemExit) as stop:
             run.main(arguments)
