@@ -308,9 +308,10 @@ def _draw_training(part: SubFigure, result: xr.Dataset, tasks: list[str]) -> Non
                 position = one["contrast_position"].mean("seed")[known]
                 drawn = {"color": mark(number)["color"], "linewidth": 0.8, "linestyle": (0, (3, 2))}
                 axis.plot(steps[known], position, label="of it position-position", **drawn)
-        axis.set(title=f"{task}", xlabel="training step", ylabel="proximity contrast (sd of score)")
+        axis.set(title=task.replace(", ", ",\n"), xlabel="training step")
         axis.set_xscale("symlog", linthresh=10)
     axes[0].set_title("a", loc="left", fontweight="bold")
+    axes[0].set_ylabel("proximity contrast (sd of score)")
     axes[0].legend(fontsize=5.5)
 
 

@@ -1,6 +1,7 @@
 """What an analysis says in the end, in the words of the page."""
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -13,7 +14,7 @@ class Part:
 
     asked: str
     held: bool | None
-    """None where these data cannot tell: there is no gap to explain."""
+    """None where these data cannot tell: there is no gap to explain, or an interval of shares that is too wide."""
     found: str
     """The numbers that decide, with their intervals."""
     decides: bool = True
@@ -45,12 +46,25 @@ def verdict(held: list[bool | None]) -> Verdict:
     return "holds" if all(told) else "holds in part" if any(told) else "does not hold here"
 
 
+def above(half: float, interval: tuple[float, float, float]) -> bool | None:
+    """Say whether a share is above a bound, or None where its interval (mean, lower, upper) has the bound in it."""
+    _, low, high = interval
+    return True if low > half else False if high < half else None
+
+
+def every(told: Iterable[bool | None]) -> bool | None:
+    """Say whether all are so: not where one is not, and None where that cannot be told."""
+    found = list(told)
+    return False if False in found else None if None in found else True
+
+
 def said(mean: float, low: float, high: float, digits: int = 2) -> str:
     """Say a number with its interval.
 
     >>> said(0.5, 0.25, 0.75)
     '+0.50 (+0.25 to +0.75)'
     """
+    mean, low, high = (round(x, digits) + 0.0 for x in (mean, low, high))  # no -0.00
     if math.isnan(low):
         return f"{mean:+.{digits}f} (one seed: no interval)"
     return f"{mean:+.{digits}f} ({low:+.{digits}f} to {high:+.{digits}f})"
@@ -64,4 +78,5 @@ def said_share(mean: float, low: float, high: float) -> str:
     """
     if math.isinf(low):
         return "undetermined (there may be no gap)"
+    mean, low, high = (round(x, 2) + 0.0 for x in (mean, low, high))
     return f"{mean:.2f} ({low:.2f} to {high:.2f})"

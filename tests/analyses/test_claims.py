@@ -133,6 +133,7 @@ def test_the_command_line_lists_and_refuses_in_one_line(capsys):
 
 def test_numbers_are_said_with_their_intervals_or_why_there_is_none():
     assert said(-0.5, -0.75, -0.25) == "-0.50 (-0.75 to -0.25)"
+    assert said(-0.004, -0.006, 0.004) == "+0.00 (-0.01 to +0.00)"
     assert said(0.5, np.nan, np.nan) == "+0.50 (one seed: no interval)"
     assert said_share(0.5, 0.25, 0.75) == "0.50 (0.25 to 0.75)"
     assert said_share(0.5, -np.inf, np.inf) == "undetermined (there may be no gap)"
@@ -204,7 +205,10 @@ def test_claim_3_holds_only_where_the_maps_recover_and_the_rest_does_not():
     assert held("claim3_query_key", shifted(result, "gap", {"task": "digits"}, ACROSS)) == [True, None]
     for arm in ("QK + positions", "all but QK", "SPT, QK frozen at random"):
         one = shifted(result, "share", {"arm": arm, "task": "pairs"}, HALF)
-        assert held("claim3_query_key", one) == [False, True], arm
+        assert held("claim3_query_key", one) == [None, True], arm
+        other_way = (0.1, 0.4) if arm == "QK + positions" else (0.6, 0.9)
+        one = shifted(one, "share", {"arm": arm, "task": "digits"}, other_way)
+        assert held("claim3_query_key", one) == [None, False], arm
 
 
 def test_claim_4_has_four_parts_on_each_task():
@@ -246,6 +250,10 @@ def test_claim_7_needs_every_mask_share_a_quarter_of_the_steps_and_next_tokens()
         (2, "causal_gain", {"objective": "next-token"}, ACROSS),
     ):
         found = held("claim7_objectives", shifted(result, name, {"task": "pairs", **place}, bounds))
-        assert found == [number != part for number in range(6)]
+        assert found[part] is (None if bounds == HALF else False)
+        assert found[:part] + found[part + 1 :] == [True] * 5
+    for part, arm in ((0, "mask 0.05"), (1, "budget 0.25")):
+        found = held("claim7_objectives", shifted(result, "share", {"task": "pairs", "arm": arm}, (0.1, 0.4)))
+        assert found[part] is False
     found = held("claim7_objectives", shifted(result, "gap", {"task": "digits"}, BELOW))
     assert found == [True, True, True, None, None, True], "what recovers a loss recovers nothing"
