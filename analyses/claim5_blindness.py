@@ -582,12 +582,12 @@ def by_loss(axis: Axes, values: xr.DataArray, null: xr.DataArray) -> None:
     axis.set_yticks(range(values.sizes[kind]), values[kind].values.tolist())
     axis.set_ylim(values.sizes[kind] - 0.5, -0.5)
     axis.set_xscale("log")
-    plain(axis.xaxis)
+    plain(axis.xaxis, (1,))
 
 
-def plain(axis: Axis) -> None:
-    """Label a logarithmic axis at 1 and 3 times powers of ten, however short it is."""
-    axis.set_major_locator(LogLocator(subs=(1, 3)))
+def plain(axis: Axis, times: tuple[int, ...]) -> None:
+    """Label a logarithmic axis at these multiples of powers of ten, however short it is."""
+    axis.set_major_locator(LogLocator(subs=times))
     axis.set_major_formatter("{x:g}")
     axis.set_minor_formatter(NullFormatter())
 
@@ -628,7 +628,7 @@ def draw_training(part: SubFigure, result: xr.Dataset) -> None:
         axis.set_xscale("symlog", linthresh=3, linscale=0.4)
         axis.set_xticks([0, 10, 100, 1000])
         axis.set_yscale("log")
-        plain(axis.yaxis)
+        plain(axis.yaxis, (1, 3))
         axis.set_xlabel("step of the stage")
     found = result["training_snr"]
     shown[0].set(ylabel="|SNR|", ylim=(float(found.min()) / 2, 2 * float(found.max())))
