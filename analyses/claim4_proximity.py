@@ -35,6 +35,7 @@ import xarray as xr
 from conclusion import Conclusion, Part, concluded, said
 from drawing import RECIPES, course, mark, seeds
 from lab import Asked, Lab
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 from settings import LARGE, SEEDS, SMALL, setting
 from tables import BOUNDS, accuracies, at, effect
@@ -258,43 +259,56 @@ def conclude(result: xr.Dataset) -> Conclusion:
 def draw(result: xr.Dataset) -> Figure:
     """Draw contrast through training, contrast against gain, edits, and labels that are given proximity."""
     tasks = [str(task) for task in result["task"].values]
+    numbers = {str(task): number for number, task in enumerate(result["other_task"].values)}
     with paper():
-        figure = Page(figsize=(WIDTH, 4.4), layout="constrained")
-        top, bottom = figure.subfigures(2, 1, height_ratios=[1.1, 1])
+        figure = Page(figsize=(WIDTH, 5.0), layout="constrained")
+        top, bottom = figure.subfigures(2, 1, height_ratios=[1, 1.25])
         _draw_training(top, result, tasks)
-        axes = bottom.subplots(1, 3, width_ratios=[1, 1, 1])
-        for number, task in enumerate(map(str, result["other_task"].values)):
+        axes = bottom.subplots(1, 3)
+        for task, number in numbers.items():
             one = result.sel(other_task=task)
             drawn = mark(number) | {"s": 12, "linewidths": 0, "alpha": 0.8}
             axes[0].scatter(one["contrast_by_task"], one["gain_by_task"], label=task, **drawn)
         axes[0].axhline(0, color="black", linewidth=0.5)
         axes[0].set(xlabel="contrast after self-pretraining\nminus null (sd of score)", ylabel="gain in test accuracy")
-        axes[0].legend(fontsize=5, handletextpad=0.1, borderpad=0, labelspacing=0.2)
-        for row, edit in enumerate(EDITS):
-            for number, task in enumerate(tasks):
-                place = row + 0.3 * (number - (len(tasks) - 1) / 2)
-                one = result.sel(task=task, intervention=edit)
-                seeds(axes[1], place, one["edited"], number, upright=False, label=task if row == 0 else None)
-                axes[1].plot(float(one["edited_null"].mean()), place, "|", color="black", markersize=6)
         axes[1].axvline(0, color="black", linewidth=0.5)
-        axes[1].set_yticks(range(len(EDITS)), [edit.replace(" ", "\n", 1) for edit in EDITS])
-        axes[1].invert_yaxis()
+        _draw_rows(axes[1], result["edited"], tasks, numbers, null=result["edited_null"])
         axes[1].set(xlabel="change of accuracy (SPT)")
-        axes[1].legend(loc="lower left")
-        for row, arm in enumerate(GIVEN):
-            for number, task in enumerate(tasks):
-                place = row + 0.3 * (number - (len(tasks) - 1) / 2)
-                seeds(axes[2], place, result["test_accuracy"].sel(task=task, arm=arm), number, upright=False)
-        axes[2].set_yticks(range(len(GIVEN)), [arm.replace(", ", ",\n") for arm in GIVEN])
-        axes[2].invert_yaxis()
+        _draw_rows(axes[2], result["test_accuracy"], tasks, numbers)
         axes[2].set(xlabel="test accuracy")
         for axis, letter in zip(axes, "bcd", strict=True):
             axis.set_title(letter, loc="left", fontweight="bold")
+        every = [axis.get_legend_handles_labels() for axis in axes[:2]]
+        shown = {
+            name: handle for handles, names in reversed(every) for handle, name in zip(handles, names, strict=True)
+        }
+        names = [*numbers, *(task for task in tasks if task not in numbers)]
+        bottom.legend([shown[name] for name in names], names, loc="outside lower center", ncols=5)
     return figure
 
 
+def _draw_rows(
+    axis: Axes, values: xr.DataArray, tasks: list[str], numbers: Mapping[str, int], null: xr.DataArray | None = None
+) -> None:
+    """Draw values of every intervention or arm in a row, the tasks beneath one another; small weights are open."""
+    (kind,) = set(values.dims) - {"task", "seed"}
+    names = [str(name) for name in values[kind].values]
+    for row, name in enumerate(names):
+        for line, task in enumerate(tasks):
+            one, place = {kind: name, "task": task}, row + 0.2 * (line - (len(tasks) - 1) / 2)
+            if null is not None:
+                axis.plot(float(null.sel(one).mean()), place, "|", color="black", markersize=5)
+            small = task.endswith(SMALL)
+            number, label = numbers[task.removesuffix(SMALL)], None if row else task
+            seeds(axis, place, values.sel(one), number, upright=False, label=label, filled=not small)
+        if row:
+            axis.axhline(row - 0.5, color="#9A9A9A", linewidth=0.4)
+    axis.set_yticks(range(len(names)), [name.replace(", ", ",\n").replace(" ", "\n", 1) for name in names])
+    axis.set_ylim(len(names) - 0.5, -0.5)
+
+
 def _draw_training(part: SubFigure, result: xr.Dataset, tasks: list[str]) -> None:
-    axes = np.atleast_1d(part.subplots(1, len(tasks)))
+    axes = np.atleast_1d(part.subplots(1, len(tasks), sharey=True))
     for axis, task in zip(axes, tasks, strict=True):
         for number, (recipe, name) in enumerate(RECIPES.items()):
             one = result.sel(task=task, recipe=recipe)
@@ -306,13 +320,13 @@ def _draw_training(part: SubFigure, result: xr.Dataset, tasks: list[str]) -> Non
             axis.plot(steps[known], null, color=PERMUTED, linewidth=1.2, linestyle=(0, (1, 1)), label=label)
             if recipe == "spt":
                 position = one["contrast_position"].mean("seed")[known]
-                drawn = {"color": mark(number)["color"], "linewidth": 0.8, "linestyle": (0, (3, 2))}
+                drawn = {"color": "black", "linewidth": 0.8, "linestyle": (0, (3, 2))}
                 axis.plot(steps[known], position, label="of it position-position", **drawn)
         axis.set(title=task.replace(", ", ",\n"), xlabel="training step")
         axis.set_xscale("symlog", linthresh=10)
     axes[0].set_title("a", loc="left", fontweight="bold")
     axes[0].set_ylabel("proximity contrast (sd of score)")
-    axes[0].legend(fontsize=5.5)
+    part.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=4)
 
 
 def caption(result: xr.Dataset) -> str:
@@ -328,6 +342,6 @@ def caption(result: xr.Dataset) -> str:
         f"(b) That contrast at the end of self-pretraining, minus its null, against the gain of SPT, a dot a "
         f"seed{correlation}. (c) Change of the accuracy of SPT networks on {2 * SEQUENCES} test sequences when all "
         "scores lose or keep their mean function of the offset, lose their position-position term, or get a bias "
-        "-distance / 2; black bars: the same edits with offsets or positions permuted. (d) Labels alone from random "
-        "weights, and given proximity without data."
+        "-distance / 2; black bars: the same edits with offsets or positions permuted; open marks: small initial "
+        "weights. (d) Labels alone from random weights, and given proximity without data."
     )

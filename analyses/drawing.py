@@ -19,7 +19,14 @@ def mark(number: int) -> dict[str, Any]:
 
 
 def seeds(
-    axis: Axes, place: float, values: xr.DataArray, number: int, *, upright: bool = True, label: str | None = None
+    axis: Axes,
+    place: float,
+    values: xr.DataArray,
+    number: int,
+    *,
+    upright: bool = True,
+    filled: bool = True,
+    label: str | None = None,
 ) -> None:
     """Draw one arm at a place: a small dot for each seed, and the mean with its Student interval."""
     drawn, known = mark(number), values.values[np.isfinite(values.values)]
@@ -30,7 +37,7 @@ def seeds(
         mean, low, high = mean_interval(known)
         error = None if np.isnan(low) else [[mean - low], [high - mean]]
         where = (place, mean) if upright else (mean, place)
-        bars = {"yerr" if upright else "xerr": error}
+        bars = {"yerr" if upright else "xerr": error} | ({} if filled else {"markerfacecolor": "white"})
         axis.errorbar(*where, **bars, **drawn, markersize=3.6, linestyle="none", elinewidth=0.9, label=label)
 
 
