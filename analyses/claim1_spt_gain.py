@@ -14,7 +14,7 @@ Rule. On a task SPT helps where the paired gain is above 0 with p < 0.05 after B
 (Student's t, two-sided). The claim holds where it helps on every task, and in part where it helps on some.
 
 Command: python analyses/run.py claim1_spt_gain
-Cost: 128 runs of the search and 100 reported ones, about 70 minutes on two cores.
+Cost: 128 runs of the search and 100 reported ones, about 80 minutes on two cores.
 """
 
 from typing import Any, cast

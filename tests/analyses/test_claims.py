@@ -53,7 +53,6 @@ def test_both_recipes_are_searched_alike_and_seeds_are_fresh():
         assert {config.steps for config in spt} == {spt[0].steps}
 
 
-@pytest.mark.skipif("claim1_spt_gain" not in RESULTS, reason="claim 1 has not been run")
 def test_the_settings_of_all_claims_are_those_that_the_search_chose():
     result = open_result(FOLDER / "results/claim1_spt_gain.nc")
     for (task, recipe), choice in CHOSEN.items():
