@@ -1,5 +1,6 @@
 """Claim 5: its table is computed, not asserted, and its verdict follows from the rule."""
 
+import blind_cases
 import claim5_blindness as claim
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from attnprobe.statistics.geometry import geometry
 SEEDS, TASKS, STEPS = (11, 12, 13), ("pairs", "digits"), (0, 5, 100)
 
 
-@pytest.mark.parametrize("kernel", claim.KERNELS.values(), ids=claim.KERNELS)
+@pytest.mark.parametrize("kernel", blind_cases.KERNELS.values(), ids=blind_cases.KERNELS)
 def test_the_visible_share_is_that_of_the_projection_on_all_column_directions(kernel):
     n = 12
     values, place = kernel(geometry((n,)).distance), torch.arange(n)
@@ -22,16 +23,16 @@ def test_the_visible_share_is_that_of_the_projection_on_all_column_directions(ke
     columns = torch.stack([row.expand(n, n).flatten() for row in torch.eye(n).double() - 1 / n], dim=1)
     centred = (dense - dense.mean(1, keepdim=True)).flatten()
     seen = columns @ torch.linalg.pinv(columns) @ centred
-    assert claim.visible_share(values) == pytest.approx(float(seen @ seen / (centred @ centred)), rel=1e-10)
+    assert blind_cases.visible_share(values) == pytest.approx(float(seen @ seen / (centred @ centred)), rel=1e-10)
 
 
 def test_what_labels_see_of_short_kernels_falls_with_the_square_of_the_length_but_not_of_a_linear_one():
-    found = claim.of_kernels()
-    powers = dict(zip(claim.KERNELS, found["visible_power"].values, strict=True))
+    found = blind_cases.of_kernels()
+    powers = dict(zip(blind_cases.KERNELS, found["visible_power"].values, strict=True))
     assert powers["exponential"] == pytest.approx(-2, abs=0.05)
     assert powers["band"] == pytest.approx(-2, abs=0.05)
-    linear = found["visible_share"].values[list(claim.KERNELS).index("linear")]
-    assert linear == pytest.approx(np.full(len(claim.LENGTHS), 1 / 9), rel=0.01)
+    linear = found["visible_share"].values[list(blind_cases.KERNELS).index("linear")]
+    assert linear == pytest.approx(np.full(len(blind_cases.LENGTHS), 1 / 9), rel=0.01)
 
 
 def test_the_circulant_share_is_that_of_the_engine_and_all_of_a_circulant():
@@ -39,16 +40,16 @@ def test_the_circulant_share_is_that_of_the_engine_and_all_of_a_circulant():
     scores = (q @ k.mT / 2).requires_grad_()
     gradient = torch.autograd.grad(((scores.softmax(-1) @ v) * dz).sum(), scores)[0]
     engine = energy_shares(gradient_statistics(Scores(q, k), v, dz))[..., SUBSPACES.index("circulant")]
-    share, noise = claim.invisible_share("circulant", gradient, torch.zeros(2, 10, 1))
+    share, noise = blind_cases.invisible_share("circulant", gradient, torch.zeros(2, 10, 1))
     assert share == pytest.approx(float(engine.mean()), rel=1e-10) and noise == 1 / 10
-    planted = claim.circulant(torch.arange(10).double().cos()).expand(2, 3, 10, 10)
-    assert claim.invisible_share("circulant", planted, torch.zeros(2, 10, 1))[0] == pytest.approx(1)
+    planted = blind_cases.circulant(torch.arange(10).double().cos()).expand(2, 3, 10, 10)
+    assert blind_cases.invisible_share("circulant", planted, torch.zeros(2, 10, 1))[0] == pytest.approx(1)
 
 
-@pytest.mark.parametrize("name", claim.CASES)
+@pytest.mark.parametrize("name", blind_cases.CASES)
 def test_a_case_is_blind_exactly_where_the_theory_says_so(name):
-    case = claim.CASES[name]
-    share, noise, change = claim.seen(case, seed=3)
+    case = blind_cases.CASES[name]
+    share, noise, change = blind_cases.seen(case, seed=3)
     assert 0 < noise < 1
     if case.blind:
         assert share < 1e-28 and not change > 1e-14
@@ -58,10 +59,10 @@ def test_a_case_is_blind_exactly_where_the_theory_says_so(name):
 
 def test_content_scores_have_the_size_that_is_asked_for_and_are_seen_in_proportion_to_it():
     def share(size):
-        case = claim.Case(False, content=size)
-        scores = claim.losses(claim.network(case, seed=3), case, seed=3)[1]
+        case = blind_cases.Case(False, content=size)
+        scores = blind_cases.losses(blind_cases.network(case, seed=3), case, seed=3)[1]
         assert float(scores.detach().std()) == pytest.approx(size)
-        return claim.seen(case, seed=3)[0]
+        return blind_cases.seen(case, seed=3)[0]
 
     assert share(2e-3) / share(1e-3) == pytest.approx(4, rel=0.02)  # an energy
 
@@ -91,15 +92,15 @@ def made(lead=0.5, labels_see=1e-30, exceptions=1e-3, everywhere=False):
     along = slice(None) if everywhere else claim.DIRECTIONS.index(claim.PROXIMITY)
     snr[0, :, 1, along] += 0.5
     snr[1, :, 1, along] += lead
-    blind = np.array([case.blind for case in claim.CASES.values()])
+    blind = np.array([case.blind for case in blind_cases.CASES.values()])
     share = np.where(blind, labels_see, exceptions)[:, None].repeat(len(SEEDS), 1)
-    circulant = [case.invisible == "circulant" for case in claim.CASES.values()]
+    circulant = [case.invisible == "circulant" for case in blind_cases.CASES.values()]
     change = np.where(np.array(circulant)[:, None], np.sqrt(share), np.nan)
     shape = (len(TASKS), len(claim.STAGES), len(STEPS))
     reached = np.broadcast_to(np.array(STEPS, dtype=float), shape).copy()
     reached[0, 2, 2] = np.nan
     variables = {
-        **claim.of_kernels(),
+        **blind_cases.of_kernels(),
         "blind": variable(("case",), blind, "", ""),
         "invisible_share": variable(("case", "seed"), share, "", "1"),
         "invisible_share_of_noise": variable(("case",), np.full(len(blind), 1 / 32), "", "1"),
@@ -121,9 +122,9 @@ def made(lead=0.5, labels_see=1e-30, exceptions=1e-3, everywhere=False):
         ),
     }
     coordinates = {
-        "case": list(claim.CASES),
-        "kernel": list(claim.KERNELS),
-        "length": list(claim.LENGTHS),
+        "case": list(blind_cases.CASES),
+        "kernel": list(blind_cases.KERNELS),
+        "length": list(blind_cases.LENGTHS),
         "task": list(TASKS),
         "seed": list(SEEDS),
         "loss": list(claim.LOSSES),
@@ -163,6 +164,6 @@ def test_the_figure_shows_every_seed_of_a_result_and_the_caption_says_how_many()
         shown = training[task].lines[0].get_ydata()
         assert shown == pytest.approx(result["training_snr"].sel(task=task).isel(stage=0).mean("seed").values)
     cases = figure.subfigs[0].axes[0]
-    drawn = sorted(x for dots in cases.collections[: len(claim.CASES)] for x in dots.get_offsets()[:, 0])
+    drawn = sorted(x for dots in cases.collections[: len(blind_cases.CASES)] for x in dots.get_offsets()[:, 0])
     assert drawn == pytest.approx(sorted(result["invisible_share"].values.flatten()))
     assert f"{len(SEEDS)} seeds" in claim.caption(result) and "7 steps" in claim.caption(result)
