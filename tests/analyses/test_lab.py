@@ -50,8 +50,10 @@ def test_a_measure_is_what_the_measure_says_and_is_taken_once(trained):
 
 def test_accuracies_stand_where_their_labels_say(trained):
     _, runs = trained
-    found = accuracies({("x", 1): runs["a"], ("y", 2): runs["b"]}, {"task": ["x", "y"], "seed": [1, 2]})
-    expected = [[runs["a"].metrics[-1]["test_accuracy"], np.nan], [np.nan, runs["b"].metrics[-1]["test_accuracy"]]]
+    placed = {("x", 1): "a", ("x", 2): "b", ("y", 1): "b", ("y", 2): "b"}
+    found = accuracies({key: runs[name] for key, name in placed.items()}, {"task": ["x", "y"], "seed": [1, 2]})
+    a, b = (runs[name].metrics[-1]["test_accuracy"] for name in "ab")
+    expected = [[a, b], [b, b]]
     np.testing.assert_array_equal(found["test_accuracy"], expected)
     assert found["test_accuracy"].dims == ("task", "seed")
 
