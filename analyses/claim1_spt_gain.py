@@ -114,20 +114,13 @@ def p_values(gains: xr.DataArray) -> np.ndarray:
 
 def conclude(result: xr.Dataset) -> Conclusion:
     """Apply the rule."""
-    gains = {task: said(*at(result, "gain", task=task)) for task in map(str, result["task"].values)}
+    gains = {task: at(result, "gain", task=task) for task in map(str, result["task"].values)}
     parts = []
-    for task, gain in gains.items():
-        p = float(result["p"].sel(task=task))
-        if task.endswith(SMALL):
-            held = at(result, "gain", task=task)[1] > 0
-            parts.append(Part(f"SPT helps on {task}", held, gain, decides=False))
-        else:
-            parts.append(
-                Part(
-                    f"SPT helps on {task}", bool(result["gain"].sel(task=task) > 0) and p < 0.05, f"{gain}, p = {p:.2g}"
-                )
-            )
-    effect = f"gain in test accuracy: pairs {gains['pairs']}, digits {gains['digits']}"
+    for task, (gain, low, high) in gains.items():
+        decides, p, found = not task.endswith(SMALL), float(result["p"].sel(task=task)), said(gain, low, high)
+        held = gain > 0 and p < 0.05 if decides else low > 0
+        parts.append(Part(f"SPT helps on {task}", held, f"{found}, p = {p:.2g}" if decides else found, decides))
+    effect = f"gain in test accuracy: pairs {said(*gains['pairs'])}, digits {said(*gains['digits'])}"
     return concluded(parts, effect, result.sizes["seed"])
 
 

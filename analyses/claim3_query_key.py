@@ -148,7 +148,7 @@ def draw(result: xr.Dataset) -> Figure:
             for row in (len(BASES) - 0.5, len(BASES) + len(TRANSPLANTS) - 0.5):
                 axis.axhline(row, color="#9A9A9A", linewidth=0.4)
             axis.axvline(float(one["chance"]), color="black", linewidth=0.6, linestyle=":")
-            axis.set(title=task.replace(", ", ",\n"), xlabel="accuracy", xlim=(0, 1.04))
+            axis.set(title=task.replace(", ", ",\n"), xlabel="accuracy", xlim=(0, 1.08))
         axes[0].set_yticks(range(len(ARMS)), ARMS)
         axes[0].invert_yaxis()
     return figure

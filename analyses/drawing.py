@@ -1,4 +1,4 @@
-"""What several figures of the analyses draw: seeds as dots, their means with intervals, chance."""
+"""What several figures of the analyses draw: seeds as dots, and their means with intervals."""
 
 from typing import Any
 
@@ -47,10 +47,3 @@ def course(axis: Axes, places: np.ndarray, values: xr.DataArray, number: int, la
     means, low, high = np.array([mean_interval(one[np.isfinite(one)]) for one in values.values]).T
     axis.plot(places, means, markersize=3, linewidth=1, label=label, **drawn)
     axis.fill_between(places, low, high, color=drawn["color"], alpha=0.18, linewidth=0)
-
-
-def chance(axis: Axes, value: float, *, text: bool = True) -> None:
-    """Draw the accuracy of guessing."""
-    axis.axhline(value, color="black", linewidth=0.5, linestyle=(0, (3, 2)))
-    if text:
-        axis.annotate("chance", (1, value), xycoords=("axes fraction", "data"), fontsize=5.5, va="bottom", ha="right")

@@ -179,12 +179,13 @@ def prepare(folder: Path) -> None:
 
 
 def write_figure(figure: Figure, stem: Path, title: str) -> None:
-    """Write a figure as STEM.png and STEM.pdf, each whole or not at all."""
+    """Write a figure as STEM.png and STEM.pdf, each whole or not at all, and the same bytes for the same figure."""
     stem.parent.mkdir(parents=True, exist_ok=True)
+    made_by = {".pdf": {"Creator": "attnprobe", "CreationDate": None}, ".png": {"Software": "attnprobe"}}
     with paper():
-        for suffix, maker in ((".pdf", "Creator"), (".png", "Software")):
+        for suffix, maker in made_by.items():
             part = stem.with_name(f"{stem.name}.part{suffix}")
-            figure.savefig(part, metadata={maker: "attnprobe", "Title": title})
+            figure.savefig(part, metadata={**maker, "Title": title})
             os.replace(part, stem.with_suffix(suffix))
 
 
