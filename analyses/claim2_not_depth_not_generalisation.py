@@ -34,7 +34,7 @@ from attnprobe.axes import label
 from attnprobe.config import Recipe
 from attnprobe.figures.style import WIDTH, Page, paper
 from attnprobe.results import dataset, variable
-from attnprobe.tasks import source
+from attnprobe.tasks import chance, source
 
 TITLE = "What labels lack is not depth, nor generalisation alone"
 
@@ -101,8 +101,7 @@ def study(lab: Lab) -> xr.Dataset:
             by_recipe = xr.DataArray(one[f"{split}_accuracy"], coords={"recipe": list(RECIPES)})
             gain = by_recipe.sel(recipe="spt") - by_recipe.sel(recipe="labels")
             found |= effect(f"{axis}_{split}_gain", gain, f"gain of SPT in {split} accuracy")
-        chance_of = 1 / source(task).data.classes
-        found[f"{axis}_chance"] = variable((), chance_of, f"accuracy of guessing ({task})", "1")
+        found[f"{axis}_chance"] = variable((), chance(source(task)), f"accuracy of guessing ({task})", "1")
     return dataset(found, coordinates, {"tasks": {axis: task for axis, (task, _) in varied.items()}})
 
 

@@ -10,6 +10,7 @@ from settings import source_of
 from attnprobe.results import variable
 from attnprobe.run import Run
 from attnprobe.statistics.seeds import mean_interval, ratio_interval
+from attnprobe.tasks import chance
 
 BOUNDS = ["lower", "upper"]
 
@@ -33,8 +34,8 @@ def _filled(runs: Mapping[Hashable, Run], axes: Mapping[str, Sequence[Any]], spl
 
 
 def chances(tasks: Sequence[str]) -> dict[str, xr.Variable]:
-    """Return the accuracy of guessing on each task."""
-    return {"chance": variable(("task",), [1 / source_of(t).data.classes for t in tasks], "accuracy of guessing", "1")}
+    """Return the accuracy of guessing the commonest label on each task."""
+    return {"chance": variable(("task",), [chance(source_of(task)) for task in tasks], "accuracy of guessing", "1")}
 
 
 def effect(name: str, values: xr.DataArray, long_name: str, units: str = "1") -> dict[str, xr.Variable]:

@@ -118,6 +118,10 @@ class Checkpoint:
         with whole(path) as part:
             torch.save(fields, part)
 
+    def __repr__(self) -> str:
+        """Return title and file: the weights would fill pages."""
+        return f"Checkpoint({self.title!r}, path={str(self.path)!r})"
+
     def _repr_html_(self) -> str:
         """Return the description as a table a section, for Jupyter."""
         rows = []
@@ -154,8 +158,11 @@ def load(path: str | Path) -> Checkpoint:
     """
     path = Path(path)
     if not path.is_file():
-        what = "is a folder, not a checkpoint" if path.is_dir() else "no such file"
-        raise UsageError(f"{path}: {what}")
+        beside = listed(sorted(one.name for one in path.parent.glob("step-*.pt")))
+        missing = f"no such file{beside and f'; there are {beside}'}"
+        raise UsageError(f"{path}: {'is a folder, not a checkpoint' if path.is_dir() else missing}")
+    if path.suffix == ".nc":
+        raise UsageError(f"{path}: a result, not a checkpoint; attnprobe.open_result reads it")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch warns of a foreign pickle before it refuses it

@@ -8,6 +8,7 @@ import argparse
 import contextlib
 import dataclasses
 import functools
+import importlib.metadata
 import inspect
 import io
 import json
@@ -57,6 +58,9 @@ def _fail(message: str) -> None:
 
 
 def _dispatch(arguments: list[str]) -> None:
+    if arguments == ["--version"]:
+        print(importlib.metadata.version(PROG))
+        return
     begun = _preset(arguments)
     commands = {
         "demo": (Demo, None),
@@ -219,6 +223,8 @@ def _preset(arguments: list[str]) -> TrainConfig:
     early.add_argument("--task")
     early.add_argument("--config")
     early.add_argument("--preset")
+    early.add_argument("--recipe")
+    early.add_argument("--steps")
     early.add_argument("--resume")
     early.add_argument("--data")
     try:
@@ -228,12 +234,15 @@ def _preset(arguments: list[str]) -> TrainConfig:
     if found.data:
         os.environ[VARIABLE] = found.data  # the file of the task may be there
     if found.resume:
-        flags = [f"--{name}" for name in ("task", "config", "preset") if getattr(found, name)]
+        named = ("task", "config", "preset", "recipe", "steps")
+        flags = [f"--{name}" for name in named if getattr(found, name)]
         flags += [flag for one in rest if (flag := one.split("=")[0]).startswith("-") and flag not in BESIDE_RESUME]
         if flags:
             raise UsageError(f"--resume continues a run with its own settings: {flags[0]} cannot be given beside it")
     named = read_settings(found.config) if found.config else {}
-    flags = {name: getattr(found, name) for name in ("task", "preset") if getattr(found, name)}
+    flags = {name: getattr(found, name) for name in ("task", "preset", "recipe") if getattr(found, name)}
+    if (found.steps or "").isdigit():  # else tyro will say what is wrong
+        flags["steps"] = int(found.steps)
     return tasks.configure(**{**named, **flags})
 
 
@@ -260,10 +269,15 @@ class Tasks(ReadsData):
             data, sizes = source.data, source.sizes
             size = {"n": data.n, "inputs": data.inputs, "vocabulary": data.vocabulary, "classes": data.classes}
             best = "unknown" if source.best_accuracy is None else f"{source.best_accuracy:.3f}"
-            chance = max(source.balance or (1 / data.classes,))
             split = {"train": sizes["train"], "validation": sizes.get("validation", 0), "test": sizes["test"]}
             shares = "equal" if source.balance is None else f"{min(source.balance):.2f} ... {max(source.balance):.2f}"
-            facts = {"balance": shares, "chance": chance, "best": best, **split, "licence": source.licence}
+            facts = {
+                "balance": shares,
+                "chance": tasks.chance(source),
+                "best": best,
+                **split,
+                "licence": source.licence,
+            }
             rows.append({"task": name, **size, **facts})
             presets = [preset for preset, named in tasks.PRESETS.items() if named["task"] == name]
             what = (inspect.getdoc(kind) or "").split("\n")[0]
@@ -411,7 +425,8 @@ def _print_numbers(result: Any) -> None:
 def _print_table(rows: list[dict[str, Any]]) -> None:
     import pandas as pd
 
-    print(pd.DataFrame(rows).to_string(index=False, float_format="{:.3f}".format))
+    shown = {"float_format": "{:.3f}".format, "formatters": {"rate": "{:.1e}".format}}
+    print(pd.DataFrame(rows).to_string(index=False, **shown))
 
 
 def _print_json(content: Any) -> None:

@@ -77,5 +77,7 @@ def open_result(path: str | Path) -> xr.Dataset:
     try:
         with xr.open_dataset(path, engine="h5netcdf") as result:
             return result.load()
+    except FileNotFoundError:
+        raise UsageError(f"{path}: no such file") from None
     except (OSError, ValueError) as error:
         raise UsageError(f"{path}: not a result of attnprobe ({str(error).strip().splitlines()[0]})") from error

@@ -15,7 +15,7 @@ from typing import Any
 
 from attnprobe.checkpoint import Checkpoint, load
 from attnprobe.config import TrainConfig, from_plain
-from attnprobe.errors import UsageError
+from attnprobe.errors import UsageError, listed
 from attnprobe.files import PART, read_metrics, write_whole
 from attnprobe.provenance import provenance
 
@@ -46,13 +46,17 @@ class Run:
         if not run.folder.is_dir():
             raise UsageError(f"{folder}: no such folder")
         if not run.checkpoint_paths:
-            raise UsageError(f"{folder}: holds no checkpoints (checkpoints/step-*.pt)")
+            inside = listed(sorted(path.parent.name for path in run.folder.glob("*/config.json")))
+            raise UsageError(
+                f"{folder}: holds no checkpoints (checkpoints/step-*.pt){inside and f'; runs in it: {inside}'}"
+            )
         return run
 
     def refuse_another(self) -> None:
         """Raise `UsageError` where the folder holds a run already."""
         if self.exists:
-            again = "finished" if self.finished else f"unfinished; --resume {self.folder} continues it"
+            read = f"finished; attnprobe.Run.open({str(self.folder)!r}) reads it"
+            again = read if self.finished else f"unfinished; --resume {self.folder} continues it"
             raise UsageError(f"{self.folder}: already holds a run ({again}); name another folder or remove it")
 
     @contextlib.contextmanager

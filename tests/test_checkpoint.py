@@ -8,6 +8,7 @@ import torch
 
 from attnprobe.checkpoint import FORMAT, load
 from attnprobe.errors import UsageError
+from attnprobe.results import open_result
 from attnprobe.run import Run
 
 
@@ -168,3 +169,19 @@ def test_jupyter_shows_a_checkpoint_and_escapes_what_it_holds(spt_run):
     assert "pairs, spt, seed 0, step 12" in shown
     assert "&lt;b&gt;x" in shown
     assert "<b>x" not in shown
+
+
+def test_python_shows_a_checkpoint_in_a_line(spt_run):
+    shown = repr(spt_run.checkpoints[-1])
+    assert "pairs, spt, seed 0, step 12" in shown and "step-000012.pt" in shown
+    assert len(shown) < 300
+
+
+def test_a_wrong_name_is_answered_with_the_right_ones(spt_run, tmp_path):
+    refused(spt_run.path_of(7), r"no such file; there are step-000000\.pt, .*step-000012\.pt")
+    (tmp_path / "x.nc").write_bytes(b"")
+    refused(tmp_path / "x.nc", "a result, not a checkpoint")
+    with pytest.raises(UsageError, match=rf"holds no checkpoints .*runs in it: .*{spt_run.folder.name}"):
+        Run.open(spt_run.folder.parent)
+    with pytest.raises(UsageError, match="none.nc: no such file"):
+        open_result(tmp_path / "none.nc")

@@ -1,5 +1,6 @@
 """Commands as a user types them, in-process."""
 
+import importlib.metadata
 import json
 import os
 import re
@@ -16,6 +17,7 @@ from attnprobe import report
 from attnprobe.cli import main
 from attnprobe.config import TrainConfig
 from attnprobe.results import open_result
+from attnprobe.run import Run
 from attnprobe.tasks import configure
 from attnprobe.tasks.folder import VARIABLE
 from attnprobe.training import train
@@ -185,12 +187,24 @@ def test_settings_come_from_the_task_then_the_file_then_the_flags(tmp_path, caps
     assert (config["model"]["n_layers"], config["steps"]) == (3, 1)  # the flags'
 
 
+@pytest.mark.parametrize(("recipe", "expected"), [("spt", 3), ("labels", TrainConfig().pretrain_steps)])
+def test_steps_alone_keep_the_share_of_self_pretraining_as_in_python(recipe, expected, tmp_path, capsys):
+    flags = ["--steps", "4", "--evaluations", "1", "--checkpoints", "1", "--task-options", "test_size", "10"]
+    main(["train", "--recipe", recipe, *flags, "--out", str(tmp_path / "run")])
+    config = Run.open(tmp_path / "run").config
+    assert config.pretrain_steps == expected
+    assert config == configure(
+        "pairs", recipe=recipe, steps=4, evaluations=1, checkpoints=1, task_options={"test_size": 10}
+    )
+
+
 def test_tasks_are_listed_with_chance_and_origin(capsys):
     main(["tasks"])
     assert "scikit-learn" in capsys.readouterr().out
     main(["tasks", "--json"])
     rows = {row["task"]: row for row in json.loads(capsys.readouterr().out)}
     assert (rows["digits"]["n"], rows["digits"]["chance"], rows["digits"]["train"]) == (64, 0.1, 1197)
+    assert rows["listops"]["chance"] == pytest.approx(float(rows["listops"]["balance"].split(" ... ")[1]), abs=0.005)
 
 
 @pytest.fixture
@@ -241,12 +255,17 @@ def test_help_names_the_commands(arguments, capsys):
     assert all(command in said for command in ("demo", "train", "tasks", "show", "proximity"))
 
 
+def test_the_version_is_that_of_the_package(capsys):
+    main(["--version"])
+    assert capsys.readouterr().out.strip() == importlib.metadata.version("attnprobe")
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
         (["bogus"], "bogus"),
         (["train", "--task", "pears"], "task='pears' is unknown; valid: pairs, planted, bigrams"),
-        (["train", "--recipe", "spit"], "Expected one of ('labels', 'spt')"),
+        (["train", "--recipe", "spit"], "recipe='spit': input should be 'labels' or 'spt'"),
         (["train", "--n-layers", "two"], "--n-layers"),
         (["train", "--n-layers", "0"], "n_layers=0: input should be greater than 0"),
         (["train", "--d-model", "33"], "d_model=33 cannot be split into n_heads=2"),

@@ -7,7 +7,7 @@ from matplotlib.figure import Figure, SubFigure
 from matplotlib.ticker import MaxNLocator
 
 from attnprobe.axes import label
-from attnprobe.figures.panels import caption, over_steps, profile, shown_offsets, title
+from attnprobe.figures.panels import CUT, caption, over_steps, profile, shown_offsets, title
 from attnprobe.figures.style import COLOURS, PERMUTED, WIDTH, Page, paper
 
 MARKERS = "osD^v<>P"
@@ -125,7 +125,7 @@ def _by_offset(part: SubFigure, result: xr.Dataset) -> None:
     axes = part.subplots(layers, losses, squeeze=False, sharex=True)
     shown = result.sel(offset=shown_offsets(result.attrs["n"] // 2))
     for (layer, number), axis in np.ndenumerate(axes):
-        profile(axis, shown.isel(loss=number), layer, "descent_by_offset")
+        profile(axis, shown.isel(loss=number), layer, "descent_by_offset", COLOURS[number])
         drawn = [shown["descent_by_offset_interval"], shown["descent_by_offset_null"].sel(null="permuted")]
         ends = [float(np.nanmax(np.abs(one.isel(layer=layer, loss=number)))) for one in drawn]
         axis.set_ylim(
@@ -155,6 +155,6 @@ def _caption(part: SubFigure, result: xr.Dataset) -> None:
         f"{result.attrs['reach']}, offset 0 is apart; bars: 95 % t intervals; grey: entries moved by permuted "
         f"positions, each of {result.sizes['draw']} draws on its share of the sequences (wider than chance for all). "
         "Right: all functions of the offset modulo n, of the offset, of the key, and the rest; dashes: pure noise; "
-        "grey: networks at initialisation. Below: gain from a bias at each offset; grey band: permuted; dashed: "
-        "initialisation, where it fits in.",
+        "grey: networks at initialisation. Below: gain from a bias at each offset, head 0 solid; grey band: "
+        f"permuted; grey dashes: initialisation, where it fits in. {CUT}",
     )

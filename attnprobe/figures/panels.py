@@ -28,6 +28,10 @@ def caption(part: SubFigure, text: str) -> None:
     part.text(0.012, 0.5, textwrap.fill(text, 128), fontsize=5.8, va="center", linespacing=1.3)
 
 
+CUT = "Offsets up to n / 2: farther ones have few pairs (the result has all)."
+"""What the caption of a profile says of `shown_offsets`."""
+
+
 def shown_offsets(farthest: int) -> np.ndarray:
     """Return the offsets that are drawn: all of a short sequence, log-spaced ones beyond `DENSE` of a long one."""
     distance = np.arange(min(farthest, DENSE if farthest > LINEAR else LINEAR) + 1)
@@ -40,8 +44,11 @@ LINEAR, DENSE = 256, 16
 """Farthest offset up to which a profile has a linear axis, and up to which a logarithmic one shows every offset."""
 
 
-def profile(axis: Axes, result: xr.Dataset, layer: int, name: str) -> None:
-    """Draw a profile by offset for each head, with intervals, against the envelopes of both nulls over heads."""
+def profile(axis: Axes, result: xr.Dataset, layer: int, name: str, colour: str | None = None) -> None:
+    """Draw a profile by offset for each head, with intervals, against the envelopes of both nulls over heads.
+
+    Heads have dashes of their own, and colours too unless one is given for all.
+    """
     offset, one = result["offset"], result.isel(layer=layer)
     null = one[f"{name}_null"]
     low, high = null.min(("draw", "head")), null.max(("draw", "head"))
@@ -52,6 +59,8 @@ def profile(axis: Axes, result: xr.Dataset, layer: int, name: str) -> None:
         axis.plot(offset, end.sel(null="initial"), color=INITIAL, linewidth=0.7, linestyle=(0, (3, 2)))
     for head in range(result.sizes["head"]):
         drawn, interval = line(head), one[f"{name}_interval"].isel(head=head)
+        if colour is not None:
+            drawn["color"] = colour
         axis.plot(offset, one[name].isel(head=head), label=f"head {head}", **drawn)
         ends = interval.sel(bound="lower"), interval.sel(bound="upper")
         axis.fill_between(offset, *ends, color=drawn["color"], alpha=0.2, linewidth=0)

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure, SubFigure
 from matplotlib.ticker import MaxNLocator
 
 from attnprobe.axes import label
-from attnprobe.figures.panels import caption, head_name, over_steps, profile, shown_offsets, title
+from attnprobe.figures.panels import CUT, caption, head_name, over_steps, profile, shown_offsets, title
 from attnprobe.figures.style import DIVERGING, INITIAL, PERMUTED, WIDTH, Page, line, paper
 from attnprobe.results import own_prefix
 
@@ -174,5 +174,5 @@ def _caption(part: SubFigure, result: xr.Dataset) -> None:
         f"Dots: means over {result.attrs['sequences']} test sequences, 95 % t intervals. Grey: the encoding's "
         f"positions permuted; frames and dashes: networks at initialisation (ranges of {result.sizes['draw']} draws). "
         f"Below: the position-position term by offset, its spectrum, and {itself} (red: high; the scale is in each "
-        "title).",
+        f"title). {CUT}",
     )

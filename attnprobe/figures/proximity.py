@@ -8,6 +8,7 @@ from matplotlib.patches import Rectangle
 
 from attnprobe.axes import label
 from attnprobe.figures.panels import (
+    CUT,
     caption,
     colour_bar,
     draw_grid_pattern,
@@ -132,5 +133,5 @@ def _caption(part: SubFigure, result: xr.Dataset) -> None:
         f"Means over {result.attrs['sequences']} test sequences with 95 % t intervals. Grey band: positions "
         f"permuted; dashed: networks at initialisation (envelopes over heads and {result.sizes['draw']} draws). "
         f"Contrast: score of keys within {window} {unit}{'' if window == 1 else 's'} minus score of keys beyond, in sd "
-        "of the score; framed where it lies outside every draw of both nulls.",
+        f"of the score; framed where it lies outside every draw of both nulls. {CUT}",
     )

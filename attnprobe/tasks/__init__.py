@@ -18,10 +18,10 @@ from attnprobe.tasks.pathfinder import Pathfinder
 from attnprobe.tasks.planted import Planted
 from attnprobe.tasks.presets import PRESETS
 from attnprobe.tasks.retrieval import Retrieval
-from attnprobe.tasks.task import Source, Split, Task, check_held_out
+from attnprobe.tasks.task import Source, Split, Task, chance, check_held_out
 from attnprobe.tasks.text import Text
 
-__all__ = ["PRESETS", "TASKS", "Source", "Split", "Task", "build", "configure", "short_name", "source"]
+__all__ = ["PRESETS", "TASKS", "Source", "Split", "Task", "build", "chance", "configure", "short_name", "source"]
 
 TASKS: dict[str, type[Source]] = {
     "pairs": Pairs,
@@ -73,13 +73,16 @@ def configure(task: str | Task | None = None, *, preset: str | None = None, **na
     """Return the `TrainConfig` of a task: its recommended settings, or those of a preset, and over them the named ones.
 
     The task is one that `TASKS` lists, an .npz file, or a `Task`, which is then written to the data folder once;
-    without one it is that of the preset, or else pairs. ``task_options`` are joined name by name. Raises `UsageError`
-    for an unknown task, preset or setting, and for a preset that is made for another task.
+    without one it is that of the preset, or else pairs. ``task_options`` are joined name by name, and ``steps`` alone
+    keep the share of self-pretraining. Raises `UsageError` for an unknown task, preset or setting, and for a preset
+    that is made for another task.
 
     >>> configure("digits", recipe="labels", n_layers=2).model.d_model
     64
     >>> configure(preset="amos-image").stages
     (('masked', 45000), ('labels', 180000))
+    >>> configure("pairs", steps=200).stages
+    (('masked', 150), ('labels', 50))
     """
     if preset is not None and preset not in PRESETS:
         raise UsageError(f"preset={preset!r} is unknown; valid: {listed(PRESETS)}")
@@ -91,9 +94,18 @@ def configure(task: str | Task | None = None, *, preset: str | None = None, **na
     if isinstance(options, Mapping):
         named["task_options"] = options = {**chosen.get("task_options", {}), **options}
     found = source(name, options)
-    config = from_flat({**(chosen or found.settings), "task": name, **named})
+    begun = {**(chosen or found.settings), "task": name}
+    config = from_flat({**begun, **_stretched(from_flat(begun), named), **named})
     _check_splits(config, found)
     return config
+
+
+def _stretched(begun: TrainConfig, named: Mapping[str, Any]) -> dict[str, int]:
+    """Return the steps of self-pretraining where only those of both stages are named: the same share."""
+    steps, recipe = named.get("steps"), named.get("recipe", begun.recipe)
+    if recipe != "spt" or not isinstance(steps, int) or "pretrain_steps" in named:
+        return {}
+    return {"pretrain_steps": max(1, round(steps * begun.pretrain_steps / begun.steps))}
 
 
 def _check_splits(config: TrainConfig, source: Source) -> None:

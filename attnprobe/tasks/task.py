@@ -179,6 +179,11 @@ def check_held_out(name: str, count: int, sizes: Mapping[str, int]) -> None:
         raise UsageError(f"hold_out={count}: must be below the {sizes['train']} training sequences")
 
 
+def chance(source: "Source") -> float:
+    """Return the accuracy of giving every sequence the commonest label."""
+    return max(source.balance or (1 / source.data.classes,))
+
+
 @runtime_checkable
 class Source(Protocol):
     """Where a task comes from: a settings dataclass whose fields are the task's parameters."""
