@@ -27,7 +27,7 @@ from drawing import RECIPES, mark, seeds
 from lab import Lab
 from matplotlib.figure import Figure
 from settings import LARGE, SEARCHED, SEEDS, SMALL, TASKS, Choice, candidates, setting
-from tables import BOUNDS, accuracies, at, chances, effect
+from tables import BOUNDS, accuracies, at, chances, effect, gained, outcome
 
 from attnprobe.config import Recipe, TrainConfig
 from attnprobe.figures.style import WIDTH, Page, paper
@@ -75,7 +75,7 @@ def study(lab: Lab) -> xr.Dataset:
     validation = [[[outcome(searched[t, r, c])[0] for c in numbers] for r in recipes] for t in tasks]
     words = [[str(tried[recipe][number]) for number in numbers] for recipe in recipes]
     result = xr.Dataset(found, axes)
-    gains = result["test_accuracy"].sel(recipe="spt") - result["test_accuracy"].sel(recipe="labels")
+    gains = gained(result["test_accuracy"])
     variables = {
         **found,
         **effect("gain", gains, "gain of SPT in test accuracy"),
@@ -86,12 +86,6 @@ def study(lab: Lab) -> xr.Dataset:
         **chances(tasks),
     }
     return dataset(variables, {**axes, "candidate": numbers, "bound": BOUNDS}, {"searched_seed": SEARCHED})
-
-
-def outcome(run: Run) -> tuple[float, float]:
-    """Return by what a run of the search is ranked: validation accuracy, then minus validation loss."""
-    last = run.metrics[-1]
-    return last["validation_accuracy"], -last["validation_loss"]
 
 
 def best(searched: dict[tuple[str, str, int], Run], task: str, recipe: str, tried: list[Choice]) -> int:
@@ -139,7 +133,7 @@ def draw(result: xr.Dataset) -> Figure:
                 trained = float(one["train_accuracy"].sel(recipe=recipe).mean())
                 left.plot(trained, place, marker="|", markersize=5, color=mark(number)["color"])
             left.plot([one["chance"]] * 2, [row - 0.4, row + 0.4], color="black", linewidth=0.7, linestyle=":")
-            gains = one["test_accuracy"].sel(recipe="spt") - one["test_accuracy"].sel(recipe="labels")
+            gains = gained(one["test_accuracy"])
             seeds(right, row, gains, 7, upright=False)
         right.axvline(0, color="black", linewidth=0.6)
         left.set(xlabel="accuracy", xlim=(0, 1.04))

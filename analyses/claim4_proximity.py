@@ -26,8 +26,10 @@ Cost: 160 runs, most of them those of claim 1, and 700 measures, about 30 minute
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, cast
 
+import contrast
 import numpy as np
 import scipy.stats
 import settings
@@ -42,7 +44,7 @@ from tables import BOUNDS, accuracies, at, effect
 
 from attnprobe.config import Recipe
 from attnprobe.figures.style import PERMUTED, WIDTH, Page, paper
-from attnprobe.results import dataset, own_prefix, variable
+from attnprobe.results import dataset, most_proximal, own_prefix, variable
 from attnprobe.run import Run
 from attnprobe.training import checkpoint_steps
 
@@ -63,8 +65,8 @@ GIVEN: dict[str, dict[str, Any]] = {
     "labels, mimetic maps": {"init_qk": "mimetic"},
 }
 EDITS = ("remove toeplitz", "keep toeplitz", "remove position", "impose proximity")
-SEQUENCES = 128
-CONTRAST = tuple(f"{view}proximity_contrast{null}" for view in ("", "grid_") for null in ("", "_null"))
+EDITED = 256
+"""Test sequences whose scores are edited."""
 Key = tuple[str, str, int]
 
 
@@ -102,7 +104,7 @@ def study(lab: Lab) -> xr.Dataset:
         "other_task": everywhere,
         "bound": BOUNDS,
     }
-    return dataset(found, coordinates, {"sequences": SEQUENCES})
+    return dataset(found, coordinates, {"sequences": contrast.SEQUENCES})
 
 
 def _through_training(lab: Lab, runs: Mapping[Key, Run], axes: Mapping[str, Any]) -> dict[str, xr.Variable]:
@@ -113,29 +115,28 @@ def _through_training(lab: Lab, runs: Mapping[Key, Run], axes: Mapping[str, Any]
         for recipe in RECIPES
     }
     keys = [(*key, seed, step) for key, of_run in steps.items() for seed in axes["seed"] for step in of_run]
-    options = {"sequences": SEQUENCES}
-    measured = lab.measure({key: Asked(runs[key[:3]], key[3], "proximity", CONTRAST, options) for key in keys})
-    split = lab.measure({key: Asked(runs[key[:3]], key[3], "positions", CONTRAST, options) for key in keys})
+    measured = lab.measure({key: contrast.asked(runs[key[:3]], key[3]) for key in keys})
+    split = lab.measure({key: replace(contrast.asked(runs[key[:3]], key[3]), measure="positions") for key in keys})
     shape = (len(axes["task"]), len(RECIPES), max(map(len, steps.values())), len(axes["seed"]))
-    contrast, null, position, step_of = (np.full(shape, np.nan) for _ in range(4))
+    size, null, position, step_of = (np.full(shape, np.nan) for _ in range(4))
     for place in np.ndindex(shape):
         task, recipe, seed = axes["task"][place[0]], list(RECIPES)[place[1]], axes["seed"][place[3]]
         if place[2] < len(steps[task, recipe]):
             step = steps[task, recipe][place[2]]
-            contrast[place], null[place], best = most_proximal_head(measured[task, recipe, seed, step])
-            terms = split[task, recipe, seed, step]
-            own = terms[f"{own_prefix(measured[task, recipe, seed, step])}proximity_contrast"].isel(best)
+            one, terms = measured[task, recipe, seed, step], split[task, recipe, seed, step]
+            size[place], null[place] = contrast.largest(one)
+            own = terms[f"{own_prefix(one)}proximity_contrast"].isel(most_proximal(one))
             position[place], step_of[place] = float(own.sel(term="position-position")), step
     over, about = ("task", "recipe", "checkpoint", "seed"), "proximity contrast of the most proximal head"
     ended = ("task", "recipe", "checkpoint")
     made = {
-        "contrast": variable(over, contrast, about, "sd of the score", f"{SEQUENCES} test sequences"),
-        "contrast_null": variable(over, null, f"{about}, positions permuted", "sd of the score", "mean over draws"),
-        "contrast_position": variable(over, position, "its part in the position-position term", "sd of the score"),
+        "contrast": variable(over, size, about, contrast.UNITS, f"{contrast.SEQUENCES} test sequences"),
+        "contrast_null": variable(over, null, f"{about}, positions permuted", contrast.UNITS, "mean over draws"),
+        "contrast_position": variable(over, position, "its part in the position-position term", contrast.UNITS),
         "step_of": variable(ended, step_of[..., 0], "training step of the checkpoint", "steps"),
     }
-    spt = contrast[:, list(RECIPES).index("spt")]
-    last = np.stack([_last(contrast[:, place]) for place in range(len(RECIPES))], axis=1)
+    spt = size[:, list(RECIPES).index("spt")]
+    last = np.stack([_last(size[:, place]) for place in range(len(RECIPES))], axis=1)
     middle = [
         steps[task, "spt"].index(runs[task, "spt", axes["seed"][0]].config.pretrain_steps) for task in axes["task"]
     ]
@@ -147,7 +148,7 @@ def _through_training(lab: Lab, runs: Mapping[Key, Run], axes: Mapping[str, Any]
         "contrast_grown": (pretrained - spt[:, 0], "contrast at the end of self-pretraining, minus that before it"),
     }
     for name, (values, long_name) in differences.items():
-        made |= effect(name, xr.DataArray(values, dims=("task", "seed")), long_name, "sd of the score")
+        made |= effect(name, xr.DataArray(values, dims=("task", "seed")), long_name, contrast.UNITS)
     return made
 
 
@@ -157,18 +158,10 @@ def _last(values: np.ndarray) -> np.ndarray:
     return values[np.arange(len(values)), count - 1]
 
 
-def most_proximal_head(result: xr.Dataset) -> tuple[float, float, dict[str, int]]:
-    """Return the largest contrast over heads, that of the permuted null, and where the first is, for ``isel``."""
-    contrast = result[f"{own_prefix(result)}proximity_contrast"]
-    null = result[f"{own_prefix(result)}proximity_contrast_null"].sel(null="permuted")
-    best = {str(axis): int(place) for axis, place in contrast.argmax(("layer", "head")).items()}
-    return float(contrast.max()), float(null.max(("layer", "head")).mean()), best
-
-
 def _edited(lab: Lab, runs: Mapping[Key, Run], axes: Mapping[str, Any]) -> dict[str, xr.Variable]:
     """Return what edits of all scores do to the accuracy of the trained SPT networks, and as large ones elsewhere."""
     keys = [(task, "spt", seed) for task in axes["task"] for seed in axes["seed"]]
-    options = {"sequences": 2 * SEQUENCES}
+    options = {"sequences": EDITED}
     wanted = ("all_accuracy_change", "all_accuracy_change_null")
     found = lab.measure(
         {key: Asked(runs[key], runs[key].config.steps, "interventions", wanted, options) for key in keys}
@@ -183,7 +176,7 @@ def _edited(lab: Lab, runs: Mapping[Key, Run], axes: Mapping[str, Any]) -> dict[
     )
     over = ("intervention", "task", "seed")
     made = {
-        "edited": variable(over, change, "change of the test accuracy", "1", f"{2 * SEQUENCES} test sequences"),
+        "edited": variable(over, change, "change of the test accuracy", "1", f"{EDITED} test sequences"),
         "edited_null": variable(over, null, "the same with offsets or positions permuted", "1", "mean over draws"),
     }
     for name, values in {"edit": change, "edit_excess": change - null}.items():
@@ -195,13 +188,9 @@ def _edited(lab: Lab, runs: Mapping[Key, Run], axes: Mapping[str, Any]) -> dict[
 def _over_tasks(lab: Lab, runs: Mapping[Key, Run], tasks: list[str], of_seed: list[int]) -> dict[str, xr.Variable]:
     """Return contrast at the end of self-pretraining and gain, by task and seed, and their rank correlation."""
     keys = [(task, "spt", seed) for task in tasks for seed in of_seed]
-    asked = {
-        key: Asked(runs[key], runs[key].config.pretrain_steps, "proximity", CONTRAST, {"sequences": SEQUENCES})
-        for key in keys
-    }
-    measured = lab.measure(asked)
+    measured = lab.measure({key: contrast.asked(runs[key], runs[key].config.pretrain_steps) for key in keys})
     shape = (len(tasks), len(of_seed))
-    largest = np.array([most_proximal_head(measured[key])[:2] for key in keys])
+    largest = np.array([contrast.largest(measured[key]) for key in keys])
     excess = (largest[:, 0] - largest[:, 1]).reshape(shape)
     gain = np.array(
         [
@@ -212,7 +201,7 @@ def _over_tasks(lab: Lab, runs: Mapping[Key, Run], tasks: list[str], of_seed: li
     ).reshape(shape)
     over = ("other_task", "seed")
     made = {
-        "contrast_by_task": variable(over, excess, "contrast after self-pretraining, minus null", "sd of the score"),
+        "contrast_by_task": variable(over, excess, "contrast after self-pretraining, minus null", contrast.UNITS),
         "gain_by_task": variable(over, gain, "gain of SPT in test accuracy", "1"),
     }
     if len(tasks) > 2:
@@ -340,7 +329,7 @@ def caption(result: xr.Dataset) -> str:
         f"through training: means over {result.sizes['seed']} seeds with 95 % Student intervals; dashed, its part in "
         "the position-position term; dotted, the largest one over heads of the same scores with positions permuted. "
         f"(b) That contrast at the end of self-pretraining, minus its null, against the gain of SPT, a dot a "
-        f"seed{correlation}. (c) Change of the accuracy of SPT networks on {2 * SEQUENCES} test sequences when all "
+        f"seed{correlation}. (c) Change of the accuracy of SPT networks on {EDITED} test sequences when all "
         "scores lose or keep their mean function of the offset, lose their position-position term, or get a bias "
         "-distance / 2; black bars: the same edits with offsets or positions permuted; open marks: small initial "
         "weights. (d) Labels alone from random weights, and given proximity without data."

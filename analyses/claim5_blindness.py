@@ -34,7 +34,9 @@ lies there. (2) On each task, at uniform attention, the SNR along proximity of t
 labels, and by a larger factor than along the function of the key: the 95 % Student intervals of the difference and of
 the logarithm of the ratio of both factors, paired by seed, are above 0. The claim holds if (1) holds and (2) on every
 task, in part if (1) holds and (2) on some, and else not: (1) alone is algebra. The comparison with the function of the
-key was added to the rule on the advice of a review, before this analysis had been run at its default size.
+key was added to the rule on the advice of a review, before this analysis had been run at its default size. It turned
+out to correct little: that function is drawn, and no objective has more signal along it than noise. The sign, reported
+with each part, was asked for by a second review and decides nothing.
 
 Command: python analyses/run.py claim5_blindness
 Cost: 30 runs, shared with other claims, and 270 measures: 10 minutes on two cores for these.
@@ -189,16 +191,17 @@ def of_uniform(measured: Mapping[Key, xr.Dataset]) -> dict[str, xr.Variable]:
         values = [[read(found[task, seed]).transpose(*rest).values for seed in numbers] for task in tasks]
         return variable(("task", "seed", *rest), values, long_name, "1", method)
 
-    raised, share = "share of sequences whose descent raises the direction", "share of the gradient's energy"
+    favours, share = "share of sequences whose descent raises the direction", "share of the gradient's energy"
     root, mean = "root mean square over heads", "mean over heads"
     noise = [_own(one, "energy_share_of_noise").values for one in first]
     return {
         "snr": over(signal, "direction", "SNR of the gradient", root),
+        "raised": over(raised, "direction", "share of heads in which descent raises the direction", "mean over heads"),
         "snr_permuted": over(permuted_signal, "direction", "SNR, positions permuted", root),
         "snr_of_noise": variable(
             ("task",), [one.attrs["sequences"] ** -0.5 for one in first], "SNR of noise", "1", "1 / root of sequences"
         ),
-        "favours": over(lambda one: _own(one, "favours").mean(HEADS), "direction", raised, mean),
+        "favours": over(lambda one: _own(one, "favours").mean(HEADS), "direction", favours, mean),
         "energy_share": over(lambda one: _own(one, "energy_share").mean(HEADS), "subspace", share, mean),
         "energy_share_of_noise": variable(("task", "subspace"), noise, "energy share of noise", "1", "dimensions"),
     }
@@ -218,6 +221,11 @@ def signal(measured: xr.Dataset) -> xr.DataArray:
     return np.sqrt(np.square(_own(measured, "snr")).mean(HEADS))
 
 
+def raised(measured: xr.Dataset) -> xr.DataArray:
+    """Return the share of heads in which the mean descent raises a direction."""
+    return (_own(measured, "snr") > 0).mean(HEADS)
+
+
 def permuted_signal(measured: xr.Dataset) -> xr.DataArray:
     """Return what `signal` is with positions permuted.
 
@@ -230,7 +238,7 @@ def permuted_signal(measured: xr.Dataset) -> xr.DataArray:
 
 
 def of_training(measured: Mapping[Key, xr.Dataset]) -> dict[str, xr.Variable]:
-    """Return the SNR along proximity, and the circulant share, of the objective that is trained, over its stage."""
+    """Return the SNR along proximity of the objective that is trained, over its stage."""
     found = {key: one for key, one in measured.items() if key[1] != UNIFORM}
     tasks, _, _, numbers = (list(dict.fromkeys(column)) for column in zip(*found, strict=True))
     steps = {
@@ -239,17 +247,15 @@ def of_training(measured: Mapping[Key, xr.Dataset]) -> dict[str, xr.Variable]:
         for stage in STAGES
     }
     shape = (len(tasks), len(STAGES), max(map(len, steps.values())))
-    reached, snr, share = (np.full(size, np.nan) for size in (shape, *[(*shape, len(numbers))] * 2))
+    reached, snr = np.full(shape, np.nan), np.full((*shape, len(numbers)), np.nan)
     for (task, stage, step, seed), one in found.items():
         place = tasks.index(task), STAGES.index(stage), steps[task, stage].index(step)
         reached[place] = step
         snr[place][numbers.index(seed)] = signal(one).sel(direction=PROXIMITY).item()
-        share[place][numbers.index(seed)] = _own(one, "energy_share").sel(subspace="circulant").mean()
-    axes, words = ("task", "stage", "checkpoint"), "circulant share of the gradient's energy"
+    axes = ("task", "stage", "checkpoint")
     return {
         "training_step": variable(axes, reached, "step of the stage", ""),
         "training_snr": variable((*axes, "seed"), snr, "SNR along proximity", "1", "root mean square over heads"),
-        "training_circulant_share": variable((*axes, "seed"), share, words, "1", "mean over heads"),
     }
 
 
@@ -280,6 +286,11 @@ def leads(result: xr.Dataset) -> dict[str, tuple[Interval, Interval]]:
     }
 
 
+def towards(result: xr.Dataset, task: str, loss: str) -> float:
+    """Return the share of heads, over all seeds, in which descent raises proximity."""
+    return float(result["raised"].sel(task=task, loss=loss, direction=result.attrs["proximity"]).mean())
+
+
 def conclude(result: xr.Dataset) -> Conclusion:
     """Apply the rule."""
     found = leads(result)
@@ -289,12 +300,16 @@ def conclude(result: xr.Dataset) -> Conclusion:
     cases = f"energy that labels have there: at most {most:.0e} in the blind cases, at least {least:.0e} in exceptions"
     held = cases_hold(result)
     parts = [
-        Part("labels are blind exactly where the theory says, without which nothing holds", held, cases, decides=False),
+        Part(
+            "a precondition of the others: labels are blind exactly where the theory says", held, cases, decides=False
+        ),
         *(
             Part(
                 f"masked reconstruction has more signal along proximity on {task}",
                 held and lead[1] > 0 and beyond[1] > 0,
-                f"SNR {said(*lead)}, logarithm of its ratio over that along a function of the key {said(*beyond)}",
+                f"SNR {said(*lead)}, logarithm of its ratio over that along a function of the key {said(*beyond)}; "
+                f"it raises proximity in {towards(result, task, 'masked'):.0%} of heads, labels in "
+                f"{towards(result, task, 'labels'):.0%}",
             )
             for task, (lead, beyond) in found.items()
         ),
@@ -470,9 +485,9 @@ def caption(result: xr.Dataset) -> str:
         "what noise has with as many sequences; grey: positions permuted, mean over seeds. (d) Share of the same "
         "gradients' energy in all circulant functions and in all functions of the key, over that of noise (grey). (e) "
         f"As (c), along the {result.attrs['proximity']} direction, for the objective that is being trained, at the "
-        "checkpoints' own scores and readouts, over the steps of the stage. In (c) to (e) small dots are "
-        f"{count} seeds, marks and lines their means, bars and bands 95 % Student intervals over seeds. These networks "
-        "have LayerNorm and an MLP, and content scores once they train, so that labels are not exactly blind there. "
-        f"With its fitted readout the masked gradient raises proximity in {raised} of sequences; without the fit its "
-        "sign would mean nothing."
+        "checkpoints' own scores and readouts, over the steps of the stage. Small dots in (c) and (d) are "
+        f"{count} seeds; marks and lines are their means, bars and bands 95 % Student intervals over seeds. These "
+        "networks have LayerNorm and an MLP, and content scores once they train, so that labels are not exactly blind "
+        f"there. With its fitted readout the masked gradient raises proximity in {raised} of sequences (one half: no "
+        "direction, less: it lowers it); without the fit its sign would mean nothing."
     )

@@ -58,12 +58,14 @@ def every(told: Iterable[bool | None]) -> bool | None:
     return False if False in found else None if None in found else True
 
 
-def said(mean: float, low: float, high: float, digits: int = 2) -> str:
-    """Say a number with its interval.
+def said(mean: float, low: float, high: float) -> str:
+    """Say a number with its interval, with enough digits to see on which side of 0 it ends.
 
-    >>> said(0.5, 0.25, 0.75)
-    '+0.50 (+0.25 to +0.75)'
+    >>> said(0.5, 0.25, 0.75), said(-0.02, -0.031, -0.002)
+    ('+0.50 (+0.25 to +0.75)', '-0.020 (-0.031 to -0.002)')
     """
+    known = [x for x in (mean, low, high) if not math.isnan(x)]
+    digits = next((n for n in (2, 3) if all(x == 0 or round(x, n) for x in known)), 4)
     mean, low, high = (round(x, digits) + 0.0 for x in (mean, low, high))  # no -0.00
     if math.isnan(low):
         return f"{mean:+.{digits}f} (one seed: no interval)"

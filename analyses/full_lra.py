@@ -87,7 +87,7 @@ ARMS = {"spt": "SPT,\nthen labels", "labels": "labels,\nas long", "labels short"
 SPLITS = ("test", "validation", "train")
 EVALUATIONS = 20
 """Evaluations of a run, evenly spaced; each stage has a whole number of them."""
-SEEDS = {"quick": (11, 12), "default": (11,), "full": (11, 12, 13)}
+SEEDS = {"quick": (11, 12), "default": (11, 12, 13), "full": (11, 12, 13)}
 QUICK_SHARE = 5e-5
 
 _TINY: dict[str, Any] = {"n_layers": 1, "d_model": 16, "n_heads": 2, "mlp_ratio": 1, "batch_size": 4, "checkpoints": 1}

@@ -33,9 +33,20 @@ def _filled(runs: Mapping[Hashable, Run], axes: Mapping[str, Sequence[Any]], spl
     return found
 
 
+def outcome(run: Run) -> tuple[float, float]:
+    """Return by what a run of a search is ranked: validation accuracy at the end, then minus validation loss."""
+    last = run.metrics[-1]
+    return last["validation_accuracy"], -last["validation_loss"]
+
+
 def chances(tasks: Sequence[str]) -> dict[str, xr.Variable]:
     """Return the accuracy of guessing the commonest label on each task."""
     return {"chance": variable(("task",), [chance(source_of(task)) for task in tasks], "accuracy of guessing", "1")}
+
+
+def gained(accuracy: xr.DataArray) -> xr.DataArray:
+    """Return what SPT gains over labels alone."""
+    return accuracy.sel(recipe="spt", drop=True) - accuracy.sel(recipe="labels", drop=True)
 
 
 def effect(name: str, values: xr.DataArray, long_name: str, units: str = "1") -> dict[str, xr.Variable]:

@@ -80,6 +80,7 @@ def test_the_signal_counts_either_sign_and_so_does_its_null_without_the_noise_of
     one = dataset(variables, {"direction": list(claim.DIRECTIONS), "null": ["permuted", "initial"]}, {})
     one.attrs["sequences"] = 16
     assert claim.signal(one).values == pytest.approx(np.sqrt(12.5))
+    assert (claim.raised(one) == 0.5).all()
     assert claim.permuted_signal(one).values == pytest.approx(np.sqrt(1 - 3 / 16))
     noise = one.assign(snr_null=0.5 * one["snr_null"])  # 1/4 is what 4 sequences of noise have in the square
     assert claim.permuted_signal(noise).values == pytest.approx(np.sqrt(1 / 16))
@@ -94,6 +95,7 @@ def made(lead=0.5, labels_see=1e-30, exceptions=1e-3, everywhere=False):
     snr[1, :, 1, along] += lead
     blind = np.array([case.blind for case in blind_cases.CASES.values()])
     share = np.where(blind, labels_see, exceptions)[:, None].repeat(len(SEEDS), 1)
+    one = np.ones((len(TASKS), len(SEEDS), len(claim.DIRECTIONS)))
     circulant = [case.invisible == "circulant" for case in blind_cases.CASES.values()]
     change = np.where(np.array(circulant)[:, None], np.sqrt(share), np.nan)
     shape = (len(TASKS), len(claim.STAGES), len(STEPS))
@@ -108,6 +110,7 @@ def made(lead=0.5, labels_see=1e-30, exceptions=1e-3, everywhere=False):
         "snr": variable(("task", "seed", "loss", "direction"), snr, "", "1"),
         "snr_permuted": variable(("task", "seed", "loss", "direction"), 0.3 * snr, "", "1"),
         "snr_of_noise": variable(("task",), [0.1] * len(TASKS), "", "1"),
+        "raised": variable(("task", "seed", "loss", "direction"), np.stack([0.25 * one, one], 2), "", "1"),
         "favours": variable(("task", "seed", "loss", "direction"), np.full(snr.shape, 0.625), "", "1"),
         "energy_share": variable(
             ("task", "seed", "loss", "subspace"), rng.random((len(TASKS), len(SEEDS), 2, len(SUBSPACES))), "", "1"
@@ -149,6 +152,7 @@ def made(lead=0.5, labels_see=1e-30, exceptions=1e-3, everywhere=False):
 def test_the_verdict_follows_the_rule(named, expected):
     found = claim.conclude(made(**named))
     assert found.verdict == expected and found.seeds == len(SEEDS)
+    assert all("in 100% of heads, labels in 25%" in part.found for part in found.parts[1:])
     assert all(f"{task} +0." in found.effect or f"{task} -0." in found.effect for task in TASKS)
 
 

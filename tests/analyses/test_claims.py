@@ -133,7 +133,10 @@ def test_the_command_line_lists_and_refuses_in_one_line(capsys):
 
 def test_numbers_are_said_with_their_intervals_or_why_there_is_none():
     assert said(-0.5, -0.75, -0.25) == "-0.50 (-0.75 to -0.25)"
-    assert said(-0.004, -0.006, 0.004) == "+0.00 (-0.01 to +0.00)"
+    assert said(-0.004, -0.006, 0.004) == "-0.004 (-0.006 to +0.004)"
+    assert said(-0.005, -0.0098, -0.0002) == "-0.0050 (-0.0098 to -0.0002)"
+    assert said(0.0, 0.0, 0.0) == "+0.00 (+0.00 to +0.00)"
+    assert said(-1e-7, -0.5, 0.5) == "+0.0000 (-0.5000 to +0.5000)"
     assert said(0.5, np.nan, np.nan) == "+0.50 (one seed: no interval)"
     assert said_share(0.5, 0.25, 0.75) == "0.50 (0.25 to 0.75)"
     assert said_share(0.5, -np.inf, np.inf) == "undetermined (there may be no gap)"
@@ -189,7 +192,8 @@ def test_p_values_are_adjusted_over_the_tasks_that_decide():
 
 def test_claim_2_asks_for_every_depth_and_for_training_accuracy_on_the_most_sequences():
     name = "claim2_not_depth_not_generalisation"
-    result = made({"depth_test_gain": ["depth"], "size_train_gain": ["size"]}, depth=[1, 6], size=[125, 8000])
+    effects = {"depth_test_gain": ["depth"], "size_train_gain": ["size"], "searched_gain": []}
+    result = made(effects, depth=[1, 6], size=[125, 8000]).assign(searched_choice="chosen")
     assert held(name, result) == [True, True]
     assert held(name, shifted(result, "depth_test_gain", {"depth": 6}, ACROSS)) == [False, True]
     assert held(name, shifted(result, "size_train_gain", {"size": 8000}, ACROSS)) == [True, False]
@@ -199,6 +203,7 @@ def test_claim_2_asks_for_every_depth_and_for_training_accuracy_on_the_most_sequ
 def test_claim_3_holds_only_where_the_maps_recover_and_the_rest_does_not():
     arms = claim3_query_key.ARMS
     result = made({"share": ["task", "arm"], "gap": ["task"]}, task=["pairs", "digits", f"pairs{SMALL}"], arm=arms)
+    result["contrast"] = (("task", "arm", "seed"), np.ones((3, len(arms), 3)))
     for arm in ("all but QK", "SPT, QK frozen at random"):
         result = shifted(result, "share", {"arm": arm}, (0.1, 0.4))
     assert held("claim3_query_key", result) == [True, True]

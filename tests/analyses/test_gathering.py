@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import claim4_proximity
 import claim5_blindness
+import contrast
 import numpy as np
 import pytest
 import xarray as xr
@@ -95,6 +96,19 @@ def test_claim_4_puts_edits_at_their_names_and_seeds(proximity):
             one = proximity.sel(intervention=edit, task="pairs", seed=seed)
             assert float(one["edited"]) == pytest.approx(changed)
             assert float(one["edited_null"]) == pytest.approx(changed / 2)
+
+
+def test_contrasts_at_the_end_are_of_the_last_step_and_nan_without_a_run():
+    axes = {"recipe": list(RECIPES), "seed": list(SEED)}
+    configs = {(recipe, seed): setting("pairs", recipe, seed, steps=400) for recipe in RECIPES for seed in SEED}
+    lab, last = Coded("quick"), ("spt", 12)
+    runs = {key: run for key, run in lab.train(configs).items() if key != last}
+    found = xr.Dataset(contrast.at_the_end(lab, runs, axes), axes)
+    for (recipe, seed), config in configs.items():
+        largest = np.nan if (recipe, seed) == last else code(config, config.steps, head=1)
+        at = {"recipe": recipe, "seed": seed}
+        assert float(found["contrast"].sel(at)) == pytest.approx(largest, nan_ok=True)
+        assert float(found["contrast_null"].sel(at)) == pytest.approx(largest / 2, nan_ok=True)
 
 
 def test_claim_5_puts_signals_at_their_task_stage_step_and_seed():
