@@ -2,6 +2,7 @@
 
 from types import SimpleNamespace
 
+import claim2_not_depth_not_generalisation
 import claim4_proximity
 import claim5_blindness
 import contrast
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 import xarray as xr
 from lab import Lab
-from settings import SEEDS, setting
+from settings import SEARCHED, SEEDS, candidates, setting
 
 from attnprobe.statistics.directions import SUBSPACES
 from attnprobe.training import checkpoint_steps
@@ -20,7 +21,7 @@ RECIPES = ("labels", "spt")
 
 def code(config, step, head=0):
     """Return a number that says whose it is; later steps and heads have larger ones."""
-    return 1000 * RECIPES.index(config.recipe) + 100 * SEED[config.seed] + step / config.steps + 0.1 * head
+    return 1000 * RECIPES.index(config.recipe) + 100 * SEED.get(config.seed, 9) + step / config.steps + 0.1 * head
 
 
 class Coded(Lab):
@@ -28,7 +29,16 @@ class Coded(Lab):
 
     def train(self, configs):
         return {
-            key: SimpleNamespace(config=config, metrics=[{f"{s}_accuracy": code(config, 0) for s in ("train", "test")}])
+            key: SimpleNamespace(
+                config=config,
+                metrics=[
+                    {
+                        **{f"{split}_accuracy": code(config, 0) for split in ("train", "test")},
+                        "validation_accuracy": config.rate,
+                        "validation_loss": -config.steps,
+                    }
+                ],
+            )
             for key, config in configs.items()
         }
 
@@ -96,6 +106,29 @@ def test_claim_4_puts_edits_at_their_names_and_seeds(proximity):
             one = proximity.sel(intervention=edit, task="pairs", seed=seed)
             assert float(one["edited"]) == pytest.approx(changed)
             assert float(one["edited_null"]) == pytest.approx(changed / 2)
+
+
+def test_claim_2_searches_labels_again_at_the_largest_depth():
+    asked = []
+
+    class Watched(Coded):
+        def train(self, configs):
+            asked.append(list(configs.values()))
+            return super().train(configs)
+
+    found = claim2_not_depth_not_generalisation.study(Watched("quick"))
+    _, tried, chosen = asked
+    assert {config.seed for config in tried} == {SEARCHED} and [config.rate for config in tried] == [
+        one[0] for one in candidates("labels")[-2:]
+    ]
+    assert {config.model.n_layers for config in (*tried, *chosen)} == {2}
+    assert {config.recipe for config in (*tried, *chosen)} == {"labels"}
+    best = max(tried, key=lambda config: (config.rate, config.steps))
+    assert {(config.rate, config.steps, config.seed) for config in chosen} == {
+        (best.rate, best.steps, seed) for seed in SEED
+    }
+    assert float(found["searched_gain"]) == pytest.approx(1000)
+    assert found["searched_test_accuracy"].values.tolist() == [0, 100]
 
 
 def test_contrasts_at_the_end_are_of_the_last_step_and_nan_without_a_run():
