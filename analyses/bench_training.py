@@ -36,13 +36,13 @@ import tyro
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
-from attnprobe.attention import Attention
-from attnprobe.batches import draw, take
 from attnprobe.config import DataSpec, ModelConfig, TrainConfig
-from attnprobe.objectives import Batch, evaluate
+from attnprobe.model.attention import Attention
+from attnprobe.model.transformer import Transformer
 from attnprobe.statistics import Moments
 from attnprobe.tasks import Split
-from attnprobe.transformer import Transformer
+from attnprobe.training.batches import draw, take
+from attnprobe.training.objectives import Batch, evaluate
 
 MODEL = ModelConfig(n_layers=3, d_model=64, n_heads=4, position="sinusoidal", init_scale=0.1)
 VOCABULARY, CLASSES = 16, 2

@@ -16,11 +16,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from attnprobe.config import DataSpec, ModelConfig
+from attnprobe.geometry import geometry
+from attnprobe.model.transformer import Transformer
 from attnprobe.randomness import torch_generator
 from attnprobe.results import variable
 from attnprobe.statistics.directions import kernels
-from attnprobe.statistics.geometry import geometry
-from attnprobe.transformer import Transformer
 
 PROXIMITY, LENGTH = "circulant exponential", 2
 """The direction that stands for proximity in networks, and its length."""

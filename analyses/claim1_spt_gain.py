@@ -33,7 +33,7 @@ from tables import BOUNDS, accuracies, at, chances, effect, gained, outcome
 from attnprobe.config import Recipe, TrainConfig
 from attnprobe.figures.style import WIDTH, Page, paper
 from attnprobe.results import dataset, variable
-from attnprobe.run import Run
+from attnprobe.training.run import Run
 
 TITLE = "SPT beats labels alone at equal compute"
 

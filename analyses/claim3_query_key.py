@@ -45,8 +45,8 @@ from tables import BOUNDS, accuracies, at, chances, shares
 from attnprobe.config import TrainConfig
 from attnprobe.figures.style import WIDTH, Page, paper
 from attnprobe.results import dataset
-from attnprobe.run import Run
 from attnprobe.statistics.seeds import mean_interval
+from attnprobe.training.run import Run
 
 TITLE = "What SPT gives is its query-key maps"
 

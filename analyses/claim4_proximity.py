@@ -45,8 +45,8 @@ from tables import BOUNDS, accuracies, at, effect
 from attnprobe.config import Recipe
 from attnprobe.figures.style import PERMUTED, WIDTH, Page, paper
 from attnprobe.results import dataset, most_proximal, own_prefix, variable
-from attnprobe.run import Run
-from attnprobe.training import checkpoint_steps
+from attnprobe.training.loop import checkpoint_steps
+from attnprobe.training.run import Run
 
 TITLE = "What SPT learns there is proximity, and it causes the gain"
 

@@ -63,9 +63,9 @@ from attnprobe.axes import label
 from attnprobe.config import Recipe
 from attnprobe.figures.style import COLOURS, PERMUTED, WIDTH, Page, line, paper
 from attnprobe.results import dataset, variable
-from attnprobe.run import Run
 from attnprobe.statistics.directions import SUBSPACES
 from attnprobe.statistics.seeds import mean_interval
+from attnprobe.training.run import Run
 
 TITLE = "Labels are locally blind to score directions that masked reconstruction detects"
 

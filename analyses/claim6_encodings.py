@@ -24,7 +24,7 @@ Command: python analyses/run.py claim6_encodings
 Cost: 120 runs, 20 of them those of claim 1, and 120 measures, about 30 minutes on two cores.
 """
 
-from typing import Any, cast, get_args
+from typing import Any, cast
 
 import contrast
 import xarray as xr
@@ -35,9 +35,10 @@ from matplotlib.figure import Figure
 from settings import LARGE, SEEDS, setting
 from tables import BOUNDS, accuracies, at, chances, effect, gained
 
-from attnprobe.config import Position, Recipe
+from attnprobe.config import Recipe
 from attnprobe.figures.style import PERMUTED, WIDTH, Page, paper
 from attnprobe.results import dataset
+from attnprobe.tables import POSITIONS
 
 TITLE = "SPT gains less where positions are relative from the start"
 
@@ -46,7 +47,7 @@ TASKS: dict[str, dict[str, dict[str, Any]]] = {
     "default": {"pairs": {}, "digits": {}},
     "full": dict.fromkeys(("pairs", "digits", "image-16", "listops"), LARGE),
 }
-ENCODINGS: tuple[str, ...] = get_args(Position)
+ENCODINGS = tuple(POSITIONS)
 RELATIVE = ("rotary", "alibi", "relative")
 
 

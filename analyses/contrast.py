@@ -8,7 +8,7 @@ import xarray as xr
 from lab import Asked, Lab
 
 from attnprobe.results import most_proximal, own_prefix, variable
-from attnprobe.run import Run
+from attnprobe.training.run import Run
 
 SEQUENCES = 128
 """Test sequences of a measure."""

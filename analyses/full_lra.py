@@ -65,15 +65,16 @@ from attnprobe import tasks
 from attnprobe.config import Recipe, TrainConfig
 from attnprobe.errors import UsageError
 from attnprobe.figures.style import COLOURS, WIDTH, Page, paper
-from attnprobe.files import best, write_whole
+from attnprobe.files import write_whole
 from attnprobe.results import dataset, open_result, save, variable
-from attnprobe.run import Run
 from attnprobe.statistics.seeds import mean_interval
 from attnprobe.sweeps.cells import took
 from attnprobe.sweeps.plan import folder_name
 from attnprobe.tasks.folder import data_folder
 from attnprobe.tasks.image import ARCHIVE
-from attnprobe.training import resume, train
+from attnprobe.training.loop import resume, train
+from attnprobe.training.metrics import best
+from attnprobe.training.run import Run
 
 TITLE = "SPT beats labels alone on the Long Range Arena, at the sizes of Amos et al. 2024"
 RESULT = shared.FOLDER / "results" / "full_lra.nc"

@@ -17,13 +17,13 @@ import torch
 import xarray as xr
 from tqdm import tqdm
 
-from attnprobe.checkpoint import load
 from attnprobe.config import TrainConfig
 from attnprobe.measures import MEASURES
 from attnprobe.results import open_result, save
-from attnprobe.run import Run
 from attnprobe.sweeps import train_all
 from attnprobe.sweeps.cells import took
+from attnprobe.training.checkpoint import load
+from attnprobe.training.run import Run
 
 FOLDER = Path(__file__).parent
 RUNS = FOLDER / "runs"

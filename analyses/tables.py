@@ -8,9 +8,9 @@ import xarray as xr
 from settings import source_of
 
 from attnprobe.results import variable
-from attnprobe.run import Run
 from attnprobe.statistics.seeds import mean_interval, ratio_interval
 from attnprobe.tasks import chance
+from attnprobe.training.run import Run
 
 BOUNDS = ["lower", "upper"]
 

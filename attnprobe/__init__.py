@@ -14,46 +14,47 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from attnprobe import figures, statistics
-    from attnprobe.checkpoint import Checkpoint, load
+    from attnprobe import demo, figures, report, statistics, sweeps
     from attnprobe.config import DataSpec, ModelConfig, TrainConfig
     from attnprobe.errors import UsageError
-    from attnprobe.measures import MEASURES
     from attnprobe.measures.gradients import gradients
     from attnprobe.measures.interventions import interventions
     from attnprobe.measures.positions import positions
     from attnprobe.measures.proximity import proximity
+    from attnprobe.model.transformer import Transformer
     from attnprobe.results import open_result, over_steps
-    from attnprobe.run import Run
     from attnprobe.sweeps import open_sweep
-    from attnprobe.tasks import PRESETS, TASKS, Split, Task, configure
-    from attnprobe.training import resume, train
-    from attnprobe.transformer import Transformer
+    from attnprobe.tables import MEASURES, TASKS
+    from attnprobe.tasks import PRESETS, Split, Task, configure
+    from attnprobe.training.checkpoint import Checkpoint, load
+    from attnprobe.training.loop import resume, train
+    from attnprobe.training.run import Run
 
+MODULES = ("demo", "figures", "report", "statistics", "sweeps")
 _HOME = {
-    "Checkpoint": "checkpoint",
-    "load": "checkpoint",
+    "Checkpoint": "training.checkpoint",
+    "load": "training.checkpoint",
     "DataSpec": "config",
     "ModelConfig": "config",
     "TrainConfig": "config",
     "UsageError": "errors",
-    "MEASURES": "measures",
+    "MEASURES": "tables",
     "gradients": "measures.gradients",
     "interventions": "measures.interventions",
     "positions": "measures.positions",
     "proximity": "measures.proximity",
     "open_result": "results",
     "over_steps": "results",
-    "Run": "run",
+    "Run": "training.run",
     "open_sweep": "sweeps",
     "PRESETS": "tasks",
-    "TASKS": "tasks",
+    "TASKS": "tables",
     "Split": "tasks",
     "Task": "tasks",
     "configure": "tasks",
-    "resume": "training",
-    "train": "training",
-    "Transformer": "transformer",
+    "resume": "training.loop",
+    "train": "training.loop",
+    "Transformer": "model.transformer",
 }
 
 __all__ = [
@@ -70,6 +71,7 @@ __all__ = [
     "Transformer",
     "UsageError",
     "configure",
+    "demo",
     "figures",
     "gradients",
     "interventions",
@@ -79,15 +81,17 @@ __all__ = [
     "over_steps",
     "positions",
     "proximity",
+    "report",
     "resume",
     "statistics",
+    "sweeps",
     "train",
 ]
 
 
 def __getattr__(name: str) -> Any:
     """Import a public name when it is first used."""
-    if name in ("figures", "statistics"):
+    if name in MODULES:
         return import_module(f"attnprobe.{name}")
     if name not in _HOME:
         raise AttributeError(f"module 'attnprobe' has no attribute {name!r}; it has {', '.join(__all__)}")

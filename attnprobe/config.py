@@ -17,6 +17,7 @@ from pydantic import Field
 from typing_extensions import dataclass_transform
 
 from attnprobe.errors import UsageError, listed
+from attnprobe.tables import OBJECTIVES, POSITIONS
 
 Made = TypeVar("Made")
 Count = Annotated[int, Field(gt=0)]
@@ -51,9 +52,7 @@ def _one_line(error: Any) -> str:
     return f"{name}={error['input']!r}: {error['msg'].lower()}"
 
 
-Position = Literal["none", "learned", "sinusoidal", "rotary", "alibi", "relative"]
 Recipe = Literal["labels", "spt"]
-Objective = Literal["labels", "masked", "next-token"]
 
 
 @settings
@@ -100,7 +99,7 @@ class ModelConfig:
     """Hidden units of the MLP over d_model; 0 leaves the MLP out."""
     activation: Literal["gelu", "relu", "silu"] = "gelu"
     """Nonlinearity of the MLP."""
-    position: Position = "learned"
+    position: str = "learned"
     """Position encoding."""
     norm: Literal["layer", "rms", "none"] = "layer"
     """Normalisation."""
@@ -127,6 +126,7 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         """Check that the sizes fit each other."""
+        POSITIONS.check(self.position)
         if self.d_model % self.n_heads:
             raise UsageError(f"d_model={self.d_model} cannot be split into n_heads={self.n_heads} equal heads")
         if self.position == "rotary" and self.d_head % 2:
@@ -193,7 +193,7 @@ class TrainConfig:
     """Steps in all, the same for both recipes."""
     pretrain_steps: Index = 1500
     """How many of the steps self-pretraining takes; recipe labels has none."""
-    pretrain_objective: Literal["masked", "next-token"] = "masked"
+    pretrain_objective: str = "masked"
     """Objective of self-pretraining."""
     pretrain_order: Literal["own", "shuffled"] = "own"
     """shuffled: self-pretraining sees the tokens of every sequence in one random order of its own, and never who stands
@@ -241,8 +241,7 @@ class TrainConfig:
         """Check what can be checked without the task or another checkpoint."""
         if self.recipe == "spt" and not 0 < self.pretrain_steps <= self.steps:
             raise UsageError(f"pretrain_steps={self.pretrain_steps} must be at least 1 and at most steps={self.steps}")
-        if self.recipe == "spt" and self.pretrain_objective == "next-token" and not self.model.causal:
-            raise UsageError("pretrain_objective='next-token' needs causal=True: elsewhere the answer can be seen")
+        self._check_objective()
         if self.accumulate > self.batch_size:
             raise UsageError(
                 f"accumulate={self.accumulate}: a batch of batch_size={self.batch_size} has not so many parts"
@@ -250,12 +249,22 @@ class TrainConfig:
         if self.transfer != "all" and self.init_from is None:
             raise UsageError(f"transfer={self.transfer!r} needs init_from, the checkpoint to take it from")
 
+    def _check_objective(self) -> None:
+        name = self.pretrain_objective
+        if name == "masked":
+            return  # the default, which needs nothing: looking at an objective imports torch
+        if name not in OBJECTIVES or name == "labels":
+            valid = listed(one for one in OBJECTIVES if one != "labels")
+            raise UsageError(f"pretrain_objective={name!r} is unknown; valid: {valid}")
+        if self.recipe == "spt" and OBJECTIVES[name].needs_causal and not self.model.causal:
+            raise UsageError(f"pretrain_objective={name!r} needs causal=True: elsewhere the answer can be seen")
+
     @property
-    def stages(self) -> tuple[tuple[Objective, int], ...]:
+    def stages(self) -> tuple[tuple[str, int], ...]:
         """The objectives in order, each with its number of steps."""
         if self.recipe == "labels":
             return (("labels", self.steps),)
-        first: tuple[Objective, int] = (self.pretrain_objective, self.pretrain_steps)
+        first = (self.pretrain_objective, self.pretrain_steps)
         rest = self.steps - self.pretrain_steps
         return (first, ("labels", rest)) if rest else (first,)
 

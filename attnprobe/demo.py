@@ -8,17 +8,17 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from attnprobe import report
-from attnprobe.checkpoint import load
 from attnprobe.config import TrainConfig
 from attnprobe.errors import UsageError
 from attnprobe.figures.recipes import recipes as draw_recipes
+from attnprobe.report import write as report
 from attnprobe.results import join, most_proximal, own_prefix, save
-from attnprobe.run import Run
 from attnprobe.statistics.seeds import mean_interval
 from attnprobe.sweeps.cells import complete
 from attnprobe.sweeps.workers import run_all
 from attnprobe.tasks import configure
+from attnprobe.training.checkpoint import load
+from attnprobe.training.run import Run
 
 # Few evaluations and checkpoints, and less than half of the steps that digits recommends: minutes, not an hour.
 SETTINGS: dict[str, dict[str, Any]] = {

@@ -1,12 +1,10 @@
-"""Files that are whole or not there, and the rows of metrics, which grow while others read them."""
+"""Atomic file writes."""
 
 import contextlib
-import json
 import os
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 PART = ".part"
 """How the name of a file ends that is not whole yet."""
@@ -30,18 +28,3 @@ def write_whole(path: Path, text: str) -> None:
     """Write a text whole or not at all."""
     with whole(path) as part:
         part.write_text(text)
-
-
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Return the rows of a metrics.jsonl up to the last whole line; none where there is no file."""
-    try:
-        text = path.read_text()
-    except FileNotFoundError:
-        return []
-    return [json.loads(line) for line in text.split("\n")[:-1]]
-
-
-def best(metrics: list[dict[str, Any]]) -> dict[str, Any] | None:
-    """Return the row of the lowest validation loss of the labels, after the first step; None without one."""
-    rows = [row for row in metrics if row["objective"] == "labels" and row["step"] and "validation_loss" in row]
-    return min(rows, key=lambda row: row["validation_loss"], default=None)

@@ -40,7 +40,7 @@ def real_archive(data_folder):
 def spt_run(tmp_path_factory):
     """A run of recipe spt on tiny `pairs`: 8 masked and 4 label steps."""
     from attnprobe.tasks import configure
-    from attnprobe.training import train
+    from attnprobe.training.loop import train
 
     config = configure("pairs", recipe="spt", pretrain_steps=8, d_model=16, **TINY)
     return train(config, tmp_path_factory.mktemp("runs") / "spt", progress=False)
@@ -50,18 +50,8 @@ def spt_run(tmp_path_factory):
 def image_checkpoint(tmp_path_factory):
     """The last checkpoint of a short run on digits with two layers and rotary positions."""
     from attnprobe.tasks import configure
-    from attnprobe.training import train
+    from attnprobe.training.loop import train
 
     named = {**TINY, "task_options": {"test_size": 1700}, "recipe": "labels", "steps": 2}
     config = configure("digits", n_layers=2, **{**named, "d_model": 16, "n_heads": 2, "position": "rotary"})
     return train(config, tmp_path_factory.mktemp("runs") / "digits", progress=False).checkpoints[-1]
-
-
-@pytest.fixture(scope="module")
-def few_draws():
-    """Two draws of each null instead of eight: for tests that are not about nulls."""
-    from attnprobe.measures import common
-
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(common, "DRAWS", 2)
-        yield

@@ -6,11 +6,15 @@ import signal
 import numpy as np
 import torch
 
-from attnprobe.checkpoint import Checkpoint
 from attnprobe.config import DataSpec, ModelConfig, TrainConfig
 from attnprobe.errors import UsageError
+from attnprobe.measures import gradients, terms
+from attnprobe.model.transformer import Transformer
+from attnprobe.networks.base import Probe, read
+from attnprobe.networks.own import Own
 from attnprobe.tasks import Split, Task
-from attnprobe.transformer import Transformer
+from attnprobe.training.checkpoint import Checkpoint
+from attnprobe.training.objectives import Batch
 
 N = 12
 
@@ -24,11 +28,11 @@ TINY = {
 """Settings of a run that trains in a second."""
 
 
-def checkpoint(data=None, lengths=None, edit=None, **named):
+def checkpoint(data=None, lengths=None, edit=None, seed=0, **named):
     """Return a checkpoint of a network on random tokens, edited by hand."""
     data = data or DataSpec(n=N, inputs="tokens", classes=2, vocabulary=6)
     config = ModelConfig(**{"d_model": 16, "init_scale": 0.4, **named})
-    model = Transformer(config, data)
+    model = Transformer(config, data, seed)
     if edit is not None:
         with torch.no_grad():
             edit(model)
@@ -54,11 +58,45 @@ def in_three_ways(folder, config, on_step):
 def train_or_resume(folder, fields):
     """Train into a folder, or go on there: what a process does that may be killed."""
     from attnprobe.config import from_plain
-    from attnprobe.run import Run
-    from attnprobe.training import resume, train
+    from attnprobe.training.loop import resume, train
+    from attnprobe.training.run import Run
 
     torch.set_num_threads(1)
     if Run(folder).exists:
         resume(folder, progress=False)
     else:
         train(from_plain(TrainConfig, fields, "test"), folder, progress=False)
+
+
+def own(model):
+    """Return one of attnprobe's networks behind the seam."""
+    return Own(model, TrainConfig(model=model.cfg), lambda: None)
+
+
+def batch_of(inputs):
+    return Batch(inputs, torch.zeros(len(inputs), dtype=torch.long))
+
+
+def scores_by_layer(model, inputs):
+    """Return each layer's scores among the tokens of the sequence, as a measure reads them."""
+    found = []
+    read(own(model), batch_of(inputs), "labels", lambda heads: found.append(heads.scores))
+    return found
+
+
+def mean_profiles_of(model, split, most):
+    """Return the mean score by offset, in each view and layer."""
+    task = Task("mine", model.data, split, split)
+    return gradients.mean_profiles(own(model), Probe(own(model), lambda: task), most)
+
+
+def means_of(model, batches):
+    return terms.means(own(model), map(batch_of, batches))
+
+
+def parts_of(model, inputs, means, mask=None):
+    """Return each layer's parts of a score."""
+    found = []
+    objective = "labels" if mask is None else "masked"
+    terms.see_parts(own(model), batch_of(inputs), means, lambda layer, one: found.append(one), objective, mask)
+    return found

@@ -1,11 +1,10 @@
 import dataclasses
-from typing import get_args
 
 import pytest
 
-from attnprobe.config import DataSpec, ModelConfig, Position, TrainConfig, from_flat, from_plain, read_settings
+from attnprobe.config import DataSpec, ModelConfig, TrainConfig, from_flat, from_plain, read_settings
 from attnprobe.errors import UsageError
-from attnprobe.position import POSITIONS
+from attnprobe.tables import POSITIONS
 from attnprobe.tasks import configure
 
 
@@ -14,8 +13,12 @@ def test_no_setting_has_two_homes():
     assert len(names) == len(set(names))
 
 
-def test_positions_in_configuration_are_those_that_exist():
-    assert set(get_args(Position)) == set(POSITIONS)
+def test_every_encoding_is_a_setting_and_no_other_name():
+    assert [ModelConfig(position=name).position for name in POSITIONS] == list(POSITIONS)
+    with pytest.raises(UsageError, match="position='absolute' is unknown; valid: none, learned"):
+        ModelConfig(position="absolute")
+    with pytest.raises(UsageError, match="pretrain_objective='labels' is unknown; valid: masked, next-token"):
+        TrainConfig(pretrain_objective="labels")
 
 
 def test_plain_form_gives_the_same_configuration_back():

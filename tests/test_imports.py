@@ -9,14 +9,16 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "attnprobe"
 
-# Each module may import from those before it only. Figures stand apart: they know results, never models.
+# Each module or folder may import from those before it, and from itself.
 ORDER = [
-    "errors", "files", "axes", "randomness", "provenance", "config", "results", "figures", "statistics",
-    "position", "attention", "initialisation", "transformer", "tasks", "objectives", "batches", "transfer",
-    "checkpoint", "run", "processes", "trackers", "training", "sweeps",
-    "measures", "report", "demo", "cli", "__main__",
+    "errors", "tables", "files", "axes", "randomness", "provenance", "geometry", "scores", "config", "results",
+    "statistics", "model", "tasks", "training", "networks", "measures", "figures", "report", "sweeps", "demo", "cli",
+    "__main__",
 ]  # fmt: skip
-FIGURES_KNOW = {"errors", "axes", "provenance", "results", "figures"}
+FIGURES_KNOW = {"errors", "tables", "axes", "provenance", "results", "figures"}
+"""Figures stand apart: they know results, never networks."""
+NO_NETWORK = {"statistics", "measures", "figures", "report"}
+"""What may not know any class of network."""
 
 
 def imports(source):
@@ -33,6 +35,16 @@ def imports(source):
         elif isinstance(node, ast.Import):
             found |= {alias.name.split(".")[1] for alias in node.names if alias.name.startswith("attnprobe.")}
     return found
+
+
+def full_imports(source):
+    """Return the attnprobe modules that a source imports at run time, by their full names."""
+    return {
+        f"{node.module}.{alias.name}"
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("attnprobe")
+        for alias in node.names
+    }
 
 
 def wrong_imports(module, source):
@@ -56,9 +68,10 @@ def test_imports_point_one_way():
 @pytest.mark.parametrize(
     ("module", "source"),
     [
-        ("attention", "from attnprobe.training import train"),
+        ("model", "from attnprobe.training.loop import train"),
         ("figures", "def f():\n    from attnprobe.measures import MEASURES"),
-        ("checkpoint", "import attnprobe.measures"),
+        ("training", "import attnprobe.measures"),
+        ("statistics", "from attnprobe.model.transformer import Transformer"),
         ("tasks", "from attnprobe import report"),
     ],
 )
@@ -71,12 +84,13 @@ def test_the_check_sees_a_planted_bad_import(module, source):
 @pytest.mark.parametrize(
     ("arguments", "forbidden"),
     [
-        (["--help"], ["torch", "transformer_lens", "matplotlib", "scipy", "xarray"]),
-        (["train", "--help"], ["torch", "transformer_lens", "matplotlib", "scipy", "xarray"]),
-        (["sweep", "--help"], ["torch", "transformer_lens", "matplotlib", "scipy", "xarray"]),
-        (["proximity", "--help"], ["torch", "transformer_lens", "matplotlib"]),
-        (["tasks"], ["transformer_lens", "matplotlib"]),
-        (["show", "CHECKPOINT"], ["transformer_lens", "matplotlib"]),
+        (["--help"], ["torch", "numpy", "tyro", "pydantic"]),
+        (["--version"], ["torch", "numpy", "tyro", "pydantic"]),
+        (["train", "--help"], ["torch", "transformer_lens", "matplotlib", "scipy", "xarray", "pandas"]),
+        (["sweep", "--help"], ["torch", "transformer_lens", "matplotlib", "scipy", "xarray", "pandas"]),
+        (["proximity", "--help"], ["transformer_lens", "matplotlib"]),
+        (["tasks"], ["torch", "transformer_lens", "matplotlib", "scipy", "pandas", "sklearn"]),
+        (["show", "CHECKPOINT"], ["transformer_lens", "matplotlib", "xarray", "scipy", "pandas"]),
     ],
 )
 def test_start_up_imports_only_what_it_needs(arguments, forbidden, spt_run):
@@ -89,6 +103,30 @@ def test_start_up_imports_only_what_it_needs(arguments, forbidden, spt_run):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout
+
+
+def test_measures_know_no_class_of_network():
+    """They see networks through the seam: `networks.base` alone."""
+    for folder in NO_NETWORK:
+        for path in (PACKAGE / folder).rglob("*.py"):
+            wrong = [
+                name
+                for name in full_imports(path.read_text())
+                if name.startswith(("attnprobe.model", "attnprobe.networks.own", "transformer_lens"))
+            ]
+            assert not wrong, f"{path}: {wrong}"
+
+
+def test_a_folder_of_the_same_name_does_not_hide_the_package(tmp_path):
+    """As in the parent folder of a clone that is named attnprobe."""
+    (tmp_path / "attnprobe").mkdir()
+    done = subprocess.run(
+        [sys.executable, "-c", "import attnprobe; print(attnprobe.load.__name__)"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout == "load\n", done.stderr
 
 
 def test_importing_the_package_imports_nothing_heavy_and_names_resolve():

@@ -22,10 +22,10 @@ from support import TINY, in_three_ways
 import attnprobe as ap
 from attnprobe.cli import main
 from attnprobe.errors import UsageError
-from attnprobe.run import Run
 from attnprobe.sweeps import cells, look_at, read_sweep, summary, train_all, workers
 from attnprobe.sweeps.cells import took
 from attnprobe.tasks import configure
+from attnprobe.training.run import Run
 
 BASE = {"pretrain_steps": 8, "d_model": 16, **TINY}
 LONG = {**BASE, "steps": 160, "pretrain_steps": 80, "evaluations": 8, "checkpoints": 1}

@@ -14,10 +14,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from attnprobe.config import DataSpec, ModelConfig
-from attnprobe.objectives import Batch, evaluate
+from attnprobe.geometry import geometry
+from attnprobe.model.transformer import Transformer
 from attnprobe.statistics import Scores, gradient_statistics
-from attnprobe.statistics.geometry import geometry
-from attnprobe.transformer import Transformer
+from attnprobe.training.objectives import Batch, evaluate
 
 N, D = 9, 8
 SPEC = DataSpec(n=N, inputs="tokens", classes=3, vocabulary=5)

@@ -1,38 +1,36 @@
-"""Figures: functions from a result to a figure. One file a measure, and one line in each table."""
-
-from collections.abc import Callable
+"""Figures: functions from a result to a figure. One file a measure; a measure without one gets the default."""
 
 import xarray as xr
 from matplotlib.figure import Figure
 
+from attnprobe.figures import default
 from attnprobe.figures.gradients import gradients, gradients_over_steps
 from attnprobe.figures.interventions import interventions, interventions_over_steps
 from attnprobe.figures.positions import positions, positions_over_steps
 from attnprobe.figures.proximity import proximity, proximity_over_steps
+from attnprobe.tables import FIGURES, FIGURES_OVER_STEPS
 
 __all__ = [
-    "FIGURES",
-    "OVER_STEPS",
+    "draw",
+    "draw_over_steps",
     "gradients",
     "gradients_over_steps",
+    "interventions",
+    "interventions_over_steps",
     "positions",
     "positions_over_steps",
     "proximity",
     "proximity_over_steps",
 ]
 
-FIGURES: dict[str, Callable[[xr.Dataset], Figure]] = {
-    "proximity": proximity,
-    "positions": positions,
-    "gradients": gradients,
-    "interventions": interventions,
-}
-"""Drawn for each checkpoint."""
 
-OVER_STEPS: dict[str, Callable[[xr.Dataset], Figure]] = {
-    "proximity": proximity_over_steps,
-    "positions": positions_over_steps,
-    "gradients": gradients_over_steps,
-    "interventions": interventions_over_steps,
-}
-"""Drawn for each run, from results joined along ``step``."""
+def draw(result: xr.Dataset) -> Figure:
+    """Draw the result of a measure at one checkpoint."""
+    measure = result.attrs["measure"]
+    return (FIGURES[measure] if measure in FIGURES else default.figure)(result)
+
+
+def draw_over_steps(result: xr.Dataset) -> Figure:
+    """Draw the results of a measure at the checkpoints of a run, joined along ``step``."""
+    measure = result.attrs["measure"]
+    return (FIGURES_OVER_STEPS[measure] if measure in FIGURES_OVER_STEPS else default.figure_over_steps)(result)

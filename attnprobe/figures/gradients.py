@@ -7,7 +7,18 @@ from matplotlib.figure import Figure, SubFigure
 from matplotlib.ticker import MaxNLocator
 
 from attnprobe.axes import label
-from attnprobe.figures.panels import CUT, caption, over_steps, profile, shown_offsets, title
+from attnprobe.figures.panels import (
+    CUT,
+    caption,
+    draws,
+    interval_text,
+    null_text,
+    over_steps,
+    profile,
+    shown_offsets,
+    tails,
+    title,
+)
 from attnprobe.figures.style import COLOURS, PERMUTED, WIDTH, Page, paper
 
 MARKERS = "osD^v<>P"
@@ -43,7 +54,7 @@ def gradients_over_steps(result: xr.Dataset) -> Figure:
         ("energy_share", "subspace", subspace, f"energy\nin {subspace}"),
     ):
         for loss in result["loss"].values.tolist():
-            for tail in ("", "_interval", "_null"):
+            for tail in tails(result, _own(result, name)):
                 one = result[_own(result, name) + tail].sel({kind: chosen, "loss": loss}, drop=True)
                 shown[f"{name} {loss}{tail}"] = one
             panels[f"{name} {loss}"] = f"{loss}: {about}"
@@ -81,9 +92,10 @@ def _places(result: xr.Dataset, kinds: int) -> tuple[np.ndarray, np.ndarray]:
 def _signals(axis: Axes, result: xr.Dataset) -> None:
     name = _own(result, "descent")
     rows, shift = _places(result, result.sizes["direction"])
-    null = result[_own(result, "snr") + "_null"].sel(null="permuted")
-    low, high = (getattr(null, end)(("draw", "loss", "head")).values for end in ("min", "max"))
-    axis.barh(rows, high - low, 0.9, low, color=PERMUTED, alpha=0.35, linewidth=0)
+    null = draws(result, _own(result, "snr"), "permuted")
+    if null is not None:
+        low, high = (getattr(null, end)(("draw", "loss", "head")).values for end in ("min", "max"))
+        axis.barh(rows, high - low, 0.9, low, color=PERMUTED, alpha=0.35, linewidth=0)
     for (number, head), offset in np.ndenumerate(shift):
         one = result.isel(loss=number, head=head)
         interval = (one[f"{name}_interval"] / one[f"{name}_sd"]).transpose("bound", "direction").values
@@ -92,7 +104,7 @@ def _signals(axis: Axes, result: xr.Dataset) -> None:
     axis.axvline(0, color="black", linewidth=0.5)
     ends = (result[f"{name}_interval"] / result[f"{name}_sd"]).values
     most = 1.3 * float(np.nanmax(np.abs(ends[np.isfinite(ends)]), initial=1e-9))
-    axis.set_xlim(-most, most)  # with few sequences a draw the null is wider than the page
+    axis.set_xlim(-most, most)
     axis.set_yticks(rows, result["direction"].values.tolist())
     axis.set_ylim(-0.6, len(rows) - 0.4)
 
@@ -111,8 +123,9 @@ def _energies(axis: Axes, result: xr.Dataset) -> None:
         axis.plot([share, share], [row - 0.45, row + 0.45], color="black", linewidth=0.8, linestyle=(0, (2, 1)))
     for (number, head), offset in np.ndenumerate(shift):
         one = result.isel(loss=number, head=head)
-        null = one[f"{name}_null"].sel(null="initial")
-        axis.hlines(rows + offset, null.min("draw"), null.max("draw"), color=PERMUTED, linewidth=3, alpha=0.6)
+        null = draws(one, name, "initial")
+        if null is not None:
+            axis.hlines(rows + offset, null.min("draw"), null.max("draw"), color=PERMUTED, linewidth=3, alpha=0.6)
         interval = one[f"{name}_interval"].transpose("bound", "subspace").values
         _dots(axis, one[name].values, interval, rows + offset, number, head)
     axis.set_xscale("log")
@@ -126,8 +139,8 @@ def _by_offset(part: SubFigure, result: xr.Dataset) -> None:
     shown = result.sel(offset=shown_offsets(result.attrs["n"] // 2))
     for (layer, number), axis in np.ndenumerate(axes):
         profile(axis, shown.isel(loss=number), layer, "descent_by_offset", COLOURS[number])
-        drawn = [shown["descent_by_offset_interval"], shown["descent_by_offset_null"].sel(null="permuted")]
-        ends = [float(np.nanmax(np.abs(one.isel(layer=layer, loss=number)))) for one in drawn]
+        drawn = [shown["descent_by_offset_interval"], draws(shown, "descent_by_offset", "permuted")]
+        ends = [float(np.nanmax(np.abs(one.isel(layer=layer, loss=number)))) for one in drawn if one is not None]
         axis.set_ylim(
             *(1.1 * max(*ends, 1e-30) * sign for sign in (-1, 1))
         )  # networks at initialisation may differ by far
@@ -152,9 +165,11 @@ def _caption(part: SubFigure, result: xr.Dataset) -> None:
         part,
         f"Score gradients of each sequence's mean loss, {at}{fit}; {result.attrs['sequences']} test sequences. Left: "
         "positive where descent raises the unit direction; band and exponential have length "
-        f"{result.attrs['reach']}, offset 0 is apart; bars: 95 % t intervals; grey: entries moved by permuted "
-        f"positions, each of {result.sizes['draw']} draws on its share of the sequences (wider than chance for all). "
-        "Right: all functions of the offset modulo n, of the offset, of the key, and the rest; dashes: pure noise; "
-        "grey: networks at initialisation. Below: gain from a bias at each offset, head 0 solid; grey band: "
-        f"permuted; grey dashes: initialisation, where it fits in. {CUT}",
+        f"{result.attrs['reach']}, offset 0 is apart; bars: {interval_text(result)}. "
+        + null_text(result, "Grey: entries moved by permuted positions ({draws} draws). ")
+        + "Right: all functions of the offset modulo n, of the offset, of the key, and the rest; dashes: pure noise. "
+        + null_text(result, "Grey: networks at initialisation.")
+        + "Below: gain from a bias at each offset, head 0 solid. "
+        + null_text(result, "Grey band: permuted; grey dashes: initialisation, where it fits in.")
+        + CUT,
     )

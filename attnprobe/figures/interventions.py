@@ -7,7 +7,7 @@ import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 
-from attnprobe.figures.panels import caption, over_steps, title
+from attnprobe.figures.panels import caption, draws, interval_text, null_text, over_steps, tails, title
 from attnprobe.figures.style import COLOURS, DIVERGING, PERMUTED, WIDTH, Page, paper
 
 
@@ -43,7 +43,7 @@ def interventions_over_steps(result: xr.Dataset) -> Figure:
     shown = {
         f"{kind}{tail}": result[f"{name}{tail}"].sel(intervention=kind, drop=True)
         for kind in about
-        for tail in ("", "_interval", "_null")
+        for tail in tails(result, name)
     }
     kept = result[["objective", "train_accuracy", "test_accuracy"]].assign(shown).assign_attrs(result.attrs)
     return over_steps(kept, {kind: f"{text}:\n{name.replace('_', ' ')}" for kind, text in about.items()})
@@ -58,10 +58,12 @@ def _everywhere(axis: Axes, result: xr.Dataset, name: str) -> None:
     rows = np.arange(result.sizes["intervention"])
     change = result[f"all_{name}"].values
     interval = result[f"all_{name}_interval"].transpose("bound", "intervention").values
-    null = result[f"all_{name}_null"].sel(null="permuted").transpose("draw", "intervention").values
-    known = np.isfinite(null).all(0)
-    low, high = null[:, known].min(0), null[:, known].max(0)
-    axis.barh(rows[known], high - low, 0.7, low, color=PERMUTED, alpha=0.5, linewidth=0)
+    null = draws(result, f"all_{name}", "permuted")
+    if null is not None:
+        ends = null.transpose("draw", "intervention").values
+        known = np.isfinite(ends).all(0)
+        low, high = ends[:, known].min(0), ends[:, known].max(0)
+        axis.barh(rows[known], high - low, 0.7, low, color=PERMUTED, alpha=0.5, linewidth=0)
     drawn = {"fmt": "o", "markersize": 3, "color": COLOURS[0], "elinewidth": 0.9}
     axis.errorbar(change, rows, xerr=np.abs(interval - change), **drawn)
     axis.axvline(0, color="black", linewidth=0.6)
@@ -116,8 +118,9 @@ def _caption(part: SubFigure, result: xr.Dataset, name: str) -> None:
     caption(
         part,
         f"Scores edited in {result.attrs['sequences']} test sequences; objective: {objective}. Means of paired changes "
-        "with 95 % t intervals. Grey: as large an edit with its numbers at other offsets or positions "
-        f"({result.sizes['draw']} draws). Toeplitz: the head's mean function of the offset; position: its "
+        f"with {interval_text(result)}. "
+        + null_text(result, "Grey: as large an edit with its numbers at other offsets or positions ({draws} draws).")
+        + "Toeplitz: the head's mean function of the offset; position: its "
         f"position-position term; imposed: -distance / {result.attrs['reach']:g}. Right: the change in one head or in "
         f"all heads of a layer{written}.",
     )

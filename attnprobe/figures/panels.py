@@ -1,5 +1,6 @@
 """Panels that the figures of several measures share."""
 
+import json
 import textwrap
 
 import numpy as np
@@ -21,6 +22,36 @@ def title(result: xr.Dataset) -> str:
 def head_name(result: xr.Dataset, layer: int, head: int) -> str:
     """Return what to call a head."""
     return f"head {head}" if result.sizes["layer"] == 1 else f"layer {layer}, head {head}"
+
+
+def draws(result: xr.Dataset, name: str, kind: str) -> xr.DataArray | None:
+    """Return the draws of one null of a number; None if the result has none."""
+    null = f"{name}_null"
+    if null not in result or kind not in result["null"].values:
+        return None
+    return result[null].sel(null=kind)
+
+
+def causal(result: xr.Dataset) -> bool:
+    """Return whether attention is causal in the network of a result."""
+    if "causal" in result.attrs:
+        return bool(result.attrs["causal"])
+    return json.loads(result.attrs["config"])["model"]["causal"]  # results from before 2026-11-25
+
+
+def tails(result: xr.Dataset, name: str) -> list[str]:
+    """Return how the names of a number's variables end: its value, its interval, and its null if there is one."""
+    return [tail for tail in ("", "_interval", "_null") if f"{name}{tail}" in result]
+
+
+def interval_text(result: xr.Dataset) -> str:
+    """Return what the caption calls the intervals."""
+    return f"{100 * result.attrs.get('ci_prob', 0.95):g} % t intervals"
+
+
+def null_text(result: xr.Dataset, text: str) -> str:
+    """Return the part of a caption about nulls; nothing if the result has none."""
+    return f"{text.format(draws=result.sizes['draw'])} " if "draw" in result.sizes else ""
 
 
 def caption(part: SubFigure, text: str) -> None:
@@ -50,13 +81,7 @@ def profile(axis: Axes, result: xr.Dataset, layer: int, name: str, colour: str |
     Heads have dashes of their own, and colours too unless one is given for all.
     """
     offset, one = result["offset"], result.isel(layer=layer)
-    null = one[f"{name}_null"]
-    low, high = null.min(("draw", "head")), null.max(("draw", "head"))
-    axis.fill_between(
-        offset, low.sel(null="permuted"), high.sel(null="permuted"), color=PERMUTED, alpha=0.35, linewidth=0
-    )
-    for end in (low, high):
-        axis.plot(offset, end.sel(null="initial"), color=INITIAL, linewidth=0.7, linestyle=(0, (3, 2)))
+    envelopes(axis, offset, one, name, ("draw", "head"))
     for head in range(result.sizes["head"]):
         drawn, interval = line(head), one[f"{name}_interval"].isel(head=head)
         if colour is not None:
@@ -73,6 +98,15 @@ def profile(axis: Axes, result: xr.Dataset, layer: int, name: str, colour: str |
     else:
         axis.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     axis.yaxis.set_major_locator(MaxNLocator(5))
+
+
+def envelopes(axis: Axes, x: xr.DataArray | np.ndarray, result: xr.Dataset, name: str, over: tuple[str, ...]) -> None:
+    """Draw the ranges of both nulls: a band for permuted positions, dashed lines for networks at initialisation."""
+    permuted, initial = (draws(result, name, kind) for kind in ("permuted", "initial"))
+    if permuted is not None:
+        axis.fill_between(x, permuted.min(over), permuted.max(over), color=PERMUTED, alpha=0.35, linewidth=0)
+    for end in () if initial is None else (initial.min(over), initial.max(over)):
+        axis.plot(x, end, color=INITIAL, linewidth=0.7, linestyle=(0, (3, 2)))
 
 
 def over_steps(result: xr.Dataset, panels: dict[str, str]) -> Figure:
@@ -110,9 +144,10 @@ def over_steps(result: xr.Dataset, panels: dict[str, str]) -> Figure:
 
 def evolution(axis: Axes, places: np.ndarray, result: xr.Dataset, name: str) -> None:
     """Draw a number of each head over checkpoints, with intervals, against the envelope of the permuted null."""
-    null = result[f"{name}_null"].sel(null="permuted")
-    band = null.min(("draw", "layer", "head")), null.max(("draw", "layer", "head"))
-    axis.fill_between(places, *band, color=PERMUTED, alpha=0.35, linewidth=0, label="positions permuted")
+    null = draws(result, name, "permuted")
+    if null is not None:
+        band = null.min(("draw", "layer", "head")), null.max(("draw", "layer", "head"))
+        axis.fill_between(places, *band, color=PERMUTED, alpha=0.35, linewidth=0, label="positions permuted")
     for number, (layer, head) in enumerate(np.ndindex(result.sizes["layer"], result.sizes["head"])):
         one = result.isel(layer=layer, head=head)
         drawn = line(number)

@@ -1,7 +1,5 @@
 """Figures of the positions measure: one page a checkpoint, one a run."""
 
-import json
-
 import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
@@ -9,7 +7,21 @@ from matplotlib.figure import Figure, SubFigure
 from matplotlib.ticker import MaxNLocator
 
 from attnprobe.axes import label
-from attnprobe.figures.panels import CUT, caption, head_name, over_steps, profile, shown_offsets, title
+from attnprobe.figures.panels import (
+    CUT,
+    caption,
+    causal,
+    draws,
+    envelopes,
+    head_name,
+    interval_text,
+    null_text,
+    over_steps,
+    profile,
+    shown_offsets,
+    tails,
+    title,
+)
 from attnprobe.figures.style import DIVERGING, INITIAL, PERMUTED, WIDTH, Page, line, paper
 from attnprobe.results import own_prefix
 
@@ -50,7 +62,7 @@ def positions_over_steps(result: xr.Dataset) -> Figure:
     panels = {name: text for name, (_, text) in names.items()}
     content = f"{prefix}proximity_contrast"
     shown = result.sel(term=POSITION)
-    of_content = [f"{content}{tail}" for tail in ("", "_interval", "_null")]
+    of_content = [f"{content}{tail}" for tail in tails(result, content)]
     shown = shown.assign(
         {f"content_{name}": result[name].sel(term="content-content", drop=True) for name in of_content}
     )
@@ -79,10 +91,11 @@ def _terms(axis: Axes, result: xr.Dataset, name: str) -> None:
     for head in range(heads):
         one = result.isel(head=head)
         places = np.arange(4) + step * (head - (heads - 1) / 2)
-        null = one[f"{name}_null"]
         for kind, colour in (("permuted", PERMUTED), ("initial", "none")):
-            draws = null.sel(null=kind)
-            low, high = draws.min("draw").values, draws.max("draw").values
+            null = draws(one, name, kind)
+            if null is None:
+                continue
+            low, high = null.min("draw").values, null.max("draw").values
             edge = "none" if kind == "permuted" else INITIAL
             axis.bar(places, high - low, 0.8 * step, low, color=colour, alpha=0.6, edgecolor=edge, linewidth=0.6)
         interval = one[f"{name}_interval"]
@@ -105,18 +118,7 @@ def _by_offset(part: SubFigure, result: xr.Dataset) -> None:
         profile(left, shown, layer, "score_by_offset")
         one = result.isel(layer=layer)
         frequency = result[axis_name].values
-        null = one[f"{name}_null"]
-        over = ("draw", "head")
-        right.fill_between(
-            frequency,
-            null.sel(null="permuted").min(over),
-            null.sel(null="permuted").max(over),
-            color=PERMUTED,
-            alpha=0.35,
-            linewidth=0,
-        )
-        for end in (null.sel(null="initial").min(over), null.sel(null="initial").max(over)):
-            right.plot(frequency, end, color=INITIAL, linewidth=0.7, linestyle=(0, (3, 2)))
+        envelopes(right, frequency, one, name, ("draw", "head"))
         for head in range(result.sizes["head"]):
             right.plot(frequency, one[name].isel(head=head), **line(head), marker=".", markersize=3)
         if own:
@@ -165,14 +167,18 @@ def _caption(part: SubFigure, result: xr.Dataset) -> None:
     window = result.attrs["window"]
     unit = "pixel" if own_prefix(result) else "token"
     itself = "by two-dimensional offsets" if own_prefix(result) else "the term itself, also where a mask hides it"
-    itself = itself if json.loads(result.attrs["config"])["model"]["causal"] else itself.split(",")[0]
+    itself = itself if causal(result) else itself.split(",")[0]
     caption(
         part,
         "Top: the score of the forward pass as the sum of four terms, content and position of the query (first word) "
         "and of the key; shares are covariances with the score and add up to 1, contrasts (keys within "
         f"{window} {unit}{'' if window == 1 else 's'} minus keys beyond, in sd of the score) to that of the score. "
-        f"Dots: means over {result.attrs['sequences']} test sequences, 95 % t intervals. Grey: the encoding's "
-        f"positions permuted; frames and dashes: networks at initialisation (ranges of {result.sizes['draw']} draws). "
-        f"Below: the position-position term by offset, its spectrum, and {itself} (red: high; the scale is in each "
+        f"Dots: means over {result.attrs['sequences']} test sequences, {interval_text(result)}. "
+        + null_text(
+            result,
+            "Grey: the encoding's positions permuted; frames and dashes: networks at initialisation (ranges of {draws} "
+            "draws).",
+        )
+        + f"Below: the position-position term by offset, its spectrum, and {itself} (red: high; the scale is in each "
         f"title). {CUT}",
     )

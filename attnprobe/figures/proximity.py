@@ -13,9 +13,12 @@ from attnprobe.figures.panels import (
     colour_bar,
     draw_grid_pattern,
     head_name,
+    interval_text,
+    null_text,
     over_steps,
     profile,
     shown_offsets,
+    tails,
     title,
 )
 from attnprobe.figures.style import DIVERGING, WIDTH, Page, paper
@@ -70,7 +73,8 @@ def _profiles(part: SubFigure, result: xr.Dataset) -> None:
     spec = part.add_gridspec(layers, 3, width_ratios=[1, 1, 0.16 + 0.13 * layers])
     shown = result.sel(offset=shown_offsets(result.attrs["n"] // 2))
     ratio = shown.copy()
-    for name in ("pattern_by_offset", "pattern_by_offset_interval", "pattern_by_offset_null"):
+    for tail in tails(result, "pattern_by_offset"):
+        name = f"pattern_by_offset{tail}"
         ratio[name] = shown[name] / shown["uniform_pattern_by_offset"]
     for layer in range(layers):
         left, right = part.add_subplot(spec[layer, 0]), part.add_subplot(spec[layer, 1])
@@ -91,9 +95,10 @@ def _profiles(part: SubFigure, result: xr.Dataset) -> None:
 def _contrast_map(axis: Axes, result: xr.Dataset) -> None:
     name = f"{own_prefix(result)}proximity_contrast"
     values = result[name].transpose("head", "layer").values
-    null = result[f"{name}_null"].transpose("head", "layer", "null", "draw").values
-    null = null.reshape(*values.shape, -1)
-    outside = (values < null.min(-1)) | (values > null.max(-1))
+    outside = np.zeros(values.shape, dtype=bool)
+    if f"{name}_null" in result:
+        null = result[f"{name}_null"].transpose("head", "layer", "null", "draw").values.reshape(*values.shape, -1)
+        outside = (values < null.min(-1)) | (values > null.max(-1))
     most = float(np.nanmax(np.abs(values), initial=0.1))
     axis.imshow(values, cmap=DIVERGING, vmin=-most, vmax=most, aspect="auto")
     for (head, layer), value in np.ndenumerate(values):
@@ -130,8 +135,14 @@ def _caption(part: SubFigure, result: xr.Dataset) -> None:
     unit = "pixel" if own_prefix(result) else "token"
     caption(
         part,
-        f"Means over {result.attrs['sequences']} test sequences with 95 % t intervals. Grey band: positions "
-        f"permuted; dashed: networks at initialisation (envelopes over heads and {result.sizes['draw']} draws). "
-        f"Contrast: score of keys within {window} {unit}{'' if window == 1 else 's'} minus score of keys beyond, in sd "
-        f"of the score; framed where it lies outside every draw of both nulls. {CUT}",
+        f"Means over {result.attrs['sequences']} test sequences with {interval_text(result)}. "
+        + null_text(
+            result,
+            "Grey band: positions permuted; dashed: networks at initialisation (envelopes over heads and {draws} "
+            "draws).",
+        )
+        + f"Contrast: score of keys within {window} {unit}{'' if window == 1 else 's'} minus score of keys beyond, in "
+        "sd of the score"
+        + (null_text(result, "; framed where it lies outside every draw of both nulls.") or ". ")
+        + CUT,
     )

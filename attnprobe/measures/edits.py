@@ -1,214 +1,191 @@
-r"""Edits of what enters a score, as contexts around a network's forward pass; no n x n array is made.
+"""Edits of what enters a score; no n x n array is made.
 
-An `Edit` gets queries, keys and values of some heads of a layer as they enter `attnprobe.attention.Attention.attend`,
-changes them or what is added to the score, and attends by that same function: an edited score is computed where every
-score is. A token that the network puts in front ([CLS]) keeps its query and key, but where scores are flattened or
-replaced by a function of the offset.
+An edit gets some `Heads` of a layer and returns their z, by the attention of the network itself. A token that the
+network puts in front ([CLS]) keeps its query and key, except if scores are made flat or a function of the offset.
 """
 
-import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
-from attnprobe.attention import Additive, Attention
-from attnprobe.position import PositionEncoding, Rotary
-from attnprobe.transformer import Transformer
-
-
-@dataclass(frozen=True)
-class Given:
-    """What some heads of a layer are given in one forward pass."""
-
-    model: Transformer
-    layer: int
-    heads: slice
-    q: Float[Tensor, "batch token head width"]
-    k: Float[Tensor, "batch token head width"]
-    v: Float[Tensor, "batch token head d_head"]
-    additive: Additive
-
-    def attend(self) -> Float[Tensor, "batch token head d_head"]:
-        """Return z."""
-        attention = self.model.block(self.layer).attn
-        return Attention.attend(attention, self.q, self.k, self.v, self.additive)
-
-    def with_bias(self, bias: Float[Tensor, "head offset"] | None) -> "Given":
-        """Return the same with this bias at the offsets of the tokens (on images of the grid), and no other."""
-        return replace(self, additive=replace(self.additive, bias=None, proximity=bias))
-
-    def with_added(self, bias: Float[Tensor, "head offset"]) -> "Given":
-        """Return the same with this bias added."""
-        before = self.additive.proximity
-        return replace(self, additive=replace(self.additive, proximity=bias if before is None else before + bias))
-
-
-Edit = Callable[[Given], Float[Tensor, "batch token head d_head"]]
-"""From what heads are given to their z."""
+from attnprobe.geometry import Geometry
+from attnprobe.networks.base import KnowsPositions, Network, Swaps
+from attnprobe.scores import Heads, Scores
 
 
 @dataclass(frozen=True)
 class Material:
-    """What edits are made of, for one batch of sequences of n tokens."""
+    """What edits are made of, for some heads of one layer and one batch of sequences of n tokens."""
 
-    kernels: Sequence[Float[Tensor, "head offset"]]
-    """Of each layer, the mean function of the offset that fits its scores best, biases included."""
-    positions: Sequence[tuple[Float[Tensor, "batch head token d_head"], Float[Tensor, "batch head token d_head"]]]
-    """Of each layer, the position parts of queries and keys (`attnprobe.measures.terms`)."""
+    network: Network
+    profile: Float[Tensor, "head offset"]
+    """The mean function of the offset that fits the scores best, biases included."""
+    q_position: Float[Tensor, "batch head token d_head"]
+    """Position parts of the queries (`attnprobe.measures.terms`)."""
+    k_position: Float[Tensor, "batch head token d_head"]
     bias: Float[Tensor, "head offset"] | None
-    """The network's whole bias among tokens, which counts as position-position; in a null one of its numbers moved."""
+    """The whole bias among tokens, which counts as position-position; in a null, with its values at other offsets."""
     bias_change: Float[Tensor, "head offset"] | None
-    """In a null what that bias is more than the network's own."""
+    """In a null, how that bias differs from the network's own."""
     imposed: Float[Tensor, "head offset"]
     """The bias that is imposed."""
-    places: Int[Tensor, " token"]
-    """Where each token's position is moved to."""
+    order: Int[Tensor, " token"]
+    """A permutation of the positions."""
+    donor: Scores | None
+    """The scores of another network on the same inputs."""
 
 
-def flatten(given: Given) -> Tensor:
-    """All scores are 0: attention is uniform."""
-    return replace(given, q=torch.zeros_like(given.q)).with_bias(None).attend()
+@dataclass(frozen=True)
+class Traits:
+    """What decides which edits a network can have."""
+
+    network: Network
+    biased: bool
+    """Whether a bias is added to its scores."""
+    donor: bool
+    """Whether there is another network to take scores and maps from."""
+
+    @property
+    def positional(self) -> bool:
+        """Whether scores can depend on position."""
+        encoding = self.network.encoding if isinstance(self.network, KnowsPositions) else "unknown"
+        return self.biased or self.network.shape.causal or encoding != "none"
+
+    @property
+    def movable(self) -> bool:
+        """Whether positions can be moved: the encoding is known, and no mask stays behind with a bias."""
+        known = isinstance(self.network, KnowsPositions)
+        return known and self.positional and not (self.network.shape.causal and self.biased)
 
 
-def keep_toeplitz(given: Given, material: Material) -> Tensor:
-    """The score is the mean function of the offset alone."""
-    kernel = material.kernels[given.layer][given.heads]
-    return replace(given, q=torch.zeros_like(given.q)).with_bias(kernel).attend()
+@dataclass(frozen=True)
+class Edit:
+    """An edit, its null, and when it applies: adding one is an instance and a line in `attnprobe.tables.EDITS`."""
+
+    edit: Callable[[Heads, Material], Tensor] | None
+    """From what some heads are about to attend with to their z; None if maps are swapped (`Swaps.with_maps_of`)."""
+    nulled: bool = False
+    """Whether it has a null: the same edit with its numbers at other offsets or positions."""
+    applies: Callable[[Traits], bool] = lambda traits: True
 
 
-def remove_toeplitz(given: Given, material: Material) -> Tensor:
-    """The mean function of the offset is subtracted."""
-    return given.with_added(-material.kernels[given.layer][given.heads]).attend()
+def _flatten(heads: Heads, given: Material) -> Tensor:
+    return replace(heads, scores=heads.scores.flat()).attend()
 
 
-def impose(given: Given, material: Material) -> Tensor:
-    """A proximity bias is added."""
-    return given.with_added(material.imposed[given.heads]).attend()
+def _keep_toeplitz(heads: Heads, given: Material) -> Tensor:
+    return replace(heads, scores=heads.scores.flat().with_bias(given.profile)).attend()
 
 
-def keep_position(given: Given, material: Material) -> Tensor:
-    """The score is its position-position term alone, with the bias."""
-    q, k = _position_parts(given, material, of_prefix=True)
-    kept = replace(given, q=q, k=k)
-    change = material.bias_change
-    return (kept if change is None else kept.with_added(change[given.heads])).attend()
+def _remove_toeplitz(heads: Heads, given: Material) -> Tensor:
+    return replace(heads, scores=heads.scores.with_bias(-given.profile)).attend()
 
 
-def remove_position(given: Given, material: Material) -> Tensor:
-    """The position-position term and the bias are subtracted."""
-    q, k = _position_parts(given, material, of_prefix=False)
-    # Side by side they are the difference; the score is divided by the root of a width that is now twice as large.
-    wide = torch.cat([given.q, q], dim=-1) * math.sqrt(2)
-    without = replace(given, q=wide, k=torch.cat([given.k, -k], dim=-1))
-    return (without if material.bias is None else without.with_added(-material.bias[given.heads])).attend()
+def _impose_proximity(heads: Heads, given: Material) -> Tensor:
+    return replace(heads, scores=heads.scores.with_bias(given.imposed)).attend()
 
 
-def move_positions(given: Given, material: Material) -> Tensor:
-    """Each token keeps its content and gets the position of another, in vectors, rotations and biases."""
-    prefix, position = given.model.n_prefix, given.model.position
-    places = material.places.to(given.q.device)
-    q, k = given.q, given.k
-    if isinstance(position, Rotary):
+def _keep_position(heads: Heads, given: Material) -> Tensor:
+    q, k = _position_parts(heads, given, of_prefix=True)
+    kept = replace(heads.scores, q=q, k=k)
+    return replace(heads, scores=kept if given.bias_change is None else kept.with_bias(given.bias_change)).attend()
+
+
+def _remove_position(heads: Heads, given: Material) -> Tensor:
+    scores = heads.scores
+    q, k = _position_parts(heads, given, of_prefix=False)
+    # Side by side, the products are the difference.
+    q, k = torch.cat([scores.q, q], dim=-1), torch.cat([scores.k, -k], dim=-1)
+    without = replace(scores, q=q, k=k, scale=scores.factor)
+    return replace(heads, scores=without if given.bias is None else without.with_bias(-given.bias)).attend()
+
+
+def _shift_positions(heads: Heads, given: Material) -> Tensor:
+    n = len(given.order)
+    return _move(heads, given, (torch.arange(n) + n // 2) % n)
+
+
+def _permute_positions(heads: Heads, given: Material) -> Tensor:
+    return _move(heads, given, given.order)
+
+
+def _donor_scores(heads: Heads, given: Material) -> Tensor:
+    assert given.donor is not None
+    return replace(heads, scores=given.donor).attend()
+
+
+def _positional(traits: Traits) -> bool:
+    return traits.positional
+
+
+def _movable(traits: Traits) -> bool:
+    return traits.movable
+
+
+flatten = Edit(_flatten)
+"""All scores are 0: attention is uniform."""
+keep_toeplitz = Edit(_keep_toeplitz, nulled=True)
+"""The score is the mean function of the offset alone."""
+remove_toeplitz = Edit(_remove_toeplitz, nulled=True)
+"""The mean function of the offset is subtracted."""
+keep_position = Edit(_keep_position, nulled=True, applies=_positional)
+"""The score is its position-position term alone, with the bias."""
+remove_position = Edit(_remove_position, nulled=True, applies=_positional)
+"""The position-position term and the bias are subtracted."""
+shift_positions = Edit(_shift_positions, applies=_movable)
+"""Each token keeps its content and gets the position half a sequence away, in vectors, rotations and biases."""
+permute_positions = Edit(_permute_positions, applies=_movable)
+"""Each token keeps its content and gets the position of another."""
+impose_proximity = Edit(_impose_proximity, nulled=True)
+"""A proximity bias is added."""
+donor_scores = Edit(_donor_scores, applies=lambda traits: traits.donor)
+"""The scores, and so the pattern, are those of another network on the same inputs; values stay."""
+donor_maps = Edit(None, applies=lambda traits: traits.donor and isinstance(traits.network, Swaps))
+"""The query and key maps are those of another network."""
+
+
+def _move(heads: Heads, given: Material, places: Int[Tensor, " token"]) -> Tensor:
+    """Return z with each token's position moved to a place."""
+    scores, network = heads.scores, given.network
+    q, k, prefix, places = scores.q, scores.k, scores.prefix, places.to(scores.q.device)
+    assert isinstance(network, KnowsPositions)
+    if network.rotates:
         steps = torch.cat([places.new_zeros(prefix), places - torch.arange(len(places), device=places.device)])
-        q, k = position.turn(q, steps.to(q)), position.turn(k, steps.to(k))
+        q, k = network.turn(q, steps.to(q)), network.turn(k, steps.to(k))
     else:
-        parts = _position_parts(given, material, of_prefix=False)
-        q, k = (x - part + _moved(part, places, prefix) for x, part in zip((q, k), parts, strict=True))
-    if not given.additive.biased:
-        return replace(given, q=q, k=k).attend()
+        parts = _position_parts(heads, given, of_prefix=False)
+        moved = _behind(places, prefix)
+        q, k = (x - part + part[:, :, moved] for x, part in zip((q, k), parts, strict=True))
+    if not scores.biased:
+        return replace(heads, scores=replace(scores, q=q, k=k)).attend()
     # With the tokens in the order of their new positions the bias is that of their new offsets.
     order = _behind(places.argsort(), prefix)
-    back = order.argsort()
-    return replace(given, q=q[:, order], k=k[:, order], v=given.v[:, order]).attend()[:, back]
+    arranged = replace(scores, q=q[:, :, order], k=k[:, :, order])
+    return replace(heads, scores=arranged, v=heads.v[:, :, order]).attend()[:, :, order.argsort()]
 
 
-def from_donor(
-    given: Given, queries: Sequence[Tensor], keys: Sequence[Tensor], additive: Additive
-) -> Float[Tensor, "batch token head d_head"]:
-    """The scores, and so the pattern, are those of another network on the same inputs; values stay.
-
-    Queries and keys are those of each layer there, [batch, token, head, d_head].
-    """
-    q, k = queries[given.layer][:, :, given.heads], keys[given.layer][:, :, given.heads]
-    return replace(given, q=q, k=k, additive=_of_heads(additive, given.heads)).attend()
-
-
-@contextmanager
-def edited(
-    model: Transformer,
-    heads: Sequence[tuple[int, slice]],
-    edit: Edit,
-    kept: Sequence[Float[Tensor, "batch token head d_head"]] | None = None,
-) -> Iterator[None]:
-    """Edit some heads of some layers in every forward pass.
-
-    ``kept`` is what heads that are not edited put out, layer by layer, where it is known: nothing before them has
-    changed. They are not computed then.
-    """
-
-    def attend_of(layer: int, some: slice) -> Callable[..., Tensor]:
-        def attend(q: Tensor, k: Tensor, v: Tensor, additive: Additive) -> Tensor:
-            given = Given(model, layer, some, q[:, :, some], k[:, :, some], v[:, :, some], _of_heads(additive, some))
-            z = edit(given)
-            if z.shape == q.shape:
-                return z
-            whole = Attention.attend(model.block(layer).attn, q, k, v, additive) if kept is None else kept[layer]
-            whole = whole.clone()
-            whole[:, :, some] = z
-            return whole
-
-        return attend
-
-    try:
-        for layer, some in heads:
-            model.block(layer).attn.attend = attend_of(layer, some)  # pyright: ignore[reportAttributeAccessIssue]
-        yield
-    finally:
-        for layer, _ in heads:
-            model.block(layer).attn.__dict__.pop("attend", None)
-
-
-@contextmanager
-def added_bias(model: Transformer, layer: int, bias: Float[Tensor, "head offset"]) -> Iterator[None]:
-    """Add a bias to the scores of one layer, at the offsets of its tokens: on images those of the grid."""
-
-    def edit(module: nn.Module, given: tuple[Tensor, PositionEncoding, Additive]) -> tuple[object, ...]:
-        x, position, additive = given
-        whole = bias if additive.proximity is None else additive.proximity + bias
-        return x, position, replace(additive, proximity=whole)
-
-    handle = model.block(layer).attn.register_forward_pre_hook(edit)
-    try:
-        yield
-    finally:
-        handle.remove()
-
-
-def _of_heads(additive: Additive, heads: slice) -> Additive:
-    bias = None if additive.bias is None else additive.bias[heads]
-    proximity = None if additive.proximity is None else additive.proximity[heads]
-    return replace(additive, bias=bias, proximity=proximity)
-
-
-def _position_parts(given: Given, material: Material, of_prefix: bool) -> tuple[Tensor, Tensor]:
-    """Return the position parts, [batch, token, head, d_head]; in front the whole query and key, or nothing."""
+def _position_parts(heads: Heads, given: Material, of_prefix: bool) -> tuple[Tensor, Tensor]:
+    """Return the position parts, [batch, head, token, d_head]; in front the whole query and key, or nothing."""
     found = []
-    for whole, part in zip((given.q, given.k), material.positions[given.layer], strict=True):
-        front = whole[:, : given.model.n_prefix]
-        part = part[:, given.heads].transpose(1, 2).to(whole)
-        found.append(torch.cat([front if of_prefix else torch.zeros_like(front), part], dim=1))
+    for whole, part in ((heads.scores.q, given.q_position), (heads.scores.k, given.k_position)):
+        front = whole[:, :, : heads.scores.prefix]
+        found.append(torch.cat([front if of_prefix else torch.zeros_like(front), part.to(whole)], dim=2))
     return found[0], found[1]
-
-
-def _moved(part: Tensor, places: Tensor, prefix: int) -> Tensor:
-    """Return position parts of the places that tokens are moved to."""
-    return part[:, _behind(places, prefix)]
 
 
 def _behind(places: Tensor, prefix: int) -> Tensor:
     """Return indices of tokens as indices in a sequence with some in front, which stay."""
     return torch.cat([torch.arange(prefix, device=places.device), places + prefix])
+
+
+def shuffled(f: Float[Tensor, "head offset"], pairs: Geometry, generator: np.random.Generator) -> Tensor:
+    """Return functions of the offset with their values at other offsets, and the same length."""
+    seen = pairs.seen.nonzero()[:, 0].numpy()
+    moved = f.double().cpu().clone()
+    moved[:, seen] = moved[:, generator.permutation(seen)]
+    size, length = pairs.inner(moved, moved), pairs.inner(f.double().cpu(), f.double().cpu())
+    return (moved * torch.where(size > 0, length / size, 0.0).clamp(min=0).sqrt()[:, None]).to(f.device)

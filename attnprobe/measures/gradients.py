@@ -1,45 +1,133 @@
 """Gradients: along which score directions can an objective learn here, and along which is it blind?"""
 
-from collections.abc import Callable, Mapping, Sequence
+import functools
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
+import torch
+import torch.nn.functional as F
+import xarray as xr
+from torch import Tensor
 
-from attnprobe.config import Objective
 from attnprobe.errors import UsageError, listed
-from attnprobe.measures import common
-from attnprobe.measures.common import View
+from attnprobe.geometry import geometry
+from attnprobe.measures.driver import (
+    Add,
+    Asked,
+    Look,
+    Number,
+    Sample,
+    See,
+    Tallies,
+    Tally,
+    View,
+    asked,
+    check_window,
+    chunks,
+    described,
+    geometry_of,
+    hidden_tokens,
+    lengths_of,
+    over_sequences,
+    result,
+    views,
+    widened,
+)
+from attnprobe.networks.base import Doubles, Fits, Network, Probe, differentiate, read
 from attnprobe.randomness import numpy_generator
-
-if TYPE_CHECKING:
-    import xarray as xr
-    from torch import Tensor
-
-    from attnprobe.checkpoint import Checkpoint
-    from attnprobe.measures.backward import LayerGradient
-    from attnprobe.statistics import Moments
-    from attnprobe.transformer import Transformer
+from attnprobe.results import variable
+from attnprobe.scores import Heads
+from attnprobe.statistics import Moments, gradient_product, gradient_statistics, score_statistics
+from attnprobe.statistics.directions import (
+    SUBSPACES,
+    dimensions,
+    energy_shares,
+    kernels,
+    own_pair,
+    unit,
+    without_own_pair,
+)
+from attnprobe.tables import OBJECTIVES
+from attnprobe.training.objectives import Batch
 
 TABLE = "snr energy_share grid_snr mean_token_share rank_one_share cosine"
 """What the command prints of a head."""
 
-# name: (axes besides layer and head, long name, units, method)
-DESCRIBED = {
-    "descent": (("direction",), "fall of the loss along the direction", "loss", "minus gradient times unit direction"),
-    "favours": (("direction",), "share of sequences whose descent raises the direction", "1", "1/2 without a sign"),
-    "squared_cosine": (("direction",), "share of the gradient's energy along the direction", "1", "squared cosine"),
-    "energy_share": (("subspace",), "share of the gradient's energy in the subspace", "1", "squared projection"),
-    "descent_by_offset": (("view",), "fall of the loss with a bias at the offset", "loss", "minus sum over pairs"),
-    "gradient_norm": ((), "length of the score gradient", "loss", "Frobenius norm"),
-    "mean_token_share": ((), "share of the map's gradient that reads the mean token", "1", "query side"),
-    "rank_one_share": ((), "share of the map's gradient in its first singular component", "1", "squared"),
-}
+NUMBERS = [
+    Number(
+        "descent",
+        "fall of the loss along the direction",
+        "loss",
+        ("direction",),
+        "minus gradient times unit direction",
+        unstructured="0",
+    ),
+    Number(
+        "favours",
+        "share of sequences whose descent raises the direction",
+        axes=("direction",),
+        method="1/2 without a sign",
+        range=(0.0, 1.0),
+        unstructured="1/2",
+    ),
+    Number(
+        "squared_cosine",
+        "share of the gradient's energy along the direction",
+        axes=("direction",),
+        method="squared cosine",
+        range=(0.0, 1.0),
+    ),
+    Number(
+        "energy_share",
+        "share of the gradient's energy in the subspace",
+        axes=("subspace",),
+        method="squared projection",
+        range=(0.0, 1.0),
+        unstructured="energy_share_of_noise",
+    ),
+    Number(
+        "descent_by_offset",
+        "fall of the loss with a bias at the offset",
+        "loss",
+        ("view",),
+        "minus sum over pairs",
+        unstructured="0",
+    ),
+    Number("gradient_norm", "length of the score gradient", "loss", method="Frobenius norm"),
+    Number(
+        "mean_token_share",
+        "share of the map's gradient that reads the mean token",
+        method="query side",
+        range=(0.0, 1.0),
+    ),
+    Number(
+        "rank_one_share",
+        "share of the map's gradient in its first singular component",
+        method="squared",
+        range=(0.0, 1.0),
+    ),
+]
+COSINE = Number(
+    "cosine",
+    "cosine between the gradients of two losses",
+    method="of whole score gradients, sequence by sequence",
+    range=(-1.0, 1.0),
+    unstructured="0",
+)
+CURVATURE = Number(
+    "curvature",
+    "second derivative of the loss along the direction",
+    "loss",
+    ("direction",),
+    "central differences; functions of the offset",
+)
 
 
 def gradients(
-    checkpoint: "Checkpoint",
+    of: Any,
     *,
     sequences: int = 256,
     objectives: tuple[str, ...] = (),
@@ -47,8 +135,10 @@ def gradients(
     fit_steps: int = 0,
     reach: int = 2,
     curvature: int = 0,
+    nulls: int = 8,
+    level: float = 0.95,
     seed: int = 0,
-) -> "xr.Dataset":
+) -> xr.Dataset:
     r"""Measure what each objective's gradient asks of the scores: exact, for every sequence, layer and head.
 
     The loss is the mean loss of one test sequence; its gradient $\partial L / \partial S$ with respect to the scores
@@ -81,212 +171,184 @@ def gradients(
     (``fit_steps``).
 
     Args:
-        checkpoint: The checkpoint to measure.
+        of: The checkpoint (or probe) to measure.
         sequences: Number of test sequences: the first ones.
         objectives: Which losses: labels, masked, next-token; all that the network can have unless named.
         at: Where: the checkpoint's own scores, or all scores set to zero (exactly uniform attention).
         fit_steps: Steps for which the objective's readout is trained first; at uniform attention with value weights.
         reach: Length of the proximity directions, in tokens or pixels.
         curvature: Number of sequences on which second derivatives are taken; 0 leaves them out.
+        nulls: Draws of each null; 0 for none.
+        level: Level of the intervals.
         seed: Seed of masks, random directions, permutations and initial networks.
     """
-    from tqdm import tqdm
-
-    from attnprobe.results import dataset
-    from attnprobe.statistics.directions import SUBSPACES
-
-    common.check(checkpoint, sequences, seed)
-    common.check_window(checkpoint, reach, "reach")
-    sequences = min(sequences, len(checkpoint.task.test))
-    asked = _Asked(checkpoint, _losses(checkpoint, objectives), at, fit_steps, reach, seed)
+    what = asked("gradients", of, sequences, nulls, level, seed)
+    check_window(what.network, reach, "reach")
+    losses = _losses(what.probe, objectives)
     if at not in ("checkpoint", "uniform"):
         raise UsageError(f"at={at!r}: must be checkpoint or uniform")
     for name, value in (("fit_steps", fit_steps), ("curvature", curvature)):
         if value < 0:
             raise UsageError(f"{name}={value}: must not be negative")
-    draws, rows = min(common.DRAWS, sequences), np.arange(sequences)
-    total = 3 * sequences * len(asked.losses)
-    with tqdm(total=total, desc="gradients", unit="gradient", delay=5, leave=False, dynamic_ncols=True) as bar:
-        own = _prepare(asked, checkpoint.model, sequences)
-        orders = [common.permutation("gradients", seed, d, checkpoint.data.n) for d in range(draws)]
-        found = _over_sequences(asked, own, rows, None, bar.update)
-        initial = [
-            _prepare(asked, common.initial_network(checkpoint, seed, d), -(-sequences // draws)) for d in range(draws)
-        ]
-        nulls = [
-            [_over_sequences(asked, own, rows[d::draws], orders[d], bar.update) for d in range(draws)],
-            [_over_sequences(asked, initial[d], rows[d::draws], None, bar.update) for d in range(draws)],
-        ]
-    variables = _variables(asked, found, nulls) | common.accuracies(checkpoint)
+    given = _Given(what, losses, at, fit_steps, reach)
+    if fit_steps and not isinstance(what.network, Fits):
+        raise UsageError(f"fit_steps={fit_steps}: this network's output head cannot be fitted; fit_steps=0")
+    if curvature and not isinstance(what.network, Doubles):
+        raise UsageError(f"curvature={curvature}: this network has no copy in float64; curvature=0")
+    prepared = functools.lru_cache(maxsize=None)(functools.partial(_prepare, given))
+
+    def prepare(look: Look) -> See:
+        return functools.partial(_see, given, prepared(look.network))
+
+    tallies, draws = over_sequences(what, prepare, looks=len(losses))
+    variables = _variables(given, tallies)
     if curvature:
-        bent = rows[:curvature]
-        of_initial = [_curvatures(asked, one, bent[d::draws]) for d, one in enumerate(initial[: len(bent)])]
-        variables |= _curvature_variables(asked, _curvatures(asked, own, bent), of_initial, draws)
-    coordinates = common.coordinates(checkpoint, draws) | {
-        "loss": list(asked.losses),
-        "other_loss": list(asked.losses),
-        "direction": asked.directions,
+        variables |= _curvature_variables(given, draws, prepared, curvature)
+    coordinates = {
+        "loss": list(losses),
+        "other_loss": list(losses),
+        "direction": given.directions,
         "subspace": list(SUBSPACES),
     }
+    left_out = {}
+    if (losses[0], "", "mean_token_share") not in tallies.measured:
+        left_out["mean_token_share, rank_one_share"] = "no single query and key map makes the score"
     facts = {"at": at, "fit_steps": fit_steps, "reach": reach, "curvature_sequences": curvature, "table": TABLE}
-    return dataset(variables, coordinates, common.facts(checkpoint, "gradients", sequences, seed, **facts))
+    return result(what, variables, coordinates, list(draws), left_out, **facts)
 
 
 @dataclass(frozen=True)
-class _Asked:
-    """What is asked of the checkpoint's network and of those of the nulls."""
+class _Given:
+    """What is asked of the network and of those of the nulls."""
 
-    checkpoint: "Checkpoint"
-    losses: tuple[Objective, ...]
+    what: Asked
+    losses: tuple[str, ...]
     at: str
     fit_steps: int
     reach: int
-    seed: int
 
     @property
     def views(self) -> dict[str, View]:
-        return common.views(self.checkpoint)
+        return views(self.what.network)
 
     @property
     def directions(self) -> list[str]:
-        from attnprobe.statistics.directions import kernels
-        from attnprobe.statistics.geometry import geometry
+        shape = self.what.network.shape
+        return [*kernels(geometry((shape.n,), shape.causal), self.reach), "offset 0", "own profile", "column", "random"]
 
-        first = kernels(geometry((self.checkpoint.data.n,), self.checkpoint.config.model.causal), self.reach)
-        return [*first, "offset 0", "own profile", "column", "random"]
+    def change(self, heads: Heads) -> Heads:
+        """Return what is differentiated: the network's own scores, or all scores set to zero."""
+        return replace(heads, scores=heads.scores.flat()) if self.at == "uniform" else heads
 
 
 @dataclass(frozen=True)
 class _Prepared:
-    """A network as it is looked at: one for each loss, where readouts are fitted, and its profile in each view."""
+    """A network as it is looked at: one for each loss if readouts are fitted, and its profile in each view."""
 
-    networks: "Mapping[Objective, Transformer]"
-    profiles: "Mapping[str, list[Tensor]]"
+    networks: Mapping[str, Network]
+    profiles: Mapping[str, list[Tensor]]
     """[head, offset] in each layer, of the longest sequences."""
 
 
-def _losses(checkpoint: "Checkpoint", named: tuple[str, ...]) -> tuple[Objective, ...]:
-    """Return the objectives that are asked for, or all that make sense; raise `UsageError` where one does not."""
-    model = checkpoint.config.model
-    if model.pooling == "cls":
+def _losses(of: Probe, named: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the objectives that are asked for, or all that make sense; raise `UsageError` if one does not."""
+    if of.network.shape.prefix:
         raise UsageError(
             "pooling='cls': labels reach the last layer's scores through the row of [CLS] alone, which has no offset "
             "to any token; measure a network with pooling mean, max or last"
         )
-    every: tuple[Objective, ...] = get_args(Objective)
-    valid: list[Objective] = [one for one in every if one != "next-token" or model.causal]
     for name in named:
-        if name not in valid:
-            why = " (attention is not causal: the next token can be seen)" if name == "next-token" else ""
-            raise UsageError(f"objectives: {name!r} makes no sense here{why}; valid: {listed(valid)}")
-    return tuple(one for one in valid if one in named or not named)
+        if name not in of.objectives:
+            causal = name in OBJECTIVES and OBJECTIVES[name].needs_causal
+            why = " (attention is not causal: the next token can be seen)" if causal else ""
+            raise UsageError(f"objectives: {name!r} makes no sense here{why}; valid: {listed(of.objectives)}")
+    return tuple(one for one in of.objectives if one in named or not named)
 
 
-def _prepare(asked: _Asked, network: "Transformer", profiled: int) -> _Prepared:
-    """Return the network at the scores that are asked for, with readouts fitted where that is asked for."""
-    from attnprobe.measures.backward import at_uniform_attention, fit
-
-    start = at_uniform_attention(network) if asked.at == "uniform" else network
-    parts = ("heads", "vo") if asked.at == "uniform" else ("heads",)
-    task, config, steps = asked.checkpoint.task, asked.checkpoint.config, asked.fit_steps
-    networks: dict[Objective, Transformer] = {
-        loss: fit(start, task, config, loss, parts, steps, asked.seed) if steps else start for loss in asked.losses
-    }
-    return _Prepared(networks, _profiles(asked, network, profiled))
+def _prepare(given: _Given, network: Network) -> _Prepared:
+    """Return the network with readouts fitted, if that is asked for."""
+    steps, seed = given.fit_steps, given.what.seed
+    networks: dict[str, Network] = dict.fromkeys(given.losses, network)
+    if steps and isinstance(network, Fits):
+        networks = {loss: network.fitted(loss, steps, seed, given.at == "uniform") for loss in given.losses}
+    profiles = mean_profiles(network, given.what.probe, given.what.sequences)
+    return _Prepared(networks, dict(zip(given.views, profiles, strict=True)))
 
 
-def _profiles(asked: _Asked, network: "Transformer", most: int) -> "dict[str, list[Tensor]]":
-    """Return the network's mean score by offset in training sequences, in each view and layer."""
-    from attnprobe.measures.capture import mean_kernels
+def mean_profiles(network: Network, of: Probe, most: int) -> list[list[Tensor]]:
+    """Return the mean score by offset in the longest training sequences, at most so many, layer by layer.
 
-    return dict(zip(asked.views, mean_kernels(network, asked.checkpoint.task.train, most), strict=True))
-
-
-def _over_sequences(
-    asked: _Asked,
-    prepared: _Prepared,
-    rows: np.ndarray,
-    order: np.ndarray | None,
-    done: Callable[[int], object],
-) -> "dict[tuple[str, ...], list[Moments]]":
-    """Return the moments over sequences of each number, a list over layers.
-
-    They are under (loss, prefix, name), and those of two losses under (loss, other_loss).
+    The first list is in the line; a second one, if the tokens are pixels, on the grid. Least squares with a free
+    constant for each query, at the offsets of the longest sequence that the network takes; 0 where there is no pair.
     """
-    import torch
+    split = of.task.train
+    lengths = lengths_of(split)
+    rows = np.flatnonzero(lengths == lengths.max())[:most]
+    sums: list[dict[int, Tensor]] = [{}, {}]
 
-    from attnprobe.measures.backward import score_gradients
-    from attnprobe.measures.capture import chunks
-    from attnprobe.objectives import Batch
-    from attnprobe.statistics import Moments, gradient_product
+    def see(heads: Heads) -> None:
+        finest = score_statistics(heads.scores)
+        for view, found in zip(sums, (finest.in_line(), finest), strict=True):
+            profile = found.kernel.nan_to_num().sum(0) / len(rows)
+            view[heads.layer] = view.get(heads.layer, 0) + profile
 
-    checkpoint, n = asked.checkpoint, asked.checkpoint.data.n
-    model, test = next(iter(prepared.networks.values())), checkpoint.task.test
-    layers = range(model.cfg.n_layers)
-    found: dict[tuple[str, ...], list[Moments]] = {}
+    for _, batch in chunks(split, rows, network):
+        read(network, batch, of.objectives[0], see)
+    short, layers = network.shape.n - int(lengths.max()), range(network.shape.layers)
+    line = [F.pad(sums[0][layer], (short, short)) for layer in layers]
+    return [line, [sums[1][layer] for layer in layers]] if network.shape.grid is not None else [line]
 
-    def add(key: tuple[str, ...], layer: int, values: "Tensor") -> None:
-        short = n - length if key[-1] == "descent_by_offset" and not key[1] else 0
-        found.setdefault(key, [Moments() for _ in layers])[layer].add(common.widened(values.numpy(), short))
 
-    hidden = common.masks(asked.checkpoint, asked.seed, int(rows.max()) + 1)
-    for chosen, inputs in chunks(test, rows, model):
-        length = inputs.shape[1]
-        batch = Batch(inputs, torch.from_numpy(test.labels[rows[chosen]]).long().to(inputs.device))
-        mask = torch.from_numpy(hidden[rows[chosen], :length]).to(inputs.device)
-        own = None if order is None else torch.from_numpy(order[order < length])
-        known = _directions(asked, length)
-        slopes, sizes = {}, {}
-        for loss, network in prepared.networks.items():
-            slopes[loss] = score_gradients(network, batch, loss, mask if loss == "masked" else None)
-            for layer, slope in enumerate(slopes[loss]):
-                profiles = {prefix: of_layers[layer] for prefix, of_layers in prepared.profiles.items()}
-                numbers = _statistics(asked, slope, known, profiles, own)
-                sizes[loss, layer] = numbers["", "gradient_norm"]
-                for key, values in numbers.items():
-                    add((loss, *key), layer, values)
-            done(len(chosen))
-        for a, b in combinations(asked.losses, 2) if order is None else ():
-            for layer in layers:
-                pair = [(one.scores, one.v, one.dz) for one in (slopes[a][layer], slopes[b][layer])]
-                size = sizes[a, layer] * sizes[b, layer]
-                add((a, b), layer, gradient_product(*pair) / size.where(size > 0, torch.nan))
-    return found
+def _see(given: _Given, prepared: _Prepared, sample: Sample, add: Add) -> None:
+    """Take in the numbers under (loss, prefix, name), and those of two losses under (loss, other_loss)."""
+    n, known = given.what.network.shape.n, _directions(given, sample.length)
+    slopes: dict[str, list[tuple[Heads, Tensor]]] = {}
+    sizes: dict[tuple[str, int], Tensor] = {}
+    for loss, network in prepared.networks.items():
+        slopes[loss] = differentiate(network, sample.batch, loss, sample.mask(loss), given.change)
+        for heads, dz in slopes[loss]:
+            profiles = {prefix: of_layers[heads.layer] for prefix, of_layers in prepared.profiles.items()}
+            numbers = _statistics(given, heads, dz, known, profiles, sample.order)
+            sizes[loss, heads.layer] = numbers["", "gradient_norm"]
+            for (prefix, name), values in numbers.items():
+                short = n - sample.length if name == "descent_by_offset" and not prefix else 0
+                add((loss, prefix, name), heads.layer, widened(values.numpy(), short))
+    for a, b in combinations(given.losses, 2) if sample.order is None else ():
+        for layer in range(len(slopes[a])):
+            pair = [(heads.scores, heads.v, dz) for heads, dz in (slopes[a][layer], slopes[b][layer])]
+            size = sizes[a, layer] * sizes[b, layer]
+            add((a, b), layer, gradient_product(*pair) / size.where(size > 0, torch.nan))
 
 
 @dataclass(frozen=True)
 class _Directions:
     """The directions of sequences of one length."""
 
-    by_view: "Mapping[str, Tensor]"
+    by_view: Mapping[str, Tensor]
     """[direction, offset], unit, of all that are functions of the offset but the network's own profile."""
-    column: "Tensor"
+    column: Tensor
     """[key], unit."""
-    random: "tuple[Tensor, Tensor]"
+    random: tuple[Tensor, Tensor]
     """[query, 1] and [key, 1], of a unit product."""
 
 
-def _directions(asked: _Asked, length: int) -> _Directions:
-    import torch
-
-    from attnprobe.statistics.directions import kernels, own_pair, unit, without_own_pair
-    from attnprobe.statistics.geometry import geometry
-
+def _directions(given: _Given, length: int) -> _Directions:
     by_view = {}
-    for prefix, view in asked.views.items():
-        places = common.geometry_of(view, length)
-        near = torch.stack([without_own_pair(one, places) for one in kernels(places, asked.reach).values()])
-        by_view[prefix] = unit(torch.cat([near, own_pair(places)[None]]), places)
-    places = geometry((length,), asked.checkpoint.config.model.causal)
-    drawn = numpy_generator(asked.seed, "gradients directions").standard_normal((3, asked.checkpoint.data.n))
+    for prefix, view in given.views.items():
+        pairs = geometry_of(view, length)
+        near = torch.stack([without_own_pair(one, pairs) for one in kernels(pairs, given.reach).values()])
+        by_view[prefix] = unit(torch.cat([near, own_pair(pairs)[None]]), pairs)
+    shape = given.what.network.shape
+    pairs = geometry((length,), shape.causal)
+    drawn = numpy_generator(given.what.seed, "gradients directions").standard_normal((3, shape.n))
     column, left, right = torch.from_numpy(drawn[:, :length])
 
-    def rows(u: "Tensor") -> "Tensor":
+    def rows(u: Tensor) -> Tensor:
         """Return for each query the sum of squares of u over its keys, less its mean there."""
-        return places.sum_over_keys(u.square()) - places.sum_over_keys(u).square() / places.keys
+        return pairs.sum_over_keys(u.square()) - pairs.sum_over_keys(u).square() / pairs.keys
 
-    def over(x: "Tensor", square: "Tensor") -> "Tensor":
-        """Return x over its length; nothing where a sequence of one token has no such direction."""
+    def over(x: Tensor, square: Tensor) -> Tensor:
+        """Return x over its length; nothing if a sequence of one token has no such direction."""
         return torch.where(square > 0, x / square.sqrt(), 0.0)
 
     column = over(column, rows(column).sum())
@@ -295,22 +357,20 @@ def _directions(asked: _Asked, length: int) -> _Directions:
 
 
 def _statistics(
-    asked: _Asked, slope: "LayerGradient", known: _Directions, profiles: "Mapping[str, Tensor]", order: "Tensor | None"
-) -> "dict[tuple[str, str], Tensor]":
+    given: _Given,
+    heads: Heads,
+    dz: Tensor,
+    known: _Directions,
+    profiles: Mapping[str, Tensor],
+    order: Tensor | None,
+) -> dict[tuple[str, str], Tensor]:
     """Return each number, [sequence, head, ...], under its view and name."""
-    import torch
-
-    from attnprobe.statistics import gradient_statistics
-    from attnprobe.statistics.directions import energy_shares, unit, without_own_pair
-
-    scores = replace(slope.scores, order=None if order is None else order.to(slope.scores.q.device))
-    left, right = (x.to(slope.v) for x in known.random)
-    rotates = asked.checkpoint.config.model.position == "rotary"
-    inputs = None if rotates else slope.inputs
-    finest = gradient_statistics(scores, slope.v, slope.dz, [(left, right)], inputs)
+    scores = replace(heads.scores.behind_prefix(), order=None if order is None else order.to(dz.device))
+    left, right = (x.to(heads.v) for x in known.random)
+    finest = gradient_statistics(scores, heads.v, dz, [(left, right)], heads.inputs)
     size = finest.square.sqrt()
     made: dict[tuple[str, str], Tensor] = {("", "gradient_norm"): size}
-    for prefix in asked.views:
+    for prefix in given.views:
         found = finest if prefix else finest.in_line()
         profile = profiles[prefix]
         short = (profile.shape[-1] - found.by_offset.shape[-1]) // 2
@@ -332,18 +392,16 @@ def _statistics(
             (prefix, "energy_share"): energy_shares(found),
             (prefix, "descent_by_offset"): -found.by_offset,
         }
-    if finest.bilinear is not None:
-        made |= {("", name): values for name, values in _of_map(finest.bilinear, slope.inputs).items()}
+    if finest.bilinear is not None and heads.inputs is not None:
+        made |= {("", name): values for name, values in _of_map(finest.bilinear, heads.inputs).items()}
     return made
 
 
-def _of_map(gradient: "Tensor", inputs: "Tensor") -> "dict[str, Tensor]":
+def _of_map(gradient: Tensor, inputs: Tensor) -> dict[str, Tensor]:
     """Return what the gradient [batch, head, d_model, d_model] with respect to the map of queries and keys is like."""
-    import torch
-
     square = gradient.square().sum((-2, -1))
     square = square.where(square > 0, torch.nan)
-    token = torch.nn.functional.normalize(inputs.double().mean(1).cpu(), dim=-1)
+    token = F.normalize(inputs.double().mean(1).cpu(), dim=-1)
     read = torch.einsum("bhde,bd->bhe", gradient, token)
     # In units of its size: the largest eigenvalue of tiny numbers would be rounding.
     scaled = (gradient / square.sqrt()[..., None, None]).nan_to_num()
@@ -354,94 +412,61 @@ def _of_map(gradient: "Tensor", inputs: "Tensor") -> "dict[str, Tensor]":
     }
 
 
-def _variables(
-    asked: _Asked,
-    found: "Mapping[tuple[str, ...], list[Moments]]",
-    nulls: "Sequence[Sequence[Mapping[tuple[str, ...], list[Moments]]]]",
-) -> dict[str, "xr.Variable"]:
+def _variables(given: _Given, tallies: Tallies) -> dict[str, xr.Variable]:
     """Return the variables, over losses first."""
-    import xarray as xr
-
-    from attnprobe.results import variable
-    from attnprobe.statistics.directions import SUBSPACES, dimensions
-    from attnprobe.statistics.geometry import geometry
-
-    head = {"head": asked.checkpoint.config.model.n_heads}
-    sizes = {"direction": {"direction": len(asked.directions)}, "subspace": {"subspace": len(SUBSPACES)}}
+    level, head = given.what.level, {"head": given.what.network.shape.heads}
+    sizes = {"direction": {"direction": len(given.directions)}, "subspace": {"subspace": len(SUBSPACES)}}
     made: dict[str, xr.Variable] = {}
-
-    def means(key: tuple[str, ...], of: str) -> list[list[np.ndarray]]:
-        """Return a number of the nulls' draws, over layers first; NaN where a null has none."""
-        nothing = np.full_like(np.stack([one.mean for one in found[key]]), np.nan)
-        return [
-            [np.stack([getattr(one, of) for one in draw[key]]) if key in draw else nothing for draw in draws]
-            for draws in nulls
-        ]
-
-    for prefix, view in asked.views.items():
-        for name, (axes, *words) in DESCRIBED.items():
-            if (asked.losses[0], prefix, name) not in found:
+    for prefix, view in given.views.items():
+        for number in NUMBERS:
+            if (given.losses[0], prefix, number.name) not in tallies.measured:
                 continue
-            over = head | {axis: size for kind in axes for axis, size in (sizes | {"view": view.offsets})[kind].items()}
+            axes = head | {
+                axis: size for kind in number.axes for axis, size in (sizes | {"view": view.offsets})[kind].items()
+            }
             each = []
-            for loss in asked.losses:
-                key = (loss, prefix, name)
-                of_loss = common.summary(prefix + name, over, found[key], means(key, "mean"), words)
-                if name == "descent":
-                    of_loss |= _signal(prefix, over, found[key], means(key, "mean"), means(key, "sd"))
-                each.append(of_loss)
+            for loss in given.losses:
+                key = (loss, prefix, number.name)
+                of_loss = described(number, prefix + number.name, axes, tallies, key, level)
+                each.append(of_loss | (_signal(prefix, axes, tallies, key) if number.name == "descent" else {}))
             made |= {name: xr.Variable.concat([one[name] for one in each], "loss") for name in each[0]}
         noise = dimensions(geometry(view.shape, view.causal))
         values = [noise[name] for name in SUBSPACES]
         made[f"{prefix}energy_share_of_noise"] = variable(("subspace",), values, "energy share of pure noise", "1")
-    if len(asked.losses) > 1:
-        made |= _cosines(asked, head, found, means)
+    return made | (_cosines(given, head, tallies) if len(given.losses) > 1 else {})
+
+
+def _signal(prefix: str, axes: Mapping[str, int], tallies: Tallies, key: tuple[str, ...]) -> dict[str, xr.Variable]:
+    """Return standard error and signal-to-noise ratio of the descent."""
+    over, measured = ("layer", *axes), tallies.measured
+    error = measured.stack(key, lambda one: one.sd / np.sqrt(np.maximum(one.count, 1)))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratio = measured.stack(key, lambda one: one.mean / one.sd)
+        of_nulls = [
+            [draw.stack(key, lambda one: one.mean / one.sd) for draw in draws] for draws in tallies.nulls.values()
+        ]
+    made = {
+        f"{prefix}descent_se": variable(over, error, "standard error of the mean fall", "loss"),
+        f"{prefix}snr": variable(over, ratio, "signal-to-noise ratio of the fall", "1", "mean over sd of a sequence"),
+    }
+    if of_nulls:
+        made[f"{prefix}snr_null"] = variable(("null", "draw", *over), of_nulls, "null: signal-to-noise ratio", "1")
     return made
 
 
-def _signal(
-    prefix: str,
-    axes: Mapping[str, int],
-    by_layer: "Sequence[Moments]",
-    means: Sequence[Sequence[np.ndarray]],
-    sds: Sequence[Sequence[np.ndarray]],
-) -> dict[str, "xr.Variable"]:
-    """Return standard error and signal-to-noise ratio of the descent."""
-    from attnprobe.results import variable
-
-    over = ("layer", *axes)
-    mean, sd, count = (np.stack([getattr(one, name) for one in by_layer]) for name in ("mean", "sd", "count"))
-    with np.errstate(divide="ignore", invalid="ignore"):
-        ratio, of_nulls = mean / sd, np.array(means) / np.array(sds)
-        error = sd / np.sqrt(count)
-    return {
-        f"{prefix}descent_se": variable(over, error, "standard error of the mean fall", "loss"),
-        f"{prefix}snr": variable(over, ratio, "signal-to-noise ratio of the fall", "1", "mean over sd of a sequence"),
-        f"{prefix}snr_null": variable(("null", "draw", *over), of_nulls, "null: signal-to-noise ratio", "1"),
-    }
-
-
-def _cosines(
-    asked: _Asked,
-    head: Mapping[str, int],
-    found: "Mapping[tuple[str, ...], list[Moments]]",
-    means: Callable[[tuple[str, ...], str], list[list[np.ndarray]]],
-) -> dict[str, "xr.Variable"]:
+def _cosines(given: _Given, head: Mapping[str, int], tallies: Tallies) -> dict[str, xr.Variable]:
     """Return the cosines between the gradients of different losses; NaN of one with itself."""
-    import xarray as xr
-
-    words = ("cosine between the gradients of two losses", "1", "of whole score gradients, sequence by sequence")
     pairs = {
-        frozenset(pair): common.summary("cosine", head, found[pair], means(pair, "mean"), words)
-        for pair in combinations(asked.losses, 2)
+        frozenset(pair): described(COSINE, "cosine", head, tallies, pair, given.what.level)
+        for pair in combinations(given.losses, 2)
     }
     some = next(iter(pairs.values()))
     itself = {name: one.copy(data=np.full(one.shape, np.nan)) for name, one in some.items()}
     return {
         name: xr.Variable.concat(
             [
-                xr.Variable.concat([pairs.get(frozenset((a, b)), itself)[name] for b in asked.losses], "other_loss")
-                for a in asked.losses
+                xr.Variable.concat([pairs.get(frozenset((a, b)), itself)[name] for b in given.losses], "other_loss")
+                for a in given.losses
             ],
             "loss",
         )
@@ -449,61 +474,66 @@ def _cosines(
     }
 
 
-def _curvatures(asked: _Asked, prepared: _Prepared, rows: np.ndarray) -> "dict[Objective, list[Moments]]":
+def _curvatures(given: _Given, prepared: _Prepared, rows: np.ndarray) -> dict[str, list[Moments]]:
     """Return the moments of the second derivatives along functions of the offset, in the data's own view.
 
     Each is a central difference of the exact gradient in float64, with a step that moves no score by more than `STEP`.
     """
-    import copy
-
-    import torch
-
-    from attnprobe.measures.backward import score_gradients
-    from attnprobe.measures.capture import chunks
-    from attnprobe.measures.edits import added_bias
-    from attnprobe.objectives import Batch
-    from attnprobe.statistics import Moments, gradient_statistics
-    from attnprobe.statistics.directions import unit, without_own_pair
-
-    test = asked.checkpoint.task.test
-    prefix = list(asked.views)[-1]
-    hidden = common.masks(asked.checkpoint, asked.seed, int(rows.max()) + 1)
+    of, prefix = given.what.probe, list(given.views)[-1]
+    hidden = hidden_tokens(of, given.what.seed, int(rows.max()) + 1)
     found = {}
     for loss, network in prepared.networks.items():
-        model = copy.deepcopy(network).double()
-        layers, heads = range(model.cfg.n_layers), range(model.cfg.n_heads)
-        found[loss] = [Moments() for _ in layers]
-        for chosen, inputs in chunks(test, rows, model):
-            length = inputs.shape[1]
-            inputs = inputs.double() if inputs.is_floating_point() else inputs
-            batch = Batch(inputs, torch.from_numpy(test.labels[rows[chosen]]).long().to(inputs.device))
-            mask = torch.from_numpy(hidden[rows[chosen], :length]).to(inputs.device) if loss == "masked" else None
-            fixed = _directions(asked, length).by_view[prefix]
-            places = common.geometry_of(asked.views[prefix], length)
-            for layer in layers:
-                profile = prepared.profiles[prefix][layer]
-                short = (profile.shape[-1] - fixed.shape[-1]) // 2
-                own = unit(without_own_pair(profile[:, short : profile.shape[-1] - short], places), places)
-                second = torch.full((len(inputs), len(heads), len(asked.directions)), torch.nan, dtype=torch.float64)
-                for head in heads:
-                    for number, f in enumerate(torch.cat([fixed, own[head, None]])):
-                        if not f.isfinite().all():
-                            continue
-                        step = STEP / float(f.abs().max())
-                        slopes = []
-                        for sign in (1, -1):
-                            bias = torch.zeros(len(heads), len(f), dtype=torch.float64)
-                            bias[head] = sign * step * f
-                            bias = bias.to(inputs.device)
-                            with added_bias(model, layer, bias):
-                                slope = score_gradients(model, batch, loss, mask)[layer]
-                            scores = slope.scores
-                            before = scores.bias_by_offset
-                            scores = replace(scores, bias=bias if before is None else before + bias)
-                            slopes.append(gradient_statistics(scores, slope.v, slope.dz).by_offset[:, head] @ f)
-                        second[:, head, number] = (slopes[0] - slopes[1]) / (2 * step)
-                found[loss][layer].add(second.numpy())
+        assert isinstance(network, Doubles)
+        double = network.in_double()
+        found[loss] = [Moments() for _ in range(double.shape.layers)]
+        for chosen, batch in chunks(of.task.test, rows, double):
+            inputs = batch.inputs.double() if batch.inputs.is_floating_point() else batch.inputs
+            mask = None
+            if OBJECTIVES[loss].hides_tokens:
+                mask = torch.from_numpy(hidden[rows[chosen], : inputs.shape[1]]).to(inputs.device)
+            batch = replace(batch, inputs=inputs)
+            for layer, moments in enumerate(found[loss]):
+                moments.add(_second_derivatives(given, double, batch, loss, mask, layer, prepared, prefix))
     return found
+
+
+def _second_derivatives(
+    given: _Given,
+    network: Network,
+    batch: Batch,
+    loss: str,
+    mask: Tensor | None,
+    layer: int,
+    prepared: _Prepared,
+    prefix: str,
+) -> np.ndarray:
+    """Return the second derivatives [sequence, head, direction] at the scores of one layer."""
+    length, heads = batch.inputs.shape[1], network.shape.heads
+    fixed = _directions(given, length).by_view[prefix]
+    pairs = geometry_of(given.views[prefix], length)
+    profile = prepared.profiles[prefix][layer]
+    short = (profile.shape[-1] - fixed.shape[-1]) // 2
+    own = unit(without_own_pair(profile[:, short : profile.shape[-1] - short], pairs), pairs)
+    second = torch.full((len(batch.inputs), heads, len(given.directions)), torch.nan, dtype=torch.float64)
+    for head in range(heads):
+        for number, f in enumerate(torch.cat([fixed, own[head, None]])):
+            if not f.isfinite().all():
+                continue
+            step = STEP / float(f.abs().max())
+            slopes = []
+            for sign in (1, -1):
+                bias = torch.zeros(heads, len(f), dtype=torch.float64)
+                bias[head] = sign * step * f
+                bias = bias.to(batch.inputs.device)
+
+                def change(one: Heads, bias: Tensor = bias) -> Heads:
+                    one = given.change(one)
+                    return replace(one, scores=one.scores.with_bias(bias)) if one.layer == layer else one
+
+                here, dz = differentiate(network, batch, loss, mask, change)[layer]
+                slopes.append(gradient_statistics(here.scores, here.v, dz).by_offset[:, head] @ f)
+            second[:, head, number] = (slopes[0] - slopes[1]) / (2 * step)
+    return second.numpy()
 
 
 STEP = 1e-3
@@ -511,24 +541,22 @@ STEP = 1e-3
 
 
 def _curvature_variables(
-    asked: _Asked,
-    found: "Mapping[Objective, list[Moments]]",
-    initial: "Sequence[Mapping[Objective, list[Moments]]]",
-    draws: int,
-) -> dict[str, "xr.Variable"]:
-    """Return the curvatures, over losses first; networks that have no draw, and the permuted null, are NaN."""
-    import xarray as xr
-
-    axes = {"head": asked.checkpoint.config.model.n_heads, "direction": len(asked.directions)}
-    words = (
-        "second derivative of the loss along the direction",
-        "loss",
-        "central differences; functions of the offset",
-    )
+    given: _Given, draws: Mapping[str, Sequence[Look]], prepared: Any, sequences: int
+) -> dict[str, xr.Variable]:
+    """Return the curvatures, over losses first; the permuted null has none."""
+    rows = given.what.rows[:sequences]
+    measured = _curvatures(given, prepared(given.what.network), rows)
+    nulls = {
+        kind: [_curvatures(given, prepared(one.network), rows) for one in looks if one.order is None]
+        for kind, looks in draws.items()
+    }
+    axes = {"head": given.what.network.shape.heads, "direction": len(given.directions)}
     each = []
-    for loss in asked.losses:
-        nothing = np.full_like(np.stack([one.mean for one in found[loss]]), np.nan)
-        drawn = [np.stack([one.mean for one in draw[loss]]) for draw in initial]
-        nulls = [[nothing] * draws, drawn + [nothing] * (draws - len(drawn))]
-        each.append(common.summary("curvature", axes, found[loss], nulls, words))
+    for loss in given.losses:
+        empty = [Tally() for _ in range(given.what.nulls)]
+        tallies = Tallies(
+            Tally.of(("curvature",), measured[loss]),
+            {kind: [Tally.of(("curvature",), one[loss]) for one in found] or empty for kind, found in nulls.items()},
+        )
+        each.append(described(CURVATURE, "curvature", axes, tallies, ("curvature",), given.what.level))
     return {name: xr.Variable.concat([one[name] for one in each], "loss") for name in each[0]}

@@ -1,30 +1,45 @@
 """Interventions: is it causal? What happens to the predictions when a part of the scores is removed, or imposed?"""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import Any
 
 import numpy as np
+import torch
+import xarray as xr
+from torch import Tensor
 
 from attnprobe.errors import UsageError
-from attnprobe.measures import common
+from attnprobe.geometry import geometry
+from attnprobe.measures.driver import (
+    Add,
+    Asked,
+    Look,
+    Number,
+    Sample,
+    See,
+    Tallies,
+    asked,
+    chunks,
+    described,
+    over_sequences,
+    permutation,
+    result,
+    views,
+)
+from attnprobe.measures.edits import Edit, Material, Traits, shuffled
+from attnprobe.measures.gradients import mean_profiles
+from attnprobe.measures.terms import Means, Parts, means, see_parts
+from attnprobe.networks import probe
+from attnprobe.networks.base import Attend, Network, Resumes, Swaps, read
 from attnprobe.randomness import numpy_generator
-
-if TYPE_CHECKING:
-    import xarray as xr
-    from torch import Tensor
-
-    from attnprobe.checkpoint import Checkpoint
-    from attnprobe.config import Objective
-    from attnprobe.measures.edits import Edit
-    from attnprobe.measures.terms import Means
-    from attnprobe.objectives import Batch
-    from attnprobe.statistics import Moments
-    from attnprobe.statistics.geometry import Geometry
-    from attnprobe.transformer import Transformer
+from attnprobe.scores import Heads, Scores
+from attnprobe.tables import EDITS
+from attnprobe.training.checkpoint import load
+from attnprobe.training.objectives import Batch
 
 Scope = tuple[str, int, int]
 """head, layer or all; the layer and the head, or 0."""
@@ -32,22 +47,28 @@ Scope = tuple[str, int, int]
 TABLE = "accuracy_change loss_change"
 """What the command prints of a head."""
 
-DESCRIBED = {
-    "accuracy": ("accuracy under the intervention", "1"),
-    "loss": ("loss under the intervention", "nats"),
-    "accuracy_change": ("change of the accuracy", "1"),
-    "loss_change": ("change of the loss", "nats"),
-}
+NUMBERS = [
+    Number("accuracy", "accuracy under the intervention", range=(0.0, 1.0)),
+    Number("loss", "loss under the intervention", "nats"),
+    Number("accuracy_change", "change of the accuracy", method="paired", range=(-1.0, 1.0), unstructured="0"),
+    Number("loss_change", "change of the loss", "nats", method="paired", unstructured="0"),
+]
+BASE = [
+    Number("accuracy", "accuracy without intervention", range=(0.0, 1.0)),
+    Number("loss", "loss without intervention", "nats"),
+]
 
 
 def interventions(
-    checkpoint: "Checkpoint",
+    of: Any,
     *,
     sequences: int = 256,
     reach: float = 2.0,
     donor: Path | None = None,
+    nulls: int = 8,
+    level: float = 0.95,
     seed: int = 0,
-) -> "xr.Dataset":
+) -> xr.Dataset:
     r"""Measure what edits of the scores do to the predictions, head by head, layer by layer and everywhere.
 
     Accuracy and loss are those of the checkpoint's own objective, of test sequences, before any edit
@@ -67,308 +88,250 @@ def interventions(
     over ``layer`` and ``head``; under ``layer_...`` for all heads of a layer, and under ``all_...`` for all. Each has
     ``_interval``, Student's 95 % interval over sequences, ``_sd``, and for kernels, position-position terms and the
     imposed bias ``_null``: an edit of the same length (row-centred) with its numbers elsewhere, offsets or positions
-    permuted (every draw on its share of the sequences): what an edit of this size does where it does not belong.
+    permuted: what an edit of this size does where it does not belong.
 
     Where the objective is masked reconstruction the tokens of the edited passes are hidden as in training; the mean
     functions of the offset are those of whole sequences.
 
     Args:
-        checkpoint: The checkpoint to intervene in.
+        of: The checkpoint (or probe) to intervene in.
         sequences: Number of test sequences: the first ones; as many training sequences give the means.
         reach: Distance over which an imposed bias falls by 1.
         donor: Checkpoint of a network of the same shape, whose scores and maps are put in.
+        nulls: Draws of the null; 0 for none.
+        level: Level of the intervals.
         seed: Seed of masks and permutations.
     """
-    from tqdm import tqdm
-
-    from attnprobe.results import dataset
-
-    common.check(checkpoint, sequences, seed)
+    what = asked("interventions", of, sequences, nulls, level, seed)
     if not reach > 0:
         raise UsageError(f"reach={reach}: must be above 0")
-    sequences = min(sequences, len(checkpoint.task.test))
-    asked = _Asked(checkpoint, reach, seed, None if donor is None else _donor(checkpoint, donor))
-    draws, rows = min(common.DRAWS, sequences), np.arange(sequences)
-    scopes = _scopes(checkpoint)
-    nulled = [name for name in asked.names if name in NULLED]
-    total = sequences * len(scopes) * (len(asked.names) + len(nulled))
-    with tqdm(total=total, desc="interventions", unit="edit", delay=5, leave=False, dynamic_ncols=True) as bar:
-        means = _means(asked, np.unique(rows % len(checkpoint.task.train)))
-        found = _over_sequences(asked, means, rows, asked.names, None, bar.update)
-        nulls = [_over_sequences(asked, means, rows[d::draws], nulled, d, bar.update) for d in range(draws)]
-    coordinates = common.coordinates(checkpoint, draws) | {"intervention": asked.names, "null": ["permuted"]}
+    given = _given(what, reach, None if donor is None else _donor(what, donor))
+    shape, names = what.network.shape, list(given.edits)
+    tallies, draws = over_sequences(
+        what, partial(_prepare, given), ["permuted"], looks=len(given.scopes) * len(given.edits)
+    )
+    axes = {
+        "head": {"intervention": len(names), "layer": shape.layers, "head": shape.heads},
+        "layer": {"intervention": len(names), "layer": shape.layers},
+        "all": {"intervention": len(names)},
+    }
+    variables: dict[str, xr.Variable] = {}
+    for kind, sizes in axes.items():
+        start = "" if kind == "head" else f"{kind}_"
+        for number in NUMBERS:
+            name = start + number.name
+            variables |= described(number, name, sizes, tallies, (kind, number.name), level, over=())
+    for number in BASE:
+        measured = Tallies(tallies.measured)
+        variables |= described(number, f"base_{number.name}", {}, measured, ("base", number.name), level, over=())
+    left_out = {
+        name: "does not apply to this network" + ("" if donor else ", or needs a donor")
+        for name in EDITS
+        if name not in names
+    }
     facts = {
         "reach": reach,
         "donor": "" if donor is None else str(donor),
-        "of_objective": checkpoint.objective,
+        "of_objective": what.probe.objective,
         "table": TABLE,
     }
-    variables = _variables(asked, found, nulls) | common.accuracies(checkpoint)
-    return dataset(variables, coordinates, common.facts(checkpoint, "interventions", sequences, seed, **facts))
-
-
-NULLED = ("keep toeplitz", "remove toeplitz", "keep position", "remove position", "impose proximity")
+    return result(what, variables, {"intervention": names}, list(draws), left_out, **facts)
 
 
 @dataclass(frozen=True)
-class _Asked:
-    """What is asked of the checkpoint."""
+class _Given:
+    """What is asked, and what training sequences say of the network."""
 
-    checkpoint: "Checkpoint"
+    what: Asked
     reach: float
-    seed: int
-    donor: "Checkpoint | None"
-
-    @property
-    def names(self) -> list[str]:
-        """The interventions that this network can have."""
-        model = self.checkpoint.model
-        names = ["flatten", "keep toeplitz", "remove toeplitz"]
-        if model.cfg.position != "none" or model.score_bias is not None or model.cfg.causal:
-            names += ["keep position", "remove position"]
-            if not (model.cfg.causal and model.bias(model.data.n) is not None):
-                names += ["shift positions", "permute positions"]
-        names.append("impose proximity")
-        return [*names, "donor scores", "donor maps"] if self.donor is not None else names
-
-
-def _scopes(checkpoint: "Checkpoint") -> list[Scope]:
-    layers, heads = checkpoint.config.model.n_layers, checkpoint.config.model.n_heads
-    each = [("head", layer, head) for layer, head in np.ndindex(layers, heads)]
-    return [*each, *(("layer", layer, 0) for layer in range(layers)), ("all", 0, 0)]
-
-
-def _donor(checkpoint: "Checkpoint", path: Path) -> "Checkpoint":
-    """Return the other checkpoint; raise `UsageError` where it cannot stand in for this one."""
-    from attnprobe.checkpoint import load
-
-    other = load(path)
-    if other.data != checkpoint.data:
-        raise UsageError(f"donor {path}: was trained on other data ({other.data}, not {checkpoint.data})")
-    for name in ("n_layers", "n_heads", "d_model", "causal"):
-        there, here = getattr(other.config.model, name), getattr(checkpoint.config.model, name)
-        if there != here:
-            raise UsageError(f"donor {path}: has {name}={there}, not {here}")
-    if other.model.n_prefix != checkpoint.model.n_prefix:
-        raise UsageError(f"donor {path}: only one of the two networks puts [CLS] in front")
-    return other
-
-
-@dataclass(frozen=True)
-class _Means:
-    """What training sequences say of the network."""
-
-    parts: "Means"
-    kernels: "list[Tensor]"
+    donor: Network | None
+    edits: dict[str, Edit]
+    means: Means
+    profiles: list[Tensor]
     """[head, offset] of each layer, at the data's own offsets."""
 
-
-def _means(asked: _Asked, rows: np.ndarray) -> _Means:
-    from attnprobe.measures.capture import chunks, mean_kernels
-    from attnprobe.measures.terms import means
-
-    model, train = asked.checkpoint.model, asked.checkpoint.task.train
-    parts = means(model, (inputs for _, inputs in chunks(train, rows, model)))
-    return _Means(parts, mean_kernels(model, train, len(rows))[-1])
+    @property
+    def scopes(self) -> list[Scope]:
+        layers, heads = self.what.network.shape.layers, self.what.network.shape.heads
+        each = [("head", layer, head) for layer, head in np.ndindex(layers, heads)]
+        return [*each, *(("layer", layer, 0) for layer in range(layers)), ("all", 0, 0)]
 
 
-def _over_sequences(
-    asked: _Asked,
-    means: _Means,
-    rows: np.ndarray,
-    names: Sequence[str],
-    draw: int | None,
-    done: Callable[[int], object],
-) -> "dict[tuple[str, str], Moments]":
-    """Return the moments of each quantity, and of the same without an edit, under the kind of scope and its name.
+def _given(what: Asked, reach: float, donor: Network | None) -> _Given:
+    network, of, train = what.network, what.probe, what.probe.task.train
+    rows = np.unique(what.rows % len(train))
+    biased: list[bool] = []
+    _, first = next(chunks(train, rows[:1], network))
+    read(network, first, of.objectives[0], lambda heads: biased.append(heads.scores.biased))
+    traits = Traits(network, any(biased), donor is not None)
+    edits = {name: edit for name, edit in EDITS.items() if edit.applies(traits)}
+    of_data = means(network, (batch for _, batch in chunks(train, rows, network)), of.objectives[0])
+    return _Given(what, reach, donor, edits, of_data, mean_profiles(network, of, len(rows))[-1])
 
-    Samples are over [intervention, layer, head], [intervention, layer], [intervention] or, without an edit, nothing.
-    With a draw everything that edits are made of is permuted.
-    """
-    import torch
 
-    from attnprobe.measures.capture import catching, chunks
-    from attnprobe.measures.edits import edited
-    from attnprobe.objectives import Batch
-    from attnprobe.statistics import Moments
+def _donor(what: Asked, path: Path) -> Network:
+    """Return another checkpoint's network; raise `UsageError` if it cannot stand in for this one."""
+    other = load(path)
+    if other.data != what.probe.task.data:
+        raise UsageError(f"donor {path}: was trained on other data ({other.data}, not {what.probe.task.data})")
+    network = probe(other).network
+    words = {"layers": "n_layers", "heads": "n_heads", "d_model": "d_model", "causal": "causal"}
+    for name, word in words.items():
+        there, here = getattr(network.shape, name), getattr(what.network.shape, name)
+        if there != here:
+            raise UsageError(f"donor {path}: has {word}={there}, not {here}")
+    if network.shape.prefix != what.network.shape.prefix:
+        raise UsageError(f"donor {path}: only one of the two networks puts [CLS] in front")
+    return network
 
-    checkpoint, model = asked.checkpoint, asked.checkpoint.model
-    test, objective = checkpoint.task.test, cast("Objective", checkpoint.objective)
-    layers, heads = model.cfg.n_layers, model.cfg.n_heads
+
+def _prepare(given: _Given, look: Look) -> See:
+    swapped: dict[Scope, Network] = {}
+    names = [name for name, edit in given.edits.items() if look.draw is None or edit.nulled]
+    return partial(_see, given, look.draw, names, swapped)
+
+
+def _see(
+    given: _Given, draw: int | None, names: Sequence[str], swapped: dict[Scope, Network], sample: Sample, add: Add
+) -> None:
+    """Take in loss and accuracy of every sequence in every scope, under every edit and without one."""
+    what, network, batch = given.what, given.what.network, sample.batch
+    layers, heads = network.shape.layers, network.shape.heads
     shapes = {"head": (layers, heads), "layer": (layers,), "all": ()}
-    hidden = common.masks(checkpoint, asked.seed, int(rows.max()) + 1)
-    found: dict[tuple[str, str], Moments] = {}
-    swapped: dict[Scope, Transformer] = {}
-    for chosen, inputs in chunks(test, rows, model):
-        labels = torch.from_numpy(test.labels[rows[chosen]]).long().to(inputs.device)
-        batch = Batch(inputs, labels)
-        mask = torch.from_numpy(hidden[rows[chosen], : inputs.shape[1]]).to(inputs.device)
-        mask = mask if objective == "masked" else None
+    mask = sample.mask(what.probe.objective)
+    kept: dict[int, Tensor] = {}
+    seen: dict[int, Scores] = {}
 
-        outcome = partial(_outcome, batch=batch, objective=objective, mask=mask)
-        before = [f"blocks.{layer}.hook_resid_pre" for layer in range(layers)]
-        outputs = [f"blocks.{layer}.attn.hook_z" for layer in range(layers)]
-        caught: dict[str, Tensor] = {}
-        with torch.no_grad():
-            with catching(model, [*before, *outputs], caught):
-                model.residual(inputs, masked=mask)
-            kept = [caught[name] for name in outputs]
-            base = outcome(model, caught[before[0]], 0)
-            edits = _edits(asked, means, batch, mask, names, draw)
-            values = {kind: np.full((len(inputs), len(names), *shape, 2), np.nan) for kind, shape in shapes.items()}
-            for (number, name), scope in product(enumerate(names), _scopes(checkpoint)):
-                kind, layer, head = scope
-                some = slice(head, head + 1) if kind == "head" else slice(0, heads)
-                touched = [(one, some) for one in (range(layers) if kind == "all" else [layer])]
-                first = touched[0][0]
-                if name == "donor maps":
-                    swapped[scope] = swapped.get(scope) or _with_maps(asked, touched)
-                    made = outcome(swapped[scope], caught[before[first]], first)
-                else:
-                    with edited(model, touched, edits[name], kept if kind == "head" else None):
-                        made = outcome(model, caught[before[first]], first)
-                place = {"head": (layer, head), "layer": (layer,), "all": ()}[kind]
-                values[kind][(slice(None), number, *place)] = made
-                done(len(inputs))
-        for kind, many in values.items():
-            change = many - base.reshape(len(base), *[1] * (many.ndim - 2), 2)
-            for number, name in enumerate(("loss", "accuracy")):
-                found.setdefault((kind, name), Moments()).add(many[..., number])
-                found.setdefault((kind, f"{name}_change"), Moments()).add(change[..., number])
+    def remember(heads: Heads) -> Tensor:
+        seen[heads.layer] = heads.scores
+        kept[heads.layer] = heads.attend()
+        return kept[heads.layer]
+
+    with torch.no_grad():
+        with network.attending(remember):
+            if isinstance(network, Resumes):
+                streams = network.streams(batch, mask)
+                base = _outcome(network, batch, what.probe.objective, mask, streams, 0)
+            else:
+                streams, base = None, _outcome(network, batch, what.probe.objective, mask, None, 0)
+        materials = _materials(given, draw, sample, mask, seen)
+        numbers = list(given.edits)
+        values = {kind: np.full((len(base), len(numbers), *shape, 2), np.nan) for kind, shape in shapes.items()}
+        for name, scope in product(names, given.scopes):
+            kind, layer, head = scope
+            some = slice(head, head + 1) if kind == "head" else slice(0, heads)
+            touched = {one: some for one in (range(layers) if kind == "all" else [layer])}
+            edit, first = given.edits[name].edit, min(touched)
+            if edit is None:
+                if scope not in swapped:
+                    assert isinstance(network, Swaps)
+                    swapped[scope] = network.with_maps_of(given.donor, list(touched.items()))
+                outcome = _outcome(swapped[scope], batch, what.probe.objective, mask, streams, first)
+            else:
+                attend = _edited(edit, touched, materials, kept if kind == "head" else None)
+                with network.attending(attend):
+                    outcome = _outcome(network, batch, what.probe.objective, mask, streams, first)
+            place = {"head": (layer, head), "layer": (layer,), "all": ()}[kind]
+            values[kind][(slice(None), numbers.index(name), *place)] = outcome
+    for kind, many in values.items():
+        change = many - base.reshape(len(base), *[1] * (many.ndim - 2), 2)
         for number, name in enumerate(("loss", "accuracy")):
-            found.setdefault(("base", name), Moments()).add(base[:, number])
-    return found
+            add((kind, name), 0, many[..., number])
+            add((kind, f"{name}_change"), 0, change[..., number])
+    for number, name in enumerate(("loss", "accuracy")):
+        add(("base", name), 0, base[:, number])
 
 
 def _outcome(
-    network: "Transformer", x: "Tensor", first: int, *, batch: "Batch", objective: "Objective", mask: "Tensor | None"
+    network: Network, batch: Batch, objective: str, mask: Tensor | None, streams: list[Tensor] | None, first: int
 ) -> np.ndarray:
-    """Return loss and accuracy of each sequence, [sequence, 2], from the residual stream before a layer."""
-    import torch
-
-    from attnprobe.objectives import predictions
-
-    loss, accuracy = predictions(network, network.through(x, first=first), batch, objective, mask).by_sequence()
+    """Return loss and accuracy of each sequence, [sequence, 2]: from the first edited layer on, if that is possible."""
+    if streams is not None and isinstance(network, Resumes):
+        predictions = network.resumed(streams[first], first, batch, objective, mask)
+    else:
+        predictions = network.predictions(batch, objective, mask)
+    loss, accuracy = predictions.by_sequence()
     accuracy = torch.full_like(loss, torch.nan) if accuracy is None else accuracy
     return torch.stack([loss, accuracy], dim=-1).double().cpu().numpy()
 
 
-def _edits(
-    asked: _Asked, means: _Means, batch: "Batch", mask: "Tensor | None", names: Sequence[str], draw: int | None
-) -> "dict[str, Edit]":
-    """Return the edits by name, made for a batch."""
-    import torch
+def _edited(
+    edit: Any, touched: dict[int, slice], materials: Callable[[int, slice], Material], kept: dict[int, Tensor] | None
+) -> Attend:
+    """Return what takes the place of attention: an edit of some heads of some layers.
 
-    from attnprobe.measures import edits
-    from attnprobe.measures.capture import catching, query_and_key
-    from attnprobe.measures.terms import parts
+    ``kept`` is what heads that are not edited put out, if nothing before them has changed; they are not computed then.
+    """
 
-    model, length = asked.checkpoint.model, batch.inputs.shape[1]
-    view = list(common.views(asked.checkpoint).values())[-1]
-    places, bias = common.geometry_of(view, length), model.bias(length)
-    positions = [(one.q_position, one.k_position) for one in parts(model, batch.inputs, means.parts, mask)]
-    short = (means.kernels[0].shape[1] - len(places.count)) // 2
-    kernels = [one[:, short : one.shape[1] - short].to(batch.inputs.device) for one in means.kernels]
-    imposed = (-places.distance / asked.reach).expand(model.cfg.n_heads, -1).to(batch.inputs.device)
-    if bias is not None and len(bias[0]) != len(places.count):
-        bias = bias[:, places.in_line]
-    own = bias
-    order = common.permutation("interventions", asked.seed, draw or 0, asked.checkpoint.data.n)
+    def attend(heads: Heads) -> Tensor:
+        some = touched.get(heads.layer)
+        if some is None:
+            return heads.attend()
+        z = edit(heads.of_heads(some), materials(heads.layer, some))
+        if z.shape[1] == heads.scores.shape[1]:
+            return z
+        whole = (heads.attend() if kept is None else kept[heads.layer]).clone()
+        whole[:, some] = z
+        return whole
+
+    return attend
+
+
+def _materials(
+    given: _Given, draw: int | None, sample: Sample, mask: Tensor | None, seen: dict[int, Scores]
+) -> Callable[[int, slice], Material]:
+    """Return what edits of some heads of a layer are made of, for a batch; with a draw, everything is permuted."""
+    what, network, length = given.what, given.what.network, sample.length
+    view = list(views(network).values())[-1]
+    pairs = geometry(view.shape if len(view.shape) == 2 else (length,), view.causal)
+    device = sample.batch.inputs.device
+    parts: dict[int, Parts] = {}
+    see_parts(network, sample.batch, given.means, parts.__setitem__, what.probe.objective, mask)
+    short = (given.profiles[0].shape[1] - len(pairs.count)) // 2
+    profiles = [one[:, short : one.shape[1] - short].to(device) for one in given.profiles]
+    imposed = (-pairs.distance / given.reach).expand(network.shape.heads, -1).to(device)
+    biases = [parts[layer].scores.bias for layer in range(network.shape.layers)]
+    biases = [one if one is None or one.shape[1] == len(pairs.count) else one[:, pairs.in_line] for one in biases]
+    own = list(biases)
+    order = permutation("interventions", what.seed, draw or 0, network.shape.n)
     order = torch.from_numpy(order[order < length])
     if draw is not None:
-        generator = numpy_generator(asked.seed, "interventions offsets", draw)
-        kernels = [_shuffled(one, places, generator) for one in kernels]
-        imposed = _shuffled(imposed, places, generator)
-        bias = None if bias is None else _shuffled(bias, places, generator)
-        positions = [(q[:, :, order], k[:, :, order]) for q, k in positions]
-    dtype = model.classify.weight.dtype
-    moved = None if bias is None or own is None else bias - own
-    material = edits.Material(
-        [one.to(dtype) for one in kernels],
-        positions,
-        None if bias is None else bias.to(dtype),
-        None if moved is None or draw is None else moved.to(dtype),
-        imposed.to(dtype),
-        order,
-    )
-    shifted = replace(material, places=(torch.arange(length) + length // 2) % length)
-    made: dict[str, Edit] = {
-        "flatten": edits.flatten,
-        "keep toeplitz": partial(edits.keep_toeplitz, material=material),
-        "remove toeplitz": partial(edits.remove_toeplitz, material=material),
-        "keep position": partial(edits.keep_position, material=material),
-        "remove position": partial(edits.remove_position, material=material),
-        "shift positions": partial(edits.move_positions, material=shifted),
-        "permute positions": partial(edits.move_positions, material=material),
-        "impose proximity": partial(edits.impose, material=material),
-    }
-    if asked.donor is not None and "donor scores" in names:
-        caught: dict[str, Tensor] = {}
-        donor = asked.donor.model
-        hooks = [
-            [f"blocks.{layer}.attn.{hook}" for layer in range(donor.cfg.n_layers)] for hook in query_and_key(donor)
-        ]
-        with catching(donor, sum(hooks, []), caught):
-            donor.residual(batch.inputs, masked=mask)
-        queries, keys = ([caught[name] for name in of_side] for of_side in hooks)
-        additive = donor.additive(length)
-        made["donor scores"] = partial(edits.from_donor, queries=queries, keys=keys, additive=additive)
-    return made
+        generator = numpy_generator(what.seed, "interventions offsets", draw)
+        profiles = [shuffled(one, pairs, generator) for one in profiles]
+        imposed = shuffled(imposed, pairs, generator)
+        state = generator.bit_generator.state
+        for layer, bias in enumerate(own):
+            generator.bit_generator.state = state  # one encoding's bias moves alike in all layers
+            biases[layer] = None if bias is None else shuffled(bias, pairs, generator)
+    donor: dict[int, Scores] = {}
+    if given.donor is not None and draw is None:
 
+        def see_donor(heads: Heads) -> Tensor:
+            donor[heads.layer] = heads.scores
+            return heads.attend()
 
-def _shuffled(f: "Tensor", places: "Geometry", generator: np.random.Generator) -> "Tensor":
-    """Return functions of the offset with their values at other offsets, and the same length."""
-    import torch
+        with given.donor.attending(see_donor):
+            given.donor.predictions(sample.batch, what.probe.objective, mask)
 
-    seen = places.seen.nonzero()[:, 0].numpy()
-    moved = f.double().cpu().clone()
-    moved[:, seen] = moved[:, generator.permutation(seen)]
-    size, length = places.inner(moved, moved), places.inner(f.double().cpu(), f.double().cpu())
-    return (moved * torch.where(size > 0, length / size, 0.0).clamp(min=0).sqrt()[:, None]).to(f.device)
+    def of(layer: int, some: slice) -> Material:
+        def cast(x: Tensor | None) -> Tensor | None:
+            return None if x is None else x[some].to(seen[layer].type)
 
+        q, k = parts[layer].q_position[:, some], parts[layer].k_position[:, some]
+        bias, before = biases[layer], own[layer]
+        moved = None if bias is None or before is None or draw is None else bias - before
+        profile, proximity = cast(profiles[layer]), cast(imposed)
+        assert profile is not None and proximity is not None
+        return Material(
+            network,
+            profile,
+            q if draw is None else q[:, :, order],
+            k if draw is None else k[:, :, order],
+            cast(bias),
+            cast(moved),
+            proximity,
+            order,
+            donor[layer].of_heads(some) if layer in donor else None,
+        )
 
-def _with_maps(asked: _Asked, touched: Sequence[tuple[int, slice]]) -> "Transformer":
-    """Return a copy of the network with the donor's query and key maps in some heads."""
-    import copy
-
-    import torch
-
-    assert asked.donor is not None
-    made, donor = copy.deepcopy(asked.checkpoint.model), asked.donor.model
-    width = made.cfg.d_head
-    with torch.no_grad():
-        for layer, some in touched:
-            rows = slice(some.start * width, some.stop * width)
-            for side in ("q", "k"):
-                own, other = (getattr(one.block(layer).attn, side) for one in (made, donor))
-                own.weight[rows], own.bias[rows] = other.weight[rows], other.bias[rows]
-    return made
-
-
-def _variables(
-    asked: _Asked, found: "Mapping[tuple[str, str], Moments]", nulls: "Sequence[Mapping[tuple[str, str], Moments]]"
-) -> dict[str, "xr.Variable"]:
-    """Return the variables of every scope."""
-    from attnprobe.results import variable
-
-    axes = {"head": ("intervention", "layer", "head"), "layer": ("intervention", "layer"), "all": ("intervention",)}
-    nulled = [asked.names.index(name) for name in asked.names if name in NULLED]
-    made = {}
-    for kind, over in axes.items():
-        start = "" if kind == "head" else f"{kind}_"
-        for name, (long_name, units) in DESCRIBED.items():
-            one = found[kind, name]
-            draws = np.full((1, len(nulls), *one.mean.shape), np.nan)
-            draws[0][:, nulled] = np.stack([draw[kind, name].mean for draw in nulls])
-            about = f"95 % interval: {long_name}"
-            made |= {
-                start + name: variable(over, one.mean, long_name, units, "paired" if "change" in name else ""),
-                f"{start}{name}_interval": variable((*over, "bound"), one.interval(), about, units),
-                f"{start}{name}_sd": variable(over, one.sd, f"sd over sequences: {long_name}", units),
-                f"{start}{name}_null": variable(("null", "draw", *over), draws, f"null: {long_name}", units),
-            }
-    for name in ("loss", "accuracy"):
-        one, units = found["base", name], DESCRIBED[name][1]
-        made[f"base_{name}"] = variable((), one.mean, f"{name} without intervention", units)
-        made[f"base_{name}_interval"] = variable(("bound",), one.interval(), f"95 % interval: {name}", units)
-    return made
+    return of

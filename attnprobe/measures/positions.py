@@ -1,22 +1,38 @@
 """Positions: which part of a score comes from content, which from position, and is the proximity there?"""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import torch
+import xarray as xr
+from torch import Tensor
 
-from attnprobe.measures import common
-from attnprobe.measures.common import NULLS, View
-
-if TYPE_CHECKING:
-    import xarray as xr
-    from torch import Tensor
-
-    from attnprobe.checkpoint import Checkpoint
-    from attnprobe.measures.terms import Means, Parts
-    from attnprobe.statistics import Moments
-    from attnprobe.transformer import Transformer
+from attnprobe.measures.driver import (
+    Add,
+    Look,
+    Number,
+    Sample,
+    See,
+    View,
+    asked,
+    check_window,
+    chunks,
+    described,
+    mean_over_shared,
+    over_sequences,
+    result,
+    views,
+    widened,
+)
+from attnprobe.measures.terms import TERMS, Means, Parts, mean_position_parts, means, see_parts
+from attnprobe.networks.base import KnowsMaps, KnowsPositions, Network
+from attnprobe.results import variable
+from attnprobe.scores import Scores, bias_of_pairs
+from attnprobe.statistics import covariance, score_statistics
+from attnprobe.statistics.spectrum import circulant_part, effective_rank, pair_waves, product_svd, vector_waves, waves
+from attnprobe.training.objectives import Batch
 
 BINS = 128
 """Bins of query and of key positions, at most, in which the position-position kernel is kept."""
@@ -26,16 +42,41 @@ COMPONENTS = 4
 TABLE = "variance_share proximity_contrast toeplitz_share grid_proximity_contrast qk_effective_rank"
 """What the command prints of a head."""
 
-# name: (axes besides layer and head, long name, units, method)
-DESCRIBED = {
-    "variance_share": (("term",), "share of the score's variance", "1", "covariance with the score, row-centred"),
-    "toeplitz_share": (("term",), "share of the term's variance that the offset explains", "1", "row-centred"),
-    "proximity_contrast": (("term",), "near minus far keys, by term", "sd of the score", "offset 0 left out"),
-    "score_by_offset": (("term", "view"), "term of the score by offset", "1", "least squares, row constants free"),
-}
+NUMBERS = [
+    Number(
+        "variance_share",
+        "share of the score's variance",
+        axes=("term",),
+        method="covariance with the score, row-centred",
+    ),
+    Number(
+        "toeplitz_share",
+        "share of the term's variance that the offset explains",
+        axes=("term",),
+        method="row-centred",
+        range=(0.0, 1.0),
+        unstructured="number of offsets less one, over n (n - 1)",
+    ),
+    Number(
+        "proximity_contrast",
+        "near minus far keys, by term",
+        "sd of the score",
+        ("term",),
+        "offset 0 left out",
+        unstructured="0",
+    ),
+    Number(
+        "score_by_offset",
+        "term of the score by offset",
+        axes=("term", "view"),
+        method="least squares, row constants free",
+    ),
+]
 
 
-def positions(checkpoint: "Checkpoint", *, sequences: int = 256, window: int = 2, seed: int = 0) -> "xr.Dataset":
+def positions(
+    of: Any, *, sequences: int = 256, window: int = 2, nulls: int = 8, level: float = 0.95, seed: int = 0
+) -> xr.Dataset:
     r"""Measure what content and position contribute to each head's score, and how the positions interact.
 
     The score of the forward pass is split into four terms that add up to it: content and position of the query times
@@ -68,131 +109,89 @@ def positions(checkpoint: "Checkpoint", *, sequences: int = 256, window: int = 2
       ``qk_query_vector`` and ``qk_key_vector`` (d_model).
 
     Args:
-        checkpoint: The checkpoint to measure.
+        of: The checkpoint (or probe) to measure.
         sequences: Number of test sequences: the first ones; as many training sequences give the means.
         window: Largest distance that counts as near, in tokens or pixels.
+        nulls: Draws of each null; 0 for none.
+        level: Level of the intervals.
         seed: Seed of the permutations and the initial networks.
     """
-    from tqdm import tqdm
+    what = asked("positions", of, sequences, nulls, level, seed)
+    check_window(what.network, window)
+    seen, network = views(what.network), what.network
+    train, objective = what.probe.task.train, what.probe.objectives[0]
+    rows = np.unique(what.rows % len(train))
+    known: list[tuple[Network, Means, np.ndarray | None]] = []
 
-    from attnprobe.measures.terms import TERMS
-    from attnprobe.results import dataset
+    def prepare(look: Look) -> See:
+        # A causal network sees the tokens as they are, and its scores are rearranged.
+        moved = look.order is not None and not network.shape.causal
 
-    common.check(checkpoint, sequences, seed)
-    common.check_window(checkpoint, window)
-    sequences = min(sequences, len(checkpoint.task.test))
-    draws, rows = min(common.DRAWS, sequences), np.arange(sequences)
-    views = common.views(checkpoint)
-    n, model = checkpoint.data.n, checkpoint.model
-    with tqdm(total=3 * sequences, desc="positions", unit="sequence", delay=5, leave=False, dynamic_ncols=True) as bar:
+        def arranged(batch: Batch) -> Batch:
+            if look.order is None or not moved:
+                return batch
+            return replace(batch, inputs=batch.inputs[:, look.order[look.order < batch.inputs.shape[1]]])
 
-        def look(network: "Transformer", some: np.ndarray, order: np.ndarray | None = None) -> Any:
-            return _over_sequences(checkpoint, views, window, bar.update, network, some, rows, order)
+        of_data = means(look.network, (arranged(batch) for _, batch in chunks(train, rows, look.network)), objective)
+        known.append((look.network, of_data, look.order))
 
-        found, means = look(model, rows)
-        networks = [common.initial_network(checkpoint, seed, d) for d in range(draws)]
-        orders = [common.permutation("positions", seed, d, n) for d in range(draws)]
-        nulls = {
-            "permuted": [look(model, rows[d::draws], orders[d]) for d in range(draws)],
-            "initial": [look(networks[d], rows[d::draws]) for d in range(draws)],
-        }
+        def see(sample: Sample, add: Add) -> None:
+            back = sample.order if sample.order is None or not moved else sample.order.argsort()
+
+            def see_layer(layer: int, parts: Parts) -> None:
+                for prefix, values in _statistics(parts, seen, window, back).items():
+                    if sample.length > sample.shortest:
+                        profile = values["score_by_offset"]
+                        profile -= mean_over_shared(profile, sample.length, sample.shortest, seen[prefix].causal)
+                    for name, value in values.items():
+                        short = network.shape.n - sample.length if name == "score_by_offset" else 0
+                        add((prefix, name), layer, widened(value, short))
+
+            see_parts(look.network, arranged(sample.batch), of_data, see_layer, objective)
+
+        return see
+
+    tallies, draws = over_sequences(what, prepare)
     variables: dict[str, xr.Variable] = {}
-    head = {"head": model.cfg.n_heads}
-    for prefix, view in views.items():
-        for name, (axes, *words) in DESCRIBED.items():
-            if prefix and name == "variance_share":
+    for prefix, view in seen.items():
+        sizes = {"term": {"term": len(TERMS)}, "view": view.offsets}
+        for number in NUMBERS:
+            if prefix and number.name == "variance_share":
                 continue  # the same in every view
-            sizes = {"term": {"term": len(TERMS)}, "view": view.offsets}
-            over = head | {axis: size for kind in axes for axis, size in sizes[kind].items()}
-            of_nulls = [
-                [np.stack([one.mean for one in draw[prefix][name]]) for draw, _ in nulls[null]] for null in NULLS
-            ]
-            variables |= common.summary(prefix + name, over, found[prefix][name], of_nulls, words)
-    seen: list[tuple[Transformer, Means, np.ndarray | None]] = [(model, means, None)]
-    seen += [(model, of, orders[d]) for d, (_, of) in enumerate(nulls["permuted"])]
-    seen += [(networks[d], of, None) for d, (_, of) in enumerate(nulls["initial"])]
+            axes = {"head": network.shape.heads}
+            axes |= {axis: size for kind in number.axes for axis, size in sizes[kind].items()}
+            variables |= described(number, prefix + number.name, axes, tallies, (prefix, number.name), level)
     for many in (_kernel, _circuit, _pairs):
-        variables |= _with_nulls([many(*one) for one in seen], draws)
-    variables |= common.accuracies(checkpoint)
+        variables |= _with_nulls([many(*one) for one in known], len(draws))
+    n = network.shape.n
     ends = np.linspace(0, n, min(n, BINS) + 1).round()
     middle = (ends[1:] + ends[:-1] - 1) / 2
-    coordinates = common.coordinates(checkpoint, draws) | {
+    coordinates = {
         "term": list(TERMS),
         "frequency": np.arange(1, n // 2 + 1) / n,
         "query_bin": middle,
         "key_bin": middle,
         "token": np.arange(n),
     }
-    facts = common.facts(checkpoint, "positions", sequences, seed, window=window, means_from="train")
-    return dataset(variables, coordinates, facts | {"encoding": checkpoint.config.model.position, "table": TABLE})
-
-
-def _over_sequences(
-    checkpoint: "Checkpoint",
-    views: Mapping[str, View],
-    window: int,
-    done: Callable[[int], object],
-    model: "Transformer",
-    rows: np.ndarray,
-    every: np.ndarray,
-    order: np.ndarray | None,
-) -> "tuple[dict[str, dict[str, list[Moments]]], Means]":
-    """Return, for each view, the moments of each statistic over sequences, a list over layers, and the means.
-
-    With an order the network sees the tokens in that order, which gives each the position of another, and what it
-    computes is put back into the order of the sequence. A causal network sees them as they are, and its scores are
-    rearranged. A null has some rows of every one that is measured, and means from as many training sequences as the
-    checkpoint: means of fewer would have more noise in them, which counts as position.
-    """
-    import torch
-
-    from attnprobe.measures.capture import chunks
-    from attnprobe.measures.terms import means, parts
-    from attnprobe.statistics import Moments
-
-    moved = order is not None and not checkpoint.config.model.causal
-    train, n = checkpoint.task.train, checkpoint.data.n
-    shortest = int(common.lengths(checkpoint)[every].min())
-
-    def arranged(inputs: "Tensor") -> "Tensor":
-        return inputs[:, order[order < inputs.shape[1]]] if order is not None and moved else inputs
-
-    of = means(model, (arranged(inputs) for _, inputs in chunks(train, np.unique(every % len(train)), model)))
-    layers = range(model.cfg.n_layers)
-    found = {prefix: {name: [Moments() for _ in layers] for name in DESCRIBED} for prefix in views}
-    for chosen, inputs in chunks(checkpoint.task.test, rows, model):
-        length = inputs.shape[1]
-        back = None
-        if order is not None:
-            own = order[order < length]
-            back = torch.from_numpy(np.argsort(own) if moved else own)
-        for layer, split in enumerate(parts(model, arranged(inputs), of)):
-            for prefix, values in _statistics(split, views, window, back).items():
-                if length > shortest:
-                    kernel = values["score_by_offset"]
-                    kernel -= common.mean_over_shared(kernel, length, shortest, views[prefix].causal)
-                for name, value in values.items():
-                    short = n - length if name == "score_by_offset" else 0
-                    found[prefix][name][layer].add(common.widened(value, short))
-        done(len(chosen))
-    return found, of
+    left_out = {} if isinstance(network, KnowsMaps) else {"qk_*": "the network shows no query and key maps"}
+    encoding = network.encoding if isinstance(network, KnowsPositions) else "unknown"
+    if encoding == "unknown":
+        left_out["pair_*"] = "the network does not know its position encoding; layer 0 is split by means over data too"
+    facts = {"window": window, "means_from": "train", "encoding": encoding, "table": TABLE}
+    return result(what, variables, coordinates, list(draws), left_out, **facts)
 
 
 def _statistics(
-    split: "Parts", views: Mapping[str, View], window: int, order: "Tensor | None"
+    parts: Parts, seen: Mapping[str, View], window: int, order: Tensor | None
 ) -> dict[str, dict[str, np.ndarray]]:
     """Return, for each view, each statistic of [sequence, head, term, ...]."""
-    import torch
-
-    from attnprobe.statistics import covariance, score_statistics
-
-    whole, terms = split.whole, list(split.terms.values())
+    whole, terms = parts.scores, list(parts.terms.values())
     shared = torch.stack([covariance(term, whole) for term in terms], dim=-1)
     square = covariance(whole, whole)
     sd = (square / whole.geometry.keys.sum()).sqrt()[..., None]
     finest = [score_statistics(replace(term, order=order)) for term in terms]
     found = {}
-    for prefix in views:
+    for prefix in seen:
         each = finest if prefix else [one.in_line() for one in finest]
         values = {
             "variance_share": shared / square[..., None],
@@ -204,14 +203,12 @@ def _statistics(
     return found
 
 
-def _with_nulls(found: Sequence[dict[str, "xr.Variable"]], draws: int) -> dict[str, "xr.Variable"]:
-    """Return the variables of the checkpoint, the first of what was found, and beside some those of the nulls."""
-    from attnprobe.results import variable
-
+def _with_nulls(found: Sequence[dict[str, xr.Variable]], kinds: int) -> dict[str, xr.Variable]:
+    """Return the variables of the measured look, the first of what was found, and beside some those of the nulls."""
     first, *others = found
     made = dict(first)
-    for name in NULLED & set(first):
-        values = np.stack([other[name].values for other in others]).reshape(len(NULLS), draws, *first[name].shape)
+    for name in NULLED & set(first) if others else ():
+        values = np.stack([other[name].values for other in others]).reshape(kinds, -1, *first[name].shape)
         about = f"null: {first[name].attrs['long_name']}"
         made[f"{name}_null"] = variable(
             ["null", "draw", *map(str, first[name].dims)], values, about, first[name].attrs["units"]
@@ -230,20 +227,14 @@ NULLED = {
 """Those of the mean position parts and of the weights that have nulls."""
 
 
-def _kernel(model: "Transformer", of: "Means", order: np.ndarray | None) -> dict[str, "xr.Variable"]:
+def _kernel(network: Network, of: Means, order: np.ndarray | None) -> dict[str, xr.Variable]:
     """Return what the mean position-position term is like, over all pairs whether a mask hides them or not."""
-    import torch
-
-    from attnprobe.measures.terms import mean_position_parts
-    from attnprobe.results import variable
-    from attnprobe.statistics import Scores, score_statistics
-    from attnprobe.statistics.spectrum import circulant_part, product_svd, waves
-
-    q, k = mean_position_parts(model, of)
-    bias = model.bias(model.data.n)
-    bias = None if bias is None else bias.detach().double().cpu()
+    q, k = mean_position_parts(network, of)
+    n, grid = network.shape.n, network.shape.grid
+    bias = network.bias(n) if isinstance(network, KnowsPositions) else None
+    bias = None if bias is None else bias.double().cpu()
     back = None if order is None else torch.from_numpy(np.argsort(order))
-    score = score_statistics(Scores(q, k, bias=bias, order=back, grid=model.data.grid)).in_line()
+    score = score_statistics(Scores(q, k, bias=bias, order=back, grid=grid)).in_line()
     amplitude, shift = waves(circulant_part(score.mean_by_offset * score.pairs[:, None]))
     k = (k - k.mean(2, keepdim=True)) / k.shape[-1] ** 0.5
     left, values, right = (_padded(x, k.shape[-1]) for x in product_svd(q, k))
@@ -251,7 +242,7 @@ def _kernel(model: "Transformer", of: "Means", order: np.ndarray | None) -> dict
     return {
         "position_kernel": variable(
             (*head, "query_bin", "key_bin"),
-            _binned(q, k, bias, model.data.grid),
+            _binned(q, k, bias, grid),
             "position-position term",
             "1",
             "row-centred, by bins",
@@ -270,12 +261,8 @@ def _kernel(model: "Transformer", of: "Means", order: np.ndarray | None) -> dict
     }
 
 
-def _binned(q: "Tensor", k: "Tensor", bias: "Tensor | None", grid: tuple[int, int] | None) -> np.ndarray:
+def _binned(q: Tensor, k: Tensor, bias: Tensor | None, grid: tuple[int, int] | None) -> np.ndarray:
     """Return the means of the row-centred product, and of a bias, over bins of queries and keys."""
-    import torch
-
-    from attnprobe.attention import Additive
-
     n = q.shape[2]
     ends = np.linspace(0, n, min(n, BINS) + 1).round().astype(int)
     members = torch.zeros(len(ends) - 1, n, dtype=torch.float64)
@@ -283,41 +270,31 @@ def _binned(q: "Tensor", k: "Tensor", bias: "Tensor | None", grid: tuple[int, in
         members[number, start:stop] = 1 / (stop - start)
     kernel = (members @ q) @ (members @ k).mT
     if bias is not None:
-        added = Additive(n, bias.device, proximity=bias, grid=grid if bias.shape[1] != 2 * n - 1 else None)
+        sides, keys = (n,) if bias.shape[1] == 2 * n - 1 else grid or (n,), torch.arange(n)
         for number, (start, stop) in enumerate(zip(ends[:-1].tolist(), ends[1:].tolist(), strict=True)):
-            rows = added.rows(start, stop)
-            assert rows is not None
-            mean = rows[0].mean(1)
+            mean = bias_of_pairs(bias, sides, torch.arange(start, stop), keys).mean(1)
             kernel[:, :, number] += (mean - mean.mean(-1, keepdim=True)) @ members.T
     return kernel.numpy()
 
 
-def _padded(x: "Tensor", components: int) -> "Tensor":
+def _padded(x: Tensor, components: int) -> Tensor:
     """Return [layer, head, component, ...] with zeros for components that a short sequence cannot have."""
-    import torch
-
     short = x.new_zeros(*x.shape[:2], components - x.shape[2], *x.shape[3:])
     return torch.cat([x, short], dim=2)
 
 
-def _first(vectors: "Tensor") -> np.ndarray:
+def _first(vectors: Tensor) -> np.ndarray:
     """Return the first singular vectors, and NaN for the others."""
     found = vectors.numpy().copy()
     found[:, :, COMPONENTS:] = np.nan
     return found
 
 
-def _circuit(model: "Transformer", of: "Means", order: np.ndarray | None) -> dict[str, "xr.Variable"]:
+def _circuit(network: Network, of: Means, order: np.ndarray | None) -> dict[str, xr.Variable]:
     """Return what the product of query and key map is like, in each layer and head."""
-    import torch
-
-    from attnprobe.results import variable
-    from attnprobe.statistics.spectrum import effective_rank, product_svd
-
-    attention = [model.block(layer).attn for layer in range(model.cfg.n_layers)]
-    with torch.no_grad():
-        w_q = torch.stack([one.W_Q for one in attention]).double().cpu()
-        w_k = torch.stack([one.W_K for one in attention]).double().cpu()
+    if not isinstance(network, KnowsMaps):
+        return {}
+    w_q, w_k = (maps.double().cpu() for maps in network.query_key_maps())
     left, values, right = product_svd(w_q / w_q.shape[-1] ** 0.5, w_k)
     head, method = ("layer", "head"), "of the weights; rotary: at offset 0"
     return {
@@ -334,18 +311,13 @@ def _circuit(model: "Transformer", of: "Means", order: np.ndarray | None) -> dic
     }
 
 
-def _pairs(model: "Transformer", of: "Means", order: np.ndarray | None) -> dict[str, "xr.Variable"]:
+def _pairs(network: Network, of: Means, order: np.ndarray | None) -> dict[str, xr.Variable]:
     """Return the waves in the encoding's own frequencies, where it has some."""
-    import torch
-
-    from attnprobe.results import variable
-    from attnprobe.statistics.spectrum import pair_waves, vector_waves
-
-    frequency = model.position.frequency
-    if frequency is None:
+    frequency = network.frequency if isinstance(network, KnowsPositions) else None
+    if frequency is None or not isinstance(network, KnowsPositions):
         return {}
     head, found = ("layer", "head"), {}
-    if model.position.rotates:
+    if network.rotates:
         query, key = (torch.stack([one[side] for one in of.unrotated]) for side in range(2))
         amplitude, shift = pair_waves(query / query.shape[-1] ** 0.5, key, frequency)
         use = torch.stack([query * key for query, key in of.lengths]) / query.shape[-1] ** 0.5
@@ -353,27 +325,13 @@ def _pairs(model: "Transformer", of: "Means", order: np.ndarray | None) -> dict[
         found["pair_use"] = variable((*head, "pair"), use, long_name, "1", "mean of queries times mean of keys")
         method = "of the mean query and key"
     else:
-        shape = (model.cfg.n_layers, model.cfg.n_heads, len(frequency))
+        shape = (network.shape.layers, network.shape.heads, len(frequency))
         amplitude, shift = (torch.full(shape, torch.nan, dtype=torch.float64) for _ in range(2))
-        w_q, w_k = _maps_of_vectors(model, of)
-        amplitude[0], shift[0] = vector_waves(w_q, w_k, frequency)
+        w_q, w_k = network.vector_maps(of.scale)
+        amplitude[0], shift[0] = vector_waves(w_q / w_q.shape[-1] ** 0.5, w_k, frequency)
         method = "of the weights and the mean scale of the norm, in layer 0"
     return found | {
         "pair_frequency": variable(("pair",), frequency, "frequency of a pair of coordinates", "periods per token"),
         "pair_amplitude": variable((*head, "pair"), amplitude, "amplitude of a pair's wave", "1", method),
         "pair_offset": variable((*head, "pair"), shift, "preferred offset of a pair's wave", "tokens", method),
     }
-
-
-def _maps_of_vectors(model: "Transformer", of: "Means") -> list["Tensor"]:
-    """Return the maps [head, d_model, d_head] from position vectors to queries over sqrt(d_head), and to keys."""
-    import torch
-
-    block = model.block(0)
-    unit = torch.eye(model.cfg.d_model)
-    with torch.no_grad():
-        if model.cfg.norm != "none" and model.cfg.norm_place == "pre":
-            scale = 1 / of.inverse_scale.mean().to(unit).expand(len(unit), 1)
-            unit = block.ln1.share(unit.to(block.attn.W_Q), scale.to(block.attn.W_Q))
-        q, k = ((unit.to(w) @ w).double().cpu() for w in (block.attn.W_Q, block.attn.W_K))
-    return [q / model.cfg.d_head**0.5, k]

@@ -1,29 +1,82 @@
 """Proximity: do scores and attention favour near keys, how much, and over what range?"""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
-from functools import partial
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
+import xarray as xr
 
-from attnprobe.measures import common
-from attnprobe.measures.common import NULLS, View
-
-if TYPE_CHECKING:
-    import xarray as xr
-
-    from attnprobe.checkpoint import Checkpoint
-    from attnprobe.statistics import Moments, Scores
-    from attnprobe.statistics.decay import Decay
-    from attnprobe.statistics.geometry import Geometry
-    from attnprobe.transformer import Transformer
+from attnprobe.geometry import Geometry, geometry
+from attnprobe.measures.driver import (
+    Add,
+    Asked,
+    Look,
+    Number,
+    Sample,
+    See,
+    Tallies,
+    View,
+    asked,
+    check_window,
+    described,
+    geometry_of,
+    lengths_of,
+    mean_over_shared,
+    over_sequences,
+    result,
+    views,
+    widened,
+)
+from attnprobe.networks.base import read
+from attnprobe.results import variable
+from attnprobe.scores import Heads, Scores
+from attnprobe.statistics import Moments, pattern_statistics, score_statistics
+from attnprobe.statistics.decay import Decay, fit_decay
+from attnprobe.statistics.moments import jackknife_error
 
 GROUPS = 20
 """Groups of sequences, at most, over which the decay's error is taken."""
 
+# The view fills in "view" and "unit".
+NUMBERS = [
+    Number("score_by_offset", "score by offset", "1", ("view",), "least squares with a free constant for each query"),
+    Number("pattern_by_offset", "attention weight of a pair by offset", "1", ("view",), "mean over pairs", (0.0, 1.0)),
+    Number(
+        "toeplitz_share",
+        "share of the score's variance that the offset explains",
+        method="row-centred",
+        range=(0.0, 1.0),
+        unstructured="number of offsets less one, over n (n - 1)",
+    ),
+    Number(
+        "proximity_contrast",
+        "score of near minus far keys",
+        "sd of the score",
+        method="row-centred, offset 0 left out",
+        unstructured="0",
+    ),
+    Number("mean_distance", "mean attention distance", "unit", method="attention-weighted, mean over queries"),
+    Number(
+        "mean_distance_ratio",
+        "mean attention distance over uniform",
+        method="1 for uniform attention",
+        unstructured="1",
+    ),
+    Number(
+        "near_mass",
+        "attention to near keys over uniform",
+        axes=("within",),
+        method="offset 0 left out",
+        unstructured="1",
+    ),
+    Number("entropy", "entropy of the pattern", "nats", method="mean over queries"),
+]
 
-def proximity(checkpoint: "Checkpoint", *, sequences: int = 256, window: int = 2, seed: int = 0) -> "xr.Dataset":
+
+def proximity(
+    of: Any, *, sequences: int = 256, window: int = 2, nulls: int = 8, level: float = 0.95, seed: int = 0
+) -> xr.Dataset:
     r"""Measure how near the keys are that each head scores high and attends to.
 
     The network reads test sequences without any masking. For every layer, head and sequence the statistics of
@@ -50,123 +103,81 @@ def proximity(checkpoint: "Checkpoint", *, sequences: int = 256, window: int = 2
     but the fit has ``NAME_interval`` (bound), Student's 95 % interval of the mean over sequences, ``NAME_sd``, the
     standard deviation of a sequence, and ``NAME_null`` (null, draw): *permuted*, the same scores with the positions of
     queries and keys permuted alike (where attention is causal, those of the keys that a query sees), and *initial*,
-    networks of the same configuration at initialisation; every draw is taken on its share of the sequences. The error
-    of the decay is a jackknife over groups of sequences. Where the network puts a [CLS] in front, all is about the
-    attention among the tokens of the sequence: pattern and entropy are those of a softmax without [CLS].
+    networks of the same configuration at initialisation; every draw sees all the sequences. The error of the decay is a
+    jackknife over groups of sequences. If the network puts a [CLS] in front, all is about the attention among the
+    tokens of the sequence: pattern and entropy are those of a softmax without [CLS].
 
     Args:
-        checkpoint: The checkpoint to measure.
+        of: The checkpoint (or probe) to measure.
         sequences: Number of test sequences: the first ones.
         window: Largest distance that counts as near, in tokens or pixels.
+        nulls: Draws of each null; 0 for none.
+        level: Level of the intervals.
         seed: Seed of the permutations and the initial networks.
     """
-    from tqdm import tqdm
+    what = asked("proximity", of, sequences, nulls, level, seed)
+    check_window(what.network, window)
+    seen, within = views(what.network), tuple(sorted({1, window}))
+    groups = np.arange(what.sequences) % min(GROUPS, what.sequences)
 
-    from attnprobe.results import dataset, variable
+    def prepare(look: Look) -> See:
+        of_groups = groups if look.network is what.network and look.order is None else None
 
-    common.check(checkpoint, sequences, seed)
-    common.check_window(checkpoint, window)
-    n = checkpoint.data.n
-    sequences = min(sequences, len(checkpoint.task.test))
-    within = tuple(sorted({1, window}))
-    draws = min(common.DRAWS, sequences)
-    views = common.views(checkpoint)
-    rows = np.arange(sequences)
-    groups = np.arange(sequences) % min(GROUPS, sequences)
-    shortest = int(common.lengths(checkpoint)[rows].min())
-    with tqdm(total=3 * sequences, desc="proximity", unit="sequence", delay=5, leave=False, dynamic_ncols=True) as bar:
-        look = partial(_over_sequences, checkpoint, views, within, shortest, bar.update)
-        measured, profiles = look(checkpoint.model, rows, groups=groups)
-        nulls = {
-            "permuted": [
-                _means(look(checkpoint.model, rows[d::draws], common.permutation("proximity", seed, d, n))[0])
-                for d in range(draws)
-            ],
-            "initial": [
-                _means(look(common.initial_network(checkpoint, seed, d), rows[d::draws])[0]) for d in range(draws)
-            ],
-        }
+        def see(sample: Sample, add: Add) -> None:
+            def see_heads(heads: Heads) -> None:
+                _add_statistics(what, seen, within, of_groups, sample, heads, add)
+
+            read(look.network, sample.batch, what.probe.objectives[0], see_heads)
+
+        return see
+
+    tallies, draws = over_sequences(what, prepare)
     variables: dict[str, xr.Variable] = {}
-    for prefix, view in views.items():
-        of_view = {null: [draw[prefix] for draw in draws_of] for null, draws_of in nulls.items()}
-        variables.update(_summary(prefix, view, measured[prefix], of_view))
-        uniform = _uniform(checkpoint, view, rows).reshape([2 * side - 1 for side in view.shape])
+    for prefix, view in seen.items():
+        sizes = {"view": view.offsets, "within": {"within": len(within)}}
+        for number in NUMBERS:
+            if prefix and number.name == "entropy":
+                continue  # the same in every view
+            axes = {"head": what.network.shape.heads}
+            axes |= {axis: size for kind in number.axes for axis, size in sizes[kind].items()}
+            units = view.unit if number.units == "unit" else number.units
+            variables |= described(number, prefix + number.name, axes, tallies, (prefix, number.name), level, units)
+        uniform = _uniform(what, view).reshape([2 * side - 1 for side in view.shape])
         about_uniform = "uniform attention weight of a pair"
         variables[f"{prefix}uniform_pattern_by_offset"] = variable(view.axes, uniform, about_uniform, "1")
-        variables.update(_decay_summary(prefix, view, measured[prefix]["score_by_offset"], profiles[prefix]))
-    variables.update(common.accuracies(checkpoint))
-    coordinates = common.coordinates(checkpoint, draws) | {"within": np.array(within)}
-    return dataset(variables, coordinates, common.facts(checkpoint, "proximity", sequences, seed, window=window))
+        variables |= _decay_summary(prefix, view, tallies, groups)
+    return result(what, variables, {"within": np.array(within)}, list(draws), window=window)
 
 
-# name: (axes besides layer and head, long name, units, method); "view" and "unit" are filled in by the view.
-DESCRIBED = {
-    "score_by_offset": (("view",), "score by offset", "1", "least squares with a free constant for each query"),
-    "pattern_by_offset": (("view",), "attention weight of a pair by offset", "1", "mean over pairs"),
-    "toeplitz_share": ((), "share of the score's variance that the offset explains", "1", "row-centred"),
-    "proximity_contrast": ((), "score of near minus far keys", "sd of the score", "row-centred, offset 0 left out"),
-    "mean_distance": ((), "mean attention distance", "unit", "attention-weighted, mean over queries"),
-    "mean_distance_ratio": ((), "mean attention distance over uniform", "1", "1 for uniform attention"),
-    "near_mass": (("within",), "attention to near keys over uniform", "1", "offset 0 left out"),
-    "entropy": ((), "entropy of the pattern", "nats", "mean over queries"),
-}
-
-
-def _over_sequences(
-    checkpoint: "Checkpoint",
-    views: Mapping[str, View],
+def _add_statistics(
+    what: Asked,
+    seen: Mapping[str, View],
     within: tuple[int, ...],
-    shortest: int,
-    done: Callable[[int], object],
-    model: "Transformer",
-    rows: np.ndarray,
-    order: np.ndarray | None = None,
-    groups: np.ndarray | None = None,
-) -> tuple[dict[str, dict[str, list["Moments"]]], dict[str, list[list["Moments"]]]]:
-    """Return, for each view, the moments of each statistic over sequences, a list over layers.
-
-    The second part holds the score's profile for each group of sequences, a list over groups and layers. Positions are
-    permuted by an order. Offsets that a shorter sequence does not have are missing there. ``done`` is told how many
-    sequences are done.
-    """
-    import torch
-
-    from attnprobe.measures.capture import chunks, scores_by_layer
-    from attnprobe.statistics import Moments
-
-    layers, n = checkpoint.config.model.n_layers, checkpoint.data.n
-    found = {prefix: {name: [Moments() for _ in range(layers)] for name in DESCRIBED} for prefix in views}
-    groups = np.full(len(rows), -1) if groups is None else groups
-    kinds = int(groups.max()) + 1
-    profiles = {prefix: [[Moments() for _ in range(layers)] for _ in range(kinds)] for prefix in views}
-    for chosen, inputs in chunks(checkpoint.task.test, rows, model):
-        length = inputs.shape[1]
-        for layer, scores in enumerate(scores_by_layer(model, inputs)):
-            if order is not None:
-                scores = replace(scores, order=torch.from_numpy(order[order < length]))
-            for prefix, values in _statistics(scores, views, within).items():
-                kernel = values["score_by_offset"]
-                if length > shortest:
-                    # A kernel has a free constant: on the offsets that all sequences have, all get mean 0.
-                    kernel -= common.mean_over_shared(kernel, length, shortest, views[prefix].causal)
-                for name, value in values.items():
-                    found[prefix][name][layer].add(_widened(name, value, n - length))
-                for group in range(kinds):
-                    own = _widened("score_by_offset", kernel[groups[chosen] == group], n - length)
-                    profiles[prefix][group][layer].add(own)
-        done(len(chosen))
-    return found, profiles
+    groups: np.ndarray | None,
+    sample: Sample,
+    heads: Heads,
+    add: Add,
+) -> None:
+    """Take in every statistic of one layer; with groups, also the score's profile for each group of sequences."""
+    short = what.network.shape.n - sample.length
+    for prefix, values in _statistics(replace(heads.scores, order=sample.order), seen, within).items():
+        profile = values["score_by_offset"]
+        if sample.length > sample.shortest:
+            # A profile has a free constant: on the offsets that all sequences have, all get mean 0.
+            profile -= mean_over_shared(profile, sample.length, sample.shortest, seen[prefix].causal)
+        for name, value in values.items():
+            add((prefix, name), heads.layer, widened(value, short) if name.endswith("by_offset") else value)
+        if groups is not None:
+            for group in np.unique(groups).tolist():
+                own = profile[groups[sample.rows] == group]
+                add((prefix, "group", str(group)), heads.layer, widened(own, short))
 
 
-def _statistics(
-    scores: "Scores", views: Mapping[str, View], within: tuple[int, ...]
-) -> dict[str, dict[str, np.ndarray]]:
+def _statistics(scores: Scores, seen: Mapping[str, View], within: tuple[int, ...]) -> dict[str, dict[str, np.ndarray]]:
     """Return, for each view, each statistic of [sequence, head, ...] scores."""
-    from attnprobe.statistics import pattern_statistics, score_statistics
-
     of_score, of_pattern = score_statistics(scores), pattern_statistics(scores)
     found = {}
-    for prefix, view in views.items():
+    for prefix, view in seen.items():
         score, pattern = of_score, of_pattern
         if len(view.shape) == 1:
             score, pattern = score.in_line(), pattern.in_line()
@@ -184,72 +195,30 @@ def _statistics(
     return found
 
 
-def _widened(name: str, values: np.ndarray, short: int) -> np.ndarray:
-    return common.widened(values, short) if name.endswith("by_offset") else values
-
-
-def _uniform(checkpoint: "Checkpoint", view: View, rows: np.ndarray) -> np.ndarray:
+def _uniform(what: Asked, view: View) -> np.ndarray:
     """Return the weight that uniform attention gives a pair at each offset, mean over sequences."""
-    from attnprobe.statistics import Moments
-    from attnprobe.statistics.geometry import geometry
-
-    n, moments = checkpoint.data.n, Moments()
-    lengths = common.lengths(checkpoint)[rows]
-    for length in lengths.tolist():
-        places = geometry(view.shape if length == n else (length,), view.causal)
-        weight = (places.uniform / places.count).numpy()
-        moments.add(common.widened(weight[None], n - length))
+    moments = Moments()
+    for length in lengths_of(what.probe.task.test)[what.rows].tolist():
+        pairs = geometry_of(view, length)
+        moments.add(widened((pairs.uniform / pairs.count).numpy()[None], what.network.shape.n - length))
     return moments.mean
 
 
-def _means(found: dict[str, dict[str, list["Moments"]]]) -> dict[str, dict[str, np.ndarray]]:
-    """Return the means of [layer, ...], for each view and statistic."""
-    return {
-        prefix: {name: np.stack([one.mean for one in by_layer]) for name, by_layer in statistics.items()}
-        for prefix, statistics in found.items()
-    }
-
-
-def _summary(
-    prefix: str,
-    view: View,
-    measured: dict[str, list["Moments"]],
-    nulls: dict[str, list[dict[str, np.ndarray]]],
-) -> dict[str, "xr.Variable"]:
-    """Return the variables of one view: means, intervals, standard deviations and nulls."""
-    heads = {"head": len(measured["entropy"][0].mean)}
-    sizes = {"view": view.offsets, "within": {"within": measured["near_mass"][0].mean.shape[-1]}}
-    made = {}
-    for name, (axes, long_name, units, method) in DESCRIBED.items():
-        if prefix and name == "entropy":
-            continue  # the same in every view
-        over = heads | {axis: size for kind in axes for axis, size in sizes[kind].items()}
-        words = (long_name, view.unit if units == "unit" else units, method)
-        draws = [[draw[name] for draw in nulls[null]] for null in NULLS]
-        made |= common.summary(prefix + name, over, measured[name], draws, words)
-    return made
-
-
-def _decay_summary(
-    prefix: str, view: View, whole: list["Moments"], groups: list[list["Moments"]]
-) -> dict[str, "xr.Variable"]:
+def _decay_summary(prefix: str, view: View, tallies: Tallies, groups: np.ndarray) -> dict[str, xr.Variable]:
     """Return the fit of the mean profile, and its error from fits that leave out one group of sequences each."""
-    from attnprobe.results import variable
-    from attnprobe.statistics.geometry import geometry
-    from attnprobe.statistics.moments import jackknife_error
-
-    places = geometry(view.shape, view.causal)
-    fitted = _decay(np.stack([one.mean for one in whole]), places)
-    left_out = np.stack(
-        [
-            _decay(np.stack([a.mean_without(g) for a, g in zip(whole, group, strict=True)]), places).length
-            for group in groups
-        ]
-    )
-    error = np.where(np.isfinite(fitted.length), jackknife_error(left_out), np.nan)
+    measured, pairs = tallies.measured, geometry(view.shape, view.causal)
+    fitted = _decay(measured.stack((prefix, "score_by_offset"), lambda one: one.mean), pairs)
+    whole, left_out = measured.layers((prefix, "score_by_offset")), []
+    for group in np.unique(groups).tolist():
+        parts = measured.layers((prefix, "group", str(group)))
+        without = np.stack([one.mean_without(part) for one, part in zip(whole, parts, strict=True)])
+        left_out.append(_decay(without, pairs).length)
+    error = np.where(np.isfinite(fitted.length), jackknife_error(np.stack(left_out)), np.nan)
     axes, formula = ("layer", "head"), "a exp(-distance / length) + c with a > 0"
     method = f"{formula}, least squares weighted by pairs, offset 0 left out"
-    spread = f"jackknife over {len(groups)} groups of sequences; NaN where one of them decides whether anything decays"
+    spread = (
+        f"jackknife over {len(left_out)} groups of sequences; NaN where one of them decides whether anything decays"
+    )
     return {
         f"{prefix}decay_length": variable(axes, fitted.length, "decay length of the score", view.unit, method),
         f"{prefix}decay_length_se": variable(axes, error, "standard error of the decay length", view.unit, spread),
@@ -258,16 +227,14 @@ def _decay_summary(
     }
 
 
-def _decay(profiles: np.ndarray, places: "Geometry") -> "Decay":
+def _decay(profiles: np.ndarray, pairs: Geometry) -> Decay:
     """Fit the decay to profiles by offset, folded to profiles by distance."""
-    from attnprobe.statistics.decay import fit_decay
-
     # Where every sequence is short, the farthest offsets have no score.
     known = np.isfinite(profiles).reshape(-1, profiles.shape[-1]).any(axis=0)
-    count = places.count.numpy()
-    used = (places.distance.numpy() > 0) & (count > 0) & known
-    distance, which = np.unique(places.distance.numpy()[used], return_inverse=True)
-    pairs = np.bincount(which, count[used])
+    count = pairs.count.numpy()
+    used = (pairs.distance.numpy() > 0) & (count > 0) & known
+    distance, which = np.unique(pairs.distance.numpy()[used], return_inverse=True)
+    weight = np.bincount(which, count[used])
     flat = (profiles[..., used] * count[used]).reshape(-1, len(which))
-    folded = np.stack([np.bincount(which, one, len(distance)) for one in flat]) / pairs
-    return fit_decay(folded.reshape(*profiles.shape[:-1], len(distance)), distance, pairs)
+    folded = np.stack([np.bincount(which, one, len(distance)) for one in flat]) / weight
+    return fit_decay(folded.reshape(*profiles.shape[:-1], len(distance)), distance, weight)

@@ -15,23 +15,24 @@ where the bias, of the encoding or imposed, counts as position-position. The pos
 - nothing where the network cannot know positions: without encoding and mask in every layer, and in layer 0 without a
   vector or rotation.
 
+A network that does not know its encoding (`KnowsPositions`) has the mean over data in every layer.
+
 What all positions have in common, biases of the maps included, is content. Means are taken over other sequences than
 those that are split, so that no sequence finds itself in its mean. In deeper layers a mean that differs between
 positions may come from the encoding or from data that do (the border of an image): networks at initialisation show how
 much the data do alone.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 
 import torch
-from einops import einsum
-from jaxtyping import Bool, Float, Shaped
+from jaxtyping import Float
 from torch import Tensor
 
-from attnprobe.measures.capture import by_head, catching, query_and_key
-from attnprobe.statistics import Scores
-from attnprobe.transformer import Transformer
+from attnprobe.networks.base import KnowsPositions, Mask, Network, read
+from attnprobe.scores import Heads, Scores
+from attnprobe.training.objectives import Batch
 
 TERMS = ("content-content", "content-position", "position-content", "position-position")
 """Query first."""
@@ -39,162 +40,137 @@ TERMS = ("content-content", "content-position", "position-content", "position-po
 
 @dataclass(frozen=True)
 class Parts:
-    """Queries and keys of one layer, whole, and the position's part of them; float64."""
+    """The score of one layer in float64, and the position's part of its queries and keys."""
 
-    q: Float[Tensor, "batch head token d_head"]
-    k: Float[Tensor, "batch head token d_head"]
+    scores: Scores
     q_position: Float[Tensor, "batch head token d_head"]
     k_position: Float[Tensor, "batch head token d_head"]
-    bias: Float[Tensor, "head offset"] | None
-    causal: bool
-    grid: tuple[int, int] | None
-
-    @property
-    def whole(self) -> Scores:
-        """The score."""
-        return Scores(self.q, self.k, bias=self.bias, causal=self.causal, grid=self.grid)
 
     @property
     def terms(self) -> dict[str, Scores]:
-        """The four scores that add up to it."""
-        queries = (self.q - self.q_position, self.q_position)
-        keys = (self.k - self.k_position, self.k_position)
+        """The four scores that add up to it; the bias counts as position-position."""
+        queries = (self.scores.q - self.q_position, self.q_position)
+        keys = (self.scores.k - self.k_position, self.k_position)
         pairs = [(q, k) for q in queries for k in keys]
-        biases = [None, None, None, self.bias]
+        biases = [None, None, None, self.scores.bias]
         return {
-            term: Scores(q, k, bias=bias, causal=self.causal, grid=self.grid)
+            term: replace(self.scores, q=q, k=k, bias=bias)
             for term, (q, k), bias in zip(TERMS, pairs, biases, strict=True)
         }
 
 
 @dataclass(frozen=True)
 class Means:
-    """Means over data, for each layer, of the queries and of the keys; float64 on the CPU."""
+    """Means over data, by layer, of queries and keys; float64 on the CPU."""
 
     by_position: list[list[Float[Tensor, "head token d_head"]]]
     """As they enter the score, at each position."""
     unrotated: list[list[Float[Tensor, "head d_head"]]]
     """Before any rotation, over all positions."""
     lengths: list[list[Float[Tensor, "head pair"]]]
-    """Of the lengths in each pair of coordinates, over all positions; no pairs where nothing rotates."""
-    inverse_scale: Float[Tensor, " token"]
-    """Of 1 / the scale of the first layer's norm, at each position; 1 without a norm there."""
+    """Of the lengths in each pair of coordinates, over all positions; empty if nothing rotates."""
+    scale: Float[Tensor, "token 1"] | None
+    """Harmonic mean of the scale of the first layer's norm, at each position; None without a norm, or if not known."""
+
+
+INVERSE = ("inverse scale", 0, 0)
 
 
 @torch.no_grad()
-def means(model: Transformer, batches: Iterable[Tensor]) -> Means:
-    """Return the means over batches, [batch, token]; a position that no sequence has gets the mean of the others."""
-    n, rotated, plain = model.data.n, query_and_key(model), ("hook_q", "hook_k")
-    sums: dict[str, Tensor] = {}
+def means(network: Network, batches: Iterable[Batch], objective: str = "labels") -> Means:
+    """Return the means over batches; a position that no sequence has gets the mean of the others."""
+    n, layers = network.shape.n, range(network.shape.layers)
+    rotates = isinstance(network, KnowsPositions) and network.rotates
+    sums: dict[tuple[str, int, int], Tensor] = {}
     count = torch.zeros(n, dtype=torch.float64)
-    caught: dict[str, Tensor] = {}
-    names = [_at(layer, hook) for layer in range(model.cfg.n_layers) for hook in {*rotated, *plain}]
-    with catching(model, [*names, *([SCALE] if _normed(model) else [])], caught):
-        for inputs in batches:
-            model.residual(inputs)
-            length = inputs.shape[1]
-            count[:length] += len(inputs)
-            for name in names:
-                x = by_head(model, caught[name]).double()
-                _add(sums, name, x.sum(0).cpu(), n)
-                if model.position.rotates and name.endswith(plain):
-                    _add(sums, f"{name} lengths", x.unflatten(-1, (-1, 2)).norm(dim=-1).sum(0).cpu(), n)
-            if SCALE in caught:
-                _add(sums, SCALE, (1 / caught[SCALE][:, model.n_prefix :].double()).sum(0).cpu(), n)
 
-    def at_positions(name: str) -> Tensor:
+    def add(key: tuple[str, int, int], x: Float[Tensor, "*lead token width"]) -> None:
+        if key not in sums:
+            sums[key] = x.new_zeros(*x.shape[:-2], n, x.shape[-1])
+        sums[key][..., : x.shape[-2], :] += x
+
+    def see(heads: Heads) -> None:
+        scores = heads.scores
+        for side, x in enumerate((scores.q.double(), scores.k.double())):
+            add(("score", heads.layer, side), x.sum(0).cpu())
+            if isinstance(network, KnowsPositions) and rotates:
+                places = -torch.arange(x.shape[2], dtype=torch.float64) - network.shape.prefix
+                add(("unrotated", heads.layer, side), network.turn(x, places).sum(0).cpu())
+                add(("lengths", heads.layer, side), x.unflatten(-1, (-1, 2)).norm(dim=-1).sum(0).cpu())
+
+    for batch in batches:
+        count[: batch.inputs.shape[1]] += len(batch.inputs)
+        read(network, batch, objective, see)
+        scale = network.first_scale(batch) if isinstance(network, KnowsPositions) else None
+        if scale is not None:
+            add(INVERSE, (1 / scale.double()).sum(0).cpu())
+
+    def over_positions(key: tuple[str, int, int]) -> Tensor:
+        return sums[key].sum(-2) / count.sum()
+
+    def at_positions(key: tuple[str, int, int]) -> Tensor:
         known = (count > 0)[:, None]
-        return (sums[name] / count[:, None]).where(known, over_positions(name)[..., None, :])
+        return (sums[key] / count[:, None]).where(known, over_positions(key)[..., None, :])
 
-    def over_positions(name: str) -> Tensor:
-        return sums[name].sum(-2) / count.sum()
-
-    def by_layer(of: Callable[[str], Tensor], hooks: Sequence[str], tail: str = "") -> list[list[Tensor]]:
-        return [[of(_at(layer, hook) + tail) for hook in hooks] for layer in range(model.cfg.n_layers)]
+    def by_layer(what: str, of: Callable[[tuple[str, int, int]], Tensor]) -> list[list[Tensor]]:
+        return [[of((what, layer, side)) for side in range(2)] for layer in layers]
 
     return Means(
-        by_layer(at_positions, rotated),
-        by_layer(over_positions, plain),
-        by_layer(over_positions, plain, " lengths") if model.position.rotates else [],
-        at_positions(SCALE)[:, 0] if SCALE in sums else torch.ones(n, dtype=torch.float64),
+        by_layer("score", at_positions),
+        by_layer("unrotated" if rotates else "score", over_positions),
+        by_layer("lengths", over_positions) if rotates else [],
+        1 / at_positions(INVERSE) if INVERSE in sums else None,
     )
 
 
-def parts(
-    model: Transformer,
-    inputs: Shaped[Tensor, "batch token"],
+def see_parts(
+    network: Network,
+    batch: Batch,
     of: Means,
-    masked: Bool[Tensor, "batch token"] | None = None,
-) -> Iterator[Parts]:
-    """Yield each layer's queries and keys on a batch, some tokens of it hidden, with their position parts."""
-    names = [[_at(layer, hook) for hook in query_and_key(model)] for layer in range(model.cfg.n_layers)]
-    caught: dict[str, Tensor] = {}
-    with torch.no_grad(), catching(model, [*sum(names, []), *([SCALE] if _normed(model) else [])], caught):
-        model.residual(inputs, masked=masked)
-        bias = model.bias(inputs.shape[1])
-    scale = caught[SCALE][:, model.n_prefix :] if SCALE in caught else None
-    for layer, of_layer in enumerate(names):
-        q, k = (by_head(model, caught.pop(name)).double() for name in of_layer)
-        shares = _position_shares(model, layer, of, scale, inputs.shape[1])
-        q_position, k_position = (share.to(q).expand_as(q) for share in shares)
-        yield Parts(q, k, q_position, k_position, bias, model.cfg.causal, model.data.grid)
+    see: Callable[[int, Parts], object],
+    objective: str = "labels",
+    mask: Mask = None,
+) -> None:
+    """Show each layer's parts on a batch, some of its tokens hidden, as they come in a forward pass."""
+    scale = network.first_scale(batch, mask) if isinstance(network, KnowsPositions) else None
+
+    def see_heads(heads: Heads) -> None:
+        scores = heads.scores
+        scores = replace(scores, q=scores.q.double(), k=scores.k.double())
+        shares = position_shares(network, heads.layer, of, scale, scores.shape[2])
+        q, k = (share.to(scores.q).expand_as(scores.q) for share in shares)
+        see(heads.layer, Parts(scores, q, k))
+
+    read(network, batch, objective, see_heads, mask)
 
 
-def mean_position_parts(model: Transformer, of: Means) -> list[Float[Tensor, "layer head token d_head"]]:
-    """Return the position parts of queries and of keys, mean over data, in float64 on the CPU."""
-    scale = (1 / of.inverse_scale)[None, :, None].to(model.classify.weight) if _normed(model) else None
-    shares = [_position_shares(model, layer, of, scale, model.data.n) for layer in range(model.cfg.n_layers)]
-    return [torch.cat([of_layer[side].double().cpu() for of_layer in shares]) for side in range(2)]
-
-
-SCALE = "blocks.0.ln1.hook_scale"
-
-
-def _normed(model: Transformer) -> bool:
-    """Say whether a norm stands before the first layer's attention."""
-    return model.cfg.norm != "none" and model.cfg.norm_place == "pre"
-
-
-def _at(layer: int, hook: str) -> str:
-    return f"blocks.{layer}.attn.{hook}"
-
-
-def _add(sums: dict[str, Tensor], name: str, x: Float[Tensor, "*lead token width"], n: int) -> None:
-    """Add sums at the first positions to those at all n."""
-    if name not in sums:
-        sums[name] = x.new_zeros(*x.shape[:-2], n, x.shape[-1])
-    sums[name][..., : x.shape[-2], :] += x
-
-
-@torch.no_grad()
-def _position_shares(
-    model: Transformer, layer: int, of: Means, scale: Float[Tensor, "batch token 1"] | None, n: int
+def position_shares(
+    network: Network, layer: int, of: Means, scale: Float[Tensor, "*batch token 1"] | None, n: int
 ) -> list[Float[Tensor, "#batch head token d_head"]]:
-    """Return the position parts of one layer's queries and keys in sequences of n tokens."""
-    if layer == 0 and model.position.embed(1) is not None:
-        return _shares_of_vectors(model, scale, n)
-    found = [mean[None] for mean in of.by_position[layer]]
-    if model.position.rotates and layer == 0:
-        levels = [mean.to(model.classify.weight).expand(1, n + model.n_prefix, -1, -1) for mean in of.unrotated[0]]
-        found = [by_head(model, model.position.rotate(level)) for level in levels]
-    elif not model.position.rotates:
-        silent = layer == 0 or (model.cfg.position == "none" and not model.cfg.causal)
-        found = [torch.zeros_like(one) if silent else one - one.mean(2, keepdim=True) for one in found]
-    return [one[:, :, :n] for one in found]
+    """Return the position parts of one layer's queries and keys in sequences of n tokens.
 
-
-def _shares_of_vectors(
-    model: Transformer, scale: Float[Tensor, "batch token 1"] | None, n: int
-) -> list[Float[Tensor, "batch head token d_head"]]:
-    """Return what the encoding's vectors contribute to the first layer's queries and keys."""
-    whole = model.position.embed(model.data.n + model.n_prefix)
-    assert whole is not None
-    vectors = whole[model.n_prefix :]
-    x = (vectors - vectors.mean(0))[None, :n]
-    block = model.block(0)
-    if scale is not None:
-        x = block.ln1.share(x, scale)
-    return [
-        einsum(x, w, "batch token d_model, head d_model d_head -> batch head token d_head")
-        for w in (block.attn.W_Q, block.attn.W_K)
+    ``scale`` is that of the first layer's norm.
+    """
+    means_here = [mean[None, :, :n] for mean in of.by_position[layer]]
+    # The mean over positions is that over all of them, whatever the length of the sequence.
+    centred = [
+        mean - of_all[None].mean(2, keepdim=True)
+        for mean, of_all in zip(means_here, of.by_position[layer], strict=True)
     ]
+    if not isinstance(network, KnowsPositions):
+        return centred
+    if layer == 0 and (vectors := network.position_parts(scale, n)) is not None:
+        return list(vectors)
+    if network.rotates:
+        if layer > 0:
+            return means_here
+        places = torch.arange(n, dtype=torch.float64) + network.shape.prefix
+        return [network.turn(level[None, :, None].expand(1, -1, n, -1), places).cpu() for level in of.unrotated[0]]
+    return [torch.zeros_like(mean) for mean in means_here] if layer == 0 or network.silent else centred
+
+
+def mean_position_parts(network: Network, of: Means) -> list[Float[Tensor, "layer head token d_head"]]:
+    """Return the position parts of queries and of keys, mean over data, in float64 on the CPU."""
+    scale, n = None if of.scale is None else of.scale[None], network.shape.n
+    shares = [position_shares(network, layer, of, scale, n) for layer in range(network.shape.layers)]
+    return [torch.cat([of_layer[side].double().cpu() for of_layer in shares]) for side in range(2)]

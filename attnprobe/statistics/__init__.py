@@ -10,8 +10,8 @@ Nothing here knows a model or a checkpoint, and nothing holds an n x n array:
 (torch.Size([1, 4]), torch.Size([1, 4, 5999]))
 """
 
+from attnprobe.scores import Scores
 from attnprobe.statistics.gradient import GradientStatistics, gradient_product, gradient_statistics
-from attnprobe.statistics.inputs import Scores
 from attnprobe.statistics.moments import Moments
 from attnprobe.statistics.pattern import PatternStatistics, pattern_statistics
 from attnprobe.statistics.score import ScoreStatistics, covariance, score_statistics

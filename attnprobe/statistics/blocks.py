@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from attnprobe.statistics.geometry import Geometry
-from attnprobe.statistics.inputs import Scores
+from attnprobe.geometry import Geometry
+from attnprobe.scores import Scores, bias_of_pairs
 
 QUERIES = 64
 """Queries in a block; on a grid the next number of whole rows of pixels."""
@@ -137,11 +137,7 @@ class Group:
         self, bias: Float[Tensor, "matrix offset"], queries: Int[Tensor, " query"], keys: int
     ) -> Float[Tensor, "matrix query key"]:
         """Return the bias of some queries with the first keys."""
-        rows, columns = rows_and_columns(self.geometry)
-        # A view: window (rows - 1 - r, columns - 1 - c) holds the keys of the pixel in row r and column c.
-        windows = bias.unflatten(1, (2 * rows - 1, -1)).unfold(1, rows, 1).unfold(2, columns, 1)
-        of_queries = windows[:, rows - 1 - queries // columns, columns - 1 - queries % columns]
-        return of_queries.flatten(2)[..., :keys]
+        return bias_of_pairs(bias, self.geometry.shape, queries, torch.arange(keys, device=bias.device))
 
 
 def groups(scores: Scores) -> Iterator[Group]:

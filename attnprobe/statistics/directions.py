@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from attnprobe.errors import UsageError
-from attnprobe.statistics.geometry import Geometry
+from attnprobe.geometry import Geometry
 from attnprobe.statistics.gradient import GradientStatistics
 
 SUBSPACES = ("circulant", "toeplitz", "column", "rest")

@@ -17,9 +17,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from attnprobe.errors import UsageError
+from attnprobe.geometry import Geometry, geometry
+from attnprobe.scores import Part, Scores, check_alike, check_finite, check_shape
 from attnprobe.statistics.blocks import Block, Group, OffsetSums, groups, over_queries
-from attnprobe.statistics.geometry import Geometry, geometry
-from attnprobe.statistics.inputs import Part, Scores, check_alike, check_finite, check_shape
 
 
 @dataclass(frozen=True)
@@ -76,6 +76,7 @@ def gradient_statistics(
     are, and its entries are rearranged as the order rearranges scores. Raises `UsageError` where shapes do not agree or
     a value is not finite.
     """
+    scores = scores.checked()
     batch, heads, n = scores.shape
     _check(scores, v, dz)
     if inputs is not None:
@@ -112,6 +113,7 @@ def gradient_statistics(
 @torch.no_grad()
 def gradient_product(a: tuple[Scores, Tensor, Tensor], b: tuple[Scores, Tensor, Tensor]) -> Float[Tensor, "batch head"]:
     """Return the inner product of the score gradients of two losses, each given as scores, v and dz; no padding."""
+    a, b = ((one[0].checked(), *one[1:]) for one in (a, b))
     check_alike(a[0], b[0])
     for scores, v, dz in (a, b):
         _check(scores, v, dz)

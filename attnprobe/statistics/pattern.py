@@ -18,9 +18,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from attnprobe.errors import UsageError
+from attnprobe.geometry import Geometry, geometry
+from attnprobe.scores import Part, Scores
 from attnprobe.statistics.blocks import Group, OffsetSums, groups, over_queries
-from attnprobe.statistics.geometry import Geometry, geometry
-from attnprobe.statistics.inputs import Part, Scores
 
 
 @dataclass(frozen=True)
@@ -93,6 +93,7 @@ def pattern_statistics(scores: Scores, top: int = 0) -> PatternStatistics:
 
     Raises `UsageError` where ``top`` is negative or above the number of tokens.
     """
+    scores = scores.checked()
     batch, heads, n = scores.shape
     if not 0 <= top <= n:
         raise UsageError(f"top={top}: must be 0 ... {n}, the number of tokens")

@@ -22,9 +22,9 @@ from jaxtyping import Float
 from scipy.fft import next_fast_len
 from torch import Tensor
 
+from attnprobe.geometry import Geometry, geometry
+from attnprobe.scores import Scores, check_alike
 from attnprobe.statistics.blocks import OffsetSums, groups, over_queries
-from attnprobe.statistics.geometry import Geometry, geometry
-from attnprobe.statistics.inputs import Scores, check_alike
 
 SMALLEST = 1e-13
 """Below this share of the products of lengths the sum of squares of a centred score is nothing but rounding."""
@@ -112,6 +112,7 @@ class ScoreStatistics:
 @torch.no_grad()
 def score_statistics(scores: Scores) -> ScoreStatistics:
     """Return the statistics of scores; see the module for the method and its cost."""
+    scores = scores.checked()
     batch, heads, n = scores.shape
     places = scores.geometry
     empty = torch.full((batch, heads), torch.nan, dtype=torch.float64)
@@ -161,6 +162,7 @@ def covariance(a: Scores, b: Scores) -> Float[Tensor, "batch head"]:
     By polarisation: $a + b$ is a score too, whose queries and keys are those of both side by side. Errors are about
     1e-13 of the products of lengths; what is smaller comes out as 0. An order changes nothing here.
     """
+    a, b = a.checked(), b.checked()
     check_alike(a, b)
     q = torch.cat([a.q.double() * a.factor, b.q.double() * b.factor], dim=-1)
     k = torch.cat([a.k.double(), b.k.double()], dim=-1)

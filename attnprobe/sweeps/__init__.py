@@ -31,8 +31,8 @@ import json
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+import attnprobe as ap
 from attnprobe.config import TrainConfig
 from attnprobe.errors import UsageError
 from attnprobe.files import write_whole
@@ -40,9 +40,6 @@ from attnprobe.sweeps.cells import attempt, look, record_failure
 from attnprobe.sweeps.plan import Cell, Sweep, folder_name, read_sweep
 from attnprobe.sweeps.table import look_at, open_sweep, summary
 from attnprobe.sweeps.workers import run_all
-
-if TYPE_CHECKING:
-    from attnprobe.run import Run
 
 __all__ = ["Cell", "Sweep", "look_at", "open_sweep", "read_sweep", "run_sweep", "summary", "train_all"]
 
@@ -74,14 +71,12 @@ def run_sweep(sweep: Sweep, cells: Sequence[Cell], count: int = 1, ray: str | No
     write_whole(sweep.out / "sweep.csv", look_at(sweep.cells).to_csv(index=False))
 
 
-def train_all(configs: Sequence[TrainConfig], out: str | Path, workers: int = 1) -> "list[Run]":
+def train_all(configs: Sequence[TrainConfig], out: str | Path, workers: int = 1) -> "list[ap.Run]":
     """Return the finished run of every configuration, in their order, training those that ``out`` does not hold yet.
 
     A run's folder is that of a sweep's cell: equal configurations are one run, and several calls, one after the other
     or at once, share what they have in common. Raises `UsageError` where a run fails, when the others have ended.
     """
-    from attnprobe.run import Run
-
     out = Path(out)
     plan = {out / folder_name(config): config for config in configs}
     while left := _left(plan):
@@ -91,7 +86,7 @@ def train_all(configs: Sequence[TrainConfig], out: str | Path, workers: int = 1)
                 raise UsageError(f"{folder}: {look(folder).reason}")
         if "held" in outcomes.values():
             time.sleep(AGAIN_AFTER)
-    return [Run(out / folder_name(config)) for config in configs]
+    return [ap.Run(out / folder_name(config)) for config in configs]
 
 
 def _left(plan: Mapping[Path, TrainConfig]) -> dict[Path, TrainConfig]:

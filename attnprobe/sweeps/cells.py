@@ -12,16 +12,15 @@ import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from filelock import FileLock, Timeout
 
+import attnprobe as ap
 from attnprobe.config import TrainConfig
 from attnprobe.errors import UsageError
-from attnprobe.files import read_metrics, write_whole
-
-if TYPE_CHECKING:
-    from attnprobe.run import Run
+from attnprobe.files import write_whole
+from attnprobe.training.metrics import read_metrics
 
 Status = Literal["done", "running", "unfinished", "failed", "missing"]
 STATUSES: tuple[Status, ...] = ("done", "running", "unfinished", "failed", "missing")
@@ -64,20 +63,17 @@ def reached(folder: Path) -> int:
     return State("running", read_metrics(folder / "metrics.jsonl")).step
 
 
-def complete(folder: Path, config: TrainConfig, on_step: Callable[[int], None] | None = None) -> "Run":
+def complete(folder: Path, config: TrainConfig, on_step: Callable[[int], None] | None = None) -> "ap.Run":
     """Return the finished run of a configuration: trained, resumed where it was cut off, or as it lies there.
 
     Raises `UsageError` where the folder holds another run; else as `attnprobe.train`.
     """
-    from attnprobe import training  # torch: what only looks at cells does without
-    from attnprobe.run import Run
-
-    run = Run(folder)
+    run = ap.Run(folder)
     if not run.exists:
-        return training.train(config, folder, progress=False, on_step=on_step)
+        return ap.train(config, folder, progress=False, on_step=on_step)
     if run.config != config:
         raise UsageError(f"{folder}: holds another run; name another folder or remove it")
-    return training.resume(folder, progress=False, on_step=on_step)
+    return ap.resume(folder, progress=False, on_step=on_step)
 
 
 def attempt(folder: Path, config: TrainConfig, on_step: Callable[[int], None] | None = None) -> Outcome:

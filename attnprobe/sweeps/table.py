@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from attnprobe.errors import UsageError
-from attnprobe.files import best
 from attnprobe.sweeps.cells import STATUSES, look
 from attnprobe.sweeps.plan import Cell
+from attnprobe.training.metrics import best
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -1,4 +1,4 @@
-"""Tasks: where sequences and labels come from. One file each, and one line in `TASKS`."""
+"""Tasks: where sequences and labels come from. One file each, and one line in `attnprobe.tables.TASKS`."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -7,36 +7,13 @@ from typing import Any
 
 from attnprobe.config import TrainConfig, from_flat
 from attnprobe.errors import UsageError, listed
-from attnprobe.tasks.bigrams import Bigrams
-from attnprobe.tasks.digits import Digits
-from attnprobe.tasks.image import Image, Image16, ImageRGB
-from attnprobe.tasks.listops import ListOps
-from attnprobe.tasks.mnist import Mnist
+from attnprobe.tables import TASKS
 from attnprobe.tasks.own import SUFFIX, Own, is_file, kept
-from attnprobe.tasks.pairs import Pairs
-from attnprobe.tasks.pathfinder import Pathfinder
-from attnprobe.tasks.planted import Planted
 from attnprobe.tasks.presets import PRESETS
-from attnprobe.tasks.retrieval import Retrieval
-from attnprobe.tasks.task import Source, Split, Task, chance, check_held_out
-from attnprobe.tasks.text import Text
+from attnprobe.tasks.source import Source, chance
+from attnprobe.tasks.task import Split, Task, check_held_out
 
 __all__ = ["PRESETS", "TASKS", "Source", "Split", "Task", "build", "chance", "configure", "short_name", "source"]
-
-TASKS: dict[str, type[Source]] = {
-    "pairs": Pairs,
-    "planted": Planted,
-    "bigrams": Bigrams,
-    "digits": Digits,
-    "mnist-5k": Mnist,
-    "image": Image,
-    "image-16": Image16,
-    "image-rgb": ImageRGB,
-    "text": Text,
-    "retrieval": Retrieval,
-    "listops": ListOps,
-    "pathfinder": Pathfinder,
-}
 
 
 def source(name: Any, options: Any = None) -> Source:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 import numpy as np
+from filelock import FileLock
 
 from attnprobe.errors import UsageError, listed
 from attnprobe.tasks.folder import advice, data_folder
@@ -42,7 +43,6 @@ class Archive:
 
     def _download(self, path: Path) -> None:
         import pooch
-        from filelock import FileLock
 
         pooch.get_logger().setLevel("WARNING")  # the progress bar says what it does
         try:

@@ -1,6 +1,6 @@
 """`bigrams`: the label is the transition rule; token counts leak some of it, which makes it a contaminated control."""
 
-from math import comb
+from math import comb, lgamma, log
 from typing import Annotated, Any, ClassVar
 
 import numpy as np
@@ -9,11 +9,12 @@ from pydantic import Field
 from attnprobe.config import Count, DataSpec, settings
 from attnprobe.errors import UsageError
 from attnprobe.randomness import numpy_generator
+from attnprobe.tasks.source import Source
 from attnprobe.tasks.task import Split, Task
 
 
 @settings
-class Bigrams:
+class Bigrams(Source):
     """Markov chains, one permutation of the alphabet a class; the label is the permutation.
 
     With probability ``strength`` the next token is the class's permutation of the current one, else it is uniform. The
@@ -22,8 +23,6 @@ class Bigrams:
     """
 
     settings: ClassVar[dict[str, Any]] = {"steps": 1500, "pretrain_steps": 1000}
-    licence: ClassVar[str] = "generated"
-    origin: ClassVar[str] = "attnprobe"
 
     n: Annotated[int, Field(ge=2)] = 32
     """Tokens in a sequence."""
@@ -49,15 +48,6 @@ class Bigrams:
         return DataSpec(n=self.n, inputs="tokens", classes=self.classes, vocabulary=self.alphabet)
 
     @property
-    def sizes(self) -> dict[str, int]:
-        """Sequences of each split."""
-        return {"train": self.train_size, "test": self.test_size}
-
-    @property
-    def balance(self) -> None:
-        """Every class is drawn alike."""
-
-    @property
     def best_accuracy(self) -> float:
         """Accuracy of the Bayes-optimal classifier, exactly.
 
@@ -66,14 +56,12 @@ class Bigrams:
         rule with p = (1 - s) / a, none with the rest. Multinomial counts are independent Poisson counts given their
         sum, so the sum over the true count m and over the number of rivals that tie with it is one of convolutions.
         """
-        from scipy.stats import poisson  # slow to import, and the command line's help needs this module
-
         steps, rivals = self.n - 1, self.classes - 1
         p = (1 - self.strength) / self.alphabet
         q = self.strength + p
         counts = np.arange(steps + 1)
-        true, rival = poisson.pmf(counts, steps * q), poisson.pmf(counts, steps * p)
-        nobody = poisson.pmf(counts, steps * max(0.0, 1 - q - rivals * p))
+        true, rival = _poisson(counts, float(steps * q)), _poisson(counts, float(steps * p))
+        nobody = _poisson(counts, steps * max(0.0, 1 - q - rivals * p))
         total = 0.0
         for m in counts:
             behind = np.where(counts < m, rival, 0.0)
@@ -82,7 +70,7 @@ class Bigrams:
                 for _ in range(rivals - ties):
                     ways = np.convolve(ways, behind)[: steps + 1]
                 total += true[m] * comb(rivals, ties) * rival[m] ** ties / (ties + 1) * ways[steps - m - ties * m]
-        return float(total / poisson.pmf(steps, steps))
+        return float(total / _poisson(np.array([steps]), float(steps))[0])
 
     def build(self, seed: int) -> Task:
         """Draw permutations, training and test sequences."""
@@ -112,3 +100,10 @@ class Bigrams:
         for i in range(1, self.n):
             inputs[:, i] = np.where(follows[:, i], rules[labels, inputs[:, i - 1]], inputs[:, i])
         return Split(inputs, labels)
+
+
+def _poisson(counts: np.ndarray, mean: float) -> np.ndarray:
+    """Return the probabilities of counts under a Poisson law."""
+    if mean == 0:
+        return (counts == 0).astype(float)
+    return np.exp(counts * log(mean) - mean - np.array([lgamma(count + 1) for count in counts.tolist()]))

@@ -7,13 +7,14 @@ from pydantic import Field
 
 from attnprobe.config import DataSpec, settings
 from attnprobe.randomness import numpy_generator
+from attnprobe.tasks.source import Source
 from attnprobe.tasks.task import Split, Task
 
 IMAGES = 1797
 
 
 @settings
-class Digits:
+class Digits(Source):
     """Handwritten digits of scikit-learn, read row by row; one grey level a token.
 
     The split into training and test images is one fixed random split, the same for every seed.
@@ -42,14 +43,6 @@ class Digits:
     def sizes(self) -> dict[str, int]:
         """Sequences of each split."""
         return {"train": IMAGES - self.test_size, "test": self.test_size}
-
-    @property
-    def balance(self) -> None:
-        """Every digit about equally often: 174 to 183 of the images."""
-
-    @property
-    def best_accuracy(self) -> None:
-        """Not known in closed form."""
 
     def build(self, seed: int) -> Task:
         """Read the images."""

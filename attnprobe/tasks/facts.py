@@ -5,7 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from attnprobe.tasks.task import Source, Split, Task
+from attnprobe.tasks.source import Source
+from attnprobe.tasks.task import Split, Task
 
 
 def facts(source: Source, task: Task) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
+from filelock import FileLock
 
 from attnprobe import randomness
 from attnprobe.errors import UsageError
@@ -67,8 +68,6 @@ def advice() -> str:
 
 
 def _make(target: Path, key: dict[str, Any], make: Callable[[Create], None]) -> None:
-    from filelock import FileLock
-
     target.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{target}.lock"):
         if target.exists():  # another run made it while this one waited

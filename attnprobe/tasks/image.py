@@ -12,6 +12,7 @@ from attnprobe.tasks import archives, pixels
 from attnprobe.tasks.folder import Create, made_once
 from attnprobe.tasks.pixels import Inputs, halved, pixel_data, split_levels
 from attnprobe.tasks.presets import recommended
+from attnprobe.tasks.source import Source
 from attnprobe.tasks.task import Task
 
 ARCHIVE = archives.Archive(
@@ -30,7 +31,7 @@ TOKENS = {"grey": 32 * 32, "grey-16": 16 * 16, "rgb": 3 * 32 * 32}
 
 
 @settings
-class Image:
+class Image(Source):
     """CIFAR-10 in grey, 32 x 32 pixels read row by row: the Image task of Long Range Arena.
 
     The split is the official one; ``train_size`` and ``test_size`` take the first images of each. Both stand in random
@@ -56,19 +57,6 @@ class Image:
     def data(self) -> DataSpec:
         """Levels, on a grid where a token is a pixel."""
         return pixel_data(self.inputs, self.grid, TOKENS[self.form], classes=10)
-
-    @property
-    def sizes(self) -> dict[str, int]:
-        """Sequences of each split."""
-        return {"train": self.train_size, "test": self.test_size}
-
-    @property
-    def balance(self) -> None:
-        """Every class equally often in the whole; about so in a part."""
-
-    @property
-    def best_accuracy(self) -> None:
-        """Not known in closed form."""
 
     def build(self, seed: int) -> Task:
         """Read the images."""

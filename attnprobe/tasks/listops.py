@@ -16,6 +16,7 @@ from attnprobe.tasks import chunks
 from attnprobe.tasks.chunks import Chunk, in_order, pour
 from attnprobe.tasks.folder import Create, made_once
 from attnprobe.tasks.presets import recommended
+from attnprobe.tasks.source import Source
 from attnprobe.tasks.task import Split, Task
 
 WORDS = ("<pad>", "<unk>", "<eos>", "[MIN", "[MAX", "[MED", "[SM", "]", *"0123456789")
@@ -30,7 +31,7 @@ SHARES = (0.1692, 0.0912, 0.0773, 0.0828, 0.0898, 0.0861, 0.0765, 0.0715, 0.0876
 
 
 @settings
-class ListOps:
+class ListOps(Source):
     """Nested minima, maxima, medians and sums of digits; the label is the value of the whole.
 
     A node of the tree is an operator with probability 1/4, or else a digit, and always a digit at the greatest depth.
@@ -40,7 +41,6 @@ class ListOps:
     """
 
     settings: ClassVar[dict[str, Any]] = recommended("amos-listops")
-    licence: ClassVar[str] = "generated"
     origin: ClassVar[str] = "attnprobe, after Nangia & Bowman 2018 and the Long Range Arena (Tay et al. 2021)"
 
     min_length: Count = 500
@@ -77,11 +77,6 @@ class ListOps:
     def data(self) -> DataSpec:
         """Token ids, in sequences of different lengths."""
         return DataSpec(n=self.n, inputs="tokens", classes=10, vocabulary=len(WORDS))
-
-    @property
-    def sizes(self) -> dict[str, int]:
-        """Sequences of each split."""
-        return {"train": self.train_size, "validation": self.validation_size, "test": self.test_size}
 
     @property
     def balance(self) -> tuple[float, ...]:

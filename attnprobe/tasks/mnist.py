@@ -11,6 +11,7 @@ from attnprobe.config import DataSpec, settings
 from attnprobe.errors import UsageError
 from attnprobe.randomness import numpy_generator
 from attnprobe.tasks.pixels import Inputs, halved, pixel_data, split_levels
+from attnprobe.tasks.source import Source
 from attnprobe.tasks.task import Split, Task
 
 IMAGES = 5000
@@ -19,7 +20,7 @@ FILE = "data/data/mnist_5k.csv.gz"
 
 
 @settings
-class Mnist:
+class Mnist(Source):
     """Handwritten digits of MNIST, 500 a class, read row by row; one grey level a token.
 
     The split into training and test images is one fixed random split, the same for every seed.
@@ -53,14 +54,6 @@ class Mnist:
     def sizes(self) -> dict[str, int]:
         """Sequences of each split."""
         return {"train": IMAGES - self.test_size, "test": self.test_size}
-
-    @property
-    def balance(self) -> None:
-        """Every digit equally often in the whole."""
-
-    @property
-    def best_accuracy(self) -> None:
-        """Not known in closed form."""
 
     def build(self, seed: int) -> Task:
         """Read the images."""

@@ -21,6 +21,7 @@ from attnprobe.files import whole
 from attnprobe.provenance import fingerprint
 from attnprobe.randomness import numpy_generator
 from attnprobe.tasks.folder import advice, data_folder
+from attnprobe.tasks.source import Source
 from attnprobe.tasks.task import Split, Task
 
 ARRAYS = {
@@ -45,10 +46,9 @@ MOST = 10**7
 
 
 @settings
-class Own:
+class Own(Source):
     """Your own file of arrays."""
 
-    settings: ClassVar[dict[str, Any]] = {}
     licence: ClassVar[str] = "your own"
     origin: ClassVar[str] = "your own file"
 
@@ -77,10 +77,6 @@ class Own:
         labels = self._task.train.labels
         return tuple(np.bincount(labels, minlength=self.data.classes) / len(labels))
 
-    @property
-    def best_accuracy(self) -> None:
-        """Not known."""
-
     def build(self, seed: int) -> Task:
         """Return the arrays of the file; they are the same for every seed."""
         return self._task
@@ -100,11 +96,13 @@ def load(path: Path, test_share: float = TEST_SHARE) -> Task:
     Raises `UsageError`, with file and array, for what cannot be read or does not fit.
     """
     try:
-        held = np.load(path, allow_pickle=False)
-        if not isinstance(held, np.lib.npyio.NpzFile):
-            raise UsageError("holds one array without a name: write it with numpy.savez(file, tokens=...)")
-        with held:
-            arrays = {name: _read(held, name) for name in held.files}
+        # Opened here: numpy leaves a file open if it looks like a zip and is not one.
+        with path.open("rb") as file:
+            held = np.load(file, allow_pickle=False)
+            if not isinstance(held, np.lib.npyio.NpzFile):
+                raise UsageError("holds one array without a name: write it with numpy.savez(file, tokens=...)")
+            with held:
+                arrays = {name: _read(held, name) for name in held.files}
         return _task(arrays, path.stem, test_share)
     except UsageError as error:
         raise UsageError(f"{path}: {error}") from None

@@ -1,6 +1,6 @@
 """`pairs`: the label is which tokens stand side by side, and nothing else about the sequence tells it."""
 
-from typing import Annotated, Any, ClassVar
+from typing import Annotated
 
 import numpy as np
 from pydantic import Field
@@ -8,11 +8,12 @@ from pydantic import Field
 from attnprobe.config import Count, DataSpec, settings
 from attnprobe.errors import UsageError
 from attnprobe.randomness import numpy_generator
+from attnprobe.tasks.source import Source
 from attnprobe.tasks.task import Split, Task
 
 
 @settings
-class Pairs:
+class Pairs(Source):
     """Adjacent pairs of one of several matchings of the alphabet; the label is the matching.
 
     Each class is a perfect matching of the alphabet; no pair belongs to two classes. A sequence holds every pair of its
@@ -20,10 +21,6 @@ class Pairs:
     themselves), and half the sequences are rolled by one. Every token occurs n / alphabet times in *every* sequence, so
     a bag of tokens says nothing about the label: only neighbours do.
     """
-
-    settings: ClassVar[dict[str, Any]] = {}  # the defaults of `TrainConfig` were chosen for this task
-    licence: ClassVar[str] = "generated"
-    origin: ClassVar[str] = "attnprobe"
 
     n: Count = 32
     """Tokens in a sequence: a multiple of the alphabet."""
@@ -46,19 +43,6 @@ class Pairs:
     def data(self) -> DataSpec:
         """Token ids."""
         return DataSpec(n=self.n, inputs="tokens", classes=self.classes, vocabulary=self.alphabet)
-
-    @property
-    def sizes(self) -> dict[str, int]:
-        """Sequences of each split."""
-        return {"train": self.train_size, "test": self.test_size}
-
-    @property
-    def balance(self) -> None:
-        """Every class is drawn alike."""
-
-    @property
-    def best_accuracy(self) -> None:
-        """Not known in closed form."""
 
     def build(self, seed: int) -> Task:
         """Draw matchings, training and test sequences."""

@@ -12,6 +12,7 @@ from attnprobe.tasks import chunks
 from attnprobe.tasks.chunks import Chunk, in_order, pour
 from attnprobe.tasks.folder import Create, made_once
 from attnprobe.tasks.presets import recommended
+from attnprobe.tasks.source import Source
 from attnprobe.tasks.task import Split, Task
 
 LEVELS = 256
@@ -62,7 +63,7 @@ SCALES = {
 
 
 @settings
-class Pathfinder:
+class Pathfinder(Source):
     """Two long dashed curves among short ones; the label is whether the two marked ends are those of one long curve.
 
     The first end of one long curve has a marker, and the last end of the same curve (label 1) or of the other (label
@@ -73,7 +74,6 @@ class Pathfinder:
     """
 
     settings: ClassVar[dict[str, Any]] = recommended("amos-pathfinder")
-    licence: ClassVar[str] = "generated"
     origin: ClassVar[str] = "attnprobe, after Linsley et al. 2018 and the Long Range Arena (Tay et al. 2021)"
 
     side: Literal[16, 32, 128, 256] = 32
@@ -94,19 +94,6 @@ class Pathfinder:
         """Grey levels on a grid."""
         grid = (self.side, self.side)
         return DataSpec(n=self.side**2, inputs="values", classes=2, grid=grid, levels=LEVELS)
-
-    @property
-    def sizes(self) -> dict[str, int]:
-        """Images of each split."""
-        return {"train": self.train_size, "validation": self.validation_size, "test": self.test_size}
-
-    @property
-    def balance(self) -> None:
-        """Both labels are drawn alike."""
-
-    @property
-    def best_accuracy(self) -> None:
-        """Not known: gaps between long curves can be as narrow as those between paddles."""
 
     def build(self, seed: int) -> Task:
         """Read the images that belong to the seed, or draw them."""

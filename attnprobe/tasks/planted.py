@@ -1,6 +1,6 @@
 """`planted`: the label is which tokens stand a known distance apart, the ground truth of every measure of proximity."""
 
-from typing import Annotated, Any, ClassVar
+from typing import Annotated
 
 import numpy as np
 from pydantic import Field
@@ -9,21 +9,18 @@ from attnprobe.config import Count, DataSpec, settings
 from attnprobe.errors import UsageError
 from attnprobe.randomness import numpy_generator
 from attnprobe.tasks.pairs import check_matchings, disjoint_matchings, drawn_pairs
+from attnprobe.tasks.source import Source
 from attnprobe.tasks.task import Split, Task
 
 
 @settings
-class Planted:
+class Planted(Source):
     """Pairs of one of several matchings of the alphabet, a known distance apart; the label is the matching.
 
     With ``distance=1`` these are the sequences of `pairs`, and as there a bag of tokens says nothing about the label.
     A sequence consists of blocks of 2 distance tokens, and the tokens r and r + distance of a block are a pair. It is
     rolled by 0 ... 2 distance - 1 at random, so that the partner is as often ahead as behind, wherever a token stands.
     """
-
-    settings: ClassVar[dict[str, Any]] = {}
-    licence: ClassVar[str] = "generated"
-    origin: ClassVar[str] = "attnprobe"
 
     distance: Count = 3
     """Tokens from one of a pair to the other."""
@@ -50,19 +47,6 @@ class Planted:
     def data(self) -> DataSpec:
         """Token ids."""
         return DataSpec(n=self.n, inputs="tokens", classes=self.classes, vocabulary=self.alphabet)
-
-    @property
-    def sizes(self) -> dict[str, int]:
-        """Sequences of each split."""
-        return {"train": self.train_size, "test": self.test_size}
-
-    @property
-    def balance(self) -> None:
-        """Every class is drawn alike."""
-
-    @property
-    def best_accuracy(self) -> None:
-        """Not known in closed form."""
 
     def build(self, seed: int) -> Task:
         """Draw matchings, training and test sequences."""

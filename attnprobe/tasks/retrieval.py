@@ -13,6 +13,7 @@ from attnprobe.randomness import numpy_generator
 from attnprobe.tasks import archives
 from attnprobe.tasks.folder import Create, advice, data_folder, made_once
 from attnprobe.tasks.presets import recommended
+from attnprobe.tasks.source import Source
 from attnprobe.tasks.task import Task
 
 FILES = {
@@ -27,7 +28,7 @@ LONGEST = 2**26
 
 
 @settings
-class Retrieval:
+class Retrieval(Source):
     """Do two papers cite each other (ACL Anthology Network): both texts in one sequence.
 
     A token is a byte; each text is cut at ``document`` bytes, the separator 256 stands between them, and 0 pads. Long
@@ -55,19 +56,6 @@ class Retrieval:
     def data(self) -> DataSpec:
         """Bytes and a separator."""
         return DataSpec(n=2 * self.document + 1, inputs="tokens", classes=2, vocabulary=SEPARATOR + 1)
-
-    @property
-    def sizes(self) -> dict[str, int]:
-        """Sequences of each split."""
-        return {"train": self.train_size, "validation": self.validation_size, "test": self.test_size}
-
-    @property
-    def balance(self) -> None:
-        """Both classes about equally often."""
-
-    @property
-    def best_accuracy(self) -> None:
-        """Not known in closed form."""
 
     def build(self, seed: int) -> Task:
         """Read the pairs."""

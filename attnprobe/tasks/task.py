@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -177,43 +177,3 @@ def check_held_out(name: str, count: int, sizes: Mapping[str, int]) -> None:
         raise UsageError(f"hold_out={count}: task {name} has a validation split of its own; hold_out 0 takes it")
     if count >= sizes["train"]:
         raise UsageError(f"hold_out={count}: must be below the {sizes['train']} training sequences")
-
-
-def chance(source: "Source") -> float:
-    """Return the accuracy of giving every sequence the commonest label."""
-    return max(source.balance or (1 / source.data.classes,))
-
-
-@runtime_checkable
-class Source(Protocol):
-    """Where a task comes from: a settings dataclass whose fields are the task's parameters."""
-
-    settings: ClassVar[dict[str, Any]]
-    """Training settings that suit the task; flags and files win over them."""
-    licence: ClassVar[str]
-    origin: ClassVar[str]
-    """Where the data come from."""
-
-    @property
-    def data(self) -> DataSpec:
-        """What a network has to know, without making the data."""
-        ...
-
-    @property
-    def sizes(self) -> dict[str, int]:
-        """Sequences of each split (train, perhaps validation, test), without making the data."""
-        ...
-
-    @property
-    def balance(self) -> tuple[float, ...] | None:
-        """Share of each class; None where they are drawn alike."""
-        ...
-
-    @property
-    def best_accuracy(self) -> float | None:
-        """Accuracy of the Bayes-optimal classifier, where it is known."""
-        ...
-
-    def build(self, seed: int) -> Task:
-        """Make the instance of the task that belongs to the seed."""
-        ...

@@ -13,6 +13,7 @@ from attnprobe.randomness import numpy_generator
 from attnprobe.tasks import archives
 from attnprobe.tasks.folder import Create, made_once
 from attnprobe.tasks.presets import recommended
+from attnprobe.tasks.source import Source
 from attnprobe.tasks.task import Task
 
 ARCHIVE = archives.Archive(
@@ -28,7 +29,7 @@ LONGEST = 2**20
 
 
 @settings
-class Text:
+class Text(Source):
     """Is a film review good or bad, byte by byte: the Text task of Long Range Arena (IMDB).
 
     A token is a byte of the file as it is (256 ids); longer reviews are cut at n, shorter ones padded with 0. The split
@@ -51,19 +52,6 @@ class Text:
     def data(self) -> DataSpec:
         """Bytes."""
         return DataSpec(n=self.n, inputs="tokens", classes=2, vocabulary=256)
-
-    @property
-    def sizes(self) -> dict[str, int]:
-        """Sequences of each split."""
-        return {"train": self.train_size, "test": self.test_size}
-
-    @property
-    def balance(self) -> None:
-        """Both classes equally often in the whole; about so in a part."""
-
-    @property
-    def best_accuracy(self) -> None:
-        """Not known in closed form."""
 
     def build(self, seed: int) -> Task:
         """Read the reviews."""

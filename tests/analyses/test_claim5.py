@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from attnprobe.figures.style import WIDTH
+from attnprobe.geometry import geometry
 from attnprobe.results import dataset, variable
 from attnprobe.statistics import Scores, gradient_statistics
 from attnprobe.statistics.directions import SUBSPACES, energy_shares
-from attnprobe.statistics.geometry import geometry
 
 SEEDS, TASKS, STEPS = (11, 12, 13), ("pairs", "digits"), (0, 5, 100)
 

@@ -14,13 +14,13 @@ import xarray as xr
 from full_lra import ARMS, NAMES, QUICK, Plan, advance, caption, conclude, draw, gather, go_on, main
 from lab import Lab
 
-from attnprobe.checkpoint import load
 from attnprobe.errors import UsageError
 from attnprobe.results import open_result
-from attnprobe.run import Run
 from attnprobe.sweeps.plan import folder_name
 from attnprobe.tasks import configure
-from attnprobe.training import train
+from attnprobe.training.checkpoint import load
+from attnprobe.training.loop import train
+from attnprobe.training.run import Run
 
 TINY = {"task_options": {**QUICK["listops"]["task_options"], "train_size": 64, "validation_size": 16, "test_size": 16}}
 PLAN = Plan(("listops",), (11,), share=1e-5, sizes={"listops": {**QUICK["listops"], **TINY}})

@@ -13,7 +13,7 @@ from lab import Lab
 from settings import SEARCHED, SEEDS, candidates, setting
 
 from attnprobe.statistics.directions import SUBSPACES
-from attnprobe.training import checkpoint_steps
+from attnprobe.training.loop import checkpoint_steps
 
 SEED = {seed: number for number, seed in enumerate(SEEDS["quick"])}
 RECIPES = ("labels", "spt")

@@ -6,11 +6,12 @@ import sys
 import numpy as np
 import pytest
 
-from attnprobe.figures import FIGURES, OVER_STEPS
+from attnprobe import gradients, interventions, positions, proximity
 from attnprobe.figures.panels import shown_offsets
 from attnprobe.figures.style import COLOURS, line
-from attnprobe.measures import MEASURES, gradients, interventions, positions, proximity
 from attnprobe.results import over_steps, save
+from attnprobe.tables import FIGURES, MEASURES
+from attnprobe.tables import FIGURES_OVER_STEPS as OVER_STEPS
 
 
 def test_every_measure_has_its_figures():
@@ -18,7 +19,7 @@ def test_every_measure_has_its_figures():
 
 
 def test_a_figure_is_redrawn_from_its_file_without_torch(spt_run, tmp_path):
-    save(proximity(spt_run.checkpoints[-1], sequences=8), tmp_path / "x.nc")
+    save(proximity(spt_run.checkpoints[-1], sequences=8, nulls=2), tmp_path / "x.nc")
     code = (
         "import sys; from attnprobe import figures; from attnprobe.results import open_result;"
         f"figures.proximity(open_result({str(tmp_path / 'x.nc')!r})).savefig({str(tmp_path / 'x.pdf')!r});"
@@ -29,7 +30,7 @@ def test_a_figure_is_redrawn_from_its_file_without_torch(spt_run, tmp_path):
 
 
 def test_the_drawn_profile_is_the_result(spt_run):
-    result = proximity(spt_run.checkpoints[-1], sequences=8)
+    result = proximity(spt_run.checkpoints[-1], sequences=8, nulls=2)
     figure = FIGURES["proximity"](result)
     score, pattern, contrast = (axis for part in figure.subfigs for axis in part.axes)
     half = result.sel(offset=slice(-16, 16)).isel(layer=0)
@@ -53,7 +54,7 @@ def test_long_sequences_are_drawn_at_log_spaced_offsets(farthest):
 
 def test_a_long_sequence_has_a_logarithmic_axis(spt_run):
     """The result of a short one, stretched: figures know results only."""
-    result = proximity(spt_run.checkpoints[-1], sequences=4)
+    result = proximity(spt_run.checkpoints[-1], sequences=4, nulls=2)
     stretched = result.reindex(offset=np.arange(-999, 1000), fill_value=1.0).assign_attrs(n=1000)
     (axis, *_) = FIGURES["proximity"](stretched).subfigs[0].axes
     assert axis.get_xscale() == "symlog"
@@ -61,7 +62,7 @@ def test_a_long_sequence_has_a_logarithmic_axis(spt_run):
 
 
 def test_a_contrast_is_framed_where_it_lies_outside_both_nulls(spt_run):
-    result = proximity(spt_run.checkpoints[-1], sequences=8)
+    result = proximity(spt_run.checkpoints[-1], sequences=8, nulls=2)
     null = result["proximity_contrast_null"]
     for name in ("permuted", "initial"):
         null.loc[{"null": name}] = np.linspace(-1, 1, null.sizes["draw"])[:, None, None]
@@ -76,7 +77,7 @@ def test_a_contrast_is_framed_where_it_lies_outside_both_nulls(spt_run):
 
 
 def test_an_image_task_is_drawn_in_both_views(image_checkpoint):
-    result = proximity(image_checkpoint, sequences=4)
+    result = proximity(image_checkpoint, sequences=4, nulls=2)
     figure = FIGURES["proximity"](result)
     maps = [axis for axis in figure.subfigs[1].axes if axis.images]
     assert len(maps) == 4
@@ -86,7 +87,7 @@ def test_an_image_task_is_drawn_in_both_views(image_checkpoint):
 
 
 def test_a_run_is_drawn_with_its_stages(spt_run):
-    results = [proximity(one, sequences=4) for one in spt_run.checkpoints]
+    results = [proximity(one, sequences=4, nulls=2) for one in spt_run.checkpoints]
     joined = over_steps(results)
     figure = OVER_STEPS["proximity"](joined)
     assert [tick.get_text() for tick in figure.axes[-1].get_xticklabels()] == ["0", "1", "8", "9", "12"]
@@ -102,7 +103,7 @@ def test_lines_stay_apart_without_colour():
 
 
 def test_the_drawn_terms_are_the_result(spt_run):
-    result = positions(spt_run.checkpoints[-1], sequences=8)
+    result = positions(spt_run.checkpoints[-1], sequences=8, nulls=2)
     figure = FIGURES["positions"](result)
     share, contrast = figure.subfigs[0].axes
     for axis, name in ((share, "variance_share"), (contrast, "proximity_contrast")):
@@ -121,7 +122,7 @@ def test_the_drawn_terms_are_the_result(spt_run):
 
 
 def test_the_terms_of_a_run_are_drawn(spt_run):
-    joined = over_steps([positions(one, sequences=4) for one in spt_run.checkpoints[-2:]])
+    joined = over_steps([positions(one, sequences=4, nulls=2) for one in spt_run.checkpoints[-2:]])
     figure = OVER_STEPS["positions"](joined)
     drawn = {one.get_label(): one for one in figure.axes[4].lines}["head 0"]
     expected = joined["proximity_contrast"].sel(term="content-content").isel(layer=0, head=0)
@@ -129,7 +130,7 @@ def test_the_terms_of_a_run_are_drawn(spt_run):
 
 
 def test_rotary_images_show_their_pairs_and_two_dimensional_offsets(image_checkpoint):
-    result = positions(image_checkpoint, sequences=4)
+    result = positions(image_checkpoint, sequences=4, nulls=2)
     figure = FIGURES["positions"](result)
     assert figure.subfigs[1].axes[-1].get_xscale() == "log"
     kernels = [axis.images[0] for axis in figure.subfigs[2].axes if axis.images]
@@ -138,8 +139,8 @@ def test_rotary_images_show_their_pairs_and_two_dimensional_offsets(image_checkp
     np.testing.assert_array_equal(kernels[0].get_array(), shown.isel(layer=0, head=0))
 
 
-def test_the_drawn_signals_and_energies_are_the_result(spt_run, few_draws):
-    result = gradients(spt_run.checkpoints[-1], sequences=8)
+def test_the_drawn_signals_and_energies_are_the_result(spt_run):
+    result = gradients(spt_run.checkpoints[-1], sequences=8, nulls=2)
     signals, energies, *profiles = (axis for part in FIGURES["gradients"](result).subfigs for axis in part.axes)
     for axis, name in ((signals, "snr"), (energies, "energy_share")):
         drawn = [one for one in axis.containers if one.get_label() is not None and hasattr(one, "has_xerr")]
@@ -154,8 +155,8 @@ def test_the_drawn_signals_and_energies_are_the_result(spt_run, few_draws):
         np.testing.assert_array_equal(drawn.get_ydata(), expected)
 
 
-def test_the_drawn_changes_are_the_result(spt_run, few_draws):
-    result = interventions(spt_run.checkpoints[-1], sequences=8)
+def test_the_drawn_changes_are_the_result(spt_run):
+    result = interventions(spt_run.checkpoints[-1], sequences=8, nulls=2)
     result["accuracy_change"][0, 0, 0] = -0.5
     result["accuracy_change_interval"][0, 0, 0] = [-0.6, -0.4]
     result["accuracy_change_interval"][0, 0, 1] = [-0.1, 0.1]
@@ -167,8 +168,8 @@ def test_the_drawn_changes_are_the_result(spt_run, few_draws):
     assert written[0, 0] == "-.50" and (1, 0) not in written
 
 
-def test_real_values_are_judged_by_their_loss(spt_run, few_draws):
-    result = interventions(spt_run.checkpoints[-1], sequences=4)
+def test_real_values_are_judged_by_their_loss(spt_run):
+    result = interventions(spt_run.checkpoints[-1], sequences=4, nulls=2)
     none = result.assign({name: result[name] * np.nan for name in result if "accuracy" in name})
     everywhere, *_ = FIGURES["interventions"](none).subfigs[0].axes
     assert "change of the loss" in everywhere.get_xlabel()
@@ -178,8 +179,8 @@ def test_real_values_are_judged_by_their_loss(spt_run, few_draws):
     ("name", "measure", "first"),
     [("gradients", gradients, "descent"), ("interventions", interventions, "accuracy_change")],
 )
-def test_runs_of_gradients_and_interventions_are_drawn(name, measure, first, spt_run, few_draws):
-    joined = over_steps([measure(one, sequences=4) for one in spt_run.checkpoints[-2:]])
+def test_runs_of_gradients_and_interventions_are_drawn(name, measure, first, spt_run):
+    joined = over_steps([measure(one, sequences=4, nulls=2) for one in spt_run.checkpoints[-2:]])
     drawn = {one.get_label(): one for one in OVER_STEPS[name](joined).axes[1].lines}["head 1"]
     chosen = {"loss": "labels", "direction": "circulant exponential"}
     chosen = chosen if name == "gradients" else {"intervention": "remove toeplitz"}

@@ -7,17 +7,14 @@ import pytest
 import xarray as xr
 
 from attnprobe.axes import LABELS
-from attnprobe.measures import MEASURES
 from attnprobe.results import open_result, over_steps, save
+from attnprobe.tables import MEASURES
 
-FEW = {"sequences": 16}
-
-
-pytestmark = pytest.mark.usefixtures("few_draws")
+FEW = {"sequences": 8, "nulls": 2}
 
 
 @pytest.fixture(scope="module", params=MEASURES)
-def result(request, spt_run, few_draws):
+def result(request, spt_run):
     return MEASURES[request.param](spt_run.checkpoints[-1], **FEW)
 
 

@@ -1,23 +1,22 @@
 import copy
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from support import N, checkpoint
+from support import N, checkpoint, mean_profiles_of
 
+from attnprobe import gradients
 from attnprobe.config import DataSpec
 from attnprobe.errors import UsageError
-from attnprobe.measures import gradients
-from attnprobe.measures.backward import at_uniform_attention, fit
-from attnprobe.measures.capture import mean_kernels
-from attnprobe.measures.edits import added_bias
-from attnprobe.position import POSITIONS
+from attnprobe.networks import probe
+from attnprobe.networks.own import flat
+from attnprobe.scores import Heads
+from attnprobe.tables import POSITIONS
 
-FEW = {"sequences": 6}
+FEW = {"sequences": 6, "nulls": 1}
 LINEAR = {"norm": "none", "mlp_ratio": 0}
 """A network in which labels see nothing but the mean of the values: the setting of the theory."""
-
-pytestmark = pytest.mark.usefixtures("few_draws")
 
 
 def hidden(made, sequences):
@@ -30,12 +29,13 @@ def hidden(made, sequences):
     return torch.from_numpy(mask)
 
 
-def by_autograd(made, sequences, loss, layer):
+def by_autograd(made, sequences, loss, layer, model=None, attend=Heads.attend):
     """Return [batch, head, query, key]: the gradient of each sequence's mean loss, through the explicit path."""
-    model, inputs = copy.deepcopy(made.model).double(), made.tokens(sequences)
+    model, inputs = copy.deepcopy(model or made.model).double(), made.tokens(sequences)
     labels = torch.from_numpy(made.task.test.labels[:sequences]).long()
     caught = []
-    with model.hooks(fwd_hooks=[(f"blocks.{layer}.attn.hook_attn_scores", lambda s, hook: caught.append(s))]):
+    hooks = [(f"blocks.{layer}.attn.hook_attn_scores", lambda s, hook: caught.append(s.requires_grad_()))]
+    with model.attending(attend), model.hooks(fwd_hooks=hooks):
         total = torch.zeros((), dtype=torch.float64)
         if loss == "labels":
             total = torch.nn.functional.cross_entropy(model(inputs), labels, reduction="sum")
@@ -68,7 +68,7 @@ def test_gradients_are_those_that_autograd_finds_at_the_scores(named):
         return (d - d.sum(-1, keepdim=True) / visible.sum(-1, keepdim=True)) * visible
 
     zero = centred((offset == 0).double())
-    kernels = mean_kernels(made.model, made.task.train, 6)[0]
+    kernels = mean_profiles_of(made.model, made.task.train, 6)[0]
     near = centred((offset.abs() <= 2).double())
     near = near - zero * (near * zero).sum() / zero.square().sum()
     for loss in result["loss"].values.tolist():
@@ -111,7 +111,7 @@ def test_gradients_are_those_that_autograd_finds_at_the_scores(named):
 def test_the_view_of_the_map_is_the_gradient_of_its_product():
     """With one head as wide as the network the map's gradient follows from the weights' by the chain rule."""
     made = checkpoint(n_heads=1, position="learned")
-    result = gradients(made, sequences=2).sel(layer=0, head=0)
+    result = gradients(made, sequences=2, nulls=1).sel(layer=0, head=0)
     shares, ranks = [], []
     for i in range(2):
         model = copy.deepcopy(made.model).double()
@@ -133,7 +133,7 @@ def test_the_view_of_the_map_is_the_gradient_of_its_product():
 @pytest.mark.parametrize("position", ["learned", "relative"])
 def test_at_uniform_attention_labels_are_blind_and_reconstruction_is_not(position):
     """P1 and P3 of arXiv:2605.21070, in the measure itself."""
-    result = gradients(checkpoint(position=position, **LINEAR), sequences=12, at="uniform").sel(layer=0)
+    result = gradients(checkpoint(position=position, **LINEAR), sequences=12, nulls=1, at="uniform").sel(layer=0)
     labels, masked = (result.sel(loss=loss) for loss in ("labels", "masked"))
     share = labels["energy_share"]
     assert (share.sel(subspace="circulant") < 1e-10).all()
@@ -153,16 +153,17 @@ def test_at_uniform_attention_labels_are_blind_and_reconstruction_is_not(positio
 def test_uniform_attention_is_uniform_and_leaves_the_network_alone(position, score_bias):
     made = checkpoint(position=position, score_bias=score_bias)
     before = {name: weight.clone() for name, weight in made.model.state_dict().items()}
-    _, cache = at_uniform_attention(made.model).run_with_cache(made.tokens(3))
+    with made.model.attending(flat):
+        _, cache = made.model.run_with_cache(made.tokens(3))
     assert (cache["blocks.0.attn.hook_attn_scores"] == 0).all()
     assert all(torch.equal(weight, before[name]) for name, weight in made.model.state_dict().items())
 
 
 def test_fitting_trains_what_is_named_on_its_objective_and_nothing_else():
     made = checkpoint(position="learned")
-    start = at_uniform_attention(made.model)
+    start, network = made.model, probe(made).network
     for loss, head in (("labels", "classify"), ("masked", "unembed")):
-        fitted = fit(start, made.task, made.config, loss, ("heads", "vo"), 5, 0)
+        fitted = network.fitted(loss, 5, 0, uniform=True).model
         changed = {
             name for name, weight in fitted.named_parameters() if not torch.equal(weight, start.get_parameter(name))
         }
@@ -172,10 +173,10 @@ def test_fitting_trains_what_is_named_on_its_objective_and_nothing_else():
             f"{other}.{kind}" for other in ("classify", "unembed") for kind in ("weight", "bias")
         }
         assert all(weight.requires_grad for weight in fitted.parameters())
-    result = gradients(made, sequences=4, at="uniform", fit_steps=2)
+    result = gradients(made, sequences=4, nulls=1, at="uniform", fit_steps=2)
     for loss in ("labels", "masked"):
-        made.__dict__["model"] = fit(start, made.task, made.config, loss, ("heads", "vo"), 2, 0)
-        size = by_autograd(made, 4, loss, 0).square().sum((-2, -1)).sqrt().mean(0)
+        fitted = network.fitted(loss, 2, 0, uniform=True).model
+        size = by_autograd(made, 4, loss, 0, fitted, flat).square().sum((-2, -1)).sqrt().mean(0)
         assert result["gradient_norm"].sel(loss=loss, layer=0).values == pytest.approx(size.numpy(), rel=1e-4)
 
 
@@ -189,7 +190,7 @@ def test_the_masked_gradient_favours_what_the_data_repeat():
         split.inputs[:] = (
             np.roll(np.repeat(pairs, 2, axis=1), 1, axis=1) if rng.random() < 0.5 else np.repeat(pairs, 2, axis=1)
         )
-    result = gradients(made, sequences=30, at="uniform", fit_steps=400, reach=1).sel(layer=0)
+    result = gradients(made, sequences=30, nulls=1, at="uniform", fit_steps=400, reach=1).sel(layer=0)
     near = result.sel(direction="circulant band")
     assert (near["descent_interval"].sel(loss="masked", bound="lower") > 0).all()
     assert (near["favours"].sel(loss="masked") > 0.6).all()
@@ -200,9 +201,9 @@ def test_the_masked_gradient_favours_what_the_data_repeat():
 def test_curvature_is_the_second_derivative_of_the_loss(grid):
     data = DataSpec(n=N, inputs="tokens", classes=2, vocabulary=6, grid=grid)
     made = checkpoint(data=data, n_layers=2, position="relative", score_bias="fixed", init_scale=0.8)
-    result = gradients(made, sequences=4, curvature=2, objectives=("labels",)).sel(loss="labels")
+    result = gradients(made, sequences=4, nulls=1, curvature=2, objectives=("labels",)).sel(loss="labels")
+    from attnprobe.geometry import geometry
     from attnprobe.statistics.directions import kernels, unit, without_own_pair
-    from attnprobe.statistics.geometry import geometry
 
     places = geometry(grid or (N,))
     f = unit(without_own_pair(kernels(places, 2)["toeplitz exponential"], places), places)
@@ -212,7 +213,12 @@ def test_curvature_is_the_second_derivative_of_the_loss(grid):
     def loss(layer, head, step):
         bias = torch.zeros(2, len(f), dtype=torch.float64)
         bias[head] = step * f
-        with torch.no_grad(), added_bias(model, layer, bias):
+
+        def attend(heads):
+            biased = replace(heads, scores=heads.scores.with_bias(bias))
+            return biased.attend() if heads.layer == layer else heads.attend()
+
+        with torch.no_grad(), model.attending(attend):
             return torch.nn.functional.cross_entropy(model(inputs), labels).item()
 
     for layer, head in np.ndindex(2, 2):
@@ -226,7 +232,7 @@ def test_curvature_is_the_second_derivative_of_the_loss(grid):
 def test_what_labels_are_blind_to_is_flat_as_well():
     """P2: at any amplitude a circulant score changes nothing in a linear network."""
     made = checkpoint(position="learned", **LINEAR)
-    result = gradients(made, sequences=4, at="uniform", curvature=4).sel(layer=0)
+    result = gradients(made, sequences=4, nulls=1, at="uniform", curvature=4).sel(layer=0)
     around = result["direction"].str.startswith("circulant")
     labels, masked = (result["curvature"].sel(loss=loss) for loss in ("labels", "masked"))
     scale = float(np.abs(labels.sel(direction="toeplitz linear")).max())
@@ -236,7 +242,7 @@ def test_what_labels_are_blind_to_is_flat_as_well():
 
 def test_permuting_moves_the_gradient_and_changes_none_of_it():
     made = checkpoint(position="learned")
-    result = gradients(made, sequences=16)
+    result = gradients(made, sequences=16, nulls=2)
     null = result.sel(null="permuted")
     whole = null["gradient_norm_null"].mean("draw")
     assert whole.values == pytest.approx(result["gradient_norm"].values, rel=1e-5)
@@ -247,7 +253,7 @@ def test_permuting_moves_the_gradient_and_changes_none_of_it():
 
 
 def test_images_have_both_views(image_checkpoint):
-    result = gradients(image_checkpoint, sequences=4, objectives=("labels",))
+    result = gradients(image_checkpoint, sequences=4, nulls=1, objectives=("labels",))
     assert result["grid_descent"].dims == result["descent"].dims
     same = ["column", "random"]
     assert result["grid_descent"].sel(direction=same).equals(result["descent"].sel(direction=same))
@@ -268,7 +274,7 @@ def test_causal_networks_have_next_token_and_nothing_circulant():
 
 def test_sequences_of_any_length_take_part():
     lengths = np.array([N] * 14 + [5] * 15 + [1])
-    result = gradients(checkpoint(lengths=lengths), sequences=30)
+    result = gradients(checkpoint(lengths=lengths), sequences=30, nulls=1)
     for name in ("descent", "energy_share", "descent_by_offset", "cosine"):
         known = result[name] if name != "cosine" else result[name].sel(loss="labels", other_loss="masked")
         assert np.isfinite(known).all(), name

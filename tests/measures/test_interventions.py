@@ -1,19 +1,17 @@
 import numpy as np
 import pytest
 import torch
-from support import N, checkpoint
+from support import N, checkpoint, mean_profiles_of, means_of, parts_of
 
+from attnprobe import interventions
 from attnprobe.config import DataSpec
 from attnprobe.errors import UsageError
-from attnprobe.measures import common, interventions
-from attnprobe.measures.capture import mean_kernels
-from attnprobe.measures.interventions import _shuffled as shuffled
-from attnprobe.measures.terms import means, parts
-from attnprobe.statistics.geometry import geometry
+from attnprobe.geometry import geometry
+from attnprobe.measures.driver import hidden_tokens, permutation
+from attnprobe.measures.edits import shuffled
+from attnprobe.networks import probe
 
-FEW = {"sequences": 8}
-
-pytestmark = pytest.mark.usefixtures("few_draws")
+FEW = {"sequences": 8, "nulls": 2}
 
 
 def spread(model):
@@ -74,14 +72,14 @@ def test_interventions_are_what_hooks_on_the_scores_do(named):
     result = interventions(made, reach=1.5, **FEW)
     model, inputs = made.model, made.tokens(8)
     train = made.task.train
-    of = means(model, [train.tensor(slice(8))])
-    kernels = mean_kernels(model, train, 8)[-1]
+    of = means_of(model, [train.tensor(slice(8))])
+    kernels = mean_profiles_of(model, train, 8)[-1]
     bias = model.bias(N)
     bias = torch.zeros(2, 2 * N - 1) if bias is None else bias.detach()
     line = None if bias.shape[1] == 2 * N - 1 else grid
     own = dense(bias, line)
     pp = []
-    for found in parts(model, inputs, of):
+    for found in parts_of(model, inputs, of):
         pp.append(torch.einsum("bhid,bhjd->bhij", found.q_position, found.k_position) / 8**0.5 + own)
     far = dense(-geometry(grid or (N,)).distance / 1.5, grid)
     edits = {
@@ -123,7 +121,7 @@ def test_moving_all_positions_is_moving_the_tokens(position):
     found = float(result["all_loss"].sel(intervention="shift positions"))
     assert found == pytest.approx(float(torch.nn.functional.cross_entropy(logits, labels)), rel=1e-5)
     assert abs(found - float(result["base_loss"])) > 1e-6
-    order = torch.from_numpy(common.permutation("interventions", 0, 0, N))
+    order = torch.from_numpy(permutation("interventions", 0, 0, N))
     with torch.no_grad():
         logits = made.model(made.tokens(8)[:, order.argsort()])
     found = float(result["all_loss"].sel(intervention="permute positions"))
@@ -136,24 +134,24 @@ def test_moved_vectors_are_those_of_a_network_whose_queries_and_keys_see_them_mo
     result = interventions(made, **FEW)
     model, inputs = made.model, made.tokens(8)
     shift = (torch.arange(N) + N // 2) % N
-    of = means(model, [made.task.train.tensor(slice(8))])
-    (found,) = parts(model, inputs, of)
-    q = found.q - found.q_position + found.q_position[:, :, shift]
-    k = found.k - found.k_position + found.k_position[:, :, shift]
+    of = means_of(model, [made.task.train.tensor(slice(8))])
+    (found,) = parts_of(model, inputs, of)
+    q = found.scores.q - found.q_position + found.q_position[:, :, shift]
+    k = found.scores.k - found.k_position + found.k_position[:, :, shift]
     scores = torch.einsum("bhid,bhjd->bhij", q, k) / 8**0.5
     loss, _ = by_hooks(made, lambda layer, s: scores, [0], [0, 1])
     assert float(result["all_loss"].sel(intervention="shift positions")) == pytest.approx(float(loss.mean()), rel=1e-4)
 
 
 def test_the_null_is_as_large_an_edit_elsewhere():
-    """The first draw by hand: its share of the sequences, its permutation of the positions, its offsets."""
+    """The first draw by hand: its permutation of the positions, its offsets."""
     made = checkpoint(edit=spread, position="learned")
     result = interventions(made, **FEW)
-    rows = torch.arange(8)[::2]
+    rows = torch.arange(8)
     model, inputs = made.model, made.tokens(8)[rows]
     labels = torch.from_numpy(made.task.test.labels[:8]).long()[rows]
-    (found,) = parts(model, inputs, means(model, [made.task.train.tensor(slice(8))]))
-    order = torch.from_numpy(common.permutation("interventions", 0, 0, N))
+    (found,) = parts_of(model, inputs, means_of(model, [made.task.train.tensor(slice(8))]))
+    order = torch.from_numpy(permutation("interventions", 0, 0, N))
     moved = torch.einsum("bhid,bhjd->bhij", found.q_position[:, :, order], found.k_position[:, :, order]) / 8**0.5
     for name, edit in (("keep position", lambda s: moved), ("remove position", lambda s: s - moved)):
         hook = [("blocks.0.attn.hook_attn_scores", lambda s, hook, edit=edit: edit(s).to(s))]
@@ -176,8 +174,8 @@ def test_hidden_tokens_are_hidden_in_what_is_edited():
     made = checkpoint(edit=spread, position="learned")
     object.__setattr__(made, "objective", "masked")
     result = interventions(made, **FEW)
-    model, inputs, mask = made.model, made.tokens(8), torch.from_numpy(common.masks(made, 0, 8))
-    (found,) = parts(model, inputs, means(model, [made.task.train.tensor(slice(8))]), mask)
+    model, inputs, mask = made.model, made.tokens(8), torch.from_numpy(hidden_tokens(probe(made), 0, 8))
+    (found,) = parts_of(model, inputs, means_of(model, [made.task.train.tensor(slice(8))]), mask)
     pp = torch.einsum("bhid,bhjd->bhij", found.q_position, found.k_position) / model.cfg.d_head**0.5
     with torch.no_grad(), model.hooks(fwd_hooks=[("blocks.0.attn.hook_attn_scores", lambda s, hook: (s - pp).to(s))]):
         logits = model(inputs, masked=mask, output="tokens")
@@ -190,7 +188,7 @@ def test_a_token_in_front_keeps_its_query_and_key():
     made = checkpoint(edit=spread, position="learned", pooling="cls")
     result = interventions(made, **FEW)
     model, inputs = made.model, made.tokens(8)
-    (found,) = parts(model, inputs, means(model, [made.task.train.tensor(slice(8))]))
+    (found,) = parts_of(model, inputs, means_of(model, [made.task.train.tensor(slice(8))]))
     _, cache = model.run_with_cache(inputs)
     q, k = (cache[f"blocks.0.attn.hook_{side}"].transpose(1, 2).clone() for side in "qk")
     q[:, :, 1:], k[:, :, 1:] = found.q_position.to(q), found.k_position.to(k)
@@ -217,7 +215,7 @@ def test_kernels_of_short_sequences_are_those_of_their_offsets():
     made = checkpoint(edit=spread, position="relative", lengths=np.full(30, 5))
     result = interventions(made, **FEW)
     model, inputs = made.model, made.tokens(8)[:, :5]
-    kernel = mean_kernels(model, made.task.train, 8)[-1][0]
+    kernel = mean_profiles_of(model, made.task.train, 8)[-1][0]
     at = torch.arange(5) - torch.arange(5)[:, None] + N - 1
     hooks = [("blocks.0.attn.hook_attn_scores", lambda s, hook: kernel[:, at].expand_as(s).to(s))]
     labels = torch.from_numpy(made.task.test.labels[:8]).long()
@@ -315,7 +313,6 @@ def test_the_network_is_left_as_it_was(spt_run):
     before = made.model(made.tokens(4))
     interventions(made, **FEW)
     assert torch.equal(made.model(made.tokens(4)), before)
-    assert "attend" not in vars(made.model.block(0).attn)
 
 
 def test_self_pretraining_is_judged_by_its_own_objective(spt_run):

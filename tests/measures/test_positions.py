@@ -2,17 +2,18 @@ import materialised
 import numpy as np
 import pytest
 import torch
-from support import N, checkpoint
+from support import N, checkpoint, means_of, own, parts_of
 
+from attnprobe import positions, proximity
 from attnprobe.config import DataSpec
-from attnprobe.measures import common, positions, proximity
-from attnprobe.measures.terms import TERMS, mean_position_parts, means, parts
-from attnprobe.position import POSITIONS
+from attnprobe.geometry import geometry
+from attnprobe.measures.driver import permutation, untrained
+from attnprobe.measures.terms import TERMS, mean_position_parts
+from attnprobe.networks import probe
 from attnprobe.statistics import Scores
-from attnprobe.statistics.geometry import geometry
+from attnprobe.tables import POSITIONS
 
-pytestmark = pytest.mark.usefixtures("few_draws")
-FEW = {"sequences": 24}
+FEW = {"sequences": 24, "nulls": 2}
 PP = "position-position"
 
 
@@ -23,7 +24,7 @@ def spread(model):
 
 
 def split(model, inputs, others=None):
-    return list(parts(model, inputs, means(model, [inputs if others is None else others])))
+    return parts_of(model, inputs, means_of(model, [inputs if others is None else others]))
 
 
 @pytest.mark.parametrize("position", POSITIONS)
@@ -58,8 +59,8 @@ def test_layer_0_gives_position_what_its_vectors_add_at_the_scale_of_each_token(
     for side in "qk":
         hooks.append((f"blocks.0.attn.hook_{side}", lambda x, hook: caught.update({hook.name[-1]: x.transpose(1, 2)})))
     model.run_with_hooks(inputs, fwd_hooks=hooks)
-    torch.testing.assert_close(found.q - found.q_position, caught["q"])
-    torch.testing.assert_close(found.k - found.k_position, caught["k"])
+    torch.testing.assert_close(found.scores.q - found.q_position, caught["q"])
+    torch.testing.assert_close(found.scores.k - found.k_position, caught["k"])
 
 
 def test_without_encoding_there_is_no_position():
@@ -95,7 +96,7 @@ def test_the_position_term_of_layer_0_is_the_bias(position):
 def test_the_rotary_term_is_the_kernel_of_the_mean_query_and_key():
     """And its pairs of coordinates add up to it, wave by wave."""
     made = checkpoint(position="rotary", edit=spread)
-    result = positions(made, sequences=30)
+    result = positions(made, sequences=30, nulls=2)
     _, cache = made.model.run_with_cache(made.tokens(30))
     q, k = (cache[f"blocks.0.attn.hook_{side}"].double().mean((0, 1)) for side in "qk")  # [head, d_head]
     q, k = (torch.view_as_complex(x.unflatten(-1, (-1, 2)).contiguous()) for x in (q, k))
@@ -148,7 +149,7 @@ def test_sinusoids_are_read_in_their_own_frequencies():
 def test_a_null_has_as_much_noise_in_it_as_what_it_stands_beside(position):
     """A network of the initial null finds itself there: its means come from as many sequences."""
     made = checkpoint(n_layers=2, position=position)
-    made.__dict__["model"] = common.initial_network(made, 0, 1)
+    made.__dict__["model"] = untrained(probe(made).network, 0, 1).model
     result = positions(made, **FEW)
     for name in ("position_singular_value", "wave_amplitude"):
         null = result[f"{name}_null"].sel(null="initial", draw=1)
@@ -159,8 +160,8 @@ def test_a_null_has_as_much_noise_in_it_as_what_it_stands_beside(position):
 @pytest.mark.parametrize("grid", [None, (3, 4)])
 def test_an_imposed_bias_counts_as_position(position, grid):
     data = DataSpec(n=N, inputs="tokens", classes=2, vocabulary=6, grid=grid)
-    one = positions(checkpoint(data, position=position, score_bias="learned"), sequences=4)
-    other = positions(checkpoint(data, position=position), sequences=4)
+    one = positions(checkpoint(data, position=position, score_bias="learned"), sequences=4, nulls=1)
+    other = positions(checkpoint(data, position=position), sequences=4, nulls=1)
     prefix = "grid_" if grid else ""
     added = (one[f"{prefix}score_by_offset"] - other[f"{prefix}score_by_offset"]).sel(term=PP, layer=0, head=0)
     places = geometry(grid or (N,))
@@ -176,7 +177,7 @@ def test_profiles_of_sequences_of_different_lengths_have_one_level():
         model.block(0).attn.q.weight.zero_()
 
     lengths = np.array([N] * 15 + [5] * 15)
-    result = positions(checkpoint(position="alibi", edit=silence, lengths=lengths), sequences=30)
+    result = positions(checkpoint(position="alibi", edit=silence, lengths=lengths), sequences=30, nulls=2)
     kernel = result["score_by_offset"].sel(layer=0, head=1, term=PP)
     slope = kernel.values[N - 1] - kernel.values
     assert slope == pytest.approx(2.0**-8 * np.abs(np.arange(1 - N, N)), abs=1e-9)
@@ -231,8 +232,8 @@ def test_what_the_terms_add_up_to_is_what_proximity_measures(named):
 
 
 def test_images_are_seen_over_two_dimensional_offsets_too(image_checkpoint):
-    result = positions(image_checkpoint, sequences=8)
-    whole = proximity(image_checkpoint, sequences=8)["grid_proximity_contrast"]
+    result = positions(image_checkpoint, sequences=8, nulls=1)
+    whole = proximity(image_checkpoint, sequences=8, nulls=1)["grid_proximity_contrast"]
     assert result["grid_proximity_contrast"].sum("term").values == pytest.approx(whole.values, abs=1e-6)
     assert result["grid_score_by_offset"].sizes["row_offset"] == 15
     assert set(TERMS) == set(result["term"].values.tolist())
@@ -240,12 +241,12 @@ def test_images_are_seen_over_two_dimensional_offsets_too(image_checkpoint):
 
 @pytest.mark.parametrize("causal", [False, True])
 def test_the_permuted_encoding_is_that_of_a_network_whose_vectors_were_permuted(causal):
-    """The first draw, done by hand: the table of vectors permuted, for the share of sequences that is the draw's."""
+    """The first draw, done by hand: the table of vectors permuted, for every sequence."""
     made = checkpoint(edit=spread, causal=causal)
     result = positions(made, **FEW)
     null = result.sel(null="permuted", draw=0)
-    order = torch.from_numpy(common.permutation("positions", 0, 0, N))
-    rows = torch.arange(24)[::2]
+    order = torch.from_numpy(permutation("positions", 0, 0, N))
+    rows = torch.arange(24)
     model = made.model
     if not causal:
         with torch.no_grad():
@@ -260,7 +261,7 @@ def test_the_permuted_encoding_is_that_of_a_network_whose_vectors_were_permuted(
 
 def test_sequences_of_any_length_take_part():
     lengths = np.array([N] * 15 + [5] * 15)
-    result = positions(checkpoint(n_layers=2, lengths=lengths), sequences=30)
+    result = positions(checkpoint(n_layers=2, lengths=lengths), sequences=30, nulls=2)
     assert np.isfinite(result["score_by_offset"]).all()
     assert result["variance_share"].sum("term").values == pytest.approx(np.ones((2, 2)))
 
@@ -278,7 +279,7 @@ def test_means_are_those_of_other_sequences():
 def test_the_mean_position_parts_are_the_means_of_the_parts():
     made = checkpoint(edit=spread, n_layers=2)
     inputs = made.tokens(30)
-    of = means(made.model, [inputs[:10], inputs[10:]])
-    for side, mean in zip(("q_position", "k_position"), mean_position_parts(made.model, of), strict=True):
-        shown = [getattr(found, side).mean(0) for found in parts(made.model, inputs, of)]
+    of = means_of(made.model, [inputs[:10], inputs[10:]])
+    for side, mean in zip(("q_position", "k_position"), mean_position_parts(own(made.model), of), strict=True):
+        shown = [getattr(found, side).mean(0) for found in parts_of(made.model, inputs, of)]
         torch.testing.assert_close(mean, torch.stack(shown), atol=1e-6, rtol=1e-5)

@@ -5,16 +5,15 @@ import materialised
 import numpy as np
 import pytest
 import torch
-from support import N, checkpoint
+from support import N, checkpoint, scores_by_layer
 
+from attnprobe import proximity
 from attnprobe.config import DataSpec
 from attnprobe.errors import UsageError
-from attnprobe.measures import proximity
-from attnprobe.measures.capture import scores_by_layer
+from attnprobe.geometry import geometry
 from attnprobe.statistics.decay import fit_decay
-from attnprobe.statistics.geometry import geometry
 
-FEW = {"sequences": 24}
+FEW = {"sequences": 24, "nulls": 3}
 
 
 def silence(model):
@@ -90,7 +89,7 @@ def test_permuted_positions_lose_what_the_position_gave():
 
 @pytest.mark.parametrize("causal", [False, True])
 def test_the_permuted_null_moves_scores_about_and_changes_none(causal):
-    result = proximity(checkpoint(position="relative", causal=causal), **FEW)  # 24 sequences, 3 in each of 8 draws
+    result = proximity(checkpoint(position="relative", causal=causal), **FEW)
     null = result["entropy_null"].sel(null="permuted")
     assert null.mean("draw").values == pytest.approx(result["entropy"].values)
     assert (result["mean_distance_null"].sel(null="permuted").std("draw") > 0).all()
@@ -100,7 +99,8 @@ def test_the_permuted_null_moves_scores_about_and_changes_none(causal):
 
 
 def test_every_draw_of_a_null_is_another():
-    result = proximity(checkpoint(position="alibi", edit=silence), **FEW)  # all sequences have the same scores
+    # all sequences have the same scores
+    result = proximity(checkpoint(position="alibi", edit=silence), sequences=2, nulls=8)
     assert len(np.unique(result["mean_distance_null"].sel(null="permuted").isel(layer=0, head=0).values.round(9))) == 8
 
 
@@ -114,7 +114,7 @@ def test_the_initial_null_is_untrained_and_no_run_has_its_seeds():
 
 def test_a_network_without_positions_is_like_its_permuted_null():
     """A token may prefer itself (offset 0), with and without permutation; nothing else depends on the offset."""
-    result = proximity(checkpoint(position="none"), sequences=30)
+    result = proximity(checkpoint(position="none"), sequences=30, nulls=8)
     for name in ("toeplitz_share", "mean_distance_ratio", "proximity_contrast"):
         null = result[f"{name}_null"].sel(null="permuted")
         spread = 4 * null.std("draw", ddof=1).values
@@ -122,7 +122,7 @@ def test_a_network_without_positions_is_like_its_permuted_null():
 
 
 def test_images_have_both_views(image_checkpoint):
-    result = proximity(image_checkpoint, sequences=8)
+    result = proximity(image_checkpoint, sequences=8, nulls=1)
     assert result["grid_score_by_offset"].dims == ("layer", "head", "row_offset", "column_offset")
     assert result["grid_pattern_by_offset"].sizes == {"layer": 2, "head": 2, "row_offset": 15, "column_offset": 15}
     assert result["grid_mean_distance"].attrs["units"] == "pixels"
@@ -142,14 +142,14 @@ def test_a_window_must_leave_far_pixels(image_checkpoint):
 
 def test_uniform_attention_is_uniform_whatever_the_lengths():
     lengths = np.array([N] * 15 + [5] * 15)
-    result = proximity(checkpoint(position="none", lengths=lengths, edit=silence), sequences=30)
+    result = proximity(checkpoint(position="none", lengths=lengths, edit=silence), sequences=30, nulls=1)
     ratio = result["pattern_by_offset"] / result["uniform_pattern_by_offset"]
     assert ratio.values == pytest.approx(np.ones((1, 2, 2 * N - 1)))
 
 
 def test_the_error_of_the_decay_is_the_jackknife_over_groups():
     made = checkpoint(position="relative", edit=fading, init_scale=0.25)
-    result = proximity(made, sequences=30)
+    result = proximity(made, sequences=30, nulls=1)
     (scores,) = scores_by_layer(made.model, made.tokens(30))
     kernels = materialised.score_statistics(scores)["kernel"].numpy()
     distance = np.arange(1.0, N)
@@ -171,7 +171,7 @@ def fading(model):
 def test_a_planted_decay_is_found_with_its_error():
     """Relative biases that fall off exponentially, under content scores that add noise."""
     made = checkpoint(position="relative", edit=fading, init_scale=0.25, lengths=np.full(30, 8))
-    result = proximity(made, sequences=30)
+    result = proximity(made, sequences=30, nulls=1)
     length, error = (result[name].isel(layer=0).values for name in ("decay_length", "decay_length_se"))
     assert (error > 0).all()
     assert (abs(length - 2) < 5 * error).all()
@@ -182,31 +182,21 @@ def test_a_planted_decay_is_found_with_its_error():
 def test_a_short_sequence_that_is_not_measured_has_no_say():
     lengths = np.array([N] * 10 + [7] * 10 + [1] * 10)
     made = checkpoint(position="relative", lengths=lengths)
-    level = proximity(made, sequences=20)["score_by_offset"].isel(layer=0).sel(offset=slice(-6, 6)).mean("head")
+    level = (
+        proximity(made, sequences=20, nulls=1)["score_by_offset"].isel(layer=0).sel(offset=slice(-6, 6)).mean("head")
+    )
     weight = 7 - abs(level["offset"])
     assert float((level * weight).sum()) == pytest.approx(0, abs=1e-9)
-
-
-def test_draws_of_the_nulls_share_out_the_sequences(monkeypatch):
-    """Each draw measures its own sequences, and together every one once."""
-    from attnprobe.measures import capture
-
-    seen, chunks = [], capture.chunks
-    monkeypatch.setattr(
-        capture, "chunks", lambda split, rows, model: (seen.append(rows), chunks(split, rows, model))[1]
-    )
-    proximity(checkpoint(), **FEW)
-    assert sorted(np.concatenate(seen[1:9]).tolist()) == sorted(np.concatenate(seen[9:]).tolist()) == list(range(24))
 
 
 @pytest.mark.parametrize("causal", [False, True])
 def test_shorter_sequences_count_with_their_own_offsets(causal):
     lengths = np.array([N] * 15 + [5] * 15)
     made = partial(checkpoint, position="alibi", edit=silence, causal=causal)
-    result = proximity(made(lengths=lengths), sequences=30)
+    result = proximity(made(lengths=lengths), sequences=30, nulls=1)
     profile = result["score_by_offset"].isel(layer=0, head=0).dropna("offset")
     assert profile.size == (N if causal else 2 * N - 1)
-    short = proximity(made(lengths=np.full(30, 5)), sequences=30)
+    short = proximity(made(lengths=np.full(30, 5)), sequences=30, nulls=1)
     assert np.isfinite(short["score_by_offset"].isel(layer=0, head=0)).sum() == (5 if causal else 9)
     offset = np.abs(profile["offset"].values)
     assert (profile - profile.sel(offset=0)).values == pytest.approx(-0.0625 * offset, abs=1e-9)
@@ -223,7 +213,7 @@ def test_it_works_for_every_kind_of_network(named):
 
 
 def test_intervals_narrow_with_more_sequences():
-    few, many = (proximity(checkpoint(), sequences=size) for size in (5, 30))
+    few, many = (proximity(checkpoint(), sequences=size, nulls=1) for size in (5, 30))
     width = [float(one["entropy_interval"].diff("bound").mean()) for one in (few, many)]
     assert width[1] < 0.7 * width[0]
 
@@ -244,8 +234,8 @@ def test_what_cannot_be_measured_is_refused(named, said):
 
 def test_accuracy_and_objective_stand_beside_the_numbers(spt_run):
     last = spt_run.checkpoints[-1]
-    result = proximity(last, sequences=4)
+    result = proximity(last, sequences=4, nulls=1)
     assert float(result["test_accuracy"]) == last.last_metrics["test_accuracy"]
     assert result["objective"].item() == "labels"
-    bare = proximity(dataclasses.replace(last, metrics=[]), sequences=4)
+    bare = proximity(dataclasses.replace(last, metrics=[]), sequences=4, nulls=1)
     assert np.isnan(bare["test_accuracy"])

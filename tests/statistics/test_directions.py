@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from attnprobe.errors import UsageError
+from attnprobe.geometry import geometry
 from attnprobe.statistics import Scores, gradient_statistics
 from attnprobe.statistics.directions import (
     SUBSPACES,
@@ -14,7 +15,6 @@ from attnprobe.statistics.directions import (
     unit,
     without_own_pair,
 )
-from attnprobe.statistics.geometry import geometry
 
 SHAPES = [((5,), False), ((6,), True), ((3, 4), False), ((2, 3), True)]
 

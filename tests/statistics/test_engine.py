@@ -8,9 +8,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from attnprobe.scores import Scores
 from attnprobe.statistics import blocks, score
 from attnprobe.statistics.gradient import gradient_product, gradient_statistics
-from attnprobe.statistics.inputs import Scores
 from attnprobe.statistics.pattern import pattern_statistics
 from attnprobe.statistics.score import covariance, score_statistics
 

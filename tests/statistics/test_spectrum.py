@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from attnprobe.statistics.geometry import geometry
+from attnprobe.geometry import geometry
 from attnprobe.statistics.spectrum import circulant_part, effective_rank, product_svd, vector_waves, waves
 
 

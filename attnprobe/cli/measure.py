@@ -1,0 +1,77 @@
+"""The command of a measure: its keywords are the flags, its docstring their help."""
+
+import dataclasses
+import inspect
+import typing
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+from attnprobe import report
+from attnprobe.cli.parse import ReadsData, flag, helps, parse
+from attnprobe.cli.printing import print_json, print_table
+from attnprobe.report import rows
+from attnprobe.tables import MEASURES
+from attnprobe.training.checkpoint import load
+from attnprobe.training.run import Run
+
+
+@dataclasses.dataclass(frozen=True)
+class Measure(ReadsData):
+    """What the commands of all measures share; each adds its measure's keywords as fields."""
+
+    path: tyro.conf.Positional[Path] = dataclasses.field(kw_only=True)
+    """A checkpoint; or a run folder: then every checkpoint, and the evolution over steps."""
+    out: Path | None = None
+    """Folder for the result (.nc) and the figures (.png, .pdf); figures/NAME beside the checkpoint, or in the run."""
+    json: bool = False
+    """Print the table as JSON."""
+
+
+def run(name: str, arguments: list[str]) -> None:
+    """Measure, write and print."""
+    keywords = _keywords(name)
+    flags: Any = parse(_flags(name, keywords), name, arguments)
+    options = {keyword: getattr(flags, keyword) for keyword in keywords}
+    folder = flags.out or report.write.default_folder(flags.path)
+    if flags.path.is_dir():
+        result = report.write.write_run(name, Run.open(flags.path), folder, options, progress=not flags.json)
+        last = result.isel(step=-1)
+    else:
+        result = last = report.write.write_checkpoint(name, load(flags.path), folder, options)
+    if flags.json:
+        print_json(rows.whole_rows(result) + rows.head_rows(result))
+        return
+    print(last.attrs.get("title", last.attrs.get("run_title")))
+    _print_numbers(last)
+    print(f"\nfigures and results: {folder}")
+
+
+def _keywords(name: str) -> dict[str, inspect.Parameter]:
+    parameters = inspect.signature(MEASURES[name]).parameters
+    return {key: one for key, one in parameters.items() if one.kind is one.KEYWORD_ONLY}
+
+
+def _flags(name: str, keywords: dict[str, inspect.Parameter]) -> type[Measure]:
+    measure = MEASURES[name]
+    texts, types = helps(measure), typing.get_type_hints(inspect.unwrap(measure), include_extras=True)
+    fields = [flag(key, types.get(key, one.annotation), texts.get(key), one.default) for key, one in keywords.items()]
+    made = dataclasses.make_dataclass(name, fields, bases=(Measure,), frozen=True)
+    made.__doc__ = (inspect.getdoc(measure) or "").split("\n")[0]
+    return made
+
+
+def _print_numbers(result: Any) -> None:
+    """Print the numbers of the whole network, and a table a head: with intervals and the ranges of the nulls."""
+    for row in rows.whole_rows(result):
+        if lines := rows.table(row):
+            print("\nwhole network")
+            print_table(lines)
+    for row in rows.shown_rows(result):
+        print(f"\nlayer {row['layer']}, head {row['head']}")
+        print_table(rows.table(row))
+        notes = [
+            f"{name.replace('_', ' ')}: {value}" for name, value in row.items() if isinstance(value, str) and value
+        ]
+        print(*notes, sep="\n", end="\n" if notes else "")

@@ -1,0 +1,1 @@
+"""The network that attnprobe trains: a small Transformer in which everything can be seen and edited."""

@@ -1,0 +1,104 @@
+r"""Multi-head attention with TransformerLens's hook points.
+
+For the queries $q_i$ and keys $k_j$ of one head (already rotated if the encoding rotates)
+
+$$S_{ij} = q_i \cdot k_j / \sqrt{d_{head}} + b(j - i), \qquad A = \mathrm{softmax}_j S, \qquad z_i = \sum_j A_{ij} v_j$$
+
+with $S_{ij} = -\infty$ if query i may not see key j; `attnprobe.scores.Scores` is that score. `Attention.attend` has
+two paths to z. The fused one never holds an n x n array of scores. The explicit one makes S and A, and is taken if a
+hook sits on ``hook_attn_scores`` or ``hook_pattern``, so that an edit there is never ignored.
+"""
+
+from collections.abc import Callable
+
+from einops import einsum, rearrange
+from jaxtyping import Float
+from torch import Tensor, nn
+from transformer_lens.hook_points import HookPoint
+
+from attnprobe.config import ModelConfig
+from attnprobe.model.position import PositionEncoding
+from attnprobe.scores import Heads, Scores
+from attnprobe.tables import POSITIONS
+
+Attend = Callable[[Heads], Tensor]
+"""From what a layer is about to attend with to its z, [batch, head, token, d_head]."""
+
+
+class Attention(nn.Module):
+    """One layer of attention with TransformerLens's hook points.
+
+    ``hook_q``, ``hook_k``, ``hook_v``, ``hook_z`` see [batch, token, head, d_head]; ``hook_rot_q``, ``hook_rot_k`` the
+    same after rotation; ``hook_attn_scores`` and ``hook_pattern`` [batch, head, query, key].
+    """
+
+    def __init__(self, config: ModelConfig, layer: int = 0) -> None:
+        """Make the four maps and the hook points."""
+        super().__init__()
+        self.layer = layer
+        self.n_heads = config.n_heads
+        self.rotates = POSITIONS[config.position].rotates
+        self.q = nn.Linear(config.d_model, config.d_model)
+        self.k = nn.Linear(config.d_model, config.d_model)
+        self.v = nn.Linear(config.d_model, config.d_model)
+        self.o = nn.Linear(config.d_model, config.d_model)
+        self.hook_q, self.hook_k, self.hook_v = HookPoint(), HookPoint(), HookPoint()
+        if self.rotates:
+            self.hook_rot_q, self.hook_rot_k = HookPoint(), HookPoint()
+        self.hook_attn_scores, self.hook_pattern, self.hook_z = HookPoint(), HookPoint(), HookPoint()
+
+    def forward(
+        self, x: Float[Tensor, "batch token d_model"], position: PositionEncoding, form: Scores, attend: Attend
+    ) -> Float[Tensor, "batch token d_model"]:
+        """Return the layer's output for the (normalised) residual stream.
+
+        ``form`` holds the biases and the mask of every layer's scores; ``attend`` computes z.
+        """
+        q, k, v = (
+            hook(rearrange(map_(x), "batch token (head d_head) -> batch token head d_head", head=self.n_heads))
+            for map_, hook in ((self.q, self.hook_q), (self.k, self.hook_k), (self.v, self.hook_v))
+        )
+        if self.rotates:
+            q, k = self.hook_rot_q(position.rotate(q)), self.hook_rot_k(position.rotate(k))
+        q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+        heads = Heads(self.layer, form.of(q, k), v, None if self.rotates else x, self.attend)
+        z = self.hook_z(attend(heads).transpose(1, 2))
+        return self.o(rearrange(z, "batch token head d_head -> batch token (head d_head)"))
+
+    def attend(
+        self, scores: Scores, v: Float[Tensor, "batch head key d_value"]
+    ) -> Float[Tensor, "batch head query d_value"]:
+        """Return z: explicitly if a hook looks at score or pattern, else fused."""
+        if watched(self.hook_attn_scores) or watched(self.hook_pattern):
+            pattern = self.hook_pattern(self.hook_attn_scores(scores.dense()).softmax(dim=-1))
+            return einsum(pattern, v, "batch head query key, batch head key d_value -> batch head query d_value")
+        return scores.attend(v)
+
+    # TransformerLens's names and shapes: W_Q, W_K, W_V [head, d_model, d_head], W_O [head, d_head, d_model].
+    @property
+    def W_Q(self) -> Float[Tensor, "head d_model d_head"]:
+        """Query map of each head."""
+        return self._by_head(self.q)
+
+    @property
+    def W_K(self) -> Float[Tensor, "head d_model d_head"]:
+        """Key map of each head."""
+        return self._by_head(self.k)
+
+    @property
+    def W_V(self) -> Float[Tensor, "head d_model d_head"]:
+        """Value map of each head."""
+        return self._by_head(self.v)
+
+    @property
+    def W_O(self) -> Float[Tensor, "head d_head d_model"]:
+        """Output map of each head."""
+        return rearrange(self.o.weight, "d_model (head d_head) -> head d_head d_model", head=self.n_heads)
+
+    def _by_head(self, map_: nn.Linear) -> Tensor:
+        return rearrange(map_.weight, "(head d_head) d_model -> head d_model d_head", head=self.n_heads)
+
+
+def watched(hook: HookPoint) -> bool:
+    """Say whether anything is registered there, through TransformerLens or plain torch, forward or backward."""
+    return bool(hook._forward_hooks or hook._backward_hooks or hook._forward_pre_hooks or hook._backward_pre_hooks)

@@ -1,0 +1,345 @@
+"""The network: a small Transformer encoder (or decoder) in which everything can be seen and edited.
+
+It is a TransformerLens `HookedRootModule`: ``run_with_hooks``, ``run_with_cache`` and ``add_hook`` work as its users
+know them, under its hook names. It has two heads: one reconstructs tokens, one predicts the label of the sequence.
+"""
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Literal, cast
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from transformer_lens import ActivationCache
+from transformer_lens.hook_points import HookPoint
+from transformer_lens.HookedRootModule import HookedRootModule
+
+from attnprobe.config import DataSpec, ModelConfig
+from attnprobe.errors import UsageError
+from attnprobe.model.attention import Attend, Attention, watched
+from attnprobe.model.initialisation import Map, mimetic, proximity
+from attnprobe.model.position import PositionEncoding, ProximityBias
+from attnprobe.randomness import torch_generator
+from attnprobe.scores import Heads, Scores
+from attnprobe.tables import POSITIONS
+
+ACTIVATIONS = {"gelu": F.gelu, "relu": F.relu, "silu": F.silu}
+
+
+class Norm(nn.Module):
+    """LayerNorm or RMSNorm with TransformerLens's ``hook_scale`` and ``hook_normalized``; or the identity.
+
+    One fused kernel unless a hook looks at the scale.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        """Make gain and bias (RMSNorm has none) and the hook points."""
+        super().__init__()
+        self.kind = config.norm
+        if self.kind != "none":
+            self.weight = nn.Parameter(torch.ones(config.d_model))
+            self.hook_scale = HookPoint()
+        if self.kind == "layer":
+            self.bias = nn.Parameter(torch.zeros(config.d_model))
+        self.hook_normalized = HookPoint()
+
+    def forward(self, x: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_model"]:
+        """Return x over its scale, token by token."""
+        if self.kind == "none":
+            return self.hook_normalized(x)
+        if watched(self.hook_scale):
+            y = self.share(x, self.hook_scale(self.scale(x)))
+            return self.hook_normalized(y + self.bias if self.kind == "layer" else y)
+        if self.kind == "layer":
+            return self.hook_normalized(F.layer_norm(x, x.shape[-1:], self.weight, self.bias, EPS))
+        return self.hook_normalized(F.rms_norm(x, x.shape[-1:], self.weight, EPS))
+
+    def scale(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch 1"]:
+        """Return what each token is divided by."""
+        spread = x - x.mean(-1, keepdim=True) if self.kind == "layer" else x
+        return (spread.square().mean(-1, keepdim=True) + EPS).sqrt()
+
+    def share(
+        self, part: Float[Tensor, "*#batch d_model"], scale: Float[Tensor, "*batch 1"]
+    ) -> Float[Tensor, "*batch d_model"]:
+        """Return what a part of x contributes to the output, given the scale of the whole: it is linear in the part."""
+        return (part - part.mean(-1, keepdim=True) if self.kind == "layer" else part) / scale * self.weight
+
+
+EPS = 1e-5
+
+
+class MLP(nn.Module):
+    """Two linear maps with a nonlinearity between them."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        """Make the maps and the hook points."""
+        super().__init__()
+        self.into, self.out = nn.Linear(config.d_model, config.d_mlp), nn.Linear(config.d_mlp, config.d_model)
+        self.activation = ACTIVATIONS[config.activation]
+        self.hook_pre, self.hook_post = HookPoint(), HookPoint()
+
+    def forward(self, x: Float[Tensor, "batch token d_model"]) -> Float[Tensor, "batch token d_model"]:
+        """Return the sublayer's output."""
+        return self.out(self.hook_post(self.activation(self.hook_pre(self.into(x)))))
+
+
+class Block(nn.Module):
+    """Attention and MLP on the residual stream; the norm stands before each, or after each sum."""
+
+    def __init__(self, config: ModelConfig, layer: int = 0) -> None:
+        """Make the sublayers and the hook points."""
+        super().__init__()
+        self.pre = config.norm_place == "pre"
+        self.ln1, self.attn = Norm(config), Attention(config, layer)
+        self.hook_resid_pre, self.hook_attn_out = HookPoint(), HookPoint()
+        self.has_mlp = not config.attn_only
+        if self.has_mlp:
+            self.ln2, self.mlp = Norm(config), MLP(config)
+            self.hook_resid_mid, self.hook_mlp_out = HookPoint(), HookPoint()
+        self.hook_resid_post = HookPoint()
+
+    def forward(
+        self, x: Float[Tensor, "batch token d_model"], position: PositionEncoding, form: Scores, attend: Attend
+    ) -> Float[Tensor, "batch token d_model"]:
+        """Return the residual stream after the block."""
+        x = self.hook_resid_pre(x)
+        if self.pre:
+            x = x + self.hook_attn_out(self.attn(self.ln1(x), position, form, attend))
+            if self.has_mlp:
+                x = self.hook_resid_mid(x)
+                x = x + self.hook_mlp_out(self.mlp(self.ln2(x)))
+        else:
+            x = self.ln1(x + self.hook_attn_out(self.attn(x, position, form, attend)))
+            if self.has_mlp:
+                x = self.hook_resid_mid(x)
+                x = self.ln2(x + self.hook_mlp_out(self.mlp(x)))
+        return self.hook_resid_post(x)
+
+
+class Transformer(HookedRootModule):
+    """The network for one architecture and one kind of data.
+
+    >>> spec = DataSpec(n=6, inputs="tokens", classes=2, vocabulary=5)
+    >>> model = Transformer(ModelConfig(d_model=8), spec)
+    >>> logits, cache = model.run_with_cache(torch.tensor([[0, 1, 2, 3, 4, 0]]))
+    >>> logits.shape, cache["blocks.0.attn.hook_attn_scores"].shape
+    (torch.Size([1, 2]), torch.Size([1, 2, 6, 6]))
+    """
+
+    def __init__(self, config: ModelConfig, data: DataSpec, seed: int = 0) -> None:
+        """Build the network with the initial weights that belong to the seed."""
+        super().__init__()
+        self.cfg, self.data = config, data
+        self.n_prefix = int(config.pooling == "cls")
+        """Tokens that the network itself puts in front of the sequence."""
+        if data.inputs == "tokens":
+            # One more row than ids: the last one stands for a masked token.
+            self.embed = nn.Embedding(data.vocabulary + 1, config.d_model)
+        else:
+            self.embed = nn.Linear(2, config.d_model)
+        if self.n_prefix:
+            self.cls = nn.Parameter(torch.zeros(config.d_model))
+        self.position = POSITIONS[config.position](config, data.n + self.n_prefix)
+        self.score_bias = None if config.score_bias == "none" else ProximityBias(config, data)
+        self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layers))
+        # With post-norm the last block has normalised already.
+        self.ln_final = Norm(config) if config.norm_place == "pre" else nn.Identity()
+        self.unembed = nn.Linear(config.d_model, data.vocabulary or data.levels or 1)
+        self.classify = nn.Linear(config.d_model, data.classes)
+        self.hook_embed, self.hook_pooled = HookPoint(), HookPoint()
+        if self.position.embed(1) is not None:
+            self.hook_pos_embed = HookPoint()
+        self._initialise(seed)
+        self._attend: Attend = Heads.attend
+        self.setup()
+
+    def _initialise(self, seed: int) -> None:
+        """Draw every weight from a generator of its own name, so that networks that share a part share its weights."""
+        with torch.no_grad():
+            for name, weight in self.named_parameters():
+                generator = torch_generator(seed, f"init {name}")
+                if name.startswith("score_bias."):
+                    continue  # starts as it was made
+                if name.startswith("position."):
+                    weight.copy_(torch.randn(weight.shape, generator=generator) * self.cfg.position_scale)
+                elif name.endswith(".bias"):
+                    weight.zero_()
+                elif name.startswith(("embed.", "cls")) or (weight.ndim == 2 and self.cfg.init == "normal"):
+                    weight.copy_(torch.randn(weight.shape, generator=generator) * self.cfg.init_scale)
+                elif weight.ndim == 2:
+                    widest = math.sqrt(6 / sum(weight.shape))
+                    weight.copy_((torch.rand(weight.shape, generator=generator) * 2 - 1) * widest)
+            if self.cfg.init_qk != "random":
+                for layer in range(self.cfg.n_layers):
+                    queries, keys = zip(*self._maps(seed, layer), strict=True)
+                    for name, by_head in (("q", queries), ("k", keys)):
+                        weight = self.get_parameter(f"blocks.{layer}.attn.{name}.weight")
+                        weight.copy_(torch.cat(by_head, dim=1).mT)
+
+    def _maps(self, seed: int, layer: int) -> list[tuple[Map, Map]]:
+        """Return the query and the key map of each head that `attnprobe.model.initialisation` gives."""
+        config = self.cfg
+        if config.init_qk == "mimetic":
+            name = f"init blocks.{layer}.attn.q.weight"
+            generators = (torch_generator(seed, name, head) for head in range(config.n_heads))
+            return [mimetic(config.d_model, config.d_head, generator) for generator in generators]
+        positions = self.position.embed(self.data.n + self.n_prefix)
+        assert positions is not None  # the configuration has checked it
+        scale = 1.0
+        # With post-norm the first layer reads the stream as it is.
+        if config.norm != "none" and (config.norm_place == "pre" or layer > 0):
+            positions = positions - positions.mean(-1, keepdim=True) if config.norm == "layer" else positions
+            scale = math.sqrt(config.init_scale**2 + positions.square().mean().item() + EPS)
+        shape = self.data.grid or (self.data.n,)
+        maps = proximity(positions, config.init_scale, scale, shape, config.proximity_range, config.d_head)
+        return [maps] * config.n_heads
+
+    def forward(
+        self,
+        inputs: Int[Tensor, "batch token"] | Float[Tensor, "batch token"],
+        *,
+        masked: Bool[Tensor, "batch token"] | None = None,
+        lengths: Int[Tensor, " batch"] | None = None,
+        output: Literal["labels", "tokens"] = "labels",
+    ) -> Float[Tensor, "batch class_"] | Float[Tensor, "batch token vocabulary"]:
+        """Return label logits [batch, class_], or token logits (or values) [batch, token, vocabulary].
+
+        ``masked`` tokens are replaced before the network sees them; tokens at or after ``lengths`` are padding.
+        """
+        return self.read(self.residual(inputs, masked=masked, lengths=lengths), lengths=lengths, output=output)
+
+    def read(
+        self,
+        x: Float[Tensor, "batch prefix_and_token d_model"],
+        *,
+        lengths: Int[Tensor, " batch"] | None = None,
+        output: Literal["labels", "tokens"] = "labels",
+    ) -> Float[Tensor, "batch class_"] | Float[Tensor, "batch token vocabulary"]:
+        """Return what `forward` makes of the residual stream that `residual` returns."""
+        if output == "tokens":
+            return self.unembed(x[:, self.n_prefix :])
+        return self.classify(self.hook_pooled(self.pool(x, lengths)))
+
+    def residual(
+        self,
+        inputs: Int[Tensor, "batch token"] | Float[Tensor, "batch token"],
+        *,
+        masked: Bool[Tensor, "batch token"] | None = None,
+        lengths: Int[Tensor, " batch"] | None = None,
+    ) -> Float[Tensor, "batch prefix_and_token d_model"]:
+        """Return the residual stream after the last block and the final norm."""
+        return self.through(self.embedded(inputs, masked=masked, lengths=lengths), lengths=lengths)
+
+    def embedded(
+        self,
+        inputs: Int[Tensor, "batch token"] | Float[Tensor, "batch token"],
+        *,
+        masked: Bool[Tensor, "batch token"] | None = None,
+        lengths: Int[Tensor, " batch"] | None = None,
+    ) -> Float[Tensor, "batch prefix_and_token d_model"]:
+        """Return the residual stream before the first block."""
+        self._check(inputs, lengths)
+        x = self.hook_embed(self._embed(inputs, masked))
+        added = self.position.embed(x.shape[1])
+        return x if added is None else x + self.hook_pos_embed(added.expand_as(x))
+
+    def through(
+        self,
+        x: Float[Tensor, "batch prefix_and_token d_model"],
+        *,
+        first: int = 0,
+        lengths: Int[Tensor, " batch"] | None = None,
+    ) -> Float[Tensor, "batch prefix_and_token d_model"]:
+        """Return the residual stream after the last block and the final norm, given that before the first block."""
+        form = self._form(x, lengths)
+        for layer in range(first, self.cfg.n_layers):
+            x = self.block(layer)(x, self.position, form, self._attend)
+        return self.ln_final(x)
+
+    @contextmanager
+    def attending(self, attend: Attend) -> Iterator[None]:
+        """Let a function take the place of attention in every layer of every forward pass."""
+        before, self._attend = self._attend, attend
+        try:
+            yield
+        finally:
+            self._attend = before
+
+    def bias(self, n: int) -> Float[Tensor, "head offset"] | None:
+        """Return the whole bias among n tokens of the sequence at the offsets of their line, or of the grid."""
+        scale = self.classify.weight
+        return self._form(scale.new_empty(1, 1, 1).expand(1, n + self.n_prefix, 1), None).bias_by_offset
+
+    def _form(self, x: Tensor, lengths: Tensor | None) -> Scores:
+        """Return scores without queries and keys: the biases and the mask of every layer."""
+        total = x.shape[1]
+        n, real = total - self.n_prefix, None
+        if lengths is not None and bool((lengths < n).any()):
+            real = torch.arange(total, device=x.device) < (lengths.to(x.device) + self.n_prefix)[:, None]
+        empty = x.new_empty(1, 1, 1, 1).expand(len(x), self.cfg.n_heads, total, 1)
+        # Behind a prefix, or in the whole sequence, pixels keep their grid; a shorter sequence has none.
+        grid = self.data.grid if n == self.data.n else None
+        return Scores(
+            empty,
+            empty,
+            bias=self.position.bias(total),
+            causal=self.cfg.causal,
+            real=real,
+            grid=grid,
+            prefix=self.n_prefix,
+            token_bias=None if self.score_bias is None else self.score_bias.bias(n),
+        )
+
+    def pool(
+        self, x: Float[Tensor, "batch token d_model"], lengths: Int[Tensor, " batch"] | None
+    ) -> Float[Tensor, "batch d_model"]:
+        """Return one vector a sequence; padding takes no part."""
+        if self.cfg.pooling == "cls":
+            return x[:, 0]
+        if lengths is None:
+            lengths = torch.full((len(x),), x.shape[1])
+        lengths = lengths.to(x.device)
+        if self.cfg.pooling == "last":
+            return x[torch.arange(len(x), device=x.device), lengths - 1]
+        real = (torch.arange(x.shape[1], device=x.device) < lengths[:, None])[..., None]
+        if self.cfg.pooling == "max":
+            return x.masked_fill(~real, -math.inf).amax(dim=1)
+        return (x * real).sum(dim=1) / lengths[:, None]
+
+    def block(self, layer: int) -> Block:
+        """Return the block of a layer."""
+        return cast(Block, self.blocks[layer])
+
+    def run_with_cache(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, *inputs: Any, return_cache_object: bool = True, remove_batch_dim: bool = False, **named: Any
+    ) -> tuple[Tensor, ActivationCache | dict[str, Tensor]]:
+        """Return the output and TransformerLens's `ActivationCache` of every hook point (or a plain dict)."""
+        output, cache = super().run_with_cache(*inputs, remove_batch_dim=remove_batch_dim, **named)
+        return output, ActivationCache(
+            cache, self, has_batch_dim=not remove_batch_dim
+        ) if return_cache_object else cache
+
+    def _embed(self, inputs: Tensor, masked: Tensor | None) -> Tensor:
+        if self.data.inputs == "tokens":
+            x = self.embed(inputs if masked is None else inputs.masked_fill(masked, self.data.vocabulary))
+        else:
+            m = torch.zeros_like(inputs) if masked is None else masked.to(inputs.dtype)
+            x = self.embed(torch.stack([inputs * (1 - m), m], dim=-1))
+        return torch.cat([self.cls.expand(len(x), 1, -1), x], dim=1) if self.n_prefix else x
+
+    def _check(self, inputs: Tensor, lengths: Tensor | None) -> None:
+        if inputs.ndim != 2 or not 1 <= inputs.shape[1] <= self.data.n:
+            raise UsageError(
+                f"inputs of shape {tuple(inputs.shape)}: must be [batch, token] with 1 to {self.data.n} tokens"
+            )
+        if (self.data.inputs == "values") != inputs.is_floating_point():
+            raise UsageError(f"inputs of type {inputs.dtype}: this network takes {self.data.inputs}")
+        if lengths is not None and lengths.shape != inputs.shape[:1]:
+            raise UsageError(f"lengths of shape {tuple(lengths.shape)}: must be [{len(inputs)}], one a sequence")
+        if lengths is not None and not (1 <= lengths.min() and lengths.max() <= inputs.shape[1]):
+            found = f"{lengths.min()} ... {lengths.max()}"
+            raise UsageError(f"lengths {found}: must be 1 ... {inputs.shape[1]}, the tokens of the inputs")

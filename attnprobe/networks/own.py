@@ -1,0 +1,219 @@
+"""attnprobe's own network behind the seam, and its checkpoints as probes."""
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+from einops import einsum
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from attnprobe.config import TrainConfig
+from attnprobe.model.parts import select
+from attnprobe.model.transformer import Transformer
+from attnprobe.networks.base import Attend, Mask, Probe, Shape
+from attnprobe.randomness import torch_generator
+from attnprobe.scores import Heads
+from attnprobe.tables import OBJECTIVES
+from attnprobe.tasks import Task
+from attnprobe.training.batches import batch_rows, lengths_of, mask_of, take
+from attnprobe.training.checkpoint import Checkpoint
+from attnprobe.training.objectives import Batch, Predictions, evaluate, predict, predict_from
+
+FIT_RATE = 1e-3
+"""Learning rate of `Own.fitted`, constant."""
+
+
+def of_checkpoint(checkpoint: Checkpoint) -> Probe:
+    """Return a checkpoint as a probe: its network on its task's data."""
+    config = checkpoint.config
+    objectives = tuple(name for name, one in OBJECTIVES.items() if config.model.causal or not one.needs_causal)
+    return Probe(
+        network=Own(checkpoint.model, config, lambda: checkpoint.task),
+        data=lambda: checkpoint.task,
+        objective=checkpoint.objective,
+        objectives=objectives,
+        mask_share=config.mask_share,
+        title=checkpoint.title,
+        metrics=checkpoint.last_metrics,
+        facts={
+            "step": checkpoint.step,
+            "config": asdict(config),
+            "data_fingerprint": checkpoint.fingerprint,
+            "checkpoint_provenance": checkpoint.provenance,
+        },
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class Own:
+    """A network that attnprobe trained, with all that only such a network can do."""
+
+    model: Transformer
+    config: TrainConfig
+    task: Callable[[], Task]
+    """Makes the data that it was trained on, for `fitted`."""
+
+    @property
+    def shape(self) -> Shape:
+        """Its sizes."""
+        cfg, data = self.model.cfg, self.model.data
+        return Shape(cfg.n_layers, cfg.n_heads, data.n, cfg.d_model, data.grid, cfg.causal, self.model.n_prefix)
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """Yield its weights."""
+        return self.model.parameters()
+
+    def attending(self, attend: Attend) -> AbstractContextManager[None]:
+        """Let a function take the place of attention in every layer of every forward pass."""
+        return self.model.attending(attend)
+
+    def predictions(self, batch: Batch, objective: str, mask: Mask = None) -> Predictions:
+        """Run the network and return its predictions; ``mask`` hides tokens if the objective does."""
+        return predict(self.model, batch, objective, mask)
+
+    def untrained(self, seed: int) -> "Own":
+        """Return a network of the same configuration at initialisation."""
+        return replace(self, model=Transformer(self.config.model, self.model.data, seed=seed).eval())
+
+    # positions
+
+    @property
+    def encoding(self) -> str:
+        """Its position encoding."""
+        return self.model.cfg.position
+
+    @property
+    def silent(self) -> bool:
+        """Whether nothing can tell positions behind the first layer."""
+        return self.model.cfg.position == "none" and not self.model.cfg.causal
+
+    @property
+    def rotates(self) -> bool:
+        """Whether queries and keys are rotated by their positions."""
+        return self.model.position.rotates
+
+    @property
+    def frequency(self) -> Float[Tensor, " pair"] | None:
+        """Periods per token of each pair of coordinates, if the encoding is made of waves."""
+        return self.model.position.frequency
+
+    def bias(self, n: int) -> Float[Tensor, "head offset"] | None:
+        """Return the whole bias among n tokens, at the offsets of their line or grid."""
+        bias = self.model.bias(n)
+        return None if bias is None else bias.detach()
+
+    @torch.no_grad()
+    def first_scale(self, batch: Batch, mask: Mask = None) -> Float[Tensor, "batch token 1"] | None:
+        """Return the scale of the norm before the first layer's attention, or None without one."""
+        if self.model.cfg.norm == "none" or self.model.cfg.norm_place == "post":
+            return None
+        x = self.model.embedded(batch.inputs, masked=mask, lengths=batch.lengths)
+        return self.model.block(0).ln1.scale(x)[:, self.model.n_prefix :]
+
+    @torch.no_grad()
+    def position_parts(self, scale: Float[Tensor, "*batch token 1"] | None, n: int) -> tuple[Tensor, Tensor] | None:
+        """Return what position vectors add to the first layer's queries and keys, [batch, head, token, d_head]."""
+        whole = self.model.position.embed(self.model.data.n + self.model.n_prefix)
+        if whole is None:
+            return None
+        vectors = whole[self.model.n_prefix :]
+        x, attn = (vectors - vectors.mean(0))[None, :n], self.model.block(0).attn
+        if scale is not None:
+            x = self.model.block(0).ln1.share(x, scale.to(x)[..., :n, :])
+        pattern = "batch token d_model, head d_model d_head -> batch head token d_head"
+        return einsum(x, attn.W_Q, pattern), einsum(x, attn.W_K, pattern)
+
+    def turn(self, x: Float[Tensor, "*lead token d_head"], places: Float[Tensor, " token"]) -> Tensor:
+        """Return queries or keys with each token rotated further, by that many positions."""
+        flat = x.reshape(-1, *x.shape[-2:])[:, :, None]
+        return self.model.position.turn(flat, places.to(x.device))[:, :, 0].reshape(x.shape)
+
+    @torch.no_grad()
+    def vector_maps(self, scale: Float[Tensor, "*batch token 1"] | None) -> tuple[Tensor, Tensor]:
+        """Return the maps [head, d_model, d_head] from position vectors to the first layer's queries and keys."""
+        attn = self.model.block(0).attn
+        unit = torch.eye(self.model.cfg.d_model).to(attn.W_Q)
+        if scale is not None:
+            harmonic = 1 / (1 / scale).mean().to(unit)
+            unit = self.model.block(0).ln1.share(unit, harmonic.expand(len(unit), 1))
+        return (unit @ attn.W_Q).double().cpu(), (unit @ attn.W_K).double().cpu()
+
+    # maps
+
+    @torch.no_grad()
+    def query_key_maps(self) -> tuple[Tensor, Tensor]:
+        """Return the query and the key map of every head, [layer, head, d_model, d_head]."""
+        attention = [self.model.block(layer).attn for layer in range(self.model.cfg.n_layers)]
+        return torch.stack([one.W_Q for one in attention]), torch.stack([one.W_K for one in attention])
+
+    @torch.no_grad()
+    def with_maps_of(self, other: "Own", heads: Sequence[tuple[int, slice]]) -> "Own":
+        """Return a copy with the other network's query and key maps in some heads of some layers."""
+        model, width = copy.deepcopy(self.model), self.model.cfg.d_head
+        for layer, some in heads:
+            rows = slice(some.start * width, some.stop * width)
+            for side in ("q", "k"):
+                here, there = (getattr(one.block(layer).attn, side) for one in (model, other.model))
+                here.weight[rows], here.bias[rows] = there.weight[rows], there.bias[rows]
+        return replace(self, model=model)
+
+    # from the middle
+
+    def streams(self, batch: Batch, mask: Mask = None) -> list[Tensor]:
+        """Run the network and return the residual stream before each layer."""
+        found: dict[int, Tensor] = {}
+        hooks: list[Any] = [
+            (f"blocks.{layer}.hook_resid_pre", lambda x, hook, layer=layer: found.update({layer: x}))
+            for layer in range(self.model.cfg.n_layers)
+        ]
+        with torch.no_grad(), self.model.hooks(fwd_hooks=hooks):
+            self.model.residual(batch.inputs, masked=mask, lengths=batch.lengths)
+        return [found[layer] for layer in range(self.model.cfg.n_layers)]
+
+    def resumed(self, stream: Tensor, layer: int, batch: Batch, objective: str, mask: Mask = None) -> Predictions:
+        """Return the predictions, given the residual stream before a layer."""
+        x = self.model.through(stream, first=layer, lengths=batch.lengths)
+        return predict_from(self.model, x, batch, objective, mask)
+
+    # copies
+
+    def in_double(self) -> "Own":
+        """Return a copy in float64."""
+        return replace(self, model=copy.deepcopy(self.model).double())
+
+    def fitted(self, objective: str, steps: int, seed: int, uniform: bool) -> "Own":
+        """Return a copy with the output head trained for some steps; at uniform attention, with its value maps too."""
+        model = copy.deepcopy(self.model)
+        parts = "heads+vo" if uniform else "heads"
+        chosen = set(select(parts, [name for name, _ in model.named_parameters()]))
+        for name, weight in model.named_parameters():
+            weight.requires_grad_(name in chosen)
+        trained = [weight for weight in model.parameters() if weight.requires_grad]
+        optimiser = torch.optim.AdamW(trained, lr=FIT_RATE, weight_decay=self.config.weight_decay)
+        split, device, attend = self.task().train, model.classify.weight.device, flat if uniform else Heads.attend
+        with model.attending(attend):
+            for step in range(1, steps + 1):
+                rows = batch_rows(self.config, len(split), f"fit {objective}", step)
+                mask = None
+                if OBJECTIVES[objective].hides_tokens:
+                    generator = torch_generator(seed, f"fit masks {objective}", step)
+                    mask = mask_of(lengths_of(split, rows), self.config.mask_share, generator)
+                batch, mask = take(split, rows, mask, device)
+                loss = evaluate(model, batch, objective, mask).mean
+                optimiser.zero_grad()
+                loss.backward()
+                if self.config.clip:
+                    nn.utils.clip_grad_norm_(trained, self.config.clip)
+                optimiser.step()
+        for weight in model.parameters():
+            weight.requires_grad_()
+        return replace(self, model=model.eval())
+
+
+def flat(heads: Heads) -> Tensor:
+    """Attend uniformly."""
+    return replace(heads, scores=heads.scores.flat()).attend()

@@ -1,0 +1,57 @@
+"""One page (report.html) with a section for every measure."""
+
+import html
+import inspect
+from pathlib import Path
+
+import pandas as pd
+
+from attnprobe.errors import UsageError
+from attnprobe.files import write_whole
+from attnprobe.report.rows import shown_rows, table, whole_rows
+from attnprobe.report.write import prepare, write_checkpoint, write_run
+from attnprobe.tables import MEASURES
+from attnprobe.training.checkpoint import load
+from attnprobe.training.run import Run
+
+
+def write_report(path: Path, folder: Path, progress: bool = True) -> Path:
+    """Write every measure of a run or a checkpoint, and one page, report.html, with a section for each.
+
+    A measure that makes no sense there has its reason in the place of its figures.
+    """
+    run = Run.open(path) if path.is_dir() else None
+    checkpoint = run.checkpoints[-1] if run is not None else load(path)
+    prepare(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    sections = []
+    for name, measure in MEASURES.items():
+        said = (inspect.getdoc(measure) or "").split("\n")[0]
+        try:
+            if run is not None:
+                result = write_run(name, run, folder, progress=progress).isel(step=-1)
+                pages = [f"{name}_over_steps", f"{run.checkpoint_paths[-1].stem}/{name}"]
+            else:
+                result, pages = write_checkpoint(name, checkpoint, folder), [name]
+        except UsageError as error:
+            sections.append(f"<h2>{name}</h2><p>{html.escape(said)}</p><p>Not measured: {html.escape(str(error))}</p>")
+            continue
+        images = "".join(f'<p><a href="{page}.pdf"><img src="{page}.png" alt="{page}"></a></p>' for page in pages)
+        numbers = ""
+        for row in whole_rows(result) + shown_rows(result):
+            if lines := table(row):
+                about = f"layer {row['layer']}, head {row['head']}" if "layer" in row else "whole network"
+                text = pd.DataFrame(lines).to_html(index=False, border=0)
+                numbers += f"<details><summary>{about}</summary>{text}</details>"
+        sections.append(f"<h2>{name}</h2><p>{html.escape(said)}</p>{images}{numbers}")
+    page = folder / "report.html"
+    write_whole(page, PAGE.format(title=html.escape(checkpoint.title), body="".join(sections)))
+    return page
+
+
+PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title>
+<style>body{{font:15px/1.45 sans-serif;max-width:60em;margin:2em auto;padding:0 1em}}
+img{{max-width:44em;width:100%}}table{{border-collapse:collapse;font-size:13px}}
+td,th{{padding:.15em .8em .15em 0;text-align:left}}</style>
+<h1>{title}</h1>{body}</html>
+"""

@@ -1,0 +1,158 @@
+"""Everything that can be added to, by name: one line here per measure, figure, objective, edit, encoding and task.
+
+An entry is the place of an object, ``module:name``, imported at first use: a list of names costs no torch. From your
+own code, assign the object itself: ``MEASURES["mine"] = mine``.
+"""
+
+from collections.abc import Iterator, MutableMapping
+from importlib import import_module
+from typing import Any
+
+from attnprobe.errors import UsageError, listed
+
+
+class Table(MutableMapping[str, Any]):
+    """Names and the objects they stand for; an unknown name raises `UsageError` and lists the valid ones.
+
+    >>> Table("shape", {"square": "math:isqrt"})["square"](9)
+    3
+    """
+
+    def __init__(self, what: str, places: dict[str, Any]) -> None:
+        """Take what one entry is called in messages, and the entries."""
+        self._what, self._entries = what, dict(places)
+
+    def __getitem__(self, name: str) -> Any:
+        """Return the object of a name."""
+        entry = self._entries[self.check(name)]
+        if isinstance(entry, str):
+            module, attribute = entry.split(":")
+            entry = self._entries[name] = getattr(import_module(module), attribute)
+        return entry
+
+    def check(self, name: Any) -> str:
+        """Return a name if the table has it."""
+        if name not in self:
+            raise UsageError(f"{self._what}={name!r} is unknown; valid: {listed(self)}")
+        return name
+
+    def __contains__(self, name: object) -> bool:
+        """Return whether the table has a name, without importing anything."""
+        return isinstance(name, str) and name in self._entries
+
+    def __setitem__(self, name: str, entry: Any) -> None:
+        """Add an object, or its place."""
+        self._entries[name] = entry
+
+    def __delitem__(self, name: str) -> None:
+        """Take an entry out."""
+        del self._entries[name]
+
+    def __iter__(self) -> Iterator[str]:
+        """Yield the names."""
+        return iter(self._entries)
+
+    def __len__(self) -> int:
+        """Return the number of entries."""
+        return len(self._entries)
+
+
+NETWORKS = Table(
+    "network",
+    {
+        "Checkpoint": "attnprobe.networks.own:of_checkpoint",
+    },
+)
+"""From an object of a class (by the name of the class, or of one that it extends) to a `Probe`."""
+
+MEASURES = Table(
+    "measure",
+    {
+        "proximity": "attnprobe.measures.proximity:proximity",
+        "positions": "attnprobe.measures.positions:positions",
+        "gradients": "attnprobe.measures.gradients:gradients",
+        "interventions": "attnprobe.measures.interventions:interventions",
+    },
+)
+"""A measure: a function from a checkpoint (or a probe) and keywords to a result."""
+
+FIGURES = Table(
+    "figure",
+    {
+        "proximity": "attnprobe.figures.proximity:proximity",
+        "positions": "attnprobe.figures.positions:positions",
+        "gradients": "attnprobe.figures.gradients:gradients",
+        "interventions": "attnprobe.figures.interventions:interventions",
+    },
+)
+"""The figure of a measure's result at one checkpoint; a measure without one gets a default figure."""
+
+FIGURES_OVER_STEPS = Table(
+    "figure over steps",
+    {
+        "proximity": "attnprobe.figures.proximity:proximity_over_steps",
+        "positions": "attnprobe.figures.positions:positions_over_steps",
+        "gradients": "attnprobe.figures.gradients:gradients_over_steps",
+        "interventions": "attnprobe.figures.interventions:interventions_over_steps",
+    },
+)
+"""The figure of a measure's results over the checkpoints of a run, likewise."""
+
+OBJECTIVES = Table(
+    "objective",
+    {
+        "labels": "attnprobe.training.objectives:labels",
+        "masked": "attnprobe.training.objectives:masked",
+        "next-token": "attnprobe.training.objectives:next_token",
+    },
+)
+"""An objective: an `attnprobe.training.objectives.Objective`."""
+
+EDITS = Table(
+    "edit",
+    {
+        "flatten": "attnprobe.measures.edits:flatten",
+        "keep toeplitz": "attnprobe.measures.edits:keep_toeplitz",
+        "remove toeplitz": "attnprobe.measures.edits:remove_toeplitz",
+        "keep position": "attnprobe.measures.edits:keep_position",
+        "remove position": "attnprobe.measures.edits:remove_position",
+        "shift positions": "attnprobe.measures.edits:shift_positions",
+        "permute positions": "attnprobe.measures.edits:permute_positions",
+        "impose proximity": "attnprobe.measures.edits:impose_proximity",
+        "donor scores": "attnprobe.measures.edits:donor_scores",
+        "donor maps": "attnprobe.measures.edits:donor_maps",
+    },
+)
+"""An edit of scores for `interventions`: an `attnprobe.measures.edits.Edit`."""
+
+POSITIONS = Table(
+    "position",
+    {
+        "none": "attnprobe.model.position:PositionEncoding",
+        "learned": "attnprobe.model.position:Learned",
+        "sinusoidal": "attnprobe.model.position:Sinusoidal",
+        "rotary": "attnprobe.model.position:Rotary",
+        "alibi": "attnprobe.model.position:Alibi",
+        "relative": "attnprobe.model.position:Relative",
+    },
+)
+"""A position encoding: a `attnprobe.model.position.PositionEncoding`."""
+
+TASKS = Table(
+    "task",
+    {
+        "pairs": "attnprobe.tasks.pairs:Pairs",
+        "planted": "attnprobe.tasks.planted:Planted",
+        "bigrams": "attnprobe.tasks.bigrams:Bigrams",
+        "digits": "attnprobe.tasks.digits:Digits",
+        "mnist-5k": "attnprobe.tasks.mnist:Mnist",
+        "image": "attnprobe.tasks.image:Image",
+        "image-16": "attnprobe.tasks.image:Image16",
+        "image-rgb": "attnprobe.tasks.image:ImageRGB",
+        "text": "attnprobe.tasks.text:Text",
+        "retrieval": "attnprobe.tasks.retrieval:Retrieval",
+        "listops": "attnprobe.tasks.listops:ListOps",
+        "pathfinder": "attnprobe.tasks.pathfinder:Pathfinder",
+    },
+)
+"""A task: a settings dataclass that is an `attnprobe.tasks.source.Source`."""

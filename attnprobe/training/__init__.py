@@ -1,0 +1,1 @@
+"""Training: objectives, batches, the loop, and what a run leaves behind."""

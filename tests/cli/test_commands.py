@@ -1,0 +1,352 @@
+"""Commands as a user types them, in-process."""
+
+import importlib.metadata
+import json
+import os
+import re
+import shutil
+from functools import partial, wraps
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from support import TINY as SPT_RUN
+
+from attnprobe import report
+from attnprobe.cli import main
+from attnprobe.config import TrainConfig
+from attnprobe.results import open_result
+from attnprobe.tasks import configure
+from attnprobe.tasks.folder import VARIABLE
+from attnprobe.training.loop import train
+from attnprobe.training.run import Run
+
+FAST = ["--sequences", "8"]
+TINY = ["--steps", "4", "--pretrain-steps", "2", "--evaluations", "1", "--checkpoints", "1", "--d-model", "8"]
+FEW = ["--task-options", "train_size", "32", "test_size", "20"]
+
+
+def refused(capsys, *arguments):
+    """Return the one line with which a command ends in status 2."""
+    with pytest.raises(SystemExit) as stop:
+        main([str(one) for one in arguments])
+    said = capsys.readouterr()
+    assert stop.value.code == 2
+    assert said.out == ""
+    assert said.err.startswith("attnprobe: ")
+    assert said.err.count("\n") == 1, said.err
+    return said.err
+
+
+def test_a_run_is_resumed_with_its_own_settings(tmp_path, capsys):
+    run = tmp_path / "x"
+    main(["train", "--out", str(run), *TINY, *FEW])
+    whole = (run / "metrics.jsonl").read_text()
+    # as if it had been killed at its last but one checkpoint
+    (run / "finished.json").unlink()
+    (run / "checkpoints" / "step-000004.pt").unlink()
+    main(["train", "--resume", str(run), "--log", "tensorboard"])
+    assert "test accuracy" in capsys.readouterr().out
+    assert (run / "metrics.jsonl").read_text() == whole
+    assert (run / "checkpoints" / "step-000004.pt").exists()
+    assert (run / "tensorboard").exists()
+
+
+@pytest.mark.parametrize("flag", ["--steps", "--task", "--preset", "--out", "--config"])
+def test_nothing_is_set_beside_resume(flag, tmp_path, capsys):
+    said = refused(capsys, "train", "--resume", tmp_path, flag, "x")
+    assert f"--resume continues a run with its own settings: {flag} cannot be given beside it" in said
+
+
+def test_a_preset_begins_and_flags_win(tmp_path, capsys):
+    flags = ["--preset", "small-listops", *TINY, "--task-options", "train_size", "32", "--out", str(tmp_path / "x")]
+    main(["train", *flags])
+    config = json.loads((tmp_path / "x" / "config.json").read_text())["config"]
+    options = configure(preset="small-listops").task_options
+    assert options and config["task_options"] == {**options, "train_size": 32}, "those without a flag stay"
+    assert config["steps"] == 4
+    capsys.readouterr()
+    assert "preset='small' is unknown" in refused(capsys, "train", "--preset", "small")
+    (tmp_path / "file.toml").write_text('preset = "small-listops"\nd_model = 24\n')
+    main(["train", "--config", str(tmp_path / "file.toml"), *TINY[:-2], *FEW, "--out", str(tmp_path / "y")])
+    assert json.loads((tmp_path / "y" / "config.json").read_text())["config"]["model"]["d_model"] == 24
+
+
+def test_train_then_show_then_proximity(tmp_path, capsys):
+    run = tmp_path / "x"
+    main(["train", "--task", "pairs", "--recipe", "spt", "--seed", "3", "--out", str(run), *TINY, *FEW])
+    assert "test accuracy" in capsys.readouterr().out
+    config = json.loads((run / "config.json").read_text())["config"]
+    assert (config["seed"], config["steps"], config["model"]["d_model"]) == (3, 4, 8)
+    main(["show", str(run / "checkpoints" / "step-000004.pt")])
+    shown = capsys.readouterr().out
+    assert "fingerprint" in shown
+    assert "d_model              8" in shown
+    main(["show", str(run), "--json"])
+    assert [row["step"] for row in json.loads(capsys.readouterr().out)] == [0, 2, 4]
+
+    main(["proximity", str(run / "checkpoints" / "step-000004.pt"), *FAST])
+    table = capsys.readouterr().out
+    assert "toeplitz_share" in table
+    folder = run / "figures" / "step-000004"
+    assert sorted(path.name for path in folder.iterdir()) == ["proximity.nc", "proximity.pdf", "proximity.png"]
+    assert open_result(folder / "proximity.nc").attrs["sequences"] == 8
+
+
+def test_proximity_as_json_has_a_row_a_head(spt_run, tmp_path, capsys):
+    main(["proximity", str(spt_run.checkpoints[-1].path), "--out", str(tmp_path / "o"), "--json", *FAST])
+
+    def refuse(constant):
+        raise AssertionError(f"{constant} is not JSON")
+
+    rows = json.loads(capsys.readouterr().out, parse_constant=refuse)
+    assert [(row["layer"], row["head"]) for row in rows] == [(0, 0), (0, 1)]
+    assert any(row["decay_length"] is None for row in rows)
+    assert all(len(row["entropy_null_permuted"]) == len(row["entropy_interval"]) == 2 for row in rows)
+    assert {"toeplitz_share", "near_mass_1", "near_mass_2", "decay_reason"} <= set(rows[0])
+    result = open_result(tmp_path / "o" / "proximity.nc")
+    assert rows[1]["near_mass_2"] == pytest.approx(float(result["near_mass"].isel(layer=0, head=1, within=1)))
+
+
+def test_a_loose_checkpoint_has_its_figures_beside_it(spt_run, tmp_path, capsys):
+    path = tmp_path / "mine.pt"
+    path.write_bytes(spt_run.checkpoints[-1].path.read_bytes())
+    main(["proximity", str(path), *FAST])
+    assert (tmp_path / "figures" / "mine" / "proximity.png").exists()
+
+
+def test_proximity_of_a_run_measures_every_checkpoint(spt_run, tmp_path, capsys):
+    run = shutil.copytree(spt_run.folder, tmp_path / "run")
+    for step in (1, 8, 9):
+        (run / "checkpoints" / f"step-{step:06d}.pt").unlink()
+    main(["proximity", str(run), "--json", *FAST])
+    rows = json.loads(capsys.readouterr().out)
+    assert [row["step"] for row in rows] == [0, 0, 12, 12]
+    files = sorted(path.relative_to(run / "figures").as_posix() for path in (run / "figures").rglob("*.*"))
+    each = ["step-000000/proximity", "step-000012/proximity", "proximity_over_steps"]
+    assert files == sorted(f"{stem}.{suffix}" for stem in each for suffix in ("nc", "pdf", "png"))
+    assert open_result(run / "figures" / "proximity_over_steps.nc")["step"].size == 2
+
+
+@pytest.mark.parametrize("name", ["positions", "gradients", "interventions"])
+def test_every_measure_prints_its_table_and_writes_its_files(name, spt_run, tmp_path, capsys):
+    main([name, str(spt_run.checkpoints[-1].path), "--out", str(tmp_path), *FAST, "--nulls", "2"])
+    said = capsys.readouterr().out
+    assert "layer 0, head 1" in said and "95 % interval" in said and "_sd" not in said and "nan" not in said
+    expected = {
+        "positions": "variance_share_position-position",
+        "gradients": "energy_share_masked_circulant",
+        "interventions": "all_accuracy_change_flatten",
+    }
+    assert expected[name] in said
+    assert sorted(path.name for path in tmp_path.iterdir()) == [f"{name}.{end}" for end in ("nc", "pdf", "png")]
+
+
+def on_few_sequences(monkeypatch, many):
+    for name, measure in list(report.MEASURES.items()):
+        quick = wraps(measure)(partial(measure, sequences=many, nulls=1))
+        monkeypatch.setitem(report.MEASURES, name, quick)
+
+
+def test_a_report_has_a_section_and_pictures_for_every_measure(spt_run, tmp_path, capsys, monkeypatch):
+    on_few_sequences(monkeypatch, 4)
+    run = tmp_path / "run"
+    shutil.copytree(spt_run.folder, run)
+    for path in sorted((run / "checkpoints").glob("*.pt"))[1:-1]:
+        path.unlink()
+    main(["report", str(run)])
+    page = Path(capsys.readouterr().out.strip())
+    text = page.read_text()
+    for name in report.MEASURES:
+        assert f"<h2>{name}</h2>" in text
+    pictures = re.findall(r'(?:src|href)="([^"]+)"', text)
+    assert len(pictures) == 4 * len(report.MEASURES)
+    assert all((page.parent / picture).exists() for picture in pictures)
+    assert text.count("variance_share_position-position") == 2  # once a head
+
+
+def test_a_report_says_why_a_measure_is_missing(tmp_path, capsys, monkeypatch):
+    on_few_sequences(monkeypatch, 2)
+    options = {"task_options": {"train_size": 8, "test_size": 8}, "steps": 1, "evaluations": 1, "checkpoints": 1}
+    config = configure("pairs", recipe="labels", pooling="cls", d_model=8, **options)
+    run = train(config, tmp_path / "run", progress=False)
+    page = report.write_report(run.checkpoint_paths[-1], tmp_path / "page").read_text()
+    assert "Not measured: pooling=&#x27;cls&#x27;" in page
+    assert page.count("<img") == len(report.MEASURES) - 1
+
+
+def test_settings_come_from_the_task_then_the_file_then_the_flags(tmp_path, capsys):
+    (tmp_path / "c.toml").write_text('recipe = "labels"\nrate = 0.5\n[model]\nn_layers = 2\nd_model = 8\n')
+    run = tmp_path / "x"
+    flags = ["--n-layers", "3", "--steps", "1", "--evaluations", "1", "--task-options", "test_size", "1700"]
+    main(["train", "--task", "digits", "--config", str(tmp_path / "c.toml"), *flags, "--out", str(run)])
+    config = json.loads((run / "config.json").read_text())["config"]
+    assert config["batch_size"] == 32 != TrainConfig().batch_size  # the task's
+    assert (config["recipe"], config["rate"], config["model"]["d_model"]) == ("labels", 0.5, 8)  # the file's
+    assert (config["model"]["n_layers"], config["steps"]) == (3, 1)  # the flags'
+
+
+@pytest.mark.parametrize(("recipe", "expected"), [("spt", 3), ("labels", TrainConfig().pretrain_steps)])
+def test_steps_alone_keep_the_share_of_self_pretraining_as_in_python(recipe, expected, tmp_path, capsys):
+    flags = ["--steps", "4", "--evaluations", "1", "--checkpoints", "1", "--task-options", "test_size", "10"]
+    main(["train", "--recipe", recipe, *flags, "--out", str(tmp_path / "run")])
+    config = Run.open(tmp_path / "run").config
+    assert config.pretrain_steps == expected
+    assert config == configure(
+        "pairs", recipe=recipe, steps=4, evaluations=1, checkpoints=1, task_options={"test_size": 10}
+    )
+
+
+def test_tasks_are_listed_with_chance_and_origin(capsys):
+    main(["tasks"])
+    assert "scikit-learn" in capsys.readouterr().out
+    main(["tasks", "--json"])
+    rows = {row["task"]: row for row in json.loads(capsys.readouterr().out)}
+    assert (rows["digits"]["n"], rows["digits"]["chance"], rows["digits"]["train"]) == (64, 0.1, 1197)
+    assert rows["listops"]["chance"] == pytest.approx(float(rows["listops"]["balance"].split(" ... ")[1]), abs=0.005)
+
+
+@pytest.fixture
+def data_flag(monkeypatch):
+    """Let a test use --data, which sets a variable for good."""
+    monkeypatch.setenv(VARIABLE, os.environ[VARIABLE])
+
+
+def test_one_task_is_built_and_counted(tmp_path, capsys, data_flag):
+    main(["tasks", "pairs", "--task-options", "train_size", "30", "broken", "0.0", "--json"])
+    found = json.loads(capsys.readouterr().out)
+    train, test = found["splits"]
+    assert (train["sequences"], test["sequences"]) == (30, 2000)
+    assert sum(train[f"class_{label}"] for label in range(4)) == pytest.approx(1)
+    assert found["chance"] == max(test[f"class_{label}"] for label in range(4))
+    assert "--task-options belong to one task" in refused(capsys, "tasks", "--task-options", "n", "3")
+
+    np.savez(tmp_path / "mine.npz", tokens=[[1, 2, 0], [1, 0, 0], [3, 1, 2]], labels=[0, 1, 0], lengths=[2, 1, 3])
+    main(["tasks", str(tmp_path / "mine.npz")])
+    said = capsys.readouterr().out
+    assert re.search(r"vocabulary +4\n", said)
+    assert re.search(r"length_min +length_median +length_max", said)
+    assert "none" not in said.lower()
+    assert "no such file" in refused(capsys, "tasks", "mine.npz", "--data", tmp_path / "elsewhere")
+    main(["tasks", "mine.npz", "--data", str(tmp_path)])
+    assert capsys.readouterr().out == said
+
+
+def test_a_file_of_your_own_is_trained_on(tmp_path, capsys, data_flag):
+    rng = np.random.default_rng(0)
+    np.savez(tmp_path / "mine.npz", tokens=rng.integers(5, size=(40, 6)), labels=np.arange(40) % 2)
+    run = ["--out", str(tmp_path / "run"), "--data", str(tmp_path), *TINY]
+    main(["train", "--task", "mine.npz", *run, "--task-options", "test_share", "0.5"])
+    capsys.readouterr()
+    main(["proximity", str(tmp_path / "run" / "checkpoints" / "step-000004.pt"), *FAST])
+    assert "mine, spt, seed 0, step 4" in capsys.readouterr().out
+    (tmp_path / "mine.npz").unlink()
+    said = refused(capsys, "proximity", tmp_path / "run" / "checkpoints" / "step-000004.pt")
+    assert f"mine.npz: no such file; looked for mine.npz, {tmp_path / 'mine.npz'}" in said
+
+
+@pytest.mark.parametrize("arguments", [[], ["--help"]])
+def test_help_names_the_commands(arguments, capsys):
+    main(arguments)
+    said = capsys.readouterr().out
+    assert all(command in said for command in ("demo", "train", "tasks", "show", "proximity"))
+
+
+def test_the_version_is_that_of_the_package(capsys):
+    main(["--version"])
+    assert capsys.readouterr().out.strip() == importlib.metadata.version("attnprobe")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["bogus"], "bogus"),
+        (["train", "--task", "pears"], "task='pears' is unknown; valid: pairs, planted, bigrams"),
+        (
+            ["train", "--recipe", "spit"],
+            "invalid choice 'spit' for argument '--recipe'. Expected one of ('labels', 'spt')",
+        ),
+        (["train", "--n-layers", "two"], "--n-layers"),
+        (["train", "--n-layers", "0"], "n_layers=0: input should be greater than 0"),
+        (["train", "--d-model", "33"], "d_model=33 cannot be split into n_heads=2"),
+        (["train", "--task-options", "m", "3"], "no parameter 'm'; valid: n, alphabet"),
+        (["train", "--tusk", "pairs"], "--tusk"),
+        (["train", "--config", "none.toml"], "none.toml: No such file"),
+        (["train", "--init-from", "none.pt"], "none.pt: no such file"),
+        (["show", "none.pt"], "none.pt: no such file"),
+        (["show"], "PATH"),
+        (["proximity", "none.pt"], "none.pt: no such file"),
+        (["proximity", "."], "holds no checkpoints"),
+        (["demo", "--seeds", "0"], "seeds=0"),
+    ],
+)
+def test_bad_input_gets_one_line_and_leaves_nothing(arguments, said, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert said in refused(capsys, *arguments)
+    assert not list(tmp_path.iterdir())
+
+
+def test_bad_input_to_a_measure_leaves_no_files(spt_run, tmp_path, capsys):
+    path = spt_run.checkpoints[0].path
+    assert "window=99" in refused(capsys, "proximity", path, "--window", "99", "--out", tmp_path / "o" / "p")
+    assert "seed=-1" in refused(capsys, "proximity", path, "--seed", "-1", "--out", tmp_path / "o" / "p")
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "file").write_text("")
+    assert "cannot be written" in refused(capsys, "proximity", path, "--out", tmp_path / "file" / "o")
+    (tmp_path / "bad.pt").write_bytes(path.read_bytes()[:1000])
+    assert "a damaged one" in refused(capsys, "proximity", tmp_path / "bad.pt")
+
+
+def test_training_that_diverges_says_what_was_kept(tmp_path, capsys):
+    arguments = ["--recipe", "labels", "--rate", "1e30", "--clip", "0", "--warmup", "0", "--steps", "20"]
+    run = tmp_path / "x"
+    with pytest.raises(SystemExit) as stop:
+        main(["train", *arguments, *FEW, "--d-model", "8", "--out", str(run)])
+    assert stop.value.code == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert "training stopped" in said
+    assert "the last good checkpoint is" in said
+    kept = torch.load(said.split("the last good checkpoint is ")[1], weights_only=True)
+    assert all(torch.isfinite(weight).all() for weight in kept["weights"].values())
+
+
+def test_demo_trains_measures_and_says_what_it_saw(spt_run, tmp_path, capsys, monkeypatch):
+    from attnprobe import demo
+    from attnprobe.results import open_result
+
+    small = {"checkpoints": 1, "evaluations": 1, "steps": 3, "pretrain_steps": 2, "d_model": 8, "n_heads": 2}
+    done = {"pretrain_steps": 8, "d_model": 16, **SPT_RUN}
+    monkeypatch.setattr(demo, "SETTINGS", {"pairs": done, "digits": {**small, "task_options": {"test_size": 1750}}})
+    kept = shutil.copytree(spt_run.folder, tmp_path / "pairs-spt-0")
+    before = {path: path.stat().st_mtime_ns for path in kept.rglob("*.pt")}
+    main(["demo", "--out", str(tmp_path), "--seeds", "1", "--workers", "1"])
+    said = capsys.readouterr().out
+    assert "pairs: SPT changes test accuracy by" in said
+    assert said.count(" spt ") == 2
+    runs = sorted(path.name for path in tmp_path.iterdir() if path.is_dir())
+    assert runs == [f"{task}-{recipe}-0" for task in ("digits", "pairs") for recipe in ("labels", "spt")]
+    assert {"demo.png", "demo.pdf", "pairs.nc", "digits.nc"} <= set(os.listdir(tmp_path))
+    assert (
+        open_result(tmp_path / "pairs.nc")["test_accuracy"].sel(recipe="spt", seed=0)
+        == spt_run.metrics[-1]["test_accuracy"]
+    )
+    # a run that was there already is not trained again
+    assert {path: path.stat().st_mtime_ns for path in kept.rglob("*.pt")} == before
+
+
+def test_demo_says_at_once_that_a_folder_holds_another_run(spt_run, tmp_path, capsys):
+    shutil.copytree(spt_run.folder, tmp_path / "pairs-spt-0")
+    assert "holds another run, or an unfinished one" in refused(capsys, "demo", "--out", tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["pairs-spt-0"]
+
+
+def test_the_gain_is_paired_and_has_its_t_interval():
+    import xarray as xr
+
+    from attnprobe.demo import _gain
+
+    accuracy = xr.DataArray([[0.2, 0.4, 0.3], [0.5, 0.9, 0.7]], {"recipe": ["labels", "spt"]}, ("recipe", "seed"))
+    said = _gain("pairs", xr.Dataset({"test_accuracy": accuracy}))
+    # gains 0.3, 0.5, 0.4: mean 0.4, standard error 0.1 / sqrt(3), t(0.975, 2) = 4.303
+    assert said == ("pairs: SPT changes test accuracy by +0.400, 95 % t interval +0.152 to +0.648 over 3 paired seeds")

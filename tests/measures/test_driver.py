@@ -1,0 +1,118 @@
+"""What every measure does alike."""
+
+import numpy as np
+import pytest
+import torch
+from support import checkpoint, own
+
+from attnprobe import proximity
+from attnprobe.config import DataSpec, ModelConfig
+from attnprobe.errors import UsageError
+from attnprobe.measures import driver
+from attnprobe.measures.driver import Number, chunks, measure
+from attnprobe.model.transformer import Transformer
+from attnprobe.scores import Heads
+from attnprobe.statistics import pattern_statistics
+from attnprobe.tasks import Split
+
+
+def test_chunks_hold_each_row_once_without_padding(monkeypatch):
+    lengths = np.array([3, 7, 3, 5, 7, 3])
+    inputs = np.arange(42).reshape(6, 7)
+    model = Transformer(ModelConfig(d_model=8), DataSpec(n=7, inputs="tokens", classes=2, vocabulary=5))
+    monkeypatch.setattr(driver, "ELEMENTS", 2 * 3 * 8 * 2)  # two sequences of three tokens at a time
+    seen, sizes = {}, []
+    for places, batch in chunks(Split(inputs, np.zeros(6), lengths), np.array([0, 1, 2, 4, 5]), own(model)):
+        sizes.append(batch.inputs.shape)
+        for place, row in zip(places, batch.inputs, strict=True):
+            seen[int(place)] = row.tolist()
+    assert sizes == [(2, 3), (1, 3), (1, 7), (1, 7)]
+    assert {place: len(row) for place, row in seen.items()} == {0: 3, 1: 7, 2: 3, 3: 7, 4: 3}
+    assert seen[3] == inputs[4].tolist()
+
+
+@measure(Number("norm_of_queries", "mean squared length of a query", range=(0.0, float("inf"))))
+def lengths(heads: Heads, *, power: float = 2.0) -> dict[str, torch.Tensor]:
+    """Measure how long queries are.
+
+    Args:
+        heads: One layer.
+        power: Exponent of the length.
+    """
+    return {"norm_of_queries": heads.scores.q.double().norm(dim=-1).pow(power).mean(-1)}
+
+
+def test_a_measure_of_one_function_has_intervals_and_nulls_and_its_own_keywords():
+    made = checkpoint(n_layers=2)
+    result = lengths(made, sequences=10, nulls=3, power=1.0, level=0.5)
+    _, cache = made.model.run_with_cache(made.tokens(10))
+    for layer in range(2):
+        expected = cache[f"blocks.{layer}.attn.hook_q"].double().norm(dim=-1).mean(1)  # [sequence, head]
+        assert result["norm_of_queries"].sel(layer=layer).values == pytest.approx(expected.mean(0).numpy())
+        low, high = result["norm_of_queries_interval"].sel(layer=layer).values.T
+        half = 0.7027 * expected.std(0).numpy() / 10**0.5  # t(0.75, 9)
+        assert (high - low) / 2 == pytest.approx(half, rel=1e-3)
+    assert result["norm_of_queries_null"].sizes["draw"] == 3
+    permuted = result["norm_of_queries_null"].sel(null="permuted")
+    assert permuted.values == pytest.approx(np.tile(result["norm_of_queries"], (3, 1, 1)))  # no order matters to it
+    interval = result["norm_of_queries_interval"].attrs
+    assert (interval["ci_kind"], interval["ci_prob"]) == ("t", 0.5)
+    assert result["norm_of_queries"].attrs["valid_min"] == 0
+    assert result.attrs["smallest_p"] == 0.25 and result.attrs["power"] == 1.0
+
+
+def test_without_nulls_there_are_none():
+    result = lengths(checkpoint(), sequences=4, nulls=0)
+    assert "norm_of_queries_null" not in result and "draw" not in result.dims
+    assert result.attrs["smallest_p"] == 1
+
+
+def test_every_look_sees_all_the_sequences(monkeypatch):
+    seen = []
+    whole = driver.chunks
+    monkeypatch.setattr(
+        driver, "chunks", lambda split, rows, network: (seen.append(rows.tolist()), whole(split, rows, network))[1]
+    )
+    proximity(checkpoint(), sequences=5, nulls=2)
+    assert seen == [list(range(5))] * 5
+
+
+@pytest.mark.parametrize("kind", ["permuted", "initial"])
+def test_without_structure_a_number_lies_above_all_its_draws_as_often_as_each_draw_does(kind):
+    """With 4 draws in a fifth of the cases: the null has the spread of what it stands beside.
+
+    Untrained networks without position encoding, on random tokens: mean distance of the pattern, head 0. An eighth of
+    the sequences for each draw would give a twentieth.
+    """
+
+    @measure(Number("distance", "mean attention distance"))
+    def distance(heads):
+        return {"distance": pattern_statistics(heads.scores).mean_distance}
+
+    data, above, cases = DataSpec(n=6, inputs="tokens", classes=2, vocabulary=6), 0, 250
+    rng = np.random.default_rng(0)
+    for case in range(cases):
+        made = checkpoint(data, position="none", d_model=8, n_heads=1, mlp_ratio=0, init_scale=1.0, seed=case)
+        for split in (made.task.train, made.task.test):
+            split.inputs[:] = rng.integers(6, size=split.inputs.shape)
+        result = distance(made, sequences=8, nulls=4, seed=case)
+        above += bool((result["distance"] > result["distance_null"].sel(null=kind).max("draw")).item())
+    assert above / cases == pytest.approx(1 / 5, abs=3 * (0.2 * 0.8 / cases) ** 0.5)
+
+
+@pytest.mark.parametrize(
+    ("named", "said"),
+    [
+        ({"nulls": -1}, "nulls=-1: must be 0 .none. ..."),
+        ({"level": 1.0}, "level=1.0: must be between 0 and 1"),
+        ({"sequences": 1}, "sequences=1: an interval needs at least 2"),
+    ],
+)
+def test_what_cannot_be_asked_is_refused(named, said):
+    with pytest.raises(UsageError, match=said):
+        lengths(checkpoint(), **named)
+
+
+def test_what_cannot_be_measured_is_refused():
+    with pytest.raises(UsageError, match="a list cannot be measured; valid: Checkpoint, Probe"):
+        lengths([1, 2])

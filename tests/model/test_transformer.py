@@ -1,0 +1,228 @@
+import pytest
+import torch
+from transformer_lens import ActivationCache
+
+from attnprobe.config import DataSpec, ModelConfig
+from attnprobe.errors import UsageError
+from attnprobe.model.parts import select
+from attnprobe.model.transformer import Norm, Transformer
+from attnprobe.tables import POSITIONS
+
+TOKENS = DataSpec(n=8, inputs="tokens", classes=3, vocabulary=5)
+VALUES = DataSpec(n=8, inputs="values", classes=3)
+
+
+def network(data=TOKENS, **named):
+    named = {"d_model": 12, "n_heads": 2, "n_layers": 2, "init_scale": 0.3, "position_scale": 0.3, **named}
+    return Transformer(ModelConfig(**named), data).double()
+
+
+@pytest.fixture
+def tokens():
+    return torch.randint(5, (4, 8), generator=torch.Generator().manual_seed(0))
+
+
+def test_cache_is_transformerlenss_own_under_its_own_names(tokens):
+    model = network()
+    logits, cache = model.run_with_cache(tokens)
+    assert isinstance(cache, ActivationCache)
+    torch.testing.assert_close(logits, model(tokens))
+    block = [
+        "hook_resid_pre", "ln1.hook_scale", "ln1.hook_normalized", "attn.hook_q", "attn.hook_k", "attn.hook_v",
+        "attn.hook_attn_scores", "attn.hook_pattern", "attn.hook_z", "hook_attn_out", "hook_resid_mid",
+        "ln2.hook_scale", "ln2.hook_normalized", "mlp.hook_pre", "mlp.hook_post", "hook_mlp_out", "hook_resid_post",
+    ]  # fmt: skip
+    expected = {"hook_embed", "hook_pos_embed", "ln_final.hook_scale", "ln_final.hook_normalized", "hook_pooled"}
+    assert set(cache.keys()) == expected | {f"blocks.{layer}.{name}" for layer in range(2) for name in block}
+    assert cache["q", 1].shape == (4, 8, 2, 6)
+    assert cache["pattern", 1].shape == (4, 2, 8, 8)
+    torch.testing.assert_close(cache["attn_scores", 0].softmax(-1), cache["pattern", 0])
+    # TransformerLens's own helpers read the network's configuration and weights.
+    stacked, labels = cache.decompose_resid(return_labels=True)
+    torch.testing.assert_close(stacked.sum(0), cache["resid_post", 1])
+    assert labels == ["embed", "pos_embed", "0_attn_out", "0_mlp_out", "1_attn_out", "1_mlp_out"]
+    heads = cache.stack_head_results(layer=1)
+    bias = model.blocks[0].attn.o.bias
+    torch.testing.assert_close(heads.sum(0) + bias, cache["attn_out", 0])
+
+
+def test_a_single_sequence_loses_its_batch_axis_on_request(tokens):
+    _, cache = network().run_with_cache(tokens[:1], remove_batch_dim=True)
+    assert cache["pattern", 0].shape == (2, 8, 8)
+
+
+@pytest.mark.parametrize("norm", ["layer", "rms"])
+def test_fused_and_explicit_norm_agree_and_have_unit_scale(norm):
+    module = Norm(ModelConfig(norm=norm, d_model=12)).double()
+    for weight in module.parameters():
+        torch.nn.init.normal_(weight)
+    x = torch.randn(3, 12, dtype=torch.float64)
+    fused = module(x)
+    scale = []
+    module.hook_scale.add_hook(lambda tensor, hook: scale.append(tensor))
+    torch.testing.assert_close(module(x), fused)
+    centred = x - x.mean(-1, keepdim=True) if norm == "layer" else x
+    torch.testing.assert_close(scale[0], (centred.square().mean(-1, keepdim=True) + 1e-5).sqrt())
+
+
+def test_an_edit_of_the_scale_takes_effect_however_it_is_hooked():
+    module = Norm(ModelConfig(d_model=12))
+    x = torch.randn(3, 12)
+    start = module(x)
+    module.hook_scale.register_forward_pre_hook(lambda hook, given: (given[0] * 2,))
+    torch.testing.assert_close(module(x), start / 2)
+
+
+def test_hook_points_that_would_never_fire_do_not_exist(tokens):
+    for named in ({"norm": "none", "position": "rotary"}, {"position": "none"}, {"position": "alibi"}):
+        model = network(**named)
+        _, cache = model.run_with_cache(tokens)
+        assert set(model.hook_dict) == set(cache.keys())
+
+
+def test_without_positions_permuting_tokens_permutes_scores_and_leaves_labels(tokens):
+    model, order = network(position="none"), torch.randperm(8, generator=torch.Generator().manual_seed(1))
+    logits, cache = model.run_with_cache(tokens)
+    shuffled, other = model.run_with_cache(tokens[:, order])
+    torch.testing.assert_close(shuffled, logits)
+    for layer in range(2):
+        permuted = cache["attn_scores", layer][..., order, :][..., order]
+        torch.testing.assert_close(other["attn_scores", layer], permuted)
+
+
+@pytest.mark.parametrize("position", [name for name in POSITIONS if name != "none"])
+def test_with_positions_it_does_not(position, tokens):
+    model = network(position=position)
+    order = torch.randperm(8, generator=torch.Generator().manual_seed(1))
+    assert not torch.allclose(model(tokens), model(tokens[:, order]), atol=1e-6)
+
+
+@pytest.mark.parametrize("position", list(POSITIONS))
+@pytest.mark.parametrize("pooling", ["mean", "max", "cls", "last"])
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("score_bias", ["none", "fixed"])
+def test_padding_changes_nothing(position, pooling, causal, score_bias, tokens):
+    causal = causal and pooling != "cls"
+    model = network(position=position, pooling=pooling, causal=causal, score_bias=score_bias)
+    padded = model(tokens, lengths=torch.tensor([8, 5, 3, 1]))
+    for row, length in enumerate([8, 5, 3, 1]):
+        torch.testing.assert_close(padded[row], model(tokens[row : row + 1, :length])[0])
+
+
+def test_pooling_is_what_it_says(tokens):
+    hidden = {pooling: network(pooling=pooling) for pooling in ("mean", "max", "last")}
+    x = torch.randn(2, 8, 12, dtype=torch.float64)
+    torch.testing.assert_close(hidden["mean"].pool(x, None), x.mean(1))
+    torch.testing.assert_close(hidden["max"].pool(x, None), x.amax(1))
+    torch.testing.assert_close(hidden["last"].pool(x, None), x[:, -1])
+
+
+def test_the_token_in_front_is_read_for_the_label_and_left_out_of_the_tokens(tokens):
+    model = network(pooling="cls")
+    _, cache = model.run_with_cache(tokens)
+    stream = cache["ln_final.hook_normalized"]
+    assert stream.shape == (4, 9, 12)
+    assert torch.equal(cache["hook_pooled"], stream[:, 0])
+    torch.testing.assert_close(model(tokens, output="tokens"), model.unembed(stream[:, 1:]))
+
+
+@pytest.mark.parametrize("data", [TOKENS, VALUES])
+def test_what_is_masked_cannot_be_seen(data, tokens):
+    model = network(data)
+    inputs = tokens if data is TOKENS else tokens.double() / 5
+    masked = torch.zeros(4, 8, dtype=torch.bool)
+    masked[:, 2] = True
+    other = inputs.clone()
+    other[:, 2] = (inputs[:, 2] + 1) % 5
+    seen = [model(x, masked=masked, output="tokens") for x in (inputs, other)]
+    assert torch.equal(*seen)
+    # a masked token differs from every value it could have, 0 included
+    assert not torch.allclose(seen[0], model(inputs.masked_fill(masked, 0), output="tokens"))
+
+
+def test_causal_networks_do_not_see_the_future(tokens):
+    other = tokens.clone()
+    other[:, 5:] = (tokens[:, 5:] + 1) % 5
+    for causal in (True, False):
+        model = network(causal=causal)
+        same = torch.allclose(model(tokens, output="tokens")[:, :5], model(other, output="tokens")[:, :5])
+        assert same == causal
+
+
+def test_post_norm_normalises_the_stream_after_each_sum(tokens):
+    _, cache = network(norm_place="post").run_with_cache(tokens)
+    stream = cache["resid_post", 1]
+    torch.testing.assert_close(stream.mean(-1), torch.zeros_like(stream[..., 0]))
+    torch.testing.assert_close(stream.var(-1, unbiased=False), torch.ones_like(stream[..., 0]), rtol=1e-3, atol=1e-3)
+
+
+def test_without_mlp_and_norm_a_block_is_attention_and_residual(tokens):
+    _, cache = network(mlp_ratio=0, norm="none").run_with_cache(tokens)
+    torch.testing.assert_close(cache["resid_post", 0], cache["resid_pre", 0] + cache["attn_out", 0])
+    assert not any("mlp" in name for name in cache.keys())
+
+
+def test_initial_weights_have_the_configured_scale_and_belong_to_the_seed():
+    config = ModelConfig(d_model=128, n_heads=2, init_scale=0.5, position_scale=0.1)
+    model, again, other = (Transformer(config, TOKENS, seed) for seed in (0, 0, 1))
+    assert model.blocks[0].attn.q.weight.std().item() == pytest.approx(0.5, rel=0.05)
+    assert model.embed.weight.std().item() == pytest.approx(0.5, rel=0.1)
+    assert model.position.weight.std().item() == pytest.approx(0.1, rel=0.1)
+    assert model.blocks[0].attn.q.bias.abs().max() == 0
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
+    assert not torch.equal(model.embed.weight, other.embed.weight)
+    # another architecture with the same part starts that part alike
+    rotary = Transformer(ModelConfig(d_model=128, n_heads=2, init_scale=0.5, position="rotary"), TOKENS, 0)
+    assert torch.equal(rotary.blocks[0].attn.q.weight, model.blocks[0].attn.q.weight)
+
+
+def test_xavier_weights_have_xaviers_variance():
+    weight = Transformer(ModelConfig(d_model=128, init="xavier"), TOKENS).blocks[0].mlp.into.weight
+    assert weight.var().item() == pytest.approx(2 / (128 + 256), rel=0.05)
+
+
+@pytest.mark.parametrize("score_bias", ["fixed", "learned"])
+def test_a_proximity_bias_changes_no_other_weight_and_learns_only_where_it_should(score_bias, tokens):
+    plain, biased = network(), network(score_bias=score_bias)
+    extra = {"score_bias.weight": biased.score_bias.weight} if score_bias == "learned" else {}
+    for one, other in (
+        (plain.state_dict(), biased.state_dict()),
+        (dict(plain.named_parameters()), dict(biased.named_parameters())),
+    ):
+        assert set(other) == {*one, *extra}
+        assert all(torch.equal(other[name], weight) for name, weight in one.items())
+    assert not torch.allclose(plain(tokens), biased(tokens))
+    start = -torch.arange(-7, 8).abs() / 2.0
+    assert torch.equal(biased.score_bias.weight, start.expand(2, 15).double())
+    assert select("positions", dict(biased.named_parameters())) == ["position.weight", *extra]
+
+
+def test_a_learned_proximity_bias_learns_in_every_layer(tokens):
+    model = network(score_bias="learned")
+    seen = []
+    for block in model.blocks:
+        (gradient,) = torch.autograd.grad(model(tokens).sum(), model.score_bias.weight)
+        seen.append(gradient.abs().sum())
+        block.attn.o.weight.data.zero_()  # what this layer attends to has no effect any more
+    assert seen[0] > 0 and seen[1] > 0
+    assert torch.autograd.grad(model(tokens).sum(), model.score_bias.weight)[0].abs().sum() == 0
+
+
+@pytest.mark.parametrize(
+    ("inputs", "named", "said"),
+    [
+        (torch.zeros(2, 9, dtype=torch.long), {}, r"shape \(2, 9\): must be \[batch, token\] with 1 to 8"),
+        (torch.zeros(2, 3, 4, dtype=torch.long), {}, r"shape \(2, 3, 4\)"),
+        (torch.zeros(2, 8), {}, "this network takes tokens"),
+        (torch.zeros(2, 8, dtype=torch.long), {"lengths": torch.tensor([1, 2, 3])}, r"lengths of shape \(3,\)"),
+        (
+            torch.zeros(2, 8, dtype=torch.long),
+            {"lengths": torch.tensor([1, 9])},
+            r"lengths 1 \.\.\. 9: must be 1 \.\.\. 8",
+        ),
+        (torch.zeros(2, 8, dtype=torch.long), {"lengths": torch.tensor([0, 8])}, r"lengths 0 \.\.\. 8"),
+    ],
+)
+def test_inputs_that_do_not_fit_are_refused(inputs, named, said):
+    with pytest.raises(UsageError, match=said):
+        network()._check(inputs, named.get("lengths"))

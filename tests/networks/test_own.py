@@ -1,0 +1,51 @@
+"""What a measure reads of our own network is what the forward pass computed."""
+
+import materialised
+import pytest
+import torch
+from support import scores_by_layer
+
+from attnprobe.config import DataSpec, ModelConfig
+from attnprobe.model.transformer import Transformer
+from attnprobe.tables import POSITIONS
+
+DATA = DataSpec(n=7, inputs="tokens", classes=2, vocabulary=5)
+
+
+@pytest.mark.parametrize("position", list(POSITIONS))
+@pytest.mark.parametrize("causal", [False, True])
+def test_captured_scores_are_those_of_the_hook(position, causal):
+    config = ModelConfig(n_layers=2, d_model=8, position=position, causal=causal, init_scale=0.5, position_scale=0.5)
+    model = Transformer(config, DATA)
+    tokens = torch.randint(5, (3, 7), generator=torch.Generator().manual_seed(0))
+    _, cache = model.run_with_cache(tokens)
+    visible = torch.ones(7, 7, dtype=torch.bool).tril() if causal else torch.ones(7, 7, dtype=torch.bool)
+    for layer, found in enumerate(scores_by_layer(model, tokens)):
+        scores = materialised.dense(found)
+        torch.testing.assert_close(scores[..., visible].float(), cache["attn_scores", layer][..., visible])
+        torch.testing.assert_close(scores.softmax(-1).float(), cache["pattern", layer])
+
+
+def test_the_networks_own_first_token_is_left_out():
+    model = Transformer(ModelConfig(d_model=8, pooling="cls", position="alibi", init_scale=0.5), DATA)
+    tokens = torch.randint(5, (3, 7))
+    _, cache = model.run_with_cache(tokens)
+    (found,) = scores_by_layer(model, tokens)
+    torch.testing.assert_close(materialised.dense(found).float(), cache["attn_scores", 0][..., 1:, 1:])
+
+
+@pytest.mark.parametrize("score_bias", ["fixed", "learned"])
+@pytest.mark.parametrize("position", ["learned", "rotary", "alibi", "relative"])
+@pytest.mark.parametrize(("pooling", "causal"), [("mean", False), ("mean", True), ("cls", False)])
+@pytest.mark.parametrize("grid", [None, (2, 4)])
+def test_captured_scores_have_the_proximity_bias_of_the_network(score_bias, position, pooling, causal, grid):
+    data = DataSpec(n=8, inputs="tokens", classes=2, vocabulary=5, grid=grid)
+    named = {"d_model": 8, "init_scale": 0.5, "position_scale": 0.5, "pooling": pooling, "causal": causal}
+    model = Transformer(ModelConfig(n_layers=2, position=position, score_bias=score_bias, **named), data).double()
+    with torch.no_grad():
+        model.score_bias.weight.add_(torch.randn(model.score_bias.weight.shape))
+    tokens = torch.randint(5, (3, 8), generator=torch.Generator().manual_seed(0))
+    _, cache = model.run_with_cache(tokens)
+    behind = slice(model.n_prefix, None)
+    for layer, found in enumerate(scores_by_layer(model, tokens)):
+        torch.testing.assert_close(materialised.dense(found), cache["attn_scores", layer][..., behind, behind])

@@ -1,0 +1,44 @@
+import json
+
+import pytest
+from support import TINY
+
+from attnprobe.errors import UsageError
+from attnprobe.tasks import configure
+from attnprobe.training import trackers
+from attnprobe.training.loop import train
+
+NAMED = {**TINY, "recipe": "labels", "steps": 2, "d_model": 16}
+
+
+def test_tensorboard_gets_every_row(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run = train(configure("pairs", **NAMED), tmp_path / "x", progress=False, log=["tensorboard"])
+    events = EventAccumulator(str(tmp_path / "x" / "tensorboard"))
+    events.Reload()
+    for name in ("train_loss", "test_accuracy", "rate"):
+        logged = {event.step: event.value for event in events.Scalars(name)}
+        assert logged == pytest.approx({row["step"]: row[name] for row in run.metrics})
+
+
+def test_wandb_works_offline(tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    train(configure("pairs", **NAMED), tmp_path / "x", progress=False, log=["wandb"])
+    assert list((tmp_path / "x" / "wandb").glob("offline-run-*/*.wandb"))
+
+
+def test_what_is_unknown_or_missing_is_refused_before_anything_is_written(tmp_path, monkeypatch):
+    with pytest.raises(UsageError, match="log='abacus' is unknown; valid: tensorboard, wandb"):
+        train(configure("pairs", **NAMED), tmp_path / "x", progress=False, log=["abacus"])
+    monkeypatch.setattr(trackers.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UsageError, match=r"log='wandb' needs .*pip install 'attnprobe\[wandb\]'"):
+        train(configure("pairs", **NAMED), tmp_path / "x", progress=False, log=["wandb"])
+    assert not (tmp_path / "x").exists()
+
+
+def test_metrics_jsonl_is_always_there(tmp_path):
+    run = train(configure("pairs", **NAMED), tmp_path / "x", progress=False)
+    rows = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
+    assert rows == run.metrics
