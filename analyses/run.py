@@ -34,7 +34,7 @@ from settings import CHOSEN, SMALL, TASKS
 from attnprobe.config import TrainConfig
 from attnprobe.errors import UsageError, listed
 from attnprobe.files import write_whole
-from attnprobe.report import write_figure
+from attnprobe.report.write import write_figure
 from attnprobe.results import open_result, save
 
 

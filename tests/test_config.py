@@ -58,7 +58,7 @@ def test_what_is_unknown_or_missing_without_a_default_is_refused(kind, plain, sa
         ({"score_bias": "on"}, "score_bias='on': input should be 'none', 'fixed' or 'learned'"),
         ({"rat": 1}, "unknown setting 'rat'; valid: accumulate, activation, batch_size"),
         ({"recipe": "spit"}, "recipe='spit': input should be 'labels' or 'spt'"),
-        ({"position": "rotory"}, "position='rotory': input should be 'none', 'learned'"),
+        ({"position": "rotory"}, "position='rotory' is unknown; valid: none, learned"),
         ({"n_layers": 0}, "n_layers=0: input should be greater than 0"),
         ({"n_layers": "two"}, "n_layers='two'"),
         ({"mask_share": 1.0}, "mask_share=1.0: input should be less than 1"),

@@ -64,13 +64,14 @@ def _flags(name: str, keywords: dict[str, inspect.Parameter]) -> type[Measure]:
 
 def _print_numbers(result: Any) -> None:
     """Print the numbers of the whole network, and a table a head: with intervals and the ranges of the nulls."""
+    level = result.attrs["ci_prob"]
     for row in rows.whole_rows(result):
-        if lines := rows.table(row):
+        if lines := rows.table(row, level):
             print("\nwhole network")
             print_table(lines)
     for row in rows.shown_rows(result):
         print(f"\nlayer {row['layer']}, head {row['head']}")
-        print_table(rows.table(row))
+        print_table(rows.table(row, level))
         notes = [
             f"{name.replace('_', ' ')}: {value}" for name, value in row.items() if isinstance(value, str) and value
         ]

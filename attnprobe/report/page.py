@@ -39,7 +39,7 @@ def write_report(path: Path, folder: Path, progress: bool = True) -> Path:
         images = "".join(f'<p><a href="{page}.pdf"><img src="{page}.png" alt="{page}"></a></p>' for page in pages)
         numbers = ""
         for row in whole_rows(result) + shown_rows(result):
-            if lines := table(row):
+            if lines := table(row, result.attrs["ci_prob"]):
                 about = f"layer {row['layer']}, head {row['head']}" if "layer" in row else "whole network"
                 text = pd.DataFrame(lines).to_html(index=False, border=0)
                 numbers += f"<details><summary>{about}</summary>{text}</details>"

@@ -57,9 +57,13 @@ def _rows(result: xr.Dataset, axes: list[str], names: list[str]) -> list[dict[st
     return rows
 
 
-def table(row: Mapping[str, Any]) -> list[dict[str, str]]:
+def table(row: Mapping[str, Any], level: float) -> list[dict[str, str]]:
     """Return the lines of a table of one row's numbers: each with its interval and the ranges of its nulls."""
-    columns = {"interval": "interval", "null_permuted": "permuted", "null_initial": "at initialisation"}
+    columns = {
+        "interval": f"{100 * level:g} % interval",
+        "null_permuted": "permuted",
+        "null_initial": "at initialisation",
+    }
     lines = []
     for name, value in row.items():
         if isinstance(value, float) and math.isfinite(value):
