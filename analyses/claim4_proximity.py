@@ -116,7 +116,8 @@ def _through_training(lab: Lab, runs: Mapping[Key, Run], axes: Mapping[str, Any]
     }
     keys = [(*key, seed, step) for key, of_run in steps.items() for seed in axes["seed"] for step in of_run]
     measured = lab.measure({key: contrast.asked(runs[key[:3]], key[3]) for key in keys})
-    split = lab.measure({key: replace(contrast.asked(runs[key[:3]], key[3]), measure="positions") for key in keys})
+    terms_of = {"measure": "positions", "options": {"sequences": contrast.SEQUENCES, "nulls": 0}}
+    split = lab.measure({key: replace(contrast.asked(runs[key[:3]], key[3]), **terms_of) for key in keys})
     shape = (len(axes["task"]), len(RECIPES), max(map(len, steps.values())), len(axes["seed"]))
     size, null, position, step_of = (np.full(shape, np.nan) for _ in range(4))
     for place in np.ndindex(shape):
@@ -161,7 +162,7 @@ def _last(values: np.ndarray) -> np.ndarray:
 def _edited(lab: Lab, runs: Mapping[Key, Run], axes: Mapping[str, Any]) -> dict[str, xr.Variable]:
     """Return what edits of all scores do to the accuracy of the trained SPT networks, and as large ones elsewhere."""
     keys = [(task, "spt", seed) for task in axes["task"] for seed in axes["seed"]]
-    options = {"sequences": EDITED}
+    options = {"sequences": EDITED, "nulls": contrast.NULLS}
     wanted = ("all_accuracy_change", "all_accuracy_change_null")
     found = lab.measure(
         {key: Asked(runs[key], runs[key].config.steps, "interventions", wanted, options) for key in keys}

@@ -133,6 +133,8 @@ def study(lab: Lab) -> xr.Dataset:
 Key = tuple[str, str, int, int]
 """Task, stage (or `UNIFORM`), step of the stage and seed."""
 UNIFORM = "uniform"
+NULLS = 2
+"""Draws of the null at uniform attention, each on all sequences."""
 WANTED = tuple(
     f"{view}{name}"
     for view in ("", "grid_")
@@ -148,6 +150,7 @@ def at_uniform(size: Size, runs: Mapping[tuple[str, str, int], Run]) -> dict[Key
         "sequences": size.sequences,
         "reach": LENGTH,
         "objectives": LOSSES,
+        "nulls": NULLS,
     }
     return {
         (task, UNIFORM, 0, seed): Asked(run, 0, "gradients", WANTED, options)
@@ -162,7 +165,7 @@ def in_training(size: Size, runs: Mapping[tuple[str, str, int], Run]) -> dict[Ke
     for (task, _, seed), run in runs.items():
         for stage, (begun, steps) in stages(run).items():
             objectives = ("masked",) if stage == "SPT: masked" else ("labels",)
-            options = {"sequences": size.sequences, "reach": LENGTH, "objectives": objectives}
+            options = {"sequences": size.sequences, "reach": LENGTH, "objectives": objectives, "nulls": 0}
             for step in steps[:: size.every]:
                 asked[task, stage, step - begun, seed] = Asked(run, step, "gradients", WANTED, options)
     return asked
@@ -227,14 +230,8 @@ def raised(measured: xr.Dataset) -> xr.DataArray:
 
 
 def permuted_signal(measured: xr.Dataset) -> xr.DataArray:
-    """Return what `signal` is with positions permuted.
-
-    Each draw of that null has its own part of the sequences, hence more noise than the signal: 1 / its sequences in the
-    square, in place of 1 / all of them.
-    """
-    draws, sequences = measured.sizes["draw"], measured.attrs["sequences"]
-    square = np.square(_own(measured, "snr_null").sel(null="permuted")).mean(("draw", *HEADS))
-    return np.sqrt(np.maximum(square - (draws - 1) / sequences, 1 / sequences))
+    """Return what `signal` is with positions permuted, root mean square over draws too."""
+    return np.sqrt(np.square(_own(measured, "snr_null").sel(null="permuted")).mean(("draw", *HEADS)))
 
 
 def of_training(measured: Mapping[Key, xr.Dataset]) -> dict[str, xr.Variable]:

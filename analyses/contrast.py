@@ -12,13 +12,15 @@ from attnprobe.training.run import Run
 
 SEQUENCES = 128
 """Test sequences of a measure."""
+NULLS = 2
+"""Draws of each null, each on all sequences: what is used of them is their mean."""
 WANTED = tuple(f"{view}proximity_contrast{null}" for view in ("", "grid_") for null in ("", "_null"))
 UNITS = "sd of the score"
 
 
 def asked(run: Run, step: int) -> Asked:
     """Return what is asked of a checkpoint: near minus far keys, in pixels on images, beside its nulls."""
-    return Asked(run, step, "proximity", WANTED, {"sequences": SEQUENCES})
+    return Asked(run, step, "proximity", WANTED, {"sequences": SEQUENCES, "nulls": NULLS})
 
 
 def largest(result: xr.Dataset) -> tuple[float, float]:
