@@ -36,6 +36,10 @@ class Table(MutableMapping[str, Any]):
             raise UsageError(f"{self._what}={name!r} is unknown; valid: {listed(self)}")
         return name
 
+    def get(self, name: str, default: Any = None) -> Any:
+        """Return the object of a name, or a default."""
+        return self[name] if name in self else default
+
     def __contains__(self, name: object) -> bool:
         """Return whether the table has a name, without importing anything."""
         return isinstance(name, str) and name in self._entries

@@ -33,7 +33,7 @@ def figure(result: xr.Dataset) -> Figure:
         parts[0].suptitle(title(result), fontsize=8)
         if profiles:
             axes = parts[0].subplots(len(profiles) * layers, 1, squeeze=False, sharex=True)[:, 0]
-            shown = result.sel(offset=shown_offsets(result.attrs["n"] // 2))
+            shown = result.sel(offset=shown_offsets(int(result.attrs["n"]) // 2))
             for row, axis in enumerate(axes):
                 name, layer = profiles[row // layers], row % layers
                 profile(axis, shown, layer, name)

@@ -136,7 +136,7 @@ def _energies(axis: Axes, result: xr.Dataset) -> None:
 def _by_offset(part: SubFigure, result: xr.Dataset) -> None:
     layers, losses = result.sizes["layer"], result.sizes["loss"]
     axes = part.subplots(layers, losses, squeeze=False, sharex=True)
-    shown = result.sel(offset=shown_offsets(result.attrs["n"] // 2))
+    shown = result.sel(offset=shown_offsets(int(result.attrs["n"]) // 2))
     for (layer, number), axis in np.ndenumerate(axes):
         profile(axis, shown.isel(loss=number), layer, "descent_by_offset", COLOURS[number])
         drawn = [shown["descent_by_offset_interval"], draws(shown, "descent_by_offset", "permuted")]

@@ -110,7 +110,7 @@ def _terms(axis: Axes, result: xr.Dataset, name: str) -> None:
 def _by_offset(part: SubFigure, result: xr.Dataset) -> None:
     layers = result.sizes["layer"]
     axes = part.subplots(layers, 2, squeeze=False)
-    shown = result.sel(term=POSITION, offset=shown_offsets(result.attrs["n"] // 2))
+    shown = result.sel(term=POSITION, offset=shown_offsets(int(result.attrs["n"]) // 2))
     own = "pair_amplitude" in result and bool(np.isfinite(result["pair_amplitude"]).all())
     name, axis_name = ("pair_amplitude", "pair_frequency") if own else ("wave_amplitude", "frequency")
     for layer in range(layers):

@@ -71,7 +71,7 @@ def proximity_over_steps(result: xr.Dataset) -> Figure:
 def _profiles(part: SubFigure, result: xr.Dataset) -> None:
     layers = result.sizes["layer"]
     spec = part.add_gridspec(layers, 3, width_ratios=[1, 1, 0.16 + 0.13 * layers])
-    shown = result.sel(offset=shown_offsets(result.attrs["n"] // 2))
+    shown = result.sel(offset=shown_offsets(int(result.attrs["n"]) // 2))
     ratio = shown.copy()
     for tail in tails(result, "pattern_by_offset"):
         name = f"pattern_by_offset{tail}"

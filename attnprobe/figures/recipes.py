@@ -49,7 +49,7 @@ def _accuracies(axis: Axes, result: xr.Dataset) -> None:
 def _lines(part: SubFigure, result: xr.Dataset) -> None:
     axis = part.add_subplot()
     best = most_proximal(result)
-    shown = result.where(abs(result["offset"]) <= result.attrs["n"] // 2, drop=True)
+    shown = result.where(abs(result["offset"]) <= int(result.attrs["n"]) // 2, drop=True)
     uniform = shown["uniform_pattern_by_offset"].isel(recipe=0, seed=0, missing_dims="ignore")
     null = shown["pattern_by_offset_null"].sel(null="permuted").isel(best) / uniform
     ends = null.min(("draw", "recipe", "seed")), null.max(("draw", "recipe", "seed"))

@@ -436,6 +436,12 @@ def _plain(data: Any) -> dict[str, Any]:
 
 # --- a whole measure from one function
 
+
+def _arguments(of: Any, *, sequences: int = 256, nulls: int = 8, level: float = 0.95, seed: int = 0) -> None:
+    """Have the arguments that every measure has."""
+
+
+_shared = inspect.signature(_arguments)
 SHARED_ARGUMENTS = """
         sequences: Number of test sequences: the first ones.
         nulls: Draws of each null; 0 for none. The smallest p-value they allow is 1 / (nulls + 1).
@@ -454,12 +460,16 @@ def measure(*numbers: Number) -> Callable[[Callable[..., Mapping[str, Tensor]]],
     def made(compute: Callable[..., Mapping[str, Tensor]]) -> Callable[..., xr.Dataset]:
         name = compute.__name__
         known = {one.name: one for one in numbers}
+        own = [one for one in inspect.signature(compute).parameters.values() if one.kind is one.KEYWORD_ONLY]
+        first, *shared = _shared.parameters.values()
+        signature = inspect.Signature([first, *own, *shared])
 
         @functools.wraps(compute)
-        def whole(
-            of: Any, *, sequences: int = 256, nulls: int = 8, level: float = 0.95, seed: int = 0, **options: Any
-        ) -> xr.Dataset:
-            what = asked(name, of, sequences, nulls, level, seed)
+        def whole(of: Any, **named: Any) -> xr.Dataset:
+            given = signature.bind(of, **named)
+            given.apply_defaults()
+            options = dict(given.arguments)
+            what = asked(name, *(options.pop(one) for one in _shared.parameters))
 
             def prepare(look: Look) -> See:
                 def see(sample: Sample, add: Add) -> None:
@@ -478,12 +488,10 @@ def measure(*numbers: Number) -> Callable[[Callable[..., Mapping[str, Tensor]]],
             sizes = {"head": what.network.shape.heads, "offset": 2 * what.network.shape.n - 1}
             for number in numbers:
                 axes = {axis: sizes[axis] for axis in ("head", *number.axes)}
-                variables |= described(number, number.name, axes, tallies, (number.name,), level)
+                variables |= described(number, number.name, axes, tallies, (number.name,), what.level)
             return result(what, variables, {}, list(draws), **options)
 
-        own = [one for one in inspect.signature(compute).parameters.values() if one.kind is one.KEYWORD_ONLY]
-        shared = list(inspect.signature(whole, follow_wrapped=False).parameters.values())[:-1]
-        whole.__signature__ = inspect.Signature([shared[0], *own, *shared[1:]])  # pyright: ignore
+        whole.__signature__ = signature  # pyright: ignore[reportAttributeAccessIssue]
         said = inspect.cleandoc(compute.__doc__ or "")
         whole.__doc__ = said + ("" if "\nArgs:" in said else "\n\nArgs:") + SHARED_ARGUMENTS.replace("\n    ", "\n")
         return whole

@@ -1,9 +1,13 @@
 """What every measure does alike."""
 
+from contextlib import contextmanager
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from support import checkpoint, own
+from torch import nn
 
 from attnprobe import proximity
 from attnprobe.config import DataSpec, ModelConfig
@@ -11,9 +15,10 @@ from attnprobe.errors import UsageError
 from attnprobe.measures import driver
 from attnprobe.measures.driver import Number, chunks, measure
 from attnprobe.model.transformer import Transformer
-from attnprobe.scores import Heads
+from attnprobe.networks.base import Probe, Shape, read
+from attnprobe.scores import Heads, Scores
 from attnprobe.statistics import pattern_statistics
-from attnprobe.tasks import Split
+from attnprobe.tasks import Split, Task
 
 
 def test_chunks_hold_each_row_once_without_padding(monkeypatch):
@@ -77,27 +82,59 @@ def test_every_look_sees_all_the_sequences(monkeypatch):
     assert seen == [list(range(5))] * 5
 
 
-@pytest.mark.parametrize("kind", ["permuted", "initial"])
-def test_without_structure_a_number_lies_above_all_its_draws_as_often_as_each_draw_does(kind):
+class Noise(nn.Module):
+    """A network whose scores are products of random vectors of random tokens: nothing depends on position."""
+
+    shape = Shape(layers=1, heads=1, n=6, d_model=4)
+
+    def __init__(self, seed):
+        super().__init__()
+        vectors = torch.randn(2, 6, 4, generator=torch.Generator().manual_seed(seed))
+        self.vectors, self.attend = nn.Parameter(vectors), Heads.attend
+
+    @contextmanager
+    def attending(self, attend):
+        self.attend = attend
+        yield
+
+    def predictions(self, batch, objective, mask=None):
+        q, k = self.vectors[:, batch.inputs][:, :, None]
+        self.attend(Heads(0, Scores(q, k), k))
+
+    def untrained(self, seed):
+        return Noise(seed)
+
+
+def test_without_structure_a_number_lies_above_all_its_draws_as_often_as_each_draw_does():
     """With 4 draws in a fifth of the cases: the null has the spread of what it stands beside.
 
-    Untrained networks without position encoding, on random tokens: mean distance of the pattern, head 0. An eighth of
-    the sequences for each draw would give a twentieth.
+    If each draw saw its own quarter of the sequences it would be in a tenth.
     """
+    rng, cases, above = np.random.default_rng(0), 300, {"permuted": 0, "initial": 0}
 
-    @measure(Number("distance", "mean attention distance"))
-    def distance(heads):
-        return {"distance": pattern_statistics(heads.scores).mean_distance}
+    def prepare(look):
+        def see(sample, add):
+            def distance(heads):
+                scores = replace(heads.scores, order=sample.order)
+                add(("distance",), 0, pattern_statistics(scores).mean_distance)
 
-    data, above, cases = DataSpec(n=6, inputs="tokens", classes=2, vocabulary=6), 0, 250
-    rng = np.random.default_rng(0)
+            read(look.network, sample.batch, "labels", distance)
+
+        return see
+
     for case in range(cases):
-        made = checkpoint(data, position="none", d_model=8, n_heads=1, mlp_ratio=0, init_scale=1.0, seed=case)
-        for split in (made.task.train, made.task.test):
-            split.inputs[:] = rng.integers(6, size=split.inputs.shape)
-        result = distance(made, sequences=8, nulls=4, seed=case)
-        above += bool((result["distance"] > result["distance_null"].sel(null=kind).max("draw")).item())
-    assert above / cases == pytest.approx(1 / 5, abs=3 * (0.2 * 0.8 / cases) ** 0.5)
+        split = Split(rng.integers(6, size=(8, 6)), np.zeros(8, dtype=int))
+        task = Task("noise", DataSpec(n=6, inputs="tokens", classes=2, vocabulary=6), split, split)
+        of = Probe(Noise(10**6 + case), lambda task=task: task)
+        tallies, _ = driver.over_sequences(driver.asked("noise", of, 8, 4, 0.95, case), prepare)
+        measured, *draws = (
+            tally.layers(("distance",))[0].mean.item()
+            for tally in (tallies.measured, *tallies.nulls["permuted"], *tallies.nulls["initial"])
+        )
+        above["permuted"] += measured > max(draws[:4])
+        above["initial"] += measured > max(draws[4:])
+    for kind, count in above.items():
+        assert count / cases == pytest.approx(1 / 5, abs=3 * (0.2 * 0.8 / cases) ** 0.5), kind
 
 
 @pytest.mark.parametrize(

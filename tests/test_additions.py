@@ -1,0 +1,186 @@
+"""Adding to attnprobe, as the README says: one thing and one line in its table, here all from one file."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import attnprobe as ap
+from attnprobe.cli import main
+from attnprobe.config import DataSpec, settings
+from attnprobe.measures.driver import Number, measure
+from attnprobe.measures.edits import Edit
+from attnprobe.model.position import PositionEncoding
+from attnprobe.results import open_result
+from attnprobe.scores import Heads
+from attnprobe.statistics import pattern_statistics
+from attnprobe.tables import EDITS, MEASURES, OBJECTIVES, POSITIONS, TASKS
+from attnprobe.tasks.source import Source
+from attnprobe.tasks.task import Split, Task
+from attnprobe.training.objectives import Objective
+
+
+@measure(
+    Number("sink", "largest share of attention that one key receives", range=(0.0, 1.0), unstructured="1 / n"),
+    Number("received", "attention that a key receives by its offset", axes=("offset",)),
+)
+def sinks(heads: Heads, *, sharpness: float = 1.0) -> dict[str, torch.Tensor]:
+    """Measure how much of the attention one key draws.
+
+    Args:
+        heads: One layer.
+        sharpness: Factor of the scores.
+    """
+    pattern = pattern_statistics(replace(heads.scores, scale=sharpness * heads.scores.factor))
+    return {"sink": pattern.mass_by_key.amax(-1) / heads.scores.shape[2], "received": pattern.mass_by_offset}
+
+
+def _first_tokens(logits, batch, mask):
+    return logits[:, 0], batch.inputs[:, 0], torch.arange(len(logits))
+
+
+first_token = Objective("tokens", _first_tokens, lambda lengths, mask: len(lengths), "first-token")
+
+
+def _sharpen(heads, given):
+    return replace(heads, scores=replace(heads.scores, scale=2 * heads.scores.factor)).attend()
+
+
+@settings
+class Majority(Source):
+    """The label is which of two ids is the more frequent."""
+
+    n: int = 9
+    """Tokens in a sequence."""
+    train_size: int = 32
+    """Training sequences."""
+    test_size: int = 24
+    """Test sequences."""
+
+    @property
+    def data(self) -> DataSpec:
+        """Token ids."""
+        return DataSpec(n=self.n, inputs="tokens", classes=2, vocabulary=2)
+
+    def build(self, seed: int) -> Task:
+        """Draw the sequences."""
+        splits = []
+        for number, size in enumerate(self.sizes.values()):
+            inputs = np.random.default_rng([seed, number]).integers(2, size=(size, self.n))
+            splits.append(Split(inputs, (inputs.sum(1) > self.n / 2).astype(int)))
+        return Task("majority", self.data, *splits)
+
+
+class Reversed(PositionEncoding):
+    """Adds to a score what favours far keys."""
+
+    def bias(self, n):
+        """Return the distance."""
+        return torch.arange(-(n - 1), n).abs().float().expand(2, -1)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def added():
+    added = [
+        (MEASURES, "sinks", sinks),
+        (OBJECTIVES, "first-token", first_token),
+        (EDITS, "sharpen", Edit(_sharpen)),
+        (TASKS, "majority", Majority),
+        (POSITIONS, "reversed", Reversed),
+    ]
+    with pytest.MonkeyPatch.context() as patched:
+        for table, name, entry in added:
+            patched.setitem(table, name, entry)
+        yield
+
+
+@pytest.fixture(scope="module")
+def run(added, tmp_path_factory):
+    """A run with the new task, encoding and objective, trained from the command line."""
+    folder = tmp_path_factory.mktemp("added") / "run"
+    flags = ["--task", "majority", "--position", "reversed", "--pretrain-objective", "first-token", "--steps", "4"]
+    main(["train", *flags, "--d-model", "8", "--evaluations", "1", "--checkpoints", "1", "--out", str(folder)])
+    return ap.Run.open(folder)
+
+
+def test_a_task_an_encoding_and_an_objective_train(run):
+    assert [row["objective"] for row in run.metrics] == ["first-token", "first-token", "labels"]
+    last = run.checkpoints[-1]
+    _, cache = last.model.run_with_cache(last.tokens(2))
+    q, k, s = (cache[f"blocks.0.attn.hook_{name}"] for name in ("q", "k", "attn_scores"))
+    distance = (torch.arange(9) - torch.arange(9)[:, None]).abs()
+    torch.testing.assert_close(s, torch.einsum("bihd,bjhd->bhij", q, k) / 2 + distance)
+    middle = run.checkpoints[1]
+    logits = middle.model(middle.tokens(24), output="tokens")[:, 0]
+    loss = torch.nn.functional.cross_entropy(logits, middle.tokens(24)[:, 0])
+    assert middle.last_metrics["test_loss"] == pytest.approx(loss.item(), rel=1e-5)
+    assert "first-token accuracy" in middle.title
+
+
+def test_a_task_is_listed_with_what_most_tasks_share(capsys):
+    main(["tasks", "--json"])
+    row = next(row for row in json.loads(capsys.readouterr().out) if row["task"] == "majority")
+    assert (row["what"], row["licence"], row["chance"], row["train"]) == (Majority.__doc__, "generated", 0.5, 32)
+
+
+def test_a_measure_has_a_command_a_result_and_a_figure(run, tmp_path, capsys):
+    flags = ["--sequences", "6", "--nulls", "2", "--sharpness", "0"]
+    main(["sinks", str(run.checkpoint_paths[-1]), *flags, "--out", str(tmp_path)])
+    assert "sink" in capsys.readouterr().out
+    result = open_result(tmp_path / "sinks.nc")
+    assert result.attrs["sharpness"] == 0
+    assert result["sink_null"].sizes == {"null": 2, "draw": 2, "layer": 1, "head": 2}
+    # without products the score is the distance
+    pattern = (torch.arange(9) - torch.arange(9)[:, None]).abs().double().softmax(-1)
+    assert result["sink"].values == pytest.approx(np.full((1, 2), float(pattern.sum(0).max() / 9)))
+    far = [pattern.diagonal(o).sum() / 9 for o in range(-8, 9)]
+    assert result["received"].values == pytest.approx(np.tile(far, (1, 2, 1)))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["sinks.nc", "sinks.pdf", "sinks.png"]
+    drawn = ap.figures.draw(result)
+    profile = {line.get_label(): line for line in drawn.subfigs[0].axes[0].lines}["head 1"]
+    np.testing.assert_array_equal(profile.get_ydata(), result["received"].sel(offset=slice(-4, 4))[0, 1])
+    np.testing.assert_array_equal(drawn.subfigs[1].axes[0].images[0].get_array(), result["sink"].values.T)
+    with pytest.raises(SystemExit):
+        main(["sinks", "--help"])
+    said = capsys.readouterr().out
+    assert "Factor of the scores" in said and "Draws of each null" in said
+
+
+def test_a_measure_of_a_run_is_drawn_over_its_steps(run, tmp_path):
+    main(["sinks", str(run.folder), "--sequences", "4", "--nulls", "0", "--out", str(tmp_path)])
+    joined = open_result(tmp_path / "sinks_over_steps.nc")
+    axis = ap.figures.draw_over_steps(joined).axes[1]
+    drawn = {line.get_label(): line for line in axis.lines}["head 0"]
+    np.testing.assert_array_equal(drawn.get_ydata(), joined["sink"].isel(layer=0, head=0))
+
+
+def test_an_edit_is_an_intervention(run):
+    made = run.checkpoints[-1]
+    result = ap.interventions(made, sequences=8, nulls=0).sel(intervention="sharpen")
+    hook = [("blocks.0.attn.hook_attn_scores", lambda s, hook: 2 * s - distance)]
+    distance = (torch.arange(9) - torch.arange(9)[:, None]).abs()
+    with torch.no_grad():
+        logits = made.model.run_with_hooks(made.tokens(8), fwd_hooks=hook)
+    loss = torch.nn.functional.cross_entropy(logits, torch.from_numpy(made.task.test.labels[:8]))
+    assert float(result["all_loss"]) == pytest.approx(loss.item(), rel=1e-5)
+
+
+def test_all_of_it_is_in_the_report(run, tmp_path, monkeypatch):
+    for name, one in list(MEASURES.items()):
+        monkeypatch.setitem(MEASURES, name, few(one))
+    page = Path(ap.report.page.write_report(run.checkpoint_paths[-1], tmp_path))
+    text = page.read_text()
+    assert "<h2>sinks</h2><p>Measure how much of the attention one key draws.</p>" in text
+    assert 'src="sinks.png"' in text and (tmp_path / "sinks.png").exists()
+    assert "all_loss_change_sharpen" in text
+
+
+def few(one):
+    def measured(of):
+        return one(of, sequences=4, nulls=1)
+
+    measured.__doc__ = one.__doc__
+    return measured
