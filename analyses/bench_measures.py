@@ -1,9 +1,10 @@
 """How long does each measure take on one checkpoint, and how much memory?
 
 A network of 3 layers, d_model 64 and 4 heads on sequences of 1,024 tokens of `pairs`, hardly trained, which no measure
-minds; 64 sequences, default options, each measure in a process of its own. Times include the start of that process.
+minds; 16 sequences, default options (eight draws of each null, on all sequences), each measure in a process of its own.
+Times include the start of that process.
 
-    python analyses/bench_measures.py                       # 6 minutes on 2 cores
+    python analyses/bench_measures.py                       # 8 minutes on 2 cores
     python analyses/bench_measures.py --n 4096 --sequences 4 --only gradients
 """
 
@@ -20,7 +21,7 @@ import tyro
 import attnprobe as ap
 
 
-def main(n: int = 1024, sequences: int = 64, only: tuple[str, ...] = (), out: Path | None = None) -> None:
+def main(n: int = 1024, sequences: int = 16, only: tuple[str, ...] = (), out: Path | None = None) -> None:
     """Print the table.
 
     Args:

@@ -14,6 +14,13 @@ os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 torch.set_num_threads(1)
 
 
+def pytest_collection_modifyitems(items):
+    """Mark notebooks as slow: each starts a kernel and trains."""
+    for item in items:
+        if item.path.suffix == ".ipynb":
+            item.add_marker("slow")
+
+
 @pytest.fixture(autouse=True, scope="session")
 def data_folder(tmp_path_factory):
     """Keep what the tests make once out of the user's own data folder."""

@@ -1,19 +1,22 @@
 """What the README says is true."""
 
 import re
+import textwrap
 from pathlib import Path
 
 import pytest
 
 import attnprobe as ap
 from attnprobe.sweeps import read_sweep
+from attnprobe.tables import MEASURES
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 
 
 def test_the_python_examples_run(tmp_path, monkeypatch):
-    example, own_data, at_any_length = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    blocks = re.findall(r"^ *```python\n(.*?)```", README, re.DOTALL | re.MULTILINE)
+    example, own_data, at_any_length, own_measure = map(textwrap.dedent, blocks)
     quick = 'ap.configure("pairs", steps=4, pretrain_steps=2, '
     monkeypatch.chdir(tmp_path)
     names = {}
@@ -24,6 +27,9 @@ def test_the_python_examples_run(tmp_path, monkeypatch):
     assert names["run"].last.task.data.n == 18
     exec(at_any_length.replace("2500", "50"), names)
     assert names["pattern"].top_keys.shape == (2, 4, 50, 3)
+    monkeypatch.setattr(MEASURES, "_entries", dict(MEASURES._entries))
+    exec(own_measure, names)
+    assert MEASURES["sinks"](names["ckpt"], sequences=4, nulls=1)["sink_null"].sizes["draw"] == 1
     low, high = names["moments"].interval().T
     assert (low < names["moments"].mean).all() and (names["moments"].mean < high).all()
 

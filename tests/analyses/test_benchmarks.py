@@ -31,7 +31,7 @@ def test_the_benchmark_of_measures_runs_and_its_committed_table_has_them_all(tmp
     assert (found[["seconds", "peak MiB"]] > 0).all(axis=None)
     assert list(found.columns) == list(committed.columns)
     assert committed["measure"].tolist() == list(MEASURES)
-    assert (committed["n"] == 1024).all() and (committed["sequences"] == 64).all()
+    assert (committed["n"] == 1024).all() and (committed["sequences"] == 16).all()
 
 
 def test_the_materialised_way_of_the_benchmark_finds_the_engines_numbers(bench):

@@ -67,7 +67,7 @@ def test_content_scores_have_the_size_that_is_asked_for_and_are_seen_in_proporti
     assert share(2e-3) / share(1e-3) == pytest.approx(4, rel=0.02)  # an energy
 
 
-def test_the_signal_counts_either_sign_and_so_does_its_null_without_the_noise_of_having_fewer_sequences():
+def test_the_signal_counts_either_sign_and_so_does_its_null():
     rest = ("loss", "layer", "head", "direction")
     shape = (1, 1, 2, len(claim.DIRECTIONS))
     snr = np.broadcast_to(np.array([3.0, -4.0])[:, None], shape)
@@ -78,12 +78,9 @@ def test_the_signal_counts_either_sign_and_so_does_its_null_without_the_noise_of
         "snr_null": variable(("null", "draw", *rest), nulls, "", "1"),
     }
     one = dataset(variables, {"direction": list(claim.DIRECTIONS), "null": ["permuted", "initial"]}, {})
-    one.attrs["sequences"] = 16
     assert claim.signal(one).values == pytest.approx(np.sqrt(12.5))
     assert (claim.raised(one) == 0.5).all()
-    assert claim.permuted_signal(one).values == pytest.approx(np.sqrt(1 - 3 / 16))
-    noise = one.assign(snr_null=0.5 * one["snr_null"])  # 1/4 is what 4 sequences of noise have in the square
-    assert claim.permuted_signal(noise).values == pytest.approx(np.sqrt(1 / 16))
+    assert claim.permuted_signal(one).values == pytest.approx(1)
 
 
 def made(lead=0.5, labels_see=1e-30, exceptions=1e-3, everywhere=False):

@@ -44,6 +44,7 @@ def attnprobe_train(folder, *launcher_and_flags, **named):
     return Run.open(folder / "run"), done.stdout
 
 
+@pytest.mark.slow
 def test_two_processes_train_what_one_does(one, tmp_path):
     launch = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes=2", "--num_machines=1"]
     launch += ["--mixed_precision=no", "--dynamo_backend=no", "--main_process_port=0"]
@@ -92,6 +93,7 @@ def test_bf16_is_near_float32_and_keeps_its_weights(one, tmp_path):
 
 
 @pytest.mark.skipif(shutil.which("c++") is None, reason="torch.compile needs a C++ compiler")
+@pytest.mark.slow
 def test_a_compiled_network_trains_the_same(tmp_path):
     # In a process of its own: the types that the tests check cannot be compiled.
     short = {"recipe": "labels", "steps": 2, "evaluations": 1, "checkpoints": 1, "mlp_ratio": 0}

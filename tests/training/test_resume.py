@@ -65,6 +65,7 @@ def test_the_end_is_bit_identical(whole, tmp_path, step):
     assert seen == list(range(newest + 1, 61)), "it goes on at the newest state"
 
 
+@pytest.mark.slow
 def test_killed_at_random_points_it_still_ends_the_same(whole, tmp_path):
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["attnprobe.training.loop"])
