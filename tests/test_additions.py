@@ -19,7 +19,8 @@ from attnprobe.scores import Heads
 from attnprobe.statistics import pattern_statistics
 from attnprobe.tables import EDITS, MEASURES, OBJECTIVES, POSITIONS, TASKS
 from attnprobe.tasks.source import Source
-from attnprobe.tasks.task import Split, Task
+from attnprobe.tasks.split import Split
+from attnprobe.tasks.task import Task
 from attnprobe.training.objectives import Objective
 
 

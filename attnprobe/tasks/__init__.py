@@ -8,10 +8,12 @@ from typing import Any
 from attnprobe.config import TrainConfig, from_flat
 from attnprobe.errors import UsageError, listed
 from attnprobe.tables import TASKS
-from attnprobe.tasks.own import SUFFIX, Own, is_file, kept
+from attnprobe.tasks.arrays import SUFFIX
+from attnprobe.tasks.own import Own, is_file, kept
 from attnprobe.tasks.presets import PRESETS
 from attnprobe.tasks.source import Source, chance
-from attnprobe.tasks.task import Split, Task, check_held_out
+from attnprobe.tasks.split import Split
+from attnprobe.tasks.task import Task, check_held_out
 
 __all__ = ["PRESETS", "TASKS", "Source", "Split", "Task", "build", "chance", "configure", "short_name", "source"]
 

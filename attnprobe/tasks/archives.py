@@ -19,7 +19,7 @@ from filelock import FileLock
 
 from attnprobe.errors import UsageError, listed
 from attnprobe.tasks.folder import advice, data_folder
-from attnprobe.tasks.task import Split
+from attnprobe.tasks.split import Split
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,8 @@ from attnprobe.config import Count, DataSpec, settings
 from attnprobe.errors import UsageError
 from attnprobe.randomness import numpy_generator
 from attnprobe.tasks.source import Source
-from attnprobe.tasks.task import Split, Task
+from attnprobe.tasks.split import Split
+from attnprobe.tasks.task import Task
 
 
 @settings

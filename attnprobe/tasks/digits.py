@@ -8,7 +8,8 @@ from pydantic import Field
 from attnprobe.config import DataSpec, settings
 from attnprobe.randomness import numpy_generator
 from attnprobe.tasks.source import Source
-from attnprobe.tasks.task import Split, Task
+from attnprobe.tasks.split import Split
+from attnprobe.tasks.task import Task
 
 IMAGES = 1797
 

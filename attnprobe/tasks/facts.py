@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 
 from attnprobe.tasks.source import Source
-from attnprobe.tasks.task import Split, Task
+from attnprobe.tasks.split import Split
+from attnprobe.tasks.task import Task
 
 
 def facts(source: Source, task: Task) -> dict[str, Any]:

@@ -12,7 +12,8 @@ from attnprobe.errors import UsageError
 from attnprobe.randomness import numpy_generator
 from attnprobe.tasks.pixels import Inputs, halved, pixel_data, split_levels
 from attnprobe.tasks.source import Source
-from attnprobe.tasks.task import Split, Task
+from attnprobe.tasks.split import Split
+from attnprobe.tasks.task import Task
 
 IMAGES = 5000
 FILE = "data/data/mnist_5k.csv.gz"

@@ -1,14 +1,10 @@
-"""Your own data: arrays in an .npz file, arrays in memory, tables of text.
+"""Your own file of arrays as a task, and tasks of your own that are kept in the data folder.
 
-An .npz file holds the arrays that `ARRAYS` lists; `from_arrays` takes the same by name, and `from_table` makes them of
-a table. A `Task` that a configuration names is written to the data folder under its name and content, so that the
-configuration stays plain and a checkpoint finds its data again.
+A `Task` that a configuration names is written to the data folder under its name and content, so that the configuration
+stays plain and a checkpoint finds its data again.
 """
 
 import re
-import zipfile
-import zlib
-from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path, PurePath
 from typing import Any, ClassVar
@@ -17,32 +13,11 @@ import numpy as np
 
 from attnprobe.config import DataSpec, Share, settings
 from attnprobe.errors import UsageError, listed
-from attnprobe.files import whole
 from attnprobe.provenance import fingerprint
-from attnprobe.randomness import numpy_generator
+from attnprobe.tasks.arrays import SUFFIX, TEST_SHARE, load, of_task
 from attnprobe.tasks.folder import advice, data_folder
 from attnprobe.tasks.source import Source
-from attnprobe.tasks.task import Split, Task
-
-ARRAYS = {
-    "tokens": "[sequence, token] ids, or",
-    "values": "[sequence, token] real numbers (level numbers, where there are levels)",
-    "labels": "[sequence] 0 ... classes - 1",
-    "lengths": "[sequence] tokens that are not padding",
-    "split": "[sequence] train, validation or test",
-    "grid": "rows and columns of an image",
-    "vocabulary": "number of ids; otherwise the largest id + 1",
-    "classes": "number of classes; otherwise the largest label + 1",
-    "levels": "values hold level numbers 0 ... levels - 1, which stand for -1 to 1",
-    "predicted_levels": "the same number, where hidden values are predicted by cross-entropy over them",
-    "shuffled": "1 where training sequences stand in random order; otherwise they are shuffled, always the same way",
-}
-"""What a file may hold; tokens or values, and labels, it must."""
-SPLITS = ("train", "validation", "test")
-SUFFIX = ".npz"
-TEST_SHARE = 0.2
-MOST = 10**7
-"""Largest number of ids or classes: more are surely a slip."""
+from attnprobe.tasks.task import Task
 
 
 @settings
@@ -86,69 +61,13 @@ class Own(Source):
         tried = dict.fromkeys((Path(self.file).expanduser(), data_folder() / self.file))
         for path in tried:
             if path.is_file():
-                return load(path, self.test_share)
+                return load(Task, path, self.test_share)
         raise UsageError(f"{self.file}: no such file; looked for {listed(tried)}; {advice()}")
-
-
-def load(path: Path, test_share: float = TEST_SHARE) -> Task:
-    """Read a task from an .npz file; nothing in it is executed.
-
-    Raises `UsageError`, with file and array, for what cannot be read or does not fit.
-    """
-    try:
-        # Opened here: numpy leaves a file open if it looks like a zip and is not one.
-        with path.open("rb") as file:
-            held = np.load(file, allow_pickle=False)
-            if not isinstance(held, np.lib.npyio.NpzFile):
-                raise UsageError("holds one array without a name: write it with numpy.savez(file, tokens=...)")
-            with held:
-                arrays = {name: _read(held, name) for name in held.files}
-        return _task(arrays, path.stem, test_share)
-    except UsageError as error:
-        raise UsageError(f"{path}: {error}") from None
-    except (OSError, EOFError, ValueError, zipfile.BadZipFile) as error:
-        why = getattr(error, "strerror", None) or "it is no zip of arrays, or a damaged one"
-        raise UsageError(f"{path}: not an .npz file ({why})") from error
-
-
-def _read(held: Any, name: str) -> np.ndarray:
-    try:
-        array = held[name]
-    except (
-        OSError,
-        EOFError,
-        ValueError,
-        KeyError,
-        MemoryError,
-        RuntimeError,
-        zipfile.BadZipFile,
-        zlib.error,
-    ) as error:
-        if "Object arrays" in str(error):
-            raise UsageError(
-                f"{name} holds Python objects: must be numbers (sequences of one length, padded)"
-            ) from None
-        raise UsageError(f"{name} cannot be read ({' '.join(str(error).split()) or type(error).__name__})") from None
-    if not isinstance(array, np.ndarray):
-        raise UsageError(f"{name} is no array; a file may hold {listed(ARRAYS)}")
-    return array
-
-
-def save(task: Task, path: Path) -> None:
-    """Write a task to an .npz file, whole or not at all; raise `UsageError` where that cannot be."""
-    if path.suffix != SUFFIX:
-        raise UsageError(f"{path}: the name must end in {SUFFIX}")
-    arrays: dict[str, Any] = _arrays(task)
-    try:
-        with whole(path) as part, part.open("wb") as file:
-            np.savez(file, **arrays)
-    except OSError as error:
-        raise UsageError(f"{path}: cannot be written ({error.strerror})") from error
 
 
 def kept(task: Task) -> str:
     """Return where a task is in the data folder, seen from there; it is written if it is not there yet."""
-    arrays = _arrays(task)
+    arrays = of_task(task)
     names = sorted(arrays)
     content = fingerprint([np.array(names), *(arrays[name] for name in names)])
     file = f"own/{re.sub(r'[^A-Za-z0-9_.-]+', '-', task.name) or 'task'}-{content}{SUFFIX}"
@@ -158,259 +77,8 @@ def kept(task: Task) -> str:
             path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UsageError(f"{path.parent}: cannot be made ({error.strerror}); {advice()}") from error
-        save(task, path)
+        task.save(path)
     return file
-
-
-def from_arrays(name: str = "own", *, test_share: float = TEST_SHARE, **arrays: Any) -> Task:
-    """Return the task that an .npz file with these arrays would give; see `ARRAYS`."""
-    try:
-        given = {key: _array(key, array) for key, array in arrays.items() if array is not None}
-        return _task(given, name, test_share)
-    except UsageError as error:
-        raise UsageError(f"{name}: {error}") from None
-
-
-def _array(name: str, given: Any) -> np.ndarray:
-    try:
-        return np.asarray(given)
-    except (TypeError, ValueError):
-        raise UsageError(f"{name} is no array: pad sequences to one length, with lengths beside them") from None
-
-
-def from_table(
-    table: Any,
-    inputs: str = "text",
-    labels: str = "label",
-    *,
-    split: str | None = None,
-    n: int | None = None,
-    name: str = "own",
-    test_share: float = TEST_SHARE,
-) -> Task:
-    """Return the task of a table: see `Task.from_table`."""
-    try:
-        frame, splits = _frame(table, split)
-        for column in (inputs, labels, *([split] if split else [])):
-            if (count := list(frame.columns).count(column)) != 1:
-                has = f"{count} columns" if count else "no column"
-                raise UsageError(f"has {has} {column!r}; it has {listed(frame.columns)}")
-        arrays = _sequences(frame[inputs].tolist(), inputs, n)
-        arrays["labels"] = _classes(frame[labels].tolist(), labels)
-        arrays["classes"] = np.array(arrays["labels"].max() + 1)
-        if splits is not None:
-            arrays["split"] = np.array([str(one) for one in splits])
-        return _task(arrays, name, test_share)
-    except UsageError as error:
-        raise UsageError(f"table {name}: {error}") from None
-
-
-def _frame(table: Any, split: str | None) -> tuple[Any, list[Any] | None]:
-    """Return a data frame of all rows, and the split of each where the table tells it."""
-    import pandas as pd
-
-    if isinstance(table, Mapping):
-        unknown = [one for one in table if one not in SPLITS]
-        if unknown or not table or split is not None:
-            wrong = f"split={split!r} beside its splits" if split is not None else f"splits {listed(table) or 'none'}"
-            raise UsageError(f"has {wrong}: its splits must be some of {listed(SPLITS)}, each with a table")
-        frames = {one: _frame(part, None)[0] for one, part in table.items()}
-        whole = pd.concat(frames.values(), ignore_index=True)
-        names = [one for one, frame in frames.items() for _ in range(len(frame))]
-        return whole, None if list(frames) == ["train"] else names
-    frame = table.to_pandas() if hasattr(table, "to_pandas") else table
-    if not isinstance(frame, pd.DataFrame):
-        raise UsageError(f"is of type {type(table).__name__}: must be a DataFrame or have to_pandas()")
-    if len(frame) == 0:
-        raise UsageError("has no rows")
-    return frame, None if split is None or split not in frame.columns else frame[split].tolist()
-
-
-def _sequences(cells: list[Any], column: str, n: int | None) -> dict[str, np.ndarray]:
-    """Return the cells of a column as padded tokens or values, with their lengths where they differ."""
-    if n is not None and not (isinstance(n, int) and n >= 1):
-        raise UsageError(f"n={n}: must be a number of tokens, at least 1")
-    rows = [_sequence(cell, f"column {column!r}, row {row}")[:n] for row, cell in enumerate(cells)]
-    is_text = [isinstance(cell, str | bytes) for cell in cells]
-    if len(set(is_text)) > 1:
-        raise UsageError(
-            f"column {column!r} mixes text and lists of numbers, first in row {is_text.index(not is_text[0])}"
-        )
-    real = any(np.issubdtype(row.dtype, np.floating) for row in rows)
-    lengths = np.array([len(row) for row in rows])
-    kind = np.float32 if real else np.result_type(*{row.dtype for row in rows})
-    padded = np.zeros((len(rows), lengths.max()), kind)
-    for out, row in zip(padded, rows, strict=True):
-        out[: len(row)] = row
-    arrays = {"values" if real else "tokens": padded}
-    if lengths.min() < lengths.max():
-        arrays["lengths"] = lengths
-    if is_text[0]:
-        arrays["vocabulary"] = np.array(256)
-    return arrays
-
-
-def _sequence(cell: Any, where: str) -> np.ndarray:
-    if isinstance(cell, str | bytes):
-        try:
-            row = np.frombuffer(cell.encode() if isinstance(cell, str) else cell, np.uint8)
-        except UnicodeEncodeError as error:
-            raise UsageError(f"{where} holds text that is no Unicode ({error.reason})") from None
-    else:
-        try:
-            row = np.asarray(cell)
-        except ValueError:  # lists of lists of several lengths
-            row = np.empty(())
-        if row.ndim != 1 or (len(row) and row.dtype.kind not in "iuf"):
-            raise UsageError(f"{where} holds {type(cell).__name__}: must be text, or a list of ids or of numbers")
-    if len(row) == 0:
-        raise UsageError(f"{where} is empty")
-    return row
-
-
-def _classes(cells: list[Any], column: str) -> np.ndarray:
-    """Return labels of any kind as 0 ... classes - 1, in their sorted order."""
-    import pandas as pd
-
-    for row, cell in enumerate(cells):
-        if not pd.api.types.is_scalar(cell):
-            raise UsageError(f"column {column!r}, row {row} holds {type(cell).__name__}: must be one label")
-        if pd.isna(cell):
-            raise UsageError(f"column {column!r}, row {row} has no label ({cell})")
-    try:
-        number = {label: i for i, label in enumerate(sorted(set(cells)))}
-    except TypeError:
-        kinds = sorted({type(cell).__name__ for cell in cells})
-        raise UsageError(f"column {column!r} holds {listed(kinds)}: labels must have an order") from None
-    return np.array([number[cell] for cell in cells])
-
-
-def _arrays(task: Task) -> dict[str, np.ndarray]:
-    """Return the arrays of a file that holds the task."""
-    splits, data = list(task.splits.values()), task.data
-    if len({split.levels for split in splits}) > 1:
-        raise UsageError(f"{task.name}: one file cannot hold splits of different levels")
-    arrays = {
-        data.inputs: np.concatenate([split.inputs for split in splits]),
-        "labels": np.concatenate([split.labels for split in splits]),
-        "split": np.repeat(list(task.splits), [len(split) for split in splits]),
-        "classes": np.array(data.classes),
-        "shuffled": np.array(1),
-    }
-    if any(split.lengths is not None for split in splits):
-        whole = [np.full(len(split), data.n) if split.lengths is None else split.lengths for split in splits]
-        arrays["lengths"] = np.concatenate(whole)
-    numbers = {"vocabulary": data.vocabulary, "levels": splits[0].levels, "predicted_levels": data.levels}
-    if data.grid is not None:
-        arrays["grid"] = np.array(data.grid)
-    return arrays | {name: np.array(number) for name, number in numbers.items() if number}
-
-
-def _task(arrays: Mapping[str, np.ndarray], name: str, test_share: float) -> Task:
-    """Check the arrays and return their task; every error names its array."""
-    arrays = {key: array.astype(array.dtype.newbyteorder("="), copy=False) for key, array in arrays.items()}
-    if unknown := sorted(set(arrays) - set(ARRAYS)):
-        raise UsageError(f"unknown array {listed(unknown)}; valid: {listed(ARRAYS)}")
-    if ("tokens" in arrays) == ("values" in arrays) or "labels" not in arrays:
-        raise UsageError(f"must hold labels, and tokens or values; it holds {listed(arrays) or 'nothing'}")
-    kind = "tokens" if "tokens" in arrays else "values"
-    levels = _number(arrays, "levels", 0)
-    if levels == 1:
-        raise UsageError("levels=1: must be 2 or more")
-    inputs = _inputs(arrays[kind], kind, levels)
-    count, n = inputs.shape
-    labels = _integers(arrays, "labels", (count,), 0)
-    if labels.max() >= MOST:
-        raise UsageError(f"labels hold {labels.max()}: must be below {MOST}")
-    classes = _number(arrays, "classes", int(labels.max()) + 1)
-    if "classes" not in arrays and (skipped := sorted(set(range(classes)) - set(labels.tolist()))):
-        some = listed(skipped[:5]) + (" ..." if len(skipped) > 5 else "")
-        raise UsageError(f"labels 0 ... {classes - 1} skip {some}; an array classes says how many there are")
-    if labels.max() >= classes:
-        raise UsageError(f"labels hold {labels.max()}: must be 0 ... classes - 1 = {classes - 1}")
-    lengths = _integers(arrays, "lengths", (count,), 1, n) if "lengths" in arrays else None
-    data = DataSpec(
-        n=n,
-        inputs=kind,
-        classes=classes,
-        vocabulary=_number(arrays, "vocabulary", int(inputs.max()) + 1) if kind == "tokens" else 0,
-        grid=tuple(_integers(arrays, "grid", (2,), 1).tolist()) if "grid" in arrays else None,
-        levels=_number(arrays, "predicted_levels", 0),
-    )
-    if data.vocabulary > MOST:
-        raise UsageError(f"tokens of a vocabulary of {data.vocabulary}: must be at most {MOST}")
-    rows = _rows(arrays, count, test_share)
-    every = Split(inputs, labels, lengths, levels)
-    if not _number(arrays, "shuffled", 0):
-        rows["train"] = numpy_generator(0, "own order").permutation(rows["train"])
-    return Task(name, data, **{split: _taken(every, some) for split, some in rows.items()})
-
-
-def _inputs(inputs: np.ndarray, kind: str, levels: int) -> np.ndarray:
-    if inputs.ndim != 2 or 0 in inputs.shape:
-        raise UsageError(f"{kind} of shape {inputs.shape}: must be [sequence, token]")
-    if kind == "tokens" or levels:
-        if not np.issubdtype(inputs.dtype, np.integer):
-            raise UsageError(f"{kind} of type {inputs.dtype}: must be {'ids' if kind == 'tokens' else 'level numbers'}")
-        if inputs.min() < 0:
-            raise UsageError(f"{kind} hold {inputs.min()}: must be 0 or more")
-    elif inputs.dtype not in (np.float16, np.float32, np.float64):
-        raise UsageError(f"{kind} of type {inputs.dtype}: must be real numbers (float32)")
-    elif not np.isfinite(inputs).all():
-        raise UsageError(f"{kind} hold NaN or infinite numbers")
-    return inputs
-
-
-def _integers(
-    arrays: Mapping[str, np.ndarray], name: str, shape: tuple[int, ...], least: int, most: int | None = None
-) -> np.ndarray:
-    array = arrays[name]
-    if array.shape != shape:
-        raise UsageError(f"{name} of shape {array.shape}: must be {list(shape)}")
-    if not np.issubdtype(array.dtype, np.integer):
-        raise UsageError(f"{name} of type {array.dtype}: must be integers")
-    if array.min() < least or (most is not None and array.max() > most):
-        may = f"{least} or more" if most is None else f"{least} ... {most}"
-        raise UsageError(f"{name} hold {array.min()} ... {array.max()}: must be {may}")
-    return array.astype(np.int64)
-
-
-def _number(arrays: Mapping[str, np.ndarray], name: str, otherwise: int) -> int:
-    if name not in arrays:
-        return otherwise
-    return int(_integers({name: arrays[name].reshape(-1)}, name, (1,), 0)[0])
-
-
-def _rows(arrays: Mapping[str, np.ndarray], count: int, test_share: float) -> dict[str, np.ndarray]:
-    """Return the rows of each split."""
-    if "split" not in arrays:
-        if not 0 < test_share < 1:
-            raise UsageError(f"test_share={test_share}: must be between 0 and 1")
-        if count < 2:
-            raise UsageError(f"{count} sequence cannot be split into train and test")
-        rows = numpy_generator(0, "own split").permutation(count)
-        test = min(max(1, round(test_share * count)), count - 1)
-        return {"train": rows[test:], "test": rows[:test]}
-    try:
-        split = arrays["split"].astype(str) if arrays["split"].dtype.kind in "US" else arrays["split"]
-    except UnicodeDecodeError:
-        raise UsageError(f"split holds bytes that are no words; valid: {listed(SPLITS)}") from None
-    if split.dtype.kind != "U" or split.shape != (count,):
-        raise UsageError(f"split of type {split.dtype} and shape {split.shape}: must be words, [{count}]")
-    if test_share != TEST_SHARE:
-        raise UsageError(f"test_share={test_share}: the sequences have their split already")
-    found = np.unique(split)
-    if unknown := sorted(set(found) - set(SPLITS)):
-        raise UsageError(f"split holds {listed(unknown[:5])}; valid: {listed(SPLITS)}")
-    for needed in ("train", "test"):
-        if needed not in found:
-            raise UsageError(f"split has no {needed} sequences; it has {listed(found)}")
-    return {name: np.flatnonzero(split == name) for name in SPLITS if name in found}
-
-
-def _taken(split: Split, rows: np.ndarray) -> Split:
-    lengths = None if split.lengths is None else split.lengths[rows]
-    return Split(split.inputs[rows], split.labels[rows], lengths, split.levels)
 
 
 def is_file(name: Any) -> bool:

@@ -13,7 +13,8 @@ from attnprobe.tasks.chunks import Chunk, in_order, pour
 from attnprobe.tasks.folder import Create, made_once
 from attnprobe.tasks.presets import recommended
 from attnprobe.tasks.source import Source
-from attnprobe.tasks.task import Split, Task
+from attnprobe.tasks.split import Split
+from attnprobe.tasks.task import Task
 
 LEVELS = 256
 """Grey levels."""

@@ -10,7 +10,8 @@ from attnprobe.errors import UsageError
 from attnprobe.randomness import numpy_generator
 from attnprobe.tasks.pairs import check_matchings, disjoint_matchings, drawn_pairs
 from attnprobe.tasks.source import Source
-from attnprobe.tasks.task import Split, Task
+from attnprobe.tasks.split import Split
+from attnprobe.tasks.task import Task
 
 
 @settings

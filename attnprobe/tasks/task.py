@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -12,41 +12,8 @@ from attnprobe.config import DataSpec
 from attnprobe.errors import UsageError
 from attnprobe.provenance import fingerprint
 from attnprobe.randomness import numpy_generator
-
-if TYPE_CHECKING:
-    import torch
-
-
-@dataclass(frozen=True)
-class Split:
-    """Sequences with their labels."""
-
-    inputs: np.ndarray
-    """[sequence, token]: integer ids or real values."""
-    labels: np.ndarray
-    """[sequence]: 0 ... classes - 1."""
-    lengths: np.ndarray | None = None
-    """[sequence]: tokens that are not padding, where they differ."""
-    levels: int = 0
-    """Where not 0, the inputs hold level numbers 0 ... levels - 1, which stand for the values from -1 to 1."""
-
-    def __len__(self) -> int:
-        """Return the number of sequences."""
-        return len(self.inputs)
-
-    def tensor(self, rows: Any = slice(None), length: int | None = None) -> "torch.Tensor":
-        """Return the inputs [batch, token] of some sequences as a network takes them, up to a length."""
-        import torch
-
-        inputs = torch.from_numpy(np.require(self.inputs[rows, :length], requirements="W"))  # torch wants writable ones
-        if self.levels:
-            return inputs.float() * (2 / (self.levels - 1)) - 1
-        return inputs.float() if inputs.is_floating_point() else inputs.long()
-
-    def __getitem__(self, rows: slice) -> "Split":
-        """Return some of the sequences."""
-        lengths = None if self.lengths is None else self.lengths[rows]
-        return Split(self.inputs[rows], self.labels[rows], lengths, self.levels)
+from attnprobe.tasks import arrays as arrays_
+from attnprobe.tasks.split import Split
 
 
 @dataclass(frozen=True)
@@ -105,9 +72,7 @@ class Task:
         >>> Task.from_arrays(tokens=[[0, 1], [1, 0], [2, 0]], labels=[0, 1, 1]).data.vocabulary
         3
         """
-        from attnprobe.tasks import own
-
-        return own.from_arrays(name, **arrays)
+        return arrays_.from_arrays(cls, name, **arrays)
 
     @classmethod
     def from_table(cls, table: Any, inputs: str = "text", labels: str = "label", **named: Any) -> "Task":
@@ -123,15 +88,11 @@ class Task:
         >>> Task.from_table(pd.DataFrame({"text": ["ab", "c", "def"], "label": ["x", "y", "x"]})).data.n
         3
         """
-        from attnprobe.tasks import own
-
-        return own.from_table(table, inputs, labels, **named)
+        return arrays_.from_table(cls, table, inputs, labels, **named)
 
     def save(self, path: str | Path) -> None:
         """Write the task to an .npz file, which is a task of that name: ``attnprobe train --task FILE.npz``."""
-        from attnprobe.tasks import own
-
-        own.save(self, Path(path))
+        arrays_.save(self, Path(path))
 
     def _check(self, split: Split, where: str) -> None:
         inputs, labels, data = split.inputs, split.labels, self.data
