@@ -50,7 +50,8 @@ class Scores:
     real: Tensor | None = None
     """[batch, token]: true for tokens that are not padding, one run per sequence; padding is neither query nor key."""
     grid: tuple[int, int] | None = None
-    """Rows and columns if the tokens are pixels read row by row: statistics are then over 2-D offsets."""
+    """Rows and columns if the tokens are pixels read row by row: statistics are then over 2-D offsets, of whole images;
+    `attend` also takes the first pixels of one."""
     order: Tensor | None = None
     """[token]: a permutation of the tokens, for a null: the same scores at other positions.
 
@@ -74,7 +75,7 @@ class Scores:
             )
         if not 0 <= self.prefix < n:
             raise UsageError(f"prefix={self.prefix}: must be 0 ... {n - 1}, with {n} tokens in q")
-        if self.grid is not None and (math.prod(self.grid) != n - self.prefix or min(self.grid) < 1):
+        if self.grid is not None and (math.prod(self.grid) < n - self.prefix or min(self.grid) < 1):
             raise UsageError(f"grid={self.grid}: must be (rows, columns) of the {n - self.prefix} tokens of q")
         if self.scale is not None and not math.isfinite(self.scale):
             raise UsageError(f"scale={self.scale}: must be finite")
@@ -102,6 +103,8 @@ class Scores:
         if self.prefix or self.token_bias is not None:
             return self.behind_prefix().checked()
         batch, _, n, d_head = self.q.shape
+        if self.grid is not None and math.prod(self.grid) != n:
+            raise UsageError(f"grid={self.grid}: must be (rows, columns) of the {n} tokens of q")
         q, k = check_finite("q", self.q), check_finite("k", self.k)
         bias = 0.0 if self.bias is None else check_finite("bias", self.bias)
         largest, most = d_head * q * k * abs(self.factor) + bias, torch.finfo(self.type).max / 8

@@ -281,15 +281,13 @@ class Transformer(HookedRootModule):
         if lengths is not None and bool((lengths < n).any()):
             real = torch.arange(total, device=x.device) < (lengths.to(x.device) + self.n_prefix)[:, None]
         empty = x.new_empty(1, 1, 1, 1).expand(len(x), self.cfg.n_heads, total, 1)
-        # Behind a prefix, or in the whole sequence, pixels keep their grid; a shorter sequence has none.
-        grid = self.data.grid if n == self.data.n else None
         return Scores(
             empty,
             empty,
             bias=self.position.bias(total),
             causal=self.cfg.causal,
             real=real,
-            grid=grid,
+            grid=self.data.grid,
             prefix=self.n_prefix,
             token_bias=None if self.score_bias is None else self.score_bias.bias(n),
         )

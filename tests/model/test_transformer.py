@@ -226,3 +226,11 @@ def test_a_learned_proximity_bias_learns_in_every_layer(tokens):
 def test_inputs_that_do_not_fit_are_refused(inputs, named, said):
     with pytest.raises(UsageError, match=said):
         network()._check(inputs, named.get("lengths"))
+
+
+@pytest.mark.parametrize("pooling", ["mean", "cls"])
+def test_the_first_pixels_of_an_image_are_those_of_a_padded_one(pooling):
+    data = DataSpec(n=12, inputs="tokens", classes=2, vocabulary=5, grid=(3, 4))
+    model = Transformer(ModelConfig(d_model=8, score_bias="fixed", pooling=pooling, init_scale=0.5), data)
+    image = torch.randint(5, (2, 12), generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(model(image[:, :5]), model(image, lengths=torch.tensor([5, 5])))
