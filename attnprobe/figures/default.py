@@ -1,5 +1,7 @@
 """The figure of a measure that has none of its own: profiles by offset, and layer x head maps of single numbers."""
 
+from typing import Any
+
 import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
@@ -23,7 +25,7 @@ def figure(result: xr.Dataset) -> Figure:
     layers, heads = result.sizes["layer"], result.sizes["head"]
     map_rows = -(-len(maps) // COLUMNS)
     heights = [
-        *([0.3 + 1.5 * layers * len(profiles)] if profiles else []),
+        *([0.5 + 1.5 * layers * len(profiles)] if profiles else []),
         *([map_rows * (0.7 + 0.22 * heads)] if maps else []),
         0.4,
     ]
@@ -39,7 +41,8 @@ def figure(result: xr.Dataset) -> Figure:
                 profile(axis, shown, layer, name)
                 axis.set_ylabel(_label(result, name, layer))
             axes[-1].set_xlabel(label("offset"))
-            axes[0].legend(loc="upper right", ncols=4)
+            lines, names = axes[0].get_legend_handles_labels()
+            parts[0].legend(lines, names, loc="outside lower center", ncols=6, handlelength=2.2)
         if maps:
             grid = parts[-2].subplots(map_rows, COLUMNS, squeeze=False)
             for number, axis in enumerate(grid.ravel()):
@@ -73,9 +76,11 @@ def _label(result: xr.Dataset, name: str, layer: int | None = None) -> str:
 
 def _map(axis: Axes, result: xr.Dataset, name: str) -> None:
     values = result[name].transpose("head", "layer").values
-    most = float(np.nanmax(np.abs(values), initial=0)) or 1.0
-    low = -most if np.nanmin(values, initial=0) < 0 else 0
-    image = axis.imshow(values, cmap=DIVERGING if low else "viridis", vmin=low, vmax=most, aspect="auto")
+    drawn: dict[str, Any] = {"cmap": "viridis"}
+    if np.nanmin(values, initial=0) < 0:
+        most = float(np.nanmax(np.abs(values)))
+        drawn = {"cmap": DIVERGING, "vmin": -most, "vmax": most}
+    image = axis.imshow(values, aspect="auto", **drawn)
     axis.figure.colorbar(image, ax=axis, aspect=12).outline.set_visible(False)  # pyright: ignore
     nulls = [null for kind in ("permuted", "initial") if (null := draws(result, name, kind)) is not None]
     for head, layer in np.ndindex(values.shape):

@@ -56,7 +56,7 @@ def null_text(result: xr.Dataset, text: str) -> str:
 
 def caption(part: SubFigure, text: str) -> None:
     """Say in the figure what its marks mean, so that it can be read alone."""
-    part.text(0.012, 0.5, textwrap.fill(text, 128), fontsize=5.8, va="center", linespacing=1.3)
+    part.text(0.012, 0.5, textwrap.fill(text, 120), fontsize=5.8, va="center", linespacing=1.3)
 
 
 CUT = "Offsets up to n / 2: farther ones have few pairs (the result has all)."

@@ -88,7 +88,7 @@ def _profiles(part: SubFigure, result: xr.Dataset) -> None:
             right.set_xlabel(label("offset"))
         if layer == 0:
             lines, names = left.get_legend_handles_labels()
-            part.legend(lines, names, loc="outside lower center", ncols=8, handlelength=2.2)
+            part.legend(lines, names, loc="outside lower center", ncols=6, handlelength=2.2)
     _contrast_map(part.add_subplot(spec[:, 2]), result)
 
 
