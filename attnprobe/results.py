@@ -35,10 +35,15 @@ def dataset(variables: dict[str, xr.Variable], coordinates: dict[str, Any], fact
         if axis in used
     }
     attributes = {**facts, "provenance": provenance()}
-    plain = {
-        name: value if isinstance(value, str | int | float) else json.dumps(value) for name, value in attributes.items()
-    }
+    plain = {name: _plain(value) for name, value in attributes.items()}
     return xr.Dataset(variables, labelled, plain)
+
+
+def _plain(value: Any) -> str | int | float:
+    """Return a fact as netCDF can hold it: truth values as 0 and 1, and what is no number or string as JSON."""
+    if isinstance(value, bool):
+        return int(value)
+    return value if isinstance(value, str | int | float) else json.dumps(value, default=str)
 
 
 def join(results: Sequence[xr.Dataset], axis: str, values: Sequence[Any]) -> xr.Dataset:

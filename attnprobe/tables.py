@@ -4,8 +4,12 @@ An entry is the place of an object, ``module:name``, imported at first use: a li
 own code, assign the object itself: ``MEASURES["mine"] = mine``.
 """
 
+import ast
+import inspect
 from collections.abc import Iterator, MutableMapping
 from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 from attnprobe.errors import UsageError, listed
@@ -39,6 +43,15 @@ class Table(MutableMapping[str, Any]):
     def get(self, name: str, default: Any = None) -> Any:
         """Return the object of a name, or a default."""
         return self[name] if name in self else default
+
+    def summary(self, name: str) -> str:
+        """Return the first line of what an entry says of itself; of one not yet imported, that of its module."""
+        entry = self._entries[name]
+        if not isinstance(entry, str):
+            return (inspect.getdoc(entry) or "").partition("\n")[0]
+        spec = find_spec(entry.partition(":")[0])
+        source = "" if spec is None or spec.origin is None else Path(spec.origin).read_text()
+        return (ast.get_docstring(ast.parse(source)) or "").partition("\n")[0]
 
     def __contains__(self, name: object) -> bool:
         """Return whether the table has a name, without importing anything."""

@@ -35,7 +35,7 @@ def sinks(heads: Heads, *, sharpness: float = 1.0) -> dict[str, torch.Tensor]:
         heads: One layer.
         sharpness: Factor of the scores.
     """
-    pattern = pattern_statistics(replace(heads.scores, scale=sharpness * heads.scores.factor))
+    pattern = pattern_statistics(replace(heads.scores, scale=sharpness * heads.scores.factor)).in_line()
     return {"sink": pattern.mass_by_key.amax(-1) / heads.scores.shape[2], "received": pattern.mass_by_offset}
 
 
@@ -78,9 +78,13 @@ class Majority(Source):
 class Reversed(PositionEncoding):
     """Adds to a score what favours far keys."""
 
+    def __init__(self, config, n):
+        super().__init__(config, n)
+        self.slope = torch.nn.Parameter(torch.tensor(3.0))
+
     def bias(self, n):
         """Return the distance."""
-        return torch.arange(-(n - 1), n).abs().float().expand(2, -1)
+        return self.slope * torch.arange(-(n - 1), n).abs().float().expand(2, -1)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -103,7 +107,8 @@ def run(added, tmp_path_factory):
     """A run with the new task, encoding and objective, trained from the command line."""
     folder = tmp_path_factory.mktemp("added") / "run"
     flags = ["--task", "majority", "--position", "reversed", "--pretrain-objective", "first-token", "--steps", "4"]
-    main(["train", *flags, "--d-model", "8", "--evaluations", "1", "--checkpoints", "1", "--out", str(folder)])
+    few = ["--d-model", "8", "--freeze", "positions", "--evaluations", "1", "--checkpoints", "1"]
+    main(["train", *flags, *few, "--out", str(folder)])
     return ap.Run.open(folder)
 
 
@@ -113,7 +118,8 @@ def test_a_task_an_encoding_and_an_objective_train(run):
     _, cache = last.model.run_with_cache(last.tokens(2))
     q, k, s = (cache[f"blocks.0.attn.hook_{name}"] for name in ("q", "k", "attn_scores"))
     distance = (torch.arange(9) - torch.arange(9)[:, None]).abs()
-    torch.testing.assert_close(s, torch.einsum("bihd,bjhd->bhij", q, k) / 2 + distance)
+    assert last.model.position.slope == 3, "a parameter that is not zero starts as it was made"
+    torch.testing.assert_close(s, torch.einsum("bihd,bjhd->bhij", q, k) / 2 + 3 * distance)
     middle = run.checkpoints[1]
     logits = middle.model(middle.tokens(24), output="tokens")[:, 0]
     loss = torch.nn.functional.cross_entropy(logits, middle.tokens(24)[:, 0])
@@ -135,7 +141,7 @@ def test_a_measure_has_a_command_a_result_and_a_figure(run, tmp_path, capsys):
     assert result.attrs["sharpness"] == 0
     assert result["sink_null"].sizes == {"null": 2, "draw": 2, "layer": 1, "head": 2}
     # without products the score is the distance
-    pattern = (torch.arange(9) - torch.arange(9)[:, None]).abs().double().softmax(-1)
+    pattern = (3 * (torch.arange(9) - torch.arange(9)[:, None]).abs()).double().softmax(-1)
     assert result["sink"].values == pytest.approx(np.full((1, 2), float(pattern.sum(0).max() / 9)))
     far = [pattern.diagonal(o).sum() / 9 for o in range(-8, 9)]
     assert result["received"].values == pytest.approx(np.tile(far, (1, 2, 1)))
@@ -158,10 +164,14 @@ def test_a_measure_of_a_run_is_drawn_over_its_steps(run, tmp_path):
     np.testing.assert_array_equal(drawn.get_ydata(), joined["sink"].isel(layer=0, head=0))
 
 
+def test_a_measure_of_an_image_is_in_a_line(image_checkpoint):
+    assert sinks(image_checkpoint, sequences=2, nulls=0)["received"].sizes["offset"] == 127
+
+
 def test_an_edit_is_an_intervention(run):
     made = run.checkpoints[-1]
     result = ap.interventions(made, sequences=8, nulls=0).sel(intervention="sharpen")
-    hook = [("blocks.0.attn.hook_attn_scores", lambda s, hook: 2 * s - distance)]
+    hook = [("blocks.0.attn.hook_attn_scores", lambda s, hook: 2 * s - 3 * distance)]
     distance = (torch.arange(9) - torch.arange(9)[:, None]).abs()
     with torch.no_grad():
         logits = made.model.run_with_hooks(made.tokens(8), fwd_hooks=hook)

