@@ -4,7 +4,7 @@ A network of 3 layers, d_model 64 and 4 heads on sequences of 1,024 tokens of `p
 minds; 16 sequences, default options (eight draws of each null, on all sequences), each measure in a process of its own.
 Times include the start of that process.
 
-    python analyses/bench_measures.py                       # 8 minutes on 2 cores
+    python analyses/bench_measures.py                       # 4 minutes on 2 cores
     python analyses/bench_measures.py --n 4096 --sequences 4 --only gradients
 """
 
