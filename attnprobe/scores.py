@@ -67,7 +67,7 @@ class Scores:
 
     def __post_init__(self) -> None:
         """Check shapes, types and devices; no value is read."""
-        _, heads, n, _ = check_shape("q", self.q, ("batch", "head", "token", "d_head"))
+        _, heads, n, _ = check_shape("q", self.q, ("batch", "head", "token", "d_head"), nonempty_from=1)
         if (self.k.shape, self.k.dtype, self.k.device) != (self.q.shape, self.q.dtype, self.q.device):
             raise UsageError(
                 f"k of shape {tuple(self.k.shape)} and type {self.k.dtype}: must be that of q, {tuple(self.q.shape)}, "
@@ -80,7 +80,7 @@ class Scores:
         if self.scale is not None and not math.isfinite(self.scale):
             raise UsageError(f"scale={self.scale}: must be finite")
         sides = self.grid or (n - self.prefix,)
-        by_geometry = math.prod(2 * side - 1 for side in sides)
+        by_geometry = math.prod([2 * side - 1 for side in sides])  # a list: torch.compile breaks at a generator
         for name, bias, sizes in (
             ("bias", self.bias, {2 * n - 1} if self.prefix else {2 * n - 1, by_geometry}),
             ("token_bias", self.token_bias, {by_geometry}),
@@ -102,7 +102,7 @@ class Scores:
         """
         if self.prefix or self.token_bias is not None:
             return self.behind_prefix().checked()
-        batch, _, n, d_head = self.q.shape
+        batch, _, n, d_head = check_shape("q", self.q, ("batch", "head", "token", "d_head"))
         if self.grid is not None and math.prod(self.grid) != n:
             raise UsageError(f"grid={self.grid}: must be (rows, columns) of the {n} tokens of q")
         q, k = check_finite("q", self.q), check_finite("k", self.k)
@@ -150,8 +150,9 @@ class Scores:
 
     @property
     def geometry(self) -> Geometry:
-        """The geometry of the tokens behind the prefix, padding included."""
-        return geometry((self.shape[2] - self.prefix,) if self.grid is None else self.grid, self.causal)
+        """The geometry of the tokens behind the prefix, padding included; the first pixels of an image are a line."""
+        n = self.shape[2] - self.prefix
+        return geometry((n,) if self.grid is None or math.prod(self.grid) != n else self.grid, self.causal)
 
     @property
     def biased(self) -> bool:
@@ -174,7 +175,11 @@ class Scores:
         behind = slice(self.prefix, None)
         real = None if self.real is None else self.real[:, behind]
         q, k = self.q[:, :, behind], self.k[:, :, behind]
-        return replace(self, q=q, k=k, bias=self.bias_by_offset, token_bias=None, real=real, prefix=0)
+        grid = self.grid if self.grid == self.geometry.shape else None
+        if grid is None and self.grid is not None and self.token_bias is not None:
+            raise UsageError(f"grid={self.grid}: {q.shape[2]} of its pixels have no offsets that their bias belongs to")
+        bias = self.bias_by_offset
+        return replace(self, q=q, k=k, bias=bias, token_bias=None, real=real, prefix=0, grid=grid)
 
     def detached(self) -> "Scores":
         """Return the scores without a graph of gradients."""
@@ -204,7 +209,8 @@ class Scores:
         The array of what is added is made once for all layers of a forward pass, and so is its gradient.
         """
         made = replace(self, q=q, k=k)
-        if self._fits:
+        # A causal mask alone is left to the kernel: no array of it exists.
+        if (self.biased or self.real is not None) and self._fits:
             vars(made)["added"] = self.added
         return made
 
@@ -302,6 +308,8 @@ def bias_of_pairs(
     place = row_offset * (2 * columns - 1) + key % columns - query % columns + columns - 1
     if prefix:
         bias, place = F.pad(bias, (0, 1)), place.where((query >= 0) & (key >= 0), bias.shape[1])
+    if bias.is_cuda:
+        return bias[:, place]  # slower than index_select, but its gradient is summed in one order
     return bias.index_select(1, place.flatten()).unflatten(1, place.shape)
 
 
@@ -360,9 +368,9 @@ def check_alike(a: Scores, b: Scores) -> None:
         raise UsageError("scores with padding: give sequences of one length without it")
 
 
-def check_shape(name: str, x: Tensor, axes: tuple[str, ...]) -> torch.Size:
+def check_shape(name: str, x: Tensor, axes: tuple[str, ...], nonempty_from: int = 0) -> torch.Size:
     """Return the shape of a tensor of real numbers; raise `UsageError` where it has other axes or an empty one."""
-    if x.ndim != len(axes) or 0 in x.shape or not x.is_floating_point():
+    if x.ndim != len(axes) or 0 in x.shape[nonempty_from:] or not x.is_floating_point():
         raise UsageError(
             f"{name} of shape {tuple(x.shape)} and type {x.dtype}: must be real numbers over [{', '.join(axes)}]"
         )

@@ -164,6 +164,15 @@ def test_a_measure_of_a_run_is_drawn_over_its_steps(run, tmp_path):
     np.testing.assert_array_equal(drawn.get_ydata(), joined["sink"].isel(layer=0, head=0))
 
 
+def test_a_measure_of_profiles_alone_is_drawn_over_steps(run):
+    @measure(Number("profile", "attention by offset", axes=("offset",)))
+    def profiles(heads):
+        return {"profile": pattern_statistics(heads.scores).mass_by_offset}
+
+    joined = ap.over_steps([profiles(one, sequences=4, nulls=0) for one in run.checkpoints])
+    assert len(ap.figures.draw_over_steps(joined).axes) == 1
+
+
 def test_a_measure_of_an_image_is_in_a_line(image_checkpoint):
     assert sinks(image_checkpoint, sequences=2, nulls=0)["received"].sizes["offset"] == 127
 

@@ -25,14 +25,20 @@ class ReadsData:
     """Data folder: archives are read there and data made once are kept there; ATTNPROBE_DATA, or your cache folder."""
 
 
-def parse(kind: type[Flags], command: str, arguments: list[str]) -> Flags:
-    """Return the flags of a command; raise `UsageError` with one line for bad ones, ``SystemExit`` after ``--help``."""
+def parse(kind: type[Flags], command: str, arguments: list[str], pairs: bool = False) -> Flags:
+    """Return the flags of a command; raise `UsageError` with one line for bad ones, ``SystemExit`` after ``--help``.
+
+    With ``pairs`` every truth value has a flag for either, --NAME and --no-NAME.
+    """
     # tyro reports a bad flag in a box of many lines and exits; that text is caught and told in one.
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
             flags = tyro.cli(
-                cast(Any, kind), prog=f"attnprobe {command}", args=arguments, config=(tyro.conf.FlagCreatePairsOff,)
+                cast(Any, kind),
+                prog=f"attnprobe {command}",
+                args=arguments,
+                config=() if pairs else (tyro.conf.FlagCreatePairsOff,),
             )
     except SystemExit as stop:
         if stop.code in (0, None):

@@ -40,10 +40,11 @@ class Train(ReadsData):
 
 def run(arguments: list[str]) -> None:
     """Train, and say where the run is."""
-    given = {one[2:].split("=")[0].replace("-", "_") for one in arguments if one.startswith("--")}
+    words = (one[2:].split("=")[0].replace("-", "_") for one in arguments if one.startswith("--"))
+    given = {word.removeprefix("no_") for word in words}
     if "resume" in given and (others := [f"--{one.replace('_', '-')}" for one in given - BESIDE_RESUME]):
         raise UsageError(f"--resume continues a run with its own settings: {min(others)} cannot be given beside it")
-    flags = parse(_with_settings(), "train", arguments)
+    flags = parse(_with_settings(), "train", arguments, pairs=True)
     if flags.resume is not None:
         trained = ap.resume(flags.resume, log=flags.log, minutes=flags.minutes)
     else:

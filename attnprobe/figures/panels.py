@@ -118,7 +118,7 @@ def over_steps(result: xr.Dataset, panels: dict[str, str]) -> Figure:
     with paper():
         figure = Page(figsize=(WIDTH, 1.15 * (len(panels) + 1) + 0.7), layout="constrained")
         figure.suptitle(title(result), fontsize=8)
-        axes = figure.subplots(len(panels) + 1, 1, sharex=True)
+        axes = figure.subplots(len(panels) + 1, 1, sharex=True, squeeze=False)[:, 0]
         objectives = result["objective"].values
         for objective in dict.fromkeys(objectives.tolist()):
             of_stage = objectives == objective  # an accuracy is of its objective: no line goes on into the next stage
@@ -137,7 +137,7 @@ def over_steps(result: xr.Dataset, panels: dict[str, str]) -> Figure:
                 axis.axvline(place + 0.5, color="black", linewidth=0.6)
         axes[-1].set_xticks(places, [str(step) for step in result["step"].values])
         axes[-1].set_xlabel(f"{label('step')} (checkpoints, evenly spaced)")
-        if result.sizes["layer"] * result.sizes["head"] <= 2 * len(COLOURS):
+        if panels and result.sizes["layer"] * result.sizes["head"] <= 2 * len(COLOURS):
             figure.legend(*axes[1].get_legend_handles_labels(), loc="outside lower center", ncols=5)
     return figure
 

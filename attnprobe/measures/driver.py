@@ -451,7 +451,7 @@ def _keywords(compute: Callable[..., Any]) -> list[inspect.Parameter]:
             else "needs a default and a type"
             if one.default is one.empty or one.annotation is one.empty
             else "is taken"
-            if one.name in RESERVED | set(_shared.parameters)
+            if one.name in RESERVED | {*_shared.parameters, *inspect.signature(result).parameters}
             else ""
         )
         if wrong:

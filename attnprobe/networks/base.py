@@ -21,7 +21,9 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from attnprobe.errors import UsageError, listed
 from attnprobe.scores import Heads
+from attnprobe.tables import OBJECTIVES
 from attnprobe.tasks import Task
 from attnprobe.training.objectives import Batch, Predictions
 
@@ -180,6 +182,11 @@ class Probe:
     facts: Mapping[str, Any] = field(default_factory=dict)
     """What results say of where the network comes from."""
 
+    def __post_init__(self) -> None:
+        """Check that the network can be run under some objective."""
+        if not self.objectives:
+            raise UsageError(f"objectives=(): a probe needs at least one; valid: {listed(OBJECTIVES)}")
+
     @cached_property
     def task(self) -> Task:
         """The task."""
@@ -197,6 +204,9 @@ def read(network: Network, batch: Batch, objective: str, see: Callable[[Heads], 
     def attend(heads: Heads) -> Tensor:
         see(heads.behind_prefix().detached())
         return heads.attend()
+
+    if mask is None and OBJECTIVES[objective].hides_tokens:
+        mask = torch.zeros_like(batch.inputs, dtype=torch.bool)  # the sequence as it is
 
     with torch.no_grad(), network.attending(attend):
         network.predictions(batch, objective, mask)

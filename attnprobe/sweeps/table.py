@@ -4,18 +4,17 @@ import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import pandas as pd
 
 from attnprobe.errors import UsageError
 from attnprobe.sweeps.cells import STATUSES, look
 from attnprobe.sweeps.plan import Cell
 from attnprobe.training.metrics import best
 
-if TYPE_CHECKING:
-    import pandas as pd
 
-
-def open_sweep(folder: str | Path) -> "pd.DataFrame":
+def open_sweep(folder: str | Path) -> pd.DataFrame:
     """Return the table of a sweep, a row a cell, finished or not.
 
     Columns: the settings that vary; ``status`` (done, running, unfinished, failed, missing), ``folder``, ``step`` (the
@@ -33,12 +32,12 @@ def open_sweep(folder: str | Path) -> "pd.DataFrame":
     return _table([_row(Path(folder) / cell["folder"], cell["settings"], cell["steps"]) for cell in cells])
 
 
-def look_at(cells: Sequence[Cell]) -> "pd.DataFrame":
+def look_at(cells: Sequence[Cell]) -> pd.DataFrame:
     """Return the same table of some cells of a sweep, which may not have begun."""
     return _table([_row(cell.folder, cell.settings, cell.config.steps) for cell in cells])
 
 
-def summary(table: "pd.DataFrame") -> str:
+def summary(table: pd.DataFrame) -> str:
     """Say in one line how many cells of a table there are in each state."""
     counts = Counter(table["status"])
     said = ", ".join(f"{counts[status]} {status}" for status in STATUSES if counts[status])
@@ -60,9 +59,9 @@ def _measured(metrics: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in metrics.items() if name.endswith(("_loss", "_accuracy"))}
 
 
-def _table(rows: list[dict[str, Any]]) -> "pd.DataFrame":
-    import pandas as pd
-
+def _table(rows: list[dict[str, Any]]) -> pd.DataFrame:
+    if not rows:  # a shard beyond the last cell
+        return pd.DataFrame(columns=["status", "folder", "step", "steps", "reason"])
     longest = max(rows, key=len)  # the one with most metrics; all have theirs in the same order
     columns = [*longest, *(name for row in rows for name in row if name not in longest)]
     return pd.DataFrame(rows, columns=list(dict.fromkeys(columns)))

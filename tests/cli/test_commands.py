@@ -190,6 +190,14 @@ def test_settings_come_from_the_task_then_the_file_then_the_flags(tmp_path, caps
     assert (config["model"]["n_layers"], config["steps"]) == (3, 1)  # the flags'
 
 
+def test_a_flag_switches_off_what_a_file_switches_on(tmp_path):
+    (tmp_path / "c.toml").write_text("causal = true\n")
+    for flags, causal in ([], True), (["--no-causal"], False):
+        out = tmp_path / f"{causal}"
+        main(["train", "--config", str(tmp_path / "c.toml"), *TINY, *FEW, *flags, "--out", str(out)])
+        assert Run.open(out).config.model.causal is causal
+
+
 @pytest.mark.parametrize(("recipe", "expected"), [("spt", 3), ("labels", TrainConfig().pretrain_steps)])
 def test_steps_alone_keep_the_share_of_self_pretraining_as_in_python(recipe, expected, tmp_path, capsys):
     flags = ["--steps", "4", "--evaluations", "1", "--checkpoints", "1", "--task-options", "test_size", "10"]

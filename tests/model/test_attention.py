@@ -94,6 +94,8 @@ def test_scores_are_what_a_loop_computes(position):
 def test_nothing_of_size_n_by_n_exists_where_nothing_is_added():
     _, encoding = layer("learned")
     assert form(encoding, False, False).added is None
+    q = torch.randn(2, 2, N, 6, dtype=torch.float64)
+    assert "added" not in vars(form(encoding, True, False).of(q, q)), "a causal mask is the kernel's own"
 
 
 @pytest.mark.parametrize("position", ["alibi", "relative"])

@@ -234,3 +234,15 @@ def test_the_first_pixels_of_an_image_are_those_of_a_padded_one(pooling):
     model = Transformer(ModelConfig(d_model=8, score_bias="fixed", pooling=pooling, init_scale=0.5), data)
     image = torch.randint(5, (2, 12), generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(model(image[:, :5]), model(image, lengths=torch.tensor([5, 5])))
+
+
+@pytest.mark.parametrize("position", ["alibi", "relative"])
+def test_the_bias_of_the_first_pixels_of_an_image_is_that_of_their_line(position):
+    data = DataSpec(n=12, inputs="tokens", classes=2, vocabulary=5, grid=(3, 4))
+    model = Transformer(ModelConfig(d_model=8, position=position), data)
+    torch.testing.assert_close(model.bias(5), model.position.bias(5))
+
+
+def test_no_sequences_have_no_logits():
+    data = DataSpec(n=12, inputs="tokens", classes=2, vocabulary=5)
+    assert Transformer(ModelConfig(d_model=8), data)(torch.empty(0, 12, dtype=torch.long)).shape == (0, 2)

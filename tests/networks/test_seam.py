@@ -2,11 +2,13 @@
 
 import json
 from contextlib import contextmanager
+from dataclasses import replace
 
 import materialised
 import numpy as np
 import pytest
 import torch
+import xarray as xr
 from torch import nn
 
 import attnprobe as ap
@@ -209,6 +211,18 @@ def test_interventions(given):
     names = result["intervention"].values.tolist()
     assert "permute positions" not in names, "an encoding that is not known cannot be moved"
     assert "permute positions" in result.attrs["left_out"]
+
+
+def test_an_objective_that_hides_tokens_hides_none_from_what_is_read(given):
+    network, of, *_ = given
+    hiding = replace(of, objective="masked", objectives=("masked",))
+    xr.testing.assert_equal(
+        ap.proximity(hiding, **FEW).drop_vars("objective"), ap.proximity(of, **FEW).drop_vars("objective")
+    )
+    assert np.isfinite(ap.interventions(hiding, **FEW)["all_loss"]).all()
+    assert ap.gradients(hiding, **FEW)["loss"].values.tolist() == ["masked"]
+    with pytest.raises(ap.UsageError, match="objectives=.*a probe needs at least one"):
+        replace(of, objectives=())
 
 
 def test_a_network_that_cannot_be_untrained_has_no_such_null(given, monkeypatch):
