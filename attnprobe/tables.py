@@ -45,7 +45,7 @@ class Table(MutableMapping[str, Any]):
         return self[name] if name in self else default
 
     def summary(self, name: str) -> str:
-        """Return the first line of what an entry says of itself; of one not yet imported, that of its module."""
+        """Return the first line of an entry's docstring, or of its module's if it is not imported yet."""
         entry = self._entries[name]
         if not isinstance(entry, str):
             return (inspect.getdoc(entry) or "").partition("\n")[0]

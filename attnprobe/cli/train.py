@@ -35,7 +35,7 @@ class Train(ReadsData):
     log: tuple[Literal["tensorboard", "wandb"], ...] = ()
     """Trackers that get the metrics too, in the run folder (wandb: WANDB_MODE=offline needs no account)."""
     minutes: float | None = None
-    """Save the state and stop after so many minutes of training; --resume goes on."""
+    """Save the state and stop after this many minutes of training; --resume continues."""
 
 
 def run(arguments: list[str]) -> None:

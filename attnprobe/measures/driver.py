@@ -8,6 +8,7 @@ initialisation. Every draw sees the same sequences as the measured number, so th
 and its N draws are exchangeable: it lies above all of them with probability 1 / (N + 1).
 """
 
+import dataclasses
 import functools
 import inspect
 import math
@@ -302,13 +303,14 @@ def over_sequences(
         if kind == "permuted":
             orders = [permutation(what.measure, what.seed, draw, n) for draw in range(what.nulls)]
             draws[kind] = [Look(network, draw, order) for draw, order in enumerate(orders)]
-        elif network.untrained(0) is not None:
-            made = [untrained(network, what.seed, draw) for draw in range(what.nulls)]
-            draws[kind] = [Look(one) for one in made if one is not None]
+        else:
+            drawn = [untrained(network, what.seed, draw) for draw in range(what.nulls)]
+            if looks_at := [Look(one) for one in drawn if one is not None]:
+                draws[kind] = looks_at
     every = 1 + sum(map(len, draws.values()))
-    total, bar_of = every * what.sequences * looks, what.measure
+    total = every * what.sequences * looks
     hidden = hidden_tokens(what.probe, what.seed, what.sequences)
-    with tqdm(total=total, desc=bar_of, unit="sequence", delay=5, leave=False, dynamic_ncols=True) as bar:
+    with tqdm(total=total, desc=what.measure, unit="sequence", delay=5, leave=False, dynamic_ncols=True) as bar:
 
         def tally(look: Look) -> Tally:
             found, see = Tally(), prepare(look)
@@ -424,14 +426,10 @@ def result(
             "n": shape.n,
             "causal": int(shape.causal),
             "classes": of.task.data.classes,
-            "data": dict(n=shape.n, classes=of.task.data.classes) if not of.facts else _plain(of.task.data),
+            "data": dataclasses.asdict(of.task.data),
             **of.facts,
         },
     )
-
-
-def _plain(data: Any) -> dict[str, Any]:
-    return {name: getattr(data, name) for name in data.__dataclass_fields__}
 
 
 # --- a whole measure from one function

@@ -276,7 +276,7 @@ def _prepare(given: _Given, network: Network) -> _Prepared:
 
 
 def mean_profiles(network: Network, of: Probe, most: int) -> list[list[Tensor]]:
-    """Return the mean score by offset in the longest training sequences, at most so many, layer by layer.
+    """Return the mean score by offset in the first ``most`` of the longest training sequences, layer by layer.
 
     The first list is in the line; a second one, if the tokens are pixels, on the grid. Least squares with a free
     constant for each query, at the offsets of the longest sequence that the network takes; 0 where there is no pair.

@@ -118,7 +118,9 @@ class KnowsPositions(Protocol):
 class KnowsMaps(Protocol):
     """A network whose scores come from one query and one key map per head."""
 
-    def query_key_maps(self) -> tuple[Float[Tensor, "layer head d_model d_head"], Float[Tensor, "..."]]:
+    def query_key_maps(
+        self,
+    ) -> tuple[Float[Tensor, "layer head d_model d_head"], Float[Tensor, "layer head d_model d_head"]]:
         """Return the query and the key map of every head."""
         ...
 

@@ -62,12 +62,12 @@ class Bigrams(Source):
         q = self.strength + p
         counts = np.arange(steps + 1)
         true, rival = _poisson(counts, float(steps * q)), _poisson(counts, float(steps * p))
-        nobody = _poisson(counts, steps * max(0.0, 1 - q - rivals * p))
+        none = _poisson(counts, steps * max(0.0, 1 - q - rivals * p))
         total = 0.0
         for m in counts:
             behind = np.where(counts < m, rival, 0.0)
             for ties in range(min(rivals, (steps - m) // m if m else rivals) + 1):
-                ways = nobody
+                ways = none
                 for _ in range(rivals - ties):
                     ways = np.convolve(ways, behind)[: steps + 1]
                 total += true[m] * comb(rivals, ties) * rival[m] ** ties / (ties + 1) * ways[steps - m - ties * m]
