@@ -252,7 +252,7 @@ class Scores:
         """Return the score as an array, with -inf at hidden keys: for short sequences."""
         product = einsum(self.q, self.k, "batch head query d_head, batch head key d_head -> batch head query key")
         product = product * self.factor
-        return product if self.added is None else product + self.added
+        return product if self.added is None else product + self.added.to(product.dtype)
 
     def attend(self, v: Float[Tensor, "batch head key d_value"]) -> Float[Tensor, "batch head query d_value"]:
         """Return z, by fused attention: no n x n array of scores, nor a large one of biases and masks."""

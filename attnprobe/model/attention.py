@@ -9,6 +9,7 @@ two paths to z. The fused one never holds an n x n array of scores. The explicit
 hook sits on ``hook_attn_scores`` or ``hook_pattern``, so that an edit there is never ignored.
 """
 
+import math
 from collections.abc import Callable
 
 from einops import einsum, rearrange
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from transformer_lens.hook_points import HookPoint
 
 from attnprobe.config import ModelConfig
+from attnprobe.model.hooks import observe, watched
 from attnprobe.model.position import PositionEncoding
 from attnprobe.scores import Heads, Scores
 from attnprobe.tables import POSITIONS
@@ -55,14 +57,14 @@ class Attention(nn.Module):
         ``form`` holds the biases and the mask of every layer's scores; ``attend`` computes z.
         """
         q, k, v = (
-            hook(rearrange(map_(x), "batch token (head d_head) -> batch token head d_head", head=self.n_heads))
+            observe(hook, rearrange(map_(x), "batch token (head d_head) -> batch token head d_head", head=self.n_heads))
             for map_, hook in ((self.q, self.hook_q), (self.k, self.hook_k), (self.v, self.hook_v))
         )
         if self.rotates:
-            q, k = self.hook_rot_q(position.rotate(q)), self.hook_rot_k(position.rotate(k))
+            q, k = observe(self.hook_rot_q, position.rotate(q)), observe(self.hook_rot_k, position.rotate(k))
         q, k, v = (x.transpose(1, 2) for x in (q, k, v))
         heads = Heads(self.layer, form.of(q, k), v, None if self.rotates else x, self.attend)
-        z = self.hook_z(attend(heads).transpose(1, 2))
+        z = observe(self.hook_z, attend(heads).transpose(1, 2))
         return self.o(rearrange(z, "batch token head d_head -> batch token (head d_head)"))
 
     def attend(
@@ -70,7 +72,10 @@ class Attention(nn.Module):
     ) -> Float[Tensor, "batch head query d_value"]:
         """Return z: explicitly if a hook looks at score or pattern, else fused."""
         if watched(self.hook_attn_scores) or watched(self.hook_pattern):
-            pattern = self.hook_pattern(self.hook_attn_scores(scores.dense()).softmax(dim=-1))
+            score = observe(self.hook_attn_scores, scores.dense())
+            empty = (score == -math.inf).all(dim=-1, keepdim=True)
+            pattern = score.masked_fill(empty, 0).softmax(dim=-1).masked_fill(empty, 0)
+            pattern = observe(self.hook_pattern, pattern.to(v.dtype))
             return einsum(pattern, v, "batch head query key, batch head key d_value -> batch head query d_value")
         return scores.attend(v)
 
@@ -98,7 +103,3 @@ class Attention(nn.Module):
     def _by_head(self, map_: nn.Linear) -> Tensor:
         return rearrange(map_.weight, "(head d_head) d_model -> head d_model d_head", head=self.n_heads)
 
-
-def watched(hook: HookPoint) -> bool:
-    """Say whether anything is registered there, through TransformerLens or plain torch, forward or backward."""
-    return bool(hook._forward_hooks or hook._backward_hooks or hook._forward_pre_hooks or hook._backward_pre_hooks)

@@ -19,7 +19,8 @@ from transformer_lens.HookedRootModule import HookedRootModule
 
 from attnprobe.config import DataSpec, ModelConfig
 from attnprobe.errors import UsageError
-from attnprobe.model.attention import Attend, Attention, watched
+from attnprobe.model.attention import Attend, Attention
+from attnprobe.model.hooks import observe, watched
 from attnprobe.model.initialisation import Map, mimetic, proximity
 from attnprobe.model.position import PositionEncoding, ProximityBias
 from attnprobe.randomness import torch_generator
@@ -49,13 +50,15 @@ class Norm(nn.Module):
     def forward(self, x: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_model"]:
         """Return x over its scale, token by token."""
         if self.kind == "none":
-            return self.hook_normalized(x)
+            return observe(self.hook_normalized, x)
         if watched(self.hook_scale):
-            y = self.share(x, self.hook_scale(self.scale(x)))
-            return self.hook_normalized(y + self.bias if self.kind == "layer" else y)
+            # As the fused kernels do, compute in float32 at least.
+            wide = x.to(torch.promote_types(x.dtype, torch.float32))
+            y = self.share(wide, observe(self.hook_scale, self.scale(wide)))
+            return observe(self.hook_normalized, (y + self.bias if self.kind == "layer" else y).to(x.dtype))
         if self.kind == "layer":
-            return self.hook_normalized(F.layer_norm(x, x.shape[-1:], self.weight, self.bias, EPS))
-        return self.hook_normalized(F.rms_norm(x, x.shape[-1:], self.weight, EPS))
+            return observe(self.hook_normalized, F.layer_norm(x, x.shape[-1:], self.weight, self.bias, EPS))
+        return observe(self.hook_normalized, F.rms_norm(x, x.shape[-1:], self.weight, EPS))
 
     def scale(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch 1"]:
         """Return what each token is divided by."""
@@ -84,7 +87,7 @@ class MLP(nn.Module):
 
     def forward(self, x: Float[Tensor, "batch token d_model"]) -> Float[Tensor, "batch token d_model"]:
         """Return the sublayer's output."""
-        return self.out(self.hook_post(self.activation(self.hook_pre(self.into(x)))))
+        return self.out(observe(self.hook_post, self.activation(observe(self.hook_pre, self.into(x)))))
 
 
 class Block(nn.Module):
@@ -106,18 +109,18 @@ class Block(nn.Module):
         self, x: Float[Tensor, "batch token d_model"], position: PositionEncoding, form: Scores, attend: Attend
     ) -> Float[Tensor, "batch token d_model"]:
         """Return the residual stream after the block."""
-        x = self.hook_resid_pre(x)
+        x = observe(self.hook_resid_pre, x)
         if self.pre:
-            x = x + self.hook_attn_out(self.attn(self.ln1(x), position, form, attend))
+            x = x + observe(self.hook_attn_out, self.attn(self.ln1(x), position, form, attend))
             if self.has_mlp:
-                x = self.hook_resid_mid(x)
-                x = x + self.hook_mlp_out(self.mlp(self.ln2(x)))
+                x = observe(self.hook_resid_mid, x)
+                x = x + observe(self.hook_mlp_out, self.mlp(self.ln2(x)))
         else:
-            x = self.ln1(x + self.hook_attn_out(self.attn(x, position, form, attend)))
+            x = self.ln1(x + observe(self.hook_attn_out, self.attn(x, position, form, attend)))
             if self.has_mlp:
-                x = self.hook_resid_mid(x)
-                x = self.ln2(x + self.hook_mlp_out(self.mlp(x)))
-        return self.hook_resid_post(x)
+                x = observe(self.hook_resid_mid, x)
+                x = self.ln2(x + observe(self.hook_mlp_out, self.mlp(x)))
+        return observe(self.hook_resid_post, x)
 
 
 class Transformer(HookedRootModule):
@@ -222,7 +225,7 @@ class Transformer(HookedRootModule):
         """Return what `forward` makes of the residual stream that `residual` returns."""
         if output == "tokens":
             return self.unembed(x[:, self.n_prefix :])
-        return self.classify(self.hook_pooled(self.pool(x, lengths)))
+        return self.classify(observe(self.hook_pooled, self.pool(x, lengths)))
 
     def residual(
         self,
@@ -243,9 +246,9 @@ class Transformer(HookedRootModule):
     ) -> Float[Tensor, "batch prefix_and_token d_model"]:
         """Return the residual stream before the first block."""
         self._check(inputs, lengths)
-        x = self.hook_embed(self._embed(inputs, masked))
+        x = observe(self.hook_embed, self._embed(inputs, masked))
         added = self.position.embed(x.shape[1])
-        return x if added is None else x + self.hook_pos_embed(added.expand_as(x))
+        return x if added is None else x + observe(self.hook_pos_embed, added.expand_as(x))
 
     def through(
         self,
@@ -325,8 +328,9 @@ class Transformer(HookedRootModule):
         if self.data.inputs == "tokens":
             x = self.embed(inputs if masked is None else inputs.masked_fill(masked, self.data.vocabulary))
         else:
-            m = torch.zeros_like(inputs) if masked is None else masked.to(inputs.dtype)
-            x = self.embed(torch.stack([inputs * (1 - m), m], dim=-1))
+            values = inputs.to(self.classify.weight.dtype)
+            m = torch.zeros_like(values) if masked is None else masked.to(values.dtype)
+            x = self.embed(torch.stack([values * (1 - m), m], dim=-1))
         return torch.cat([self.cls.expand(len(x), 1, -1), x], dim=1) if self.n_prefix else x
 
     def _check(self, inputs: Tensor, lengths: Tensor | None) -> None:
