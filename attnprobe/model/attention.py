@@ -15,10 +15,9 @@ from collections.abc import Callable
 from einops import einsum, rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
-from transformer_lens.hook_points import HookPoint
 
 from attnprobe.config import ModelConfig
-from attnprobe.model.hooks import observe, watched
+from attnprobe.model.hooks import HookPoint, observe, watched
 from attnprobe.model.position import PositionEncoding
 from attnprobe.scores import Heads, Scores
 from attnprobe.tables import POSITIONS
@@ -102,4 +101,3 @@ class Attention(nn.Module):
 
     def _by_head(self, map_: nn.Linear) -> Tensor:
         return rearrange(map_.weight, "(head d_head) d_model -> head d_model d_head", head=self.n_heads)
-

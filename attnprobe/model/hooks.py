@@ -6,7 +6,25 @@ shares its memory.
 """
 
 from torch import Tensor, nn
-from transformer_lens.hook_points import HookPoint
+from transformer_lens import hook_points
+
+
+class HookPoint(hook_points.HookPoint):
+    """TransformerLens's hook point, which a compiled network asks again in every pass.
+
+    torch.compile does not guard torch's own tables of hooks, and would ignore hooks added after it compiled. It does
+    guard other attributes, so the same tables have a second name here.
+    """
+
+    def __init__(self) -> None:
+        """Name the tables of hooks."""
+        super().__init__()
+        self.registered = (
+            self._forward_hooks,
+            self._forward_pre_hooks,
+            self._backward_hooks,
+            self._backward_pre_hooks,
+        )
 
 
 def watched(point: nn.Module) -> bool:
@@ -15,14 +33,9 @@ def watched(point: nn.Module) -> bool:
     That is a hook of TransformerLens or of plain torch, forward or backward, or another module or ``forward`` in the
     place of the hook point.
     """
-    return (
-        type(point) is not HookPoint
-        or "forward" in vars(point)
-        or len(point._forward_hooks) > 0
-        or len(point._forward_pre_hooks) > 0
-        or len(point._backward_hooks) > 0
-        or len(point._backward_pre_hooks) > 0
-    )
+    if type(point) is not HookPoint or "forward" in vars(point):
+        return True
+    return any(len(hooks) > 0 for hooks in point.registered)
 
 
 def observe(point: nn.Module, x: Tensor) -> Tensor:

@@ -5,22 +5,23 @@ know them, under its hook names. It has two heads: one reconstructs tokens, one 
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal, cast
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from transformer_lens import ActivationCache
-from transformer_lens.hook_points import HookPoint
 from transformer_lens.HookedRootModule import HookedRootModule
+from transformer_lens.utilities.slice import Slice
 
 from attnprobe.config import DataSpec, ModelConfig
-from attnprobe.errors import UsageError
+from attnprobe.errors import UsageError, listed
 from attnprobe.model.attention import Attend, Attention
-from attnprobe.model.hooks import observe, watched
+from attnprobe.model.hooks import HookPoint, observe, watched
 from attnprobe.model.initialisation import Map, mimetic, proximity
 from attnprobe.model.position import PositionEncoding, ProximityBias
 from attnprobe.randomness import torch_generator
@@ -73,6 +74,19 @@ class Norm(nn.Module):
 
 
 EPS = 1e-5
+
+Lengths = Int[Tensor, " batch"] | Sequence[int] | np.ndarray | None
+"""Tokens of each sequence; None if no sequence is padded."""
+
+
+def whole_numbers(lengths: Lengths) -> Tensor | None:
+    """Return lengths as a tensor; raise `UsageError` if they are not whole numbers."""
+    if lengths is None or isinstance(lengths, Tensor):
+        return lengths
+    numbers = np.asarray(lengths)
+    if numbers.dtype.kind not in "iu":
+        raise UsageError(f"lengths={lengths!r}: must be whole numbers, one a sequence")
+    return torch.from_numpy(numbers.astype(np.int64))
 
 
 class MLP(nn.Module):
@@ -206,33 +220,34 @@ class Transformer(HookedRootModule):
         inputs: Int[Tensor, "batch token"] | Float[Tensor, "batch token"],
         *,
         masked: Bool[Tensor, "batch token"] | None = None,
-        lengths: Int[Tensor, " batch"] | None = None,
+        lengths: Lengths = None,
         output: Literal["labels", "tokens"] = "labels",
     ) -> Float[Tensor, "batch class_"] | Float[Tensor, "batch token vocabulary"]:
         """Return label logits [batch, class_], or token logits (or values) [batch, token, vocabulary].
 
         ``masked`` tokens are replaced before the network sees them; tokens at or after ``lengths`` are padding.
         """
+        lengths = whole_numbers(lengths)
         return self.read(self.residual(inputs, masked=masked, lengths=lengths), lengths=lengths, output=output)
 
     def read(
         self,
         x: Float[Tensor, "batch prefix_and_token d_model"],
         *,
-        lengths: Int[Tensor, " batch"] | None = None,
+        lengths: Lengths = None,
         output: Literal["labels", "tokens"] = "labels",
     ) -> Float[Tensor, "batch class_"] | Float[Tensor, "batch token vocabulary"]:
         """Return what `forward` makes of the residual stream that `residual` returns."""
         if output == "tokens":
             return self.unembed(x[:, self.n_prefix :])
-        return self.classify(observe(self.hook_pooled, self.pool(x, lengths)))
+        return self.classify(observe(self.hook_pooled, self.pool(x, whole_numbers(lengths))))
 
     def residual(
         self,
         inputs: Int[Tensor, "batch token"] | Float[Tensor, "batch token"],
         *,
         masked: Bool[Tensor, "batch token"] | None = None,
-        lengths: Int[Tensor, " batch"] | None = None,
+        lengths: Lengths = None,
     ) -> Float[Tensor, "batch prefix_and_token d_model"]:
         """Return the residual stream after the last block and the final norm."""
         return self.through(self.embedded(inputs, masked=masked, lengths=lengths), lengths=lengths)
@@ -242,10 +257,10 @@ class Transformer(HookedRootModule):
         inputs: Int[Tensor, "batch token"] | Float[Tensor, "batch token"],
         *,
         masked: Bool[Tensor, "batch token"] | None = None,
-        lengths: Int[Tensor, " batch"] | None = None,
+        lengths: Lengths = None,
     ) -> Float[Tensor, "batch prefix_and_token d_model"]:
         """Return the residual stream before the first block."""
-        self._check(inputs, lengths)
+        self._check(inputs, whole_numbers(lengths))
         x = observe(self.hook_embed, self._embed(inputs, masked))
         added = self.position.embed(x.shape[1])
         return x if added is None else x + observe(self.hook_pos_embed, added.expand_as(x))
@@ -255,10 +270,10 @@ class Transformer(HookedRootModule):
         x: Float[Tensor, "batch prefix_and_token d_model"],
         *,
         first: int = 0,
-        lengths: Int[Tensor, " batch"] | None = None,
+        lengths: Lengths = None,
     ) -> Float[Tensor, "batch prefix_and_token d_model"]:
         """Return the residual stream after the last block and the final norm, given that before the first block."""
-        form = self._form(x, lengths)
+        form = self._form(x, whole_numbers(lengths))
         for layer in range(first, self.cfg.n_layers):
             x = self.block(layer)(x, self.position, form, self._attend)
         return self.ln_final(x)
@@ -311,15 +326,56 @@ class Transformer(HookedRootModule):
             return x.masked_fill(~real, -math.inf).amax(dim=1)
         return (x * real).sum(dim=1) / lengths[:, None]
 
+    @property
+    def hooked(self) -> list[str]:
+        """The names of the hook points where something can read or edit the activation."""
+        return [name for name in self.hook_dict if watched(self.get_submodule(name))]
+
     def block(self, layer: int) -> Block:
         """Return the block of a layer."""
         return cast(Block, self.blocks[layer])
 
     def run_with_cache(  # pyright: ignore[reportIncompatibleMethodOverride]
-        self, *inputs: Any, return_cache_object: bool = True, remove_batch_dim: bool = False, **named: Any
+        self,
+        *inputs: Any,
+        names_filter: str | Sequence[str] | Callable[[str], bool] | None = None,
+        remove_batch_dim: bool = False,
+        incl_bwd: bool = False,
+        pos_slice: Any = None,
+        return_cache_object: bool = True,
+        **named: Any,
     ) -> tuple[Tensor, ActivationCache | dict[str, Tensor]]:
-        """Return the output and TransformerLens's `ActivationCache` of every hook point (or a plain dict)."""
-        output, cache = super().run_with_cache(*inputs, remove_batch_dim=remove_batch_dim, **named)
+        """Return the output and TransformerLens's `ActivationCache` of hook points (or a plain dict).
+
+        ``names_filter`` is a name, names or a predicate; ``pos_slice`` selects tokens (queries, of scores and patterns;
+        position 0 is [CLS] if the network has one). Raises `UsageError` if no hook point passes the filter, and for
+        ``incl_bwd``, which needs a network that returns a loss.
+        """
+        if incl_bwd:
+            raise UsageError(
+                "incl_bwd=True: this network returns logits, not a loss; use model.hooks(bwd_hooks=...) and call "
+                "backward() on your loss"
+            )
+        if names_filter is None:
+            names_filter = bool  # every name
+        if not callable(names_filter):
+            wanted: set[str] = {names_filter} if isinstance(names_filter, str) else set(names_filter)
+            if not wanted or not wanted <= set(self.hook_dict):
+                raise UsageError(
+                    f"names_filter={names_filter!r}: no such hook point; valid: {listed(sorted(self.hook_dict))}"
+                )
+            names_filter = sorted(wanted)
+        elif not any(map(names_filter, self.hook_dict)):
+            raise UsageError(f"names_filter: passes none of the hook points {listed(sorted(self.hook_dict))}")
+        output, cache = super().run_with_cache(
+            *inputs, names_filter=names_filter, remove_batch_dim=remove_batch_dim, **named
+        )
+        if pos_slice is not None:
+            # TransformerLens guesses the token axis from the number of axes, and is wrong for pooled activations.
+            tokens = Slice.unwrap(pos_slice)
+            for name in set(cache) - {"hook_pooled"}:
+                by_query = name.endswith(("hook_attn_scores", "hook_pattern"))
+                cache[name] = tokens.apply(cache[name], -2 if by_query else 1 - remove_batch_dim)
         return output, ActivationCache(
             cache, self, has_batch_dim=not remove_batch_dim
         ) if return_cache_object else cache

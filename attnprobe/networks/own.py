@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from attnprobe.config import TrainConfig
+from attnprobe.errors import UsageError, listed
 from attnprobe.model.parts import select
 from attnprobe.model.transformer import Transformer
 from attnprobe.networks.base import Attend, Mask, Probe, Shape
@@ -68,7 +69,14 @@ class Own:
         return self.model.parameters()
 
     def attending(self, attend: Attend) -> AbstractContextManager[None]:
-        """Let a function take the place of attention in every layer of every forward pass."""
+        """Let a function take the place of attention in every layer of every forward pass.
+
+        Raises `UsageError` if hooks are left on the network: some would count in a measure, others would not.
+        """
+        if self.model.hooked:
+            raise UsageError(
+                f"hooks on {listed(self.model.hooked)}: measures need a network without any; call model.reset_hooks()"
+            )
         return self.model.attending(attend)
 
     def predictions(self, batch: Batch, objective: str, mask: Mask = None) -> Predictions:

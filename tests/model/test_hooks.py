@@ -1,0 +1,233 @@
+"""Every hook point of every architecture: nothing that a hook does is ignored, and no hook writes elsewhere."""
+
+import math
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from attnprobe.config import DataSpec, ModelConfig
+from attnprobe.errors import UsageError
+from attnprobe.model.transformer import Transformer
+from attnprobe.networks.base import read
+from attnprobe.tables import POSITIONS
+from tests.support import batch_of, own
+
+TOKENS = DataSpec(n=6, inputs="tokens", classes=2, vocabulary=5)
+IMAGE = DataSpec(n=6, inputs="values", classes=2, grid=(2, 3))
+ARCHITECTURES = {
+    **{name: (TOKENS, {"position": name}) for name in POSITIONS},
+    "causal": (TOKENS, {"causal": True, "pooling": "last"}),
+    "cls": (TOKENS, {"pooling": "cls", "score_bias": "learned"}),
+    "cls, ALiBi": (TOKENS, {"pooling": "cls", "score_bias": "fixed", "position": "alibi"}),
+    "post-norm": (TOKENS, {"norm_place": "post"}),
+    "no norm": (TOKENS, {"norm": "none", "position": "sinusoidal"}),
+    "no norm, post": (TOKENS, {"norm": "none", "norm_place": "post", "mlp_ratio": 0}),
+    "RMS, max": (TOKENS, {"norm": "rms", "pooling": "max"}),
+    "image": (IMAGE, {"score_bias": "fixed"}),
+}
+PATTERN = "blocks.0.attn.hook_pattern"
+
+
+def network(architecture="learned"):
+    data, named = ARCHITECTURES[architecture]
+    config = ModelConfig(d_model=8, n_layers=2, init_scale=0.5, position_scale=0.5, **named)
+    return Transformer(config, data).eval()
+
+
+def inputs_of(model):
+    tokens = torch.randint(5, (3, 6), generator=torch.Generator().manual_seed(0))
+    return tokens if model.data.inputs == "tokens" else tokens / 5
+
+
+def state(model):
+    return {name: x.clone() for name, x in [*model.named_parameters(), *model.named_buffers()]}
+
+
+def edit(v, hook=None):
+    """Edit in place and return nothing."""
+    v.sigmoid_()
+
+
+class Edited(nn.Module):
+    """A user's own module in the place of a hook point."""
+
+    def forward(self, x):
+        edit(x)
+        return x
+
+
+def outputs(model, x, name, hook):
+    with model.hooks(fwd_hooks=[(name, hook)]):
+        residual = model.residual(x)
+        return torch.cat([model.read(residual).flatten(), model.read(residual, output="tokens").flatten()])
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@torch.no_grad()
+def test_an_edit_in_place_is_the_edit_returned_and_writes_nowhere_else(architecture):
+    model = network(architecture).double()
+    x = inputs_of(model)
+    before, plain = state(model), outputs(model, x, "hook_embed", lambda v, hook: None)
+    for name in model.hook_dict:
+        returned = outputs(model, x, name, lambda v, hook: v.sigmoid())
+        in_place = outputs(model, x, name, lambda v, hook: v.sigmoid_())
+        nothing_returned = outputs(model, x, name, edit)
+        for edited in (in_place, nothing_returned):
+            assert torch.equal(edited, returned), name
+        assert not torch.allclose(returned, plain, atol=1e-6), f"{name}: the edit is ignored"
+
+        point = model.get_submodule(name)
+        handle = point.register_forward_pre_hook(lambda point, v: edit(*v))
+        assert torch.equal(outputs(model, x, "hook_embed", lambda v, hook: None), returned), f"{name}: a pre-hook"
+        handle.remove()
+    _, cache = model.run_with_cache(x)
+    for tensor in cache.values():
+        tensor.fill_(7)
+    assert all(torch.equal(before[name], x) for name, x in state(model).items())
+    assert torch.equal(outputs(model, x, "hook_embed", lambda v, hook: None), plain)
+
+
+@pytest.mark.parametrize("architecture", ["learned", "rotary", "no norm", "RMS, max"])
+@torch.no_grad()
+def test_a_module_or_a_forward_in_the_place_of_a_hook_point_is_called(architecture):
+    x = inputs_of(network(architecture))
+    for name in network(architecture).hook_dict:
+        expected = outputs(network(architecture), x, name, lambda v, hook: v.sigmoid())
+        parent, _, leaf = name.rpartition(".")
+        replaced, patched = network(architecture), network(architecture)
+        setattr(replaced.get_submodule(parent), leaf, Edited())
+        patched.get_submodule(name).forward = Edited().forward
+        for model in (replaced, patched):
+            residual = model.residual(x)
+            both = [model.read(residual).flatten(), model.read(residual, output="tokens").flatten()]
+            assert torch.equal(torch.cat(both), expected), name
+        assert all(torch.equal(a, b) for a, b in zip(replaced.parameters(), patched.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize(
+    ("dtype", "accuracy"),
+    [(torch.float64, 1e-12), (torch.float32, 1e-5), (torch.bfloat16, 0.05), (torch.float16, 0.01)],
+)
+@torch.no_grad()
+def test_cached_and_fused_outputs_agree_in_every_precision(architecture, dtype, accuracy):
+    model = network(architecture).to(dtype)
+    x = inputs_of(model)
+    for lengths in (None, torch.tensor([6, 3, 1])):
+        fused = model(x, lengths=lengths)
+        cached, cache = model.run_with_cache(x, lengths=lengths)
+        assert fused.dtype == cached.dtype == cache[PATTERN].dtype == cache["blocks.0.attn.hook_attn_scores"].dtype
+        reference = network(architecture).to(dtype).double()(x, lengths=lengths)
+        for output in (fused, cached):
+            torch.testing.assert_close(output.double(), reference, rtol=accuracy, atol=accuracy)
+
+
+COMPILED = """
+import torch
+from attnprobe import DataSpec, ModelConfig, Transformer
+
+for compiled in (torch.compile, lambda model, **named: model.compile(**named) or model):
+    model = Transformer(ModelConfig(d_model=8, init_scale=0.5), DataSpec(n=6, inputs="tokens", classes=2, vocabulary=5))
+    x = torch.randint(5, (3, 6))
+    called = compiled(model.eval(), backend="eager")
+    with torch.no_grad():
+        plain = called(x)
+        for name in ("blocks.0.attn.hook_pattern", "hook_pos_embed", "blocks.0.hook_resid_mid"):
+            model.add_hook(name, lambda v, hook: v.sigmoid_())
+            expected = model.forward(x)
+            assert not torch.allclose(expected, plain), name
+            torch.testing.assert_close(called(x), expected)
+            model.reset_hooks()
+            torch.testing.assert_close(called(x), plain)
+        assert set(called.run_with_cache(x)[1]) == set(model.hook_dict)
+"""
+
+
+@pytest.mark.slow
+def test_a_compiled_network_honours_hooks_added_later():
+    # In a process of its own: the types that the tests check cannot be compiled.
+    subprocess.run([sys.executable, "-W", "ignore", "-c", COMPILED], check=True)
+
+
+def test_a_query_without_keys_attends_to_nothing():
+    model = network().double()
+    x = inputs_of(model)
+
+    def hide(scores, hook):
+        scores[:, :, 2] = -math.inf
+
+    with model.hooks(fwd_hooks=[("blocks.0.attn.hook_attn_scores", hide)]):
+        logits, cache = model.run_with_cache(x)
+    assert cache[PATTERN][:, :, 2].abs().max() == 0
+    assert cache["blocks.0.attn.hook_z"][:, 2].abs().max() == 0
+    rest = [i for i in range(6) if i != 2]
+    torch.testing.assert_close(cache[PATTERN][:, :, rest].sum(-1), torch.ones(3, 2, 5, dtype=torch.float64))
+    logits.sum().backward()
+    assert all(weight.grad.isfinite().all() for weight in model.parameters() if weight.grad is not None)
+
+
+@pytest.mark.parametrize("name", ["blocks.0.attn.hook_q", PATTERN, "hook_pos_embed"])
+def test_a_measure_refuses_a_network_with_hooks_left_on_it(name):
+    model = network()
+    model.add_hook(name, lambda v, hook: v * 0)
+    with pytest.raises(UsageError, match=f"hooks on {name}: measures need a network without any"):
+        read_heads_of(model)
+    model.reset_hooks()
+    read_heads_of(model)
+
+
+def read_heads_of(model):
+    read(own(model), batch_of(inputs_of(model)), "labels", lambda heads: None)
+
+
+@pytest.mark.parametrize("architecture", ["learned", "rotary", "cls"])
+@pytest.mark.parametrize("pos_slice", [-1, 2, (1, 3), [0, 2]])
+@torch.no_grad()
+def test_a_slice_of_positions_selects_tokens_and_nothing_else(architecture, pos_slice):
+    model = network(architecture)
+    x = inputs_of(model)
+    whole, part = model.run_with_cache(x)[1], model.run_with_cache(x, pos_slice=pos_slice)[1]
+    tokens = slice(*pos_slice) if isinstance(pos_slice, tuple) else pos_slice
+    tokens = [tokens % (6 + model.n_prefix)] if isinstance(tokens, int) else tokens
+    for name, tensor in whole.items():
+        if name == "hook_pooled":
+            expected = tensor
+        elif name.endswith(("hook_attn_scores", "hook_pattern")):
+            expected = tensor[:, :, tokens]
+        else:
+            expected = tensor[:, tokens]
+        assert torch.equal(part[name], expected), name
+    single = model.run_with_cache(x[:1], pos_slice=pos_slice, remove_batch_dim=True)[1]
+    assert all(torch.allclose(single[name], part[name][0], atol=1e-5) for name in part)
+
+
+@torch.no_grad()
+def test_lengths_may_be_a_list_or_an_array():
+    model = network()
+    x = inputs_of(model)
+    expected = model(x, lengths=torch.tensor([6, 3, 1]))
+    for lengths in ([6, 3, 1], (6, 3, 1), np.array([6, 3, 1], dtype=np.int32)):
+        assert torch.equal(model(x, lengths=lengths), expected)
+        assert torch.equal(model.run_with_cache(x, lengths=lengths)[0].argmax(-1), expected.argmax(-1))
+    with pytest.raises(UsageError, match="lengths=.*must be whole numbers"):
+        model(x, lengths=np.array([6.0, 3.0, 1.0]))
+
+
+@pytest.mark.parametrize(
+    ("named", "said"),
+    [
+        ({"names_filter": "hook_patern"}, "names_filter='hook_patern': no such hook point; valid: .*hook_embed"),
+        ({"names_filter": ["hook_embed", "q"]}, "no such hook point"),
+        ({"names_filter": []}, "no such hook point"),
+        ({"names_filter": lambda name: name == "q"}, "names_filter: passes none of the hook points"),
+        ({"incl_bwd": True}, "incl_bwd=True: this network returns logits, not a loss"),
+    ],
+)
+def test_what_a_cache_cannot_hold_is_refused(named, said):
+    model = network()
+    with pytest.raises(UsageError, match=said):
+        model.run_with_cache(inputs_of(model), **named)
