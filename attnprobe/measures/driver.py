@@ -99,13 +99,25 @@ def geometry_of(view: View, length: int) -> Geometry:
     return geometry(view.shape if len(view.shape) == 2 else (length,), view.causal)
 
 
+def farthest(network: Network) -> float:
+    """Return the largest distance of two tokens, in the view in which it is least."""
+    return min(math.dist(view.shape, [1] * len(view.shape)) for view in views(network).values())
+
+
 def check_window(network: Network, window: int | float, name: str = "window") -> None:
-    """Raise `UsageError` if nothing is near or nothing is far."""
-    farthest = min(math.dist(view.shape, [1] * len(view.shape)) for view in views(network).values())
-    if not 1 <= window < farthest:
-        raise UsageError(
-            f"{name}={window}: must be at least 1 and below {farthest:.3g}, the farthest distance there is"
-        )
+    """Raise `UsageError` if no key is near or none is far, unless the sequences are too short for any window."""
+    largest = farthest(network)
+    if largest <= 1 <= window:
+        return
+    if not 1 <= window < largest:
+        raise UsageError(f"{name}={window}: must be at least 1 and below {largest:.3g}, the farthest distance there is")
+
+
+def undefined(network: Network, numbers: str, up_to: int = 1) -> dict[str, str]:
+    """Return, as ``left_out`` of a result, numbers that sequences have none of if no key is farther than ``up_to``."""
+    if farthest(network) > up_to:
+        return {}
+    return {numbers: f"undefined (NaN): no key is farther than {up_to} in sequences of n={network.shape.n}"}
 
 
 def widened(values: np.ndarray, short: int) -> np.ndarray:

@@ -33,6 +33,7 @@ from attnprobe.measures.driver import (
     lengths_of,
     over_sequences,
     result,
+    undefined,
     views,
     widened,
 )
@@ -210,7 +211,7 @@ def gradients(
         "direction": given.directions,
         "subspace": list(SUBSPACES),
     }
-    left_out = {}
+    left_out = undefined(what.network, "*", up_to=0)
     if (losses[0], "", "mean_token_share") not in tallies.measured:
         left_out["mean_token_share, rank_one_share"] = "no single query and key map makes the score"
     facts = {"at": at, "fit_steps": fit_steps, "reach": reach, "curvature_sequences": curvature, "table": TABLE}

@@ -23,6 +23,7 @@ from attnprobe.measures.driver import (
     mean_over_shared,
     over_sequences,
     result,
+    undefined,
     views,
     widened,
 )
@@ -173,7 +174,9 @@ def positions(
         "key_bin": middle,
         "token": np.arange(n),
     }
-    left_out = {} if isinstance(network, KnowsMaps) else {"qk_*": "the network shows no query and key maps"}
+    left_out = undefined(network, "proximity_contrast")
+    if not isinstance(network, KnowsMaps):
+        left_out["qk_*"] = "the network shows no query and key maps"
     encoding = network.encoding if isinstance(network, KnowsPositions) else "unknown"
     if encoding == "unknown":
         left_out["pair_*"] = "the network does not know its position encoding; layer 0 is split by means over data too"
@@ -208,7 +211,8 @@ def _with_nulls(found: Sequence[dict[str, xr.Variable]], kinds: int) -> dict[str
     first, *others = found
     made = dict(first)
     for name in NULLED & set(first) if others else ():
-        values = np.stack([other[name].values for other in others]).reshape(kinds, -1, *first[name].shape)
+        shape = (kinds, len(others) // kinds, *first[name].shape)
+        values = np.stack([other[name].values for other in others]).reshape(shape)
         about = f"null: {first[name].attrs['long_name']}"
         made[f"{name}_null"] = variable(
             ["null", "draw", *map(str, first[name].dims)], values, about, first[name].attrs["units"]

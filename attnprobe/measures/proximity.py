@@ -1,5 +1,6 @@
 """Proximity: do scores and attention favour near keys, how much, and over what range?"""
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -25,6 +26,7 @@ from attnprobe.measures.driver import (
     mean_over_shared,
     over_sequences,
     result,
+    undefined,
     views,
     widened,
 )
@@ -146,7 +148,8 @@ def proximity(
         about_uniform = "uniform attention weight of a pair"
         variables[f"{prefix}uniform_pattern_by_offset"] = variable(view.axes, uniform, about_uniform, "1")
         variables |= _decay_summary(prefix, view, tallies, groups)
-    return result(what, variables, {"within": np.array(within)}, list(draws), window=window)
+    left_out = undefined(what.network, "proximity_contrast")
+    return result(what, variables, {"within": np.array(within)}, list(draws), left_out, window=window)
 
 
 def _add_statistics(
@@ -235,6 +238,6 @@ def _decay(profiles: np.ndarray, pairs: Geometry) -> Decay:
     used = (pairs.distance.numpy() > 0) & (count > 0) & known
     distance, which = np.unique(pairs.distance.numpy()[used], return_inverse=True)
     weight = np.bincount(which, count[used])
-    flat = (profiles[..., used] * count[used]).reshape(-1, len(which))
+    flat = (profiles[..., used] * count[used]).reshape(math.prod(profiles.shape[:-1]), len(which))
     folded = np.stack([np.bincount(which, one, len(distance)) for one in flat]) / weight
     return fit_decay(folded.reshape(*profiles.shape[:-1], len(distance)), distance, weight)

@@ -29,6 +29,9 @@ def fit_decay(profile: np.ndarray, distance: np.ndarray, weight: np.ndarray) -> 
     tried and no starting value can mislead; the maximum of R² is then placed between grid points by a parabola in
     $\log \lambda$. Lengths run from 0.25 to four times the longest distance.
     """
+    if len(distance) < 2:
+        nothing = np.full(profile.shape[:-1], np.nan)
+        return Decay(nothing, np.zeros_like(nothing), np.full(nothing.shape, "fewer than two distances"))
     weight = weight / weight.sum()
     grid = np.geomspace(SHORTEST, 4 * distance.max(), 400)
     shape = np.exp(-distance / grid[:, None])
