@@ -78,7 +78,8 @@ class Attention(nn.Module):
             return einsum(pattern, v, "batch head query key, batch head key d_value -> batch head query d_value")
         return scores.attend(v)
 
-    # TransformerLens's names and shapes: W_Q, W_K, W_V [head, d_model, d_head], W_O [head, d_head, d_model].
+    # TransformerLens's names and shapes: W_Q, W_K, W_V [head, d_model, d_head], W_O [head, d_head, d_model];
+    # b_Q, b_K, b_V [head, d_head], b_O [d_model].
     @property
     def W_Q(self) -> Float[Tensor, "head d_model d_head"]:
         """Query map of each head."""
@@ -98,6 +99,26 @@ class Attention(nn.Module):
     def W_O(self) -> Float[Tensor, "head d_head d_model"]:
         """Output map of each head."""
         return rearrange(self.o.weight, "d_model (head d_head) -> head d_head d_model", head=self.n_heads)
+
+    @property
+    def b_Q(self) -> Float[Tensor, "head d_head"]:
+        """Bias of each head's queries."""
+        return self.q.bias.unflatten(0, (self.n_heads, -1))
+
+    @property
+    def b_K(self) -> Float[Tensor, "head d_head"]:
+        """Bias of each head's keys."""
+        return self.k.bias.unflatten(0, (self.n_heads, -1))
+
+    @property
+    def b_V(self) -> Float[Tensor, "head d_head"]:
+        """Bias of each head's values."""
+        return self.v.bias.unflatten(0, (self.n_heads, -1))
+
+    @property
+    def b_O(self) -> Float[Tensor, " d_model"]:
+        """Bias of the output, of all heads together."""
+        return self.o.bias
 
     def _by_head(self, map_: nn.Linear) -> Tensor:
         return rearrange(map_.weight, "(head d_head) d_model -> head d_model d_head", head=self.n_heads)

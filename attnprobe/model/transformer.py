@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
-from transformer_lens import ActivationCache
+from transformer_lens import ActivationCache, FactoredMatrix
 from transformer_lens.HookedRootModule import HookedRootModule
 from transformer_lens.utilities.slice import Slice
 
@@ -74,6 +74,8 @@ class Norm(nn.Module):
 
 
 EPS = 1e-5
+OF_ATTENTION = ("W_Q", "W_K", "W_V", "W_O", "b_Q", "b_K", "b_V", "b_O")
+OF_MLP = ("W_in", "b_in", "W_out", "b_out")
 
 Lengths = Int[Tensor, " batch"] | Sequence[int] | np.ndarray | None
 """Tokens of each sequence; None if no sequence is padded."""
@@ -102,6 +104,27 @@ class MLP(nn.Module):
     def forward(self, x: Float[Tensor, "batch token d_model"]) -> Float[Tensor, "batch token d_model"]:
         """Return the sublayer's output."""
         return self.out(observe(self.hook_post, self.activation(observe(self.hook_pre, self.into(x)))))
+
+    # TransformerLens's names and shapes.
+    @property
+    def W_in(self) -> Float[Tensor, "d_model d_mlp"]:
+        """Map from the residual stream to the neurons."""
+        return self.into.weight.mT
+
+    @property
+    def b_in(self) -> Float[Tensor, " d_mlp"]:
+        """Bias of the neurons."""
+        return self.into.bias
+
+    @property
+    def W_out(self) -> Float[Tensor, "d_mlp d_model"]:
+        """Map from the neurons to the residual stream."""
+        return self.out.weight.mT
+
+    @property
+    def b_out(self) -> Float[Tensor, " d_model"]:
+        """Bias of the output."""
+        return self.out.bias
 
 
 class Block(nn.Module):
@@ -330,6 +353,16 @@ class Transformer(HookedRootModule):
     def hooked(self) -> list[str]:
         """The names of the hook points where something can read or edit the activation."""
         return [name for name in self.hook_dict if watched(self.get_submodule(name))]
+
+    def __getattr__(self, name: str) -> Any:
+        """Return the weights of all layers under TransformerLens's names, [layer, ...]: W_Q, b_Q, QK, ..., W_out."""
+        if name in ("QK", "OV"):
+            left, right = (self.W_Q, self.W_K.mT) if name == "QK" else (self.W_V, self.W_O)
+            return FactoredMatrix(left, right)
+        part = "attn" if name in OF_ATTENTION else "mlp" if name in OF_MLP and not self.cfg.attn_only else None
+        if part is None:
+            return super().__getattr__(name)
+        return torch.stack([getattr(getattr(block, part), name) for block in self.blocks])
 
     def block(self, layer: int) -> Block:
         """Return the block of a layer."""

@@ -46,6 +46,33 @@ def test_cache_is_transformerlenss_own_under_its_own_names(tokens):
     torch.testing.assert_close(heads.sum(0) + bias, cache["attn_out", 0])
 
 
+@torch.no_grad()
+def test_weights_have_transformerlenss_names_and_shapes(tokens):
+    model = network(norm="none")
+    for weight in model.parameters():
+        torch.nn.init.normal_(weight, std=0.3)
+    _, cache = model.run_with_cache(tokens)
+    for layer in range(2):
+        x = cache["resid_pre", layer]
+        for name in "qkv":
+            expected = torch.einsum("btm,hmd->bthd", x, getattr(model, f"W_{name.upper()}")[layer])
+            torch.testing.assert_close(cache[name, layer], expected + getattr(model, f"b_{name.upper()}")[layer])
+        out = torch.einsum("bthd,hdm->btm", cache["z", layer], model.W_O[layer]) + model.b_O[layer]
+        torch.testing.assert_close(cache["attn_out", layer], out)
+        mid = cache["resid_mid", layer] @ model.W_in[layer] + model.b_in[layer]
+        torch.testing.assert_close(cache["pre", layer], mid)
+        torch.testing.assert_close(
+            cache["mlp_out", layer], cache["post", layer] @ model.W_out[layer] + model.b_out[layer]
+        )
+    torch.testing.assert_close(model.QK.AB, model.W_Q @ model.W_K.mT)
+    torch.testing.assert_close(model.OV.AB, model.W_V @ model.W_O)
+    neurons, labels = cache.stack_neuron_results(layer=2, return_labels=True)
+    assert len(labels) == 2 * 24
+    torch.testing.assert_close(neurons.sum(0) + model.b_out.sum(0), cache["mlp_out", 0] + cache["mlp_out", 1])
+    with pytest.raises(AttributeError, match="has no attribute 'W_in'"):
+        _ = network(mlp_ratio=0).W_in
+
+
 def test_a_single_sequence_loses_its_batch_axis_on_request(tokens):
     _, cache = network().run_with_cache(tokens[:1], remove_batch_dim=True)
     assert cache["pattern", 0].shape == (2, 8, 8)
