@@ -172,6 +172,20 @@ class ModelConfig:
 
 
 @settings
+class NetworkConfig(ModelConfig):
+    """The architecture and what the data fix of it, under the names that TransformerLens looks for."""
+
+    n_ctx: Count = 1
+    """Tokens in the longest sequence."""
+    d_vocab: Index = 0
+    """Number of token ids; 0 for values."""
+    n_key_value_heads: None = None
+    """Keys and values have as many heads as queries."""
+    device: None = None
+    """Where patching makes its results: on torch's default device."""
+
+
+@settings
 class TrainConfig:
     """One training run: task, recipe, network, optimisation."""
 

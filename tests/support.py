@@ -70,7 +70,8 @@ def train_or_resume(folder, fields):
 
 def own(model):
     """Return one of attnprobe's networks behind the seam."""
-    return Own(model, TrainConfig(model=model.cfg), lambda: None)
+    config = ModelConfig(**{name: getattr(model.cfg, name) for name in ModelConfig.__dataclass_fields__})
+    return Own(model, TrainConfig(model=config), lambda: None)
 
 
 def batch_of(inputs):

@@ -14,13 +14,14 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
-from transformer_lens import ActivationCache, FactoredMatrix
+from transformer_lens import FactoredMatrix
 from transformer_lens.HookedRootModule import HookedRootModule
 from transformer_lens.utilities.slice import Slice
 
-from attnprobe.config import DataSpec, ModelConfig
+from attnprobe.config import DataSpec, ModelConfig, NetworkConfig
 from attnprobe.errors import UsageError, listed
 from attnprobe.model.attention import Attend, Attention
+from attnprobe.model.cache import Cache
 from attnprobe.model.hooks import HookPoint, observe, watched
 from attnprobe.model.initialisation import Map, mimetic, proximity
 from attnprobe.model.position import PositionEncoding, ProximityBias
@@ -173,7 +174,9 @@ class Transformer(HookedRootModule):
     def __init__(self, config: ModelConfig, data: DataSpec, seed: int = 0) -> None:
         """Build the network with the initial weights that belong to the seed."""
         super().__init__()
-        self.cfg, self.data = config, data
+        facts = {name: getattr(config, name) for name in ModelConfig.__dataclass_fields__}
+        self.cfg = NetworkConfig(**facts, n_ctx=data.n, d_vocab=data.vocabulary)
+        self.data = data
         self.n_prefix = int(config.pooling == "cls")
         """Tokens that the network itself puts in front of the sequence."""
         if data.inputs == "tokens":
@@ -377,8 +380,8 @@ class Transformer(HookedRootModule):
         pos_slice: Any = None,
         return_cache_object: bool = True,
         **named: Any,
-    ) -> tuple[Tensor, ActivationCache | dict[str, Tensor]]:
-        """Return the output and TransformerLens's `ActivationCache` of hook points (or a plain dict).
+    ) -> tuple[Tensor, Cache | dict[str, Tensor]]:
+        """Return the output and the `Cache` of hook points (or a plain dict).
 
         ``names_filter`` is a name, names or a predicate; ``pos_slice`` selects tokens (queries, of scores and patterns;
         position 0 is [CLS] if the network has one). Raises `UsageError` if no hook point passes the filter, and for
@@ -409,9 +412,25 @@ class Transformer(HookedRootModule):
             for name in set(cache) - {"hook_pooled"}:
                 by_query = name.endswith(("hook_attn_scores", "hook_pattern"))
                 cache[name] = tokens.apply(cache[name], -2 if by_query else 1 - remove_batch_dim)
-        return output, ActivationCache(
-            cache, self, has_batch_dim=not remove_batch_dim
-        ) if return_cache_object else cache
+        return output, Cache(cache, self, has_batch_dim=not remove_batch_dim) if return_cache_object else cache
+
+    def tokens_to_residual_directions(self, tokens: Any) -> Tensor:
+        """Return the directions [..., d_model] that the logits of tokens read, the gain of the final norm included."""
+        tokens = torch.as_tensor(tokens)
+        if self.data.inputs != "tokens" or tokens.is_floating_point():
+            raise UsageError(f"tokens of type {tokens.dtype}: directions belong to token ids of a network of tokens")
+        directions = self.unembed.weight[tokens]
+        if self.cfg.norm == "none" or not isinstance(self.ln_final, Norm):
+            return directions
+        return directions * cast(Tensor, self.ln_final.weight)
+
+    def accumulated_bias(self, layer: int, mlp_input: bool = False, include_mlp_biases: bool = True) -> Tensor:
+        """Return the sum of the biases b_O (and b_out) that sublayers before a layer (or its MLP) add."""
+        blocks = [self.block(index) for index in range(self.cfg.n_layers)]
+        biases = [block.attn.b_O for block in blocks[: layer + mlp_input]]
+        if include_mlp_biases and not self.cfg.attn_only:
+            biases += [block.mlp.b_out for block in blocks[:layer]]
+        return torch.stack(biases).sum(0) if biases else torch.zeros_like(self.classify.weight[0])
 
     def _embed(self, inputs: Tensor, masked: Tensor | None) -> Tensor:
         if self.data.inputs == "tokens":

@@ -1,0 +1,85 @@
+"""TransformerLens's helpers say what is true of this network, or refuse."""
+
+import pytest
+import torch
+from transformer_lens import patching
+
+from attnprobe.config import DataSpec, ModelConfig
+from attnprobe.errors import UsageError
+from attnprobe.model.transformer import Transformer
+
+DATA = DataSpec(n=6, inputs="tokens", classes=2, vocabulary=5)
+
+
+def network(data=DATA, **named):
+    config = ModelConfig(d_model=8, n_layers=2, **named)
+    model = Transformer(config, data).double().eval()
+    for weight in model.parameters():
+        torch.nn.init.normal_(weight, std=0.5)
+    return model
+
+
+def tokens():
+    return torch.randint(5, (3, 6), generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("named", [{}, {"norm": "rms", "pooling": "cls"}, {"norm": "none"}, {"position": "none"}])
+@torch.no_grad()
+def test_components_add_up_to_the_residual_stream_and_their_logits_to_the_logits(named):
+    model = network(**named)
+    logits, cache = model.run_with_cache(tokens(), output="tokens")
+    stream = cache["resid_post", 1]
+    torch.testing.assert_close(cache.decompose_resid().sum(0), stream)
+    torch.testing.assert_close(cache.get_full_resid_decomposition().sum(0), stream)
+    torch.testing.assert_close(cache.accumulated_resid()[-1], stream)
+    words = torch.tensor([4, 0, 2])
+    parts = cache.logit_attrs(cache.decompose_resid(), words)
+    # What the bias of the norm adds to a logit belongs to no component.
+    read = model.unembed.weight[words]
+    offset = model.unembed.bias[words] + (read @ model.ln_final.bias if model.cfg.norm == "layer" else 0)
+    expected = logits[torch.arange(3), :, words] - offset[:, None]
+    torch.testing.assert_close(parts.sum(0)[:, model.n_prefix :], expected)
+
+
+def test_what_a_sum_of_components_would_have_to_hold_for_is_refused_with_post_norm():
+    _, cache = network(norm_place="post").run_with_cache(tokens())
+    for name in ("decompose_resid", "get_full_resid_decomposition"):
+        with pytest.raises(UsageError, match=f"{name}: with post-norm"):
+            getattr(cache, name)()
+    for name in ("apply_ln_to_stack", "logit_attrs"):
+        with pytest.raises(UsageError, match=f"{name}: with post-norm"):
+            getattr(cache, name)(cache.accumulated_resid(), 1)
+    with pytest.raises(UsageError, match="logit_lens needs a tokeniser"):
+        cache.logit_lens()
+
+
+def test_tokens_without_directions_are_refused():
+    values = DataSpec(n=6, inputs="values", classes=2)
+    for model, given in ((network(values), torch.tensor([0])), (network(), torch.tensor([0.5]))):
+        with pytest.raises(UsageError, match="directions belong to token ids"):
+            model.tokens_to_residual_directions(given)
+
+
+@torch.no_grad()
+def test_transformerlenss_patching_is_the_edit_by_hand():
+    model, clean, corrupted = network(), tokens(), (tokens() + 1) % 5
+    assert (model.cfg.n_ctx, model.cfg.d_vocab) == (6, 5)
+    _, cache = model.run_with_cache(clean)
+
+    def metric(logits):
+        return logits[:, 0].sum()
+
+    streams = patching.get_act_patch_resid_pre(model, corrupted, cache, metric)
+    by_head = patching.get_act_patch_attn_head_out_all_pos(model, corrupted, cache, metric)
+    assert streams.shape == (2, 6) and by_head.shape == (2, 2)
+
+    def replace(v, hook):
+        v[:, 3] = cache["resid_pre", 1][:, 3]
+
+    def replace_head(v, hook):
+        v[:, :, 1] = cache["z", 0][:, :, 1]
+
+    by_hand = model.run_with_hooks(corrupted, fwd_hooks=[("blocks.1.hook_resid_pre", replace)])
+    torch.testing.assert_close(streams[1, 3].double(), metric(by_hand), rtol=1e-5, atol=1e-5)
+    by_hand = model.run_with_hooks(corrupted, fwd_hooks=[("blocks.0.attn.hook_z", replace_head)])
+    torch.testing.assert_close(by_head[0, 1].double(), metric(by_hand), rtol=1e-5, atol=1e-5)
