@@ -6,7 +6,8 @@ $$S_{ij} = q_i \cdot k_j / \sqrt{d_{head}} + b(j - i), \qquad A = \mathrm{softma
 
 with $S_{ij} = -\infty$ if query i may not see key j; `attnprobe.scores.Scores` is that score. `Attention.attend` has
 two paths to z. The fused one never holds an n x n array of scores. The explicit one makes S and A, and is taken if a
-hook sits on ``hook_attn_scores`` or ``hook_pattern``, so that an edit there is never ignored.
+hook sits on ``hook_attn_scores`` or ``hook_pattern``, so that an edit there is never ignored. A query whose scores are
+all -inf attends to nothing: its pattern and z are 0, as in TransformerLens.
 """
 
 import math

@@ -357,6 +357,25 @@ class Transformer(HookedRootModule):
         """The names of the hook points where something can read or edit the activation."""
         return [name for name in self.hook_dict if watched(self.get_submodule(name))]
 
+    def hooks(self, *named_hooks: Any, **options: Any) -> Any:
+        """Add hooks for the length of a ``with`` block, as TransformerLens does."""
+        self._refuse_replaced()
+        return super().hooks(*named_hooks, **options)
+
+    def add_hook(self, *hook: Any, **options: Any) -> None:
+        """Add a hook until `reset_hooks`, as TransformerLens does."""
+        self._refuse_replaced()
+        super().add_hook(*hook, **options)
+
+    def _refuse_replaced(self) -> None:
+        """Raise `UsageError` if a hook point has another module in its place: hooks would be added to the old one."""
+        replaced = [name for name, point in self.hook_dict.items() if self.get_submodule(name) is not point]
+        if replaced:
+            raise UsageError(
+                f"{listed(replaced)}: another module is in the place of the hook point, which hooks and caches cannot "
+                "reach; put the hook point back, or call model.setup() to go without it"
+            )
+
     def __getattr__(self, name: str) -> Any:
         """Return the weights of all layers under TransformerLens's names, [layer, ...]: W_Q, b_Q, QK, ..., W_out."""
         if name in ("QK", "OV"):

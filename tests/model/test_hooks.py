@@ -108,6 +108,21 @@ def test_a_module_or_a_forward_in_the_place_of_a_hook_point_is_called(architectu
         assert all(torch.equal(a, b) for a, b in zip(replaced.parameters(), patched.parameters(), strict=True))
 
 
+def test_hooks_and_caches_that_a_replaced_hook_point_would_not_see_are_refused():
+    model = network()
+    model.blocks[0].attn.hook_pattern = Edited()
+    x = inputs_of(model)
+    for use in (
+        lambda: model.run_with_cache(x),
+        lambda: model.run_with_hooks(x, fwd_hooks=[(PATTERN, edit)]),
+        lambda: model.add_hook(PATTERN, edit),
+    ):
+        with pytest.raises(UsageError, match=f"{PATTERN}: another module is in the place of the hook point"):
+            use()
+    model.setup()
+    assert PATTERN not in model.run_with_cache(x)[1]
+
+
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize(
     ("dtype", "accuracy"),
