@@ -355,7 +355,8 @@ class Transformer(HookedRootModule):
     @property
     def hooked(self) -> list[str]:
         """The names of the hook points where something can read or edit the activation."""
-        return [name for name in self.hook_dict if watched(self.get_submodule(name))]
+        modules = dict(self.named_modules())
+        return [name for name in self.hook_dict if name in modules and watched(modules[name])]
 
     def hooks(self, *named_hooks: Any, **options: Any) -> Any:
         """Add hooks for the length of a ``with`` block, as TransformerLens does."""
@@ -369,7 +370,8 @@ class Transformer(HookedRootModule):
 
     def _refuse_replaced(self) -> None:
         """Raise `UsageError` if a hook point has another module in its place: hooks would be added to the old one."""
-        replaced = [name for name, point in self.hook_dict.items() if self.get_submodule(name) is not point]
+        modules = dict(self.named_modules())  # without the hook points of a norm that was taken out
+        replaced = [name for name, point in self.hook_dict.items() if modules.get(name, point) is not point]
         if replaced:
             raise UsageError(
                 f"{listed(replaced)}: another module is in the place of the hook point, which hooks and caches cannot "
