@@ -33,7 +33,7 @@ def main(n: int = 1024, sequences: int = 16, only: tuple[str, ...] = (), out: Pa
     options = {"n": n, "train_size": sequences, "test_size": sequences}
     shape = {"n_layers": 3, "d_model": 64, "n_heads": 4, "batch_size": 4}
     config = ap.configure(
-        "pairs", recipe="labels", steps=1, evaluations=1, checkpoints=1, task_options=options, **shape
+        "pairs", recipe="supervised", steps=1, evaluations=1, checkpoints=1, task_options=options, **shape
     )
     with tempfile.TemporaryDirectory() as folder:
         path = ap.train(config, f"{folder}/run", progress=False).checkpoint_paths[-1]

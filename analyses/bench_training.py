@@ -44,7 +44,7 @@ from attnprobe.tasks import Split
 from attnprobe.training.batches import draw, take
 from attnprobe.training.objectives import Batch, evaluate
 
-MODEL = ModelConfig(n_layers=3, d_model=64, n_heads=4, position="sinusoidal", init_scale=0.1)
+MODEL = ModelConfig(n_layers=3, d_model=64, n_heads=4, position="sinusoidal", init_std=0.1)
 VOCABULARY, CLASSES = 16, 2
 TOKENS = 8192
 MASK_SHARE = 0.5
@@ -87,7 +87,7 @@ def compare(
     n: int, turns: int, seconds: float, device: torch.device, precision: str, rate: float
 ) -> list[dict[str, object]]:
     """Return a row for each way at one length."""
-    config = TrainConfig(mask_share=MASK_SHARE, batch_size=max(1, TOKENS // n), model=MODEL)
+    config = TrainConfig(mask_probability=MASK_SHARE, batch_size=max(1, TOKENS // n), model=MODEL)
     rng = np.random.default_rng(n)
     inputs = rng.integers(VOCABULARY, size=(4 * config.batch_size, n)).astype(np.uint8)
     split = Split(inputs, np.zeros(len(inputs), dtype=np.int64))

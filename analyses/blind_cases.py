@@ -1,7 +1,7 @@
 """Where labels see nothing of proximity, and where they do: the exact cases of claim 5, in float64.
 
 Cases are small networks of the package on random tokens, with what the theory assumes or all of it but one thing;
-kernels are functions of the offset alone.
+profiles are functions of the offset alone.
 """
 
 from collections.abc import Callable, Mapping
@@ -20,7 +20,7 @@ from attnprobe.geometry import geometry
 from attnprobe.model.transformer import Transformer
 from attnprobe.randomness import torch_generator
 from attnprobe.results import variable
-from attnprobe.statistics.directions import kernels
+from attnprobe.statistics.directions import proximity_profiles
 
 PROXIMITY, LENGTH = "circulant exponential", 2
 """The direction that stands for proximity in networks, and its length."""
@@ -52,11 +52,11 @@ CASES = {
     "zero scores: query-key weights": Case(True, invisible="weights"),
     "no residual stream": Case(True, edit="no residual"),
     "first of two linear layers": Case(True, {"n_layers": 2}),
-    "circulant scores of sd 2": Case(True, circulant=2.0),
-    "content scores of sd 0.1": Case(False, content=0.1),
-    "content scores of sd 0.3": Case(False, content=0.3),
-    "content scores of sd 1": Case(False, content=1.0),
-    "sd 1: query-key weights": Case(False, content=1.0, invisible="weights"),
+    "circulant scores of std 2": Case(True, circulant=2.0),
+    "content scores of std 0.1": Case(False, content=0.1),
+    "content scores of std 0.3": Case(False, content=0.3),
+    "content scores of std 1": Case(False, content=1.0),
+    "std 1: query-key weights": Case(False, content=1.0, invisible="weights"),
     "MLP (GELU)": Case(False, {"mlp_ratio": 2}),
     "LayerNorm": Case(False, {"norm": "layer"}),
     "LayerNorm and MLP": Case(False, {"norm": "layer", "mlp_ratio": 2}),
@@ -66,7 +66,7 @@ CASES = {
     "padding attended to, not pooled": Case(False, edit="padding"),
     "sigmoid instead of softmax": Case(False, edit="sigmoid"),
 }
-LINEAR: dict[str, Any] = {"d_model": 16, "norm": "none", "mlp_ratio": 0, "init_scale": 0.5, "position_scale": 0.5}
+LINEAR: dict[str, Any] = {"d_model": 16, "norm": "none", "mlp_ratio": 0, "init_std": 0.5, "position_std": 0.5}
 SPEC = DataSpec(n=32, inputs="tokens", classes=4, vocabulary=8)
 SAMPLES = 32
 
@@ -128,7 +128,7 @@ def losses(
 
     def add(scores: Tensor, hook: object) -> Tensor:
         n = scores.shape[-1]
-        around = kernels(geometry((n,)), LENGTH)[PROXIMITY][n - 1 :]
+        around = proximity_profiles(geometry((n,)), LENGTH)[PROXIMITY][n - 1 :]
         caught["scores"] = scores + case.circulant * circulant(steps[:n]) + near * circulant(around)
         return caught["scores"]
 
@@ -175,7 +175,7 @@ def invisible_share(
 # Kernels
 
 
-KERNELS: dict[str, Callable[[Tensor], Tensor]] = {
+PROFILES: dict[str, Callable[[Tensor], Tensor]] = {
     "exponential": lambda distance: (-distance / 4).exp(),
     "band": lambda distance: (distance == 1).double(),
     "linear": lambda distance: -distance,
@@ -184,20 +184,20 @@ KERNELS: dict[str, Callable[[Tensor], Tensor]] = {
 LENGTHS = (32, 64, 128, 256, 512)
 
 
-def of_kernels() -> dict[str, xr.Variable]:
-    """Return how much of each kernel labels see at zero scores, and how that falls with the length."""
+def of_profiles() -> dict[str, xr.Variable]:
+    """Return how much of each profile labels see at zero scores, and how that falls with the length."""
     distances = [geometry((n,)).distance for n in LENGTHS]
-    shares = np.array([[visible_share(kernel(one)) for one in distances] for kernel in KERNELS.values()])
+    shares = np.array([[visible_share(profile(one)) for one in distances] for profile in PROFILES.values()])
     slopes = np.polyfit(np.log(LENGTHS[1:]), np.log(shares[:, 1:]).T, 1)[0]  # the shortest is no limit yet
-    of, power = "share of the row-centred kernel's energy in column sums", "power of n that the visible share follows"
+    of, power = "share of the row-centred profile's energy in column sums", "power of n that the visible share follows"
     return {
-        "visible_share": variable(("kernel", "length"), shares, of, "1", "exact"),
-        "visible_power": variable(("kernel",), slopes, power, "1", "least squares of logarithms"),
+        "visible_share": variable(("profile", "length"), shares, of, "1", "exact"),
+        "visible_power": variable(("profile",), slopes, power, "1", "least squares of logarithms"),
     }
 
 
-def visible_share(kernel: Float[Tensor, " offset"]) -> float:
+def visible_share(profile: Float[Tensor, " offset"]) -> float:
     """Return the share of a function of the offset that labels see at zero scores: that in its column sums."""
-    line = geometry(((len(kernel) + 1) // 2,))
-    sums = line.windows_by_key(kernel)
-    return float((sums - sums.mean()).square().sum() / line.n / line.inner(kernel, kernel))
+    line = geometry(((len(profile) + 1) // 2,))
+    sums = line.windows_by_key(profile)
+    return float((sums - sums.mean()).square().sum() / line.n / line.inner(profile, profile))

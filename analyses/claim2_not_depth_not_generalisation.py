@@ -46,13 +46,13 @@ Varied = dict[str, tuple[str, dict[float, dict[str, Any]]]]
 
 def sized(task: str, *sizes: int) -> dict[float, dict[str, Any]]:
     """Return the settings of numbers of training sequences, beside those held out."""
-    held = OF_TASK[task]["hold_out"]
+    held = OF_TASK[task]["validation_size"]
     return {size: {"task_options": {"train_size": size + held}} for size in sizes}
 
 
 def of_digits(*sizes: int) -> dict[float, dict[str, Any]]:
     """Return the settings of numbers of training images: all that are no test images, or some of them held out too."""
-    return {size: {"hold_out": 1197 - size} for size in sizes}
+    return {size: {"validation_size": 1197 - size} for size in sizes}
 
 
 def lasting(*times: float) -> dict[float, dict[str, Any]]:
@@ -112,10 +112,10 @@ def searched(
 ) -> dict[str, xr.Variable]:
     """Return labels in the deepest networks with settings searched there, and SPT's gain over them."""
     task, (*_, deepest) = depth[0], depth[1].values()
-    tried = candidates("labels")[-2 if lab.scale == "quick" else 0 :]
-    by_choice = lab.train({one: setting(task, "labels", SEARCHED, one, **deepest) for one in tried})
+    tried = candidates("supervised")[-2 if lab.scale == "quick" else 0 :]
+    by_choice = lab.train({one: setting(task, "supervised", SEARCHED, one, **deepest) for one in tried})
     chosen = max(tried, key=lambda one: outcome(by_choice[one]))
-    runs = lab.train({(seed,): setting(task, "labels", seed, chosen, **deepest) for seed in of_seed})
+    runs = lab.train({(seed,): setting(task, "supervised", seed, chosen, **deepest) for seed in of_seed})
     found = accuracies(runs, {"seed": of_seed})
     spt = accuracy[list(RECIPES).index("spt"), -1]
     gain = xr.DataArray(spt - found["test_accuracy"])

@@ -71,10 +71,10 @@ TRANSPLANTS: dict[str, dict[str, Any]] = {
 }
 FROZEN = "SPT, QK frozen at random"
 SHUFFLED = "SPT on shuffled sequences"
-CONTROLS = (FROZEN, SHUFFLED, "labels, 4 x their steps")
+CONTROLS = (FROZEN, SHUFFLED, "supervised, 4 x the steps")
 LOOKED_AT = ("SPT", FROZEN, SHUFFLED)
 """Arms whose contrast is measured."""
-BASES = ("labels", "SPT")
+BASES = ("supervised", "SPT")
 ARMS = (*BASES, *TRANSPLANTS, *CONTROLS)
 
 
@@ -84,7 +84,7 @@ def study(lab: Lab) -> xr.Dataset:
     first: dict[tuple[str, str, int], TrainConfig] = {}
     for task, sizes in tasks.items():
         for seed in of_seed:
-            labels, spt = setting(task, "labels", seed, **sizes), setting(task, "spt", seed, **sizes)
+            labels, spt = setting(task, "supervised", seed, **sizes), setting(task, "spt", seed, **sizes)
             controls = (
                 dataclasses.replace(spt, freeze=("qk",)),
                 dataclasses.replace(spt, pretrain_order="shuffled"),
@@ -119,7 +119,7 @@ def transplanted(donor: Run, **named: Any) -> TrainConfig:
     given = {"init_from": str(donor.path_of(config.pretrain_steps)), **named}
     steps = config.steps - config.pretrain_steps
     return dataclasses.replace(
-        config, recipe="labels", steps=steps, pretrain_steps=0, init_seed=config.seed + FRESH, **given
+        config, recipe="supervised", steps=steps, pretrain_steps=0, init_seed=config.seed + FRESH, **given
     )
 
 

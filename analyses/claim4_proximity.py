@@ -5,7 +5,7 @@ Source: arXiv:2605.21070 (its abstract): SPT turns absolute position encodings i
 Design. On `pairs` (generated) and `digits` (real), and beside them with the best settings that begin with small
 weights, which decide nothing (added when claim 3 had shown how much initial weights do):
 
-- (a) The proximity contrast of the scores (near minus far keys, in sd of the score; in pixels on images) at every
+- (a) The proximity contrast of the scores (near minus far keys, in std of the score; in pixels on images) at every
   checkpoint of both recipes, of the head with the largest one; beside it the largest one of the same scores with
   positions permuted, so that picking a head costs the null as much; and the part of it that is position-position.
 - (b) Over all tasks of claim 1 and all seeds: the contrast at the end of self-pretraining, minus its null, against the
@@ -59,12 +59,12 @@ SIZES: dict[str, dict[str, Any]] = {"quick": {}, "default": {}, "full": LARGE}
 """Of the tasks that are trained for (b) alone."""
 OVER_TASKS = {"quick": ("pairs",), "default": tuple(settings.TASKS), "full": tuple(settings.TASKS)}
 GIVEN: dict[str, dict[str, Any]] = {
-    "labels": {},
-    "labels, fixed bias": {"score_bias": "fixed"},
-    "labels, proximity maps": {"init_qk": "proximity"},
-    "labels, mimetic maps": {"init_qk": "mimetic"},
+    "supervised": {},
+    "supervised, fixed bias": {"score_bias": "fixed"},
+    "supervised, proximity maps": {"init_qk": "proximity"},
+    "supervised, mimetic maps": {"init_qk": "mimetic"},
 }
-EDITS = ("remove toeplitz", "keep toeplitz", "remove position", "impose proximity")
+EDITS = ("ablate_toeplitz", "keep_toeplitz", "ablate_position", "impose_proximity")
 EDITED = 256
 """Test sequences whose scores are edited."""
 Key = tuple[str, str, int]
@@ -84,7 +84,7 @@ def study(lab: Lab) -> xr.Dataset:
     )
     given = lab.train(
         {
-            (task, arm, seed): setting(task, "labels", seed, **tasks[task], **named)
+            (task, arm, seed): setting(task, "supervised", seed, **tasks[task], **named)
             for task in tasks
             for arm, named in GIVEN.items()
             for seed in of_seed
@@ -94,7 +94,9 @@ def study(lab: Lab) -> xr.Dataset:
     found = _through_training(lab, runs, axes) | _edited(lab, runs, axes) | _over_tasks(lab, runs, everywhere, of_seed)
     arms = accuracies(given, {"task": list(tasks), "arm": list(GIVEN), "seed": of_seed})
     accuracy = xr.DataArray(arms["test_accuracy"], coords={"arm": list(GIVEN)})
-    found |= arms | effect("given", accuracy - accuracy.sel(arm="labels", drop=True), "gain of labels given proximity")
+    found |= arms | effect(
+        "given", accuracy - accuracy.sel(arm="supervised", drop=True), "gain of labels given proximity"
+    )
     coordinates = {
         **axes,
         "recipe": recipes,
@@ -196,7 +198,7 @@ def _over_tasks(lab: Lab, runs: Mapping[Key, Run], tasks: list[str], of_seed: li
     gain = np.array(
         [
             runs[task, "spt", seed].metrics[-1]["test_accuracy"]
-            - runs[task, "labels", seed].metrics[-1]["test_accuracy"]
+            - runs[task, "supervised", seed].metrics[-1]["test_accuracy"]
             for task, _, seed in keys
         ]
     ).reshape(shape)
@@ -220,15 +222,15 @@ def conclude(result: xr.Dataset) -> Conclusion:
     for task in tasks:
         more = at(result, "contrast_gain", task=task)
         excess, grown = (at(result, f"contrast_{name}", task=task) for name in ("excess", "grown"))
-        place = {"task": task, "intervention": "remove toeplitz"}
+        place = {"task": task, "intervention": "ablate_toeplitz"}
         edit, beyond = at(result, "edit", **place), at(result, "edit_excess", **place)
-        given = at(result, "given", task=task, arm="labels, fixed bias")
+        given = at(result, "given", task=task, arm="supervised, fixed bias")
         found = (
-            ("more proximity under SPT than under labels", more[1] > 0, f"{said(*more)} sd"),
+            ("more proximity under SPT than under labels", more[1] > 0, f"{said(*more)} std"),
             (
                 "self-pretraining brings proximity",
                 min(excess[1], grown[1]) > 0,
-                f"{said(*grown)} sd, minus its null {said(*excess)} sd",
+                f"{said(*grown)} std, minus its null {said(*excess)} std",
             ),
             (
                 "SPT loses accuracy without its function of the offset",
@@ -238,9 +240,9 @@ def conclude(result: xr.Dataset) -> Conclusion:
             ("labels gain from a fixed proximity bias", given[1] > 0, said(*given)),
         )
         parts += [Part(f"{task}: {one[0]}", *one[1:], decides=not task.endswith(SMALL)) for one in found]
-    removed = at(result, "edit", task=tasks[0], intervention="remove toeplitz")
+    removed = at(result, "edit", task=tasks[0], intervention="ablate_toeplitz")
     effect = (
-        f"{tasks[0]}: contrast of SPT minus labels {said(*at(result, 'contrast_gain', task=tasks[0]))} sd, accuracy "
+        f"{tasks[0]}: contrast of SPT minus labels {said(*at(result, 'contrast_gain', task=tasks[0]))} std, accuracy "
         f"without the function of the offset {said(*removed)}"
     )
     return concluded(parts, effect, result.sizes["seed"])
@@ -260,7 +262,7 @@ def draw(result: xr.Dataset) -> Figure:
             drawn = mark(number) | {"s": 12, "linewidths": 0, "alpha": 0.8}
             axes[0].scatter(one["contrast_by_task"], one["gain_by_task"], label=task, **drawn)
         axes[0].axhline(0, color="black", linewidth=0.5)
-        axes[0].set(xlabel="contrast after self-pretraining\nminus null (sd of score)", ylabel="gain in test accuracy")
+        axes[0].set(xlabel="contrast after self-pretraining\nminus null (std of score)", ylabel="gain in test accuracy")
         axes[1].axvline(0, color="black", linewidth=0.5)
         _draw_rows(axes[1], result["edited"], tasks, numbers, null=result["edited_null"])
         axes[1].set(xlabel="change of accuracy (SPT)")
@@ -315,7 +317,7 @@ def _draw_training(part: SubFigure, result: xr.Dataset, tasks: list[str]) -> Non
         axis.set(title=task.replace(", ", ",\n"), xlabel="training step")
         axis.set_xscale("symlog", linthresh=10)
     axes[0].set_title("a", loc="left", fontweight="bold")
-    axes[0].set_ylabel("proximity contrast (sd of score)")
+    axes[0].set_ylabel("proximity contrast (std of score)")
     part.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=4)
 
 
@@ -326,7 +328,7 @@ def caption(result: xr.Dataset) -> str:
         value, p = float(result["correlation"]), float(result["correlation_p"])
         correlation = f" (rank correlation of the means over tasks {value:.2f}, p = {p:.2f})"
     return (
-        "(a) Proximity contrast (score of near minus far keys, in sd of the score) of the head with the largest one "
+        "(a) Proximity contrast (score of near minus far keys, in std of the score) of the head with the largest one "
         f"through training: means over {result.sizes['seed']} seeds with 95 % Student intervals; dashed, its part in "
         "the position-position term; dotted, the largest one over heads of the same scores with positions permuted. "
         f"(b) That contrast at the end of self-pretraining, minus its null, against the gain of SPT, a dot a "

@@ -29,7 +29,7 @@ along any direction; what counts is how much larger it is along proximity than a
 can see.
 
 Rule. (1) In every blind case and seed less than 1e-10 of the gradient's energy lies where the theory has none and a
-circulant score of sd 1 changes the loss by less than 1e-10 of it; and in every exception more than 1e-10 of the energy
+circulant score of std 1 changes the loss by less than 1e-10 of it; and in every exception more than 1e-10 of the energy
 lies there. (2) On each task, at uniform attention, the SNR along proximity of the masked objective exceeds that of the
 labels, and by a larger factor than along the function of the key: the 95 % Student intervals of the difference and of
 the logarithm of the ratio of both factors, paired by seed, are above 0. The claim holds if (1) holds and (2) on every
@@ -48,7 +48,7 @@ from typing import Any, get_args
 
 import numpy as np
 import xarray as xr
-from blind_cases import CASES, KERNELS, LENGTH, LENGTHS, PROXIMITY, of_cases, of_kernels
+from blind_cases import CASES, LENGTH, LENGTHS, PROFILES, PROXIMITY, of_cases, of_profiles
 from conclusion import Conclusion, Part, concluded, said
 from drawing import MARKS, course, seeds
 from lab import Asked, Lab
@@ -73,7 +73,7 @@ BLIND = 1e-10
 """Below this share nothing is seen; rounding in float64 leaves 1e-30 of an energy and 1e-16 of a loss."""
 LOSSES = ("labels", "masked")
 DIRECTIONS = ("circulant band", PROXIMITY, "circulant linear", "toeplitz linear", "offset 0", "column", "random")
-STAGES = ("labels alone", "SPT: masked", "SPT: labels")
+STAGES = ("supervised", "SPT: masked", "SPT: labels")
 
 
 @dataclass(frozen=True)
@@ -112,10 +112,10 @@ def study(lab: Lab) -> xr.Dataset:
     }
     runs = lab.train(configs)
     measured = lab.measure(at_uniform(size, runs) | in_training(size, runs))
-    variables = {**of_cases(numbers), **of_kernels(), **of_uniform(measured), **of_training(measured)}
+    variables = {**of_cases(numbers), **of_profiles(), **of_uniform(measured), **of_training(measured)}
     coordinates = {
         "case": list(CASES),
-        "kernel": list(KERNELS),
+        "profile": list(PROFILES),
         "length": list(LENGTHS),
         "task": list(size.tasks),
         "seed": list(numbers),
@@ -124,7 +124,9 @@ def study(lab: Lab) -> xr.Dataset:
         "subspace": list(SUBSPACES),
         "stage": list(STAGES),
     }
-    return dataset(variables, coordinates, {"fit_steps": size.fit_steps, "proximity": PROXIMITY, "reach": LENGTH})
+    return dataset(
+        variables, coordinates, {"fit_steps": size.fit_steps, "proximity": PROXIMITY, "length_scale": LENGTH}
+    )
 
 
 # Networks
@@ -138,7 +140,7 @@ NULLS = 2
 WANTED = tuple(
     f"{view}{name}"
     for view in ("", "grid_")
-    for name in ("snr", "snr_null", "favours", "energy_share", "energy_share_of_noise")
+    for name in ("snr", "snr_null", "positive_share", "energy_share", "energy_share_of_noise")
 )
 
 
@@ -148,14 +150,14 @@ def at_uniform(size: Size, runs: Mapping[tuple[str, str, int], Run]) -> dict[Key
         "at": "uniform",
         "fit_steps": size.fit_steps,
         "sequences": size.sequences,
-        "reach": LENGTH,
+        "length_scale": LENGTH,
         "objectives": LOSSES,
         "nulls": NULLS,
     }
     return {
         (task, UNIFORM, 0, seed): Asked(run, 0, "gradients", WANTED, options)
         for (task, recipe, seed), run in runs.items()
-        if recipe == "labels"
+        if recipe == "supervised"
     }
 
 
@@ -165,7 +167,7 @@ def in_training(size: Size, runs: Mapping[tuple[str, str, int], Run]) -> dict[Ke
     for (task, _, seed), run in runs.items():
         for stage, (begun, steps) in stages(run).items():
             objectives = ("masked",) if stage == "SPT: masked" else ("labels",)
-            options = {"sequences": size.sequences, "reach": LENGTH, "objectives": objectives, "nulls": 0}
+            options = {"sequences": size.sequences, "length_scale": LENGTH, "objectives": objectives, "nulls": 0}
             for step in steps[:: size.every]:
                 asked[task, stage, step - begun, seed] = Asked(run, step, "gradients", WANTED, options)
     return asked
@@ -174,7 +176,7 @@ def in_training(size: Size, runs: Mapping[tuple[str, str, int], Run]) -> dict[Ke
 def stages(run: Run) -> dict[str, tuple[int, list[int]]]:
     """Return the stages of a run: after which step each begins, and the steps of its checkpoints."""
     steps = [int(path.stem.removeprefix("step-")) for path in run.checkpoint_paths]
-    if run.config.recipe == "labels":
+    if run.config.recipe == "supervised":
         return {STAGES[0]: (0, steps)}
     switch = run.config.pretrain_steps
     return {
@@ -194,7 +196,7 @@ def of_uniform(measured: Mapping[Key, xr.Dataset]) -> dict[str, xr.Variable]:
         values = [[read(found[task, seed]).transpose(*rest).values for seed in numbers] for task in tasks]
         return variable(("task", "seed", *rest), values, long_name, "1", method)
 
-    favours, share = "share of sequences whose descent raises the direction", "share of the gradient's energy"
+    positive_share, share = "share of sequences whose descent raises the direction", "share of the gradient's energy"
     root, mean = "root mean square over heads", "mean over heads"
     noise = [_own(one, "energy_share_of_noise").values for one in first]
     return {
@@ -204,7 +206,7 @@ def of_uniform(measured: Mapping[Key, xr.Dataset]) -> dict[str, xr.Variable]:
         "snr_of_noise": variable(
             ("task",), [one.attrs["sequences"] ** -0.5 for one in first], "SNR of noise", "1", "1 / root of sequences"
         ),
-        "favours": over(lambda one: _own(one, "favours").mean(HEADS), "direction", favours, mean),
+        "positive_share": over(lambda one: _own(one, "positive_share").mean(HEADS), "direction", positive_share, mean),
         "energy_share": over(lambda one: _own(one, "energy_share").mean(HEADS), "subspace", share, mean),
         "energy_share_of_noise": variable(("task", "subspace"), noise, "energy share of noise", "1", "dimensions"),
     }
@@ -317,7 +319,7 @@ def conclude(result: xr.Dataset) -> Conclusion:
 
 
 def draw(result: xr.Dataset) -> Figure:
-    """Draw cases and kernels, signals and energies at uniform attention, and signals in training."""
+    """Draw cases and profiles, signals and energies at uniform attention, and signals in training."""
     rows = -(-result.sizes["task"] // COLUMNS)
     heights = [0.145 * result.sizes["case"] + 0.7, 1.95 * rows + 0.5, 0.85 * rows + 0.35, 1.25 * rows + 0.5]
     with paper():
@@ -325,7 +327,7 @@ def draw(result: xr.Dataset) -> Figure:
         parts = figure.subfigures(4, 1, height_ratios=heights)
         left, right = parts[0].subplots(1, 2, width_ratios=[1.15, 1])
         draw_cases(left, result)
-        draw_kernels(right, result)
+        draw_profiles(right, result)
         draw_signals(parts[1], result)
         draw_energies(parts[2], result)
         draw_training(parts[3], result)
@@ -368,11 +370,11 @@ FLOOR = 1e-36
 DASHED = {"color": "black", "linewidth": 0.5, "linestyle": (0, (3, 2))}
 
 
-def draw_kernels(axis: Axes, result: xr.Dataset) -> None:
-    """Draw how the visible share of kernels falls with the length."""
-    for number, kernel in enumerate(result["kernel"].values):
-        one = result.sel(kernel=kernel)
-        name = f"{kernel}: $n^{{{one['visible_power'].item():.2f}}}$"
+def draw_profiles(axis: Axes, result: xr.Dataset) -> None:
+    """Draw how the visible share of profiles falls with the length."""
+    for number, profile in enumerate(result["profile"].values):
+        one = result.sel(profile=profile)
+        name = f"{profile}: $n^{{{one['visible_power'].item():.2f}}}$"
         drawn = line(number) | {"marker": MARKS[number], "markersize": 3}
         axis.plot(result["length"], one["visible_share"], label=name, **drawn)
     axis.set_xscale("log", base=2)
@@ -381,7 +383,7 @@ def draw_kernels(axis: Axes, result: xr.Dataset) -> None:
     axis.minorticks_off()
     axis.set(xlabel=label("length"), ylabel="share of energy that labels see")
     axis.set_ylim(bottom=float(result["visible_share"].min()) / 300)  # room for the legend
-    axis.set_title("b  kernels that end", loc="left")
+    axis.set_title("b  profiles that fall off", loc="left")
     axis.legend(loc="lower left")
 
 
@@ -464,21 +466,22 @@ def draw_training(part: SubFigure, result: xr.Dataset) -> None:
 
 def caption(result: xr.Dataset) -> str:
     """Return the figure's caption."""
-    favours = result["favours"].sel(direction=PROXIMITY, loss="masked").mean("seed")
-    raised = ", ".join(f"{task} {favours.sel(task=task):.0%}" for task in result["task"].values)
+    positive_share = result["positive_share"].sel(direction=PROXIMITY, loss="masked").mean("seed")
+    raised = ", ".join(f"{task} {positive_share.sel(task=task):.0%}" for task in result["task"].values)
     count = result.sizes["seed"]
     return (
         "(a) What labels see where the theory leaves them nothing, in float64; a mark for each of "
         f"{count} seeds of weights and tokens. Filled: share of the label gradient's energy in circulant directions "
         "(in differences of rows, or in what does not read the mean token, where so named); open: relative change of "
-        f"the loss by a circulant proximity score of sd 1; bars: pure noise; dashed: {BLIND:.0e}, below which a case "
-        "counts as blind; blue: blind by the theory, orange: exceptions. (b) Share of the energy of kernels that do "
+        f"the loss by a circulant proximity score of std 1; bars: pure noise; dashed: {BLIND:.0e}, below which a case "
+        "counts as blind; blue: blind by the theory, orange: exceptions. (b) Share of the energy of profiles that do "
         "not go around in their column sums, which is all that labels see of them at zero scores, with the fitted "
         "power of n: exponential of length 4, band of the nearest keys, minus the distance and minus its logarithm. "
         "(c) Size of the signal-to-noise ratio (mean over standard deviation of a sequence's gradient, "
         "root mean square over heads) along unit directions, in untrained networks at uniform attention, value weights "
         f"and the objective's readout fitted for {result.attrs['fit_steps']} steps; proximity has length "
-        f"{result.attrs['reach']}, in pixels on images, and leaves out offset 0; column and random are drawn. Dashed: "
+        f"{result.attrs['length_scale']}, in pixels on images, and leaves out offset 0; column and random are drawn. "
+        "Dashed: "
         "what noise has with as many sequences; grey: positions permuted, mean over seeds. (d) Share of the same "
         "gradients' energy in all circulant functions and in all functions of the key, over that of noise (grey). (e) "
         f"As (c), along the {result.attrs['proximity']} direction, for the objective that is being trained, at the "

@@ -115,7 +115,7 @@ def draw(result: xr.Dataset) -> Figure:
             upper.set(title=task, ylim=(0, 1.04))
             lower.set_xticks(range(len(ENCODINGS)), ENCODINGS, fontsize=6, rotation=20)
         axes[0, 0].set_ylabel("accuracy")
-        axes[1, 0].set_ylabel("proximity contrast\n(sd of score)")
+        axes[1, 0].set_ylabel("proximity contrast\n(std of score)")
         figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=2)
     return figure
 

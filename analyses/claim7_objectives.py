@@ -43,7 +43,7 @@ TASKS: dict[str, dict[str, dict[str, Any]]] = {
 }
 MASKED = (0.05, 0.15, 0.3, 0.5, 0.75)
 BUDGETS = (0.0, 0.0625, 0.125, 0.25, 0.5, 1.0)
-CAUSAL: dict[str, dict[str, Any]] = {"labels": {}, "masked": {}, "next-token": {"pretrain_objective": "next-token"}}
+CAUSAL: dict[str, dict[str, Any]] = {"supervised": {}, "masked": {}, "next-token": {"pretrain_objective": "next-token"}}
 
 
 def study(lab: Lab) -> xr.Dataset:
@@ -59,11 +59,13 @@ def study(lab: Lab) -> xr.Dataset:
     axes = {"task": list(tasks), "arm": list(arms(next(iter(tasks)), of_seed[0], {})), "seed": of_seed}
     found = accuracies(runs, axes)
     accuracy = xr.Dataset(found, axes)["test_accuracy"]
-    gains = accuracy.sel(arm=["causal, masked", "causal, next-token"]) - accuracy.sel(arm="causal, labels", drop=True)
+    gains = accuracy.sel(arm=["causal, masked", "causal, next-token"]) - accuracy.sel(
+        arm="causal, supervised", drop=True
+    )
     steps = [runs[task, "SPT", of_seed[0]].config.pretrain_steps for task in tasks]
     variables = {
         **found,
-        **shares(accuracy, "labels", "SPT"),
+        **shares(accuracy, "supervised", "SPT"),
         **effect("causal_gain", gains.rename(arm="objective"), "gain over causal labels in test accuracy"),
         "pretrain_steps": variable(("task",), steps, "steps of self-pretraining of the chosen recipe", "steps"),
         **chances(tasks),
@@ -73,19 +75,19 @@ def study(lab: Lab) -> xr.Dataset:
 
 def arms(task: str, seed: int, sizes: dict[str, Any]) -> dict[str, TrainConfig]:
     """Return every arm's configuration."""
-    labels, spt = setting(task, "labels", seed, **sizes), setting(task, "spt", seed, **sizes)
+    labels, spt = setting(task, "supervised", seed, **sizes), setting(task, "spt", seed, **sizes)
     finetuned = spt.steps - spt.pretrain_steps
-    found = {"labels": labels, "SPT": spt}
+    found = {"supervised": labels, "SPT": spt}
     for share in MASKED:
-        found[f"mask {share:g}"] = dataclasses.replace(spt, mask_share=share)
+        found[f"mask {share:g}"] = dataclasses.replace(spt, mask_probability=share)
     for budget in BUDGETS:
         steps = round(budget * spt.pretrain_steps)
-        recipe = "spt" if steps else "labels"
+        recipe = "spt" if steps else "supervised"
         found[f"budget {budget:g}"] = dataclasses.replace(
             spt, recipe=recipe, pretrain_steps=steps, steps=steps + finetuned
         )
     for objective, named in CAUSAL.items():
-        base = labels if objective == "labels" else spt
+        base = labels if objective == "supervised" else spt
         model = dataclasses.replace(base.model, causal=True)
         found[f"causal, {objective}"] = dataclasses.replace(base, model=model, **named)
     return found
@@ -126,7 +128,7 @@ def draw(result: xr.Dataset) -> Figure:
             steps = np.array(BUDGETS) * float(result["pretrain_steps"].sel(task=task))
             course(by_budget, steps, accuracy.sel(arm=[f"budget {one:g}" for one in BUDGETS]), number, task)
             for axis in (by_share, by_budget):
-                for arm, dash in (("labels", ":"), ("SPT", (0, (6, 2)))):
+                for arm, dash in (("supervised", ":"), ("SPT", (0, (6, 2)))):
                     drawn = {"color": mark(number)["color"], "linewidth": 0.7, "linestyle": dash}
                     axis.axhline(float(accuracy.sel(arm=arm).mean()), **drawn)
             for place, objective in enumerate(CAUSAL):
@@ -149,5 +151,5 @@ def caption(result: xr.Dataset) -> str:
         "Test accuracy after SPT, by the share of tokens that are masked (a), by the steps of self-pretraining before "
         "the same number of steps on the labels (b), and with causal attention by the objective (c). Means over "
         f"{result.sizes['seed']} seeds with 95 % Student intervals. Dotted and dashed lines: labels alone in the steps "
-        f"chosen for them, and SPT as chosen (masking {100 * COMMON['mask_share']:g} %)."
+        f"chosen for them, and SPT as chosen (masking {100 * COMMON['mask_probability']:g} %)."
     )

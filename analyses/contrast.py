@@ -15,7 +15,7 @@ SEQUENCES = 128
 NULLS = 2
 """Draws of each null, each on all sequences: what is used of them is their mean."""
 WANTED = tuple(f"{view}proximity_contrast{null}" for view in ("", "grid_") for null in ("", "_null"))
-UNITS = "sd of the score"
+UNITS = "std of the score"
 
 
 def asked(run: Run, step: int) -> Asked:

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from attnprobe.figures.style import COLOURS
 from attnprobe.statistics.seeds import mean_interval
 
-RECIPES = {"labels": "labels alone", "spt": "SPT, then labels"}
+RECIPES = {"supervised": "supervised only", "spt": "SPT, then supervised"}
 MARKS = ("o", "s", "^", "D", "v", "P", "X", "*")
 
 

@@ -9,7 +9,7 @@ Design: each task and seed is one comparison of two runs with the same data, wei
 
 - ``spt``: self-pretraining and then the labels;
 - ``labels``: the labels alone for as many steps (equal compute);
-- ``labels short``: the labels alone for the second stage's steps, the length of the published numbers from scratch.
+- ``supervised short``: the labels alone for the second stage's steps, the length of the published numbers from scratch.
   The rate is constant after the warm-up and the batches are a function of seed and step, so that this arm is the run of
   ``labels`` at that step, bit by bit, and costs nothing.
 
@@ -69,7 +69,7 @@ from attnprobe.files import write_whole
 from attnprobe.results import dataset, open_result, save, variable
 from attnprobe.statistics.seeds import mean_interval
 from attnprobe.sweeps.cells import took
-from attnprobe.sweeps.plan import folder_name
+from attnprobe.sweeps.plan import run_folder
 from attnprobe.tasks.folder import data_folder
 from attnprobe.tasks.image import ARCHIVE
 from attnprobe.training.loop import resume, train
@@ -83,8 +83,8 @@ Precision = Literal["float32", "bf16"]
 Name = Literal["image", "pathfinder", "listops"]
 NAMES: dict[Name, str] = {"image": "Image", "pathfinder": "Pathfinder", "listops": "ListOps"}
 """The tasks, the cheapest first."""
-RECIPES: tuple[Recipe, ...] = ("spt", "labels")
-ARMS = {"spt": "SPT,\nthen labels", "labels": "labels,\nas long", "labels short": "labels,\nshort"}
+RECIPES: tuple[Recipe, ...] = ("spt", "supervised")
+ARMS = {"spt": "SPT, then\nsupervised", "supervised": "supervised,\nas long", "supervised short": "supervised,\nshort"}
 SPLITS = ("test", "validation", "train")
 EVALUATIONS = 20
 """Evaluations of a run, evenly spaced; each stage has a whole number of them."""
@@ -95,16 +95,16 @@ _TINY: dict[str, Any] = {"n_layers": 1, "d_model": 16, "n_heads": 2, "mlp_ratio"
 _FEW = {"train_size": 60, "validation_size": 20, "test_size": 20}
 _SHORT = {"n": 64, "min_length": 10, "max_length": 64, "max_depth": 5, "max_args": 5}
 QUICK: dict[Name, dict[str, Any]] = {
-    "image": {**_TINY, "task_options": {"train_size": 20, "test_size": 8}, "hold_out": 8},
+    "image": {**_TINY, "task_options": {"train_size": 20, "test_size": 8}, "validation_size": 8},
     "pathfinder": {**_TINY, "task_options": {**_FEW, "side": 16, "contour_length": 5}},
     "listops": {**_TINY, "task_options": {**_FEW, **_SHORT}},
 }
 """Sizes at which the whole path takes seconds."""
 
 PUBLISHED: dict[tuple[str, str], dict[str, float]] = {
-    ("image", "labels short"): {"published_accuracy": 0.4244, "published_train_accuracy": 0.6945},
-    ("pathfinder", "labels short"): {"published_accuracy": 0.7140},
-    ("listops", "labels short"): {"published_accuracy": 0.3637},
+    ("image", "supervised short"): {"published_accuracy": 0.4244, "published_train_accuracy": 0.6945},
+    ("pathfinder", "supervised short"): {"published_accuracy": 0.7140},
+    ("listops", "supervised short"): {"published_accuracy": 0.3637},
 }
 _SOURCE = "Transformer from scratch, Tay et al. 2021 (arXiv:2011.04006), table 1; NaN: no number is at hand"
 _SHARE = "share of sequences"
@@ -115,7 +115,7 @@ BY_ARM: dict[str, tuple[str, ...]] = {
     "steps": ("steps taken", "steps"),
     "step_of_lowest": ("step of the lowest validation loss", "steps"),
     "steps_per_second": ("steps a second", "1/s", "evaluations included, making the data not"),
-    "seconds": ("time of all pieces", "s", "labels short: its share of the run of labels"),
+    "seconds": ("time of all pieces", "s", "supervised short: its share of the run of labels"),
     "hardware": ("hardware of training", ""),
 }
 BY_PUBLICATION = {
@@ -166,7 +166,7 @@ class Plan:
         named = {
             "steps": steps,
             "pretrain_steps": steps * preset["pretrain_steps"] // preset["steps"],
-            "warmup": round(self.share * preset["warmup"]),
+            "warmup_steps": round(self.share * preset["warmup_steps"]),
             "evaluations": EVALUATIONS,
             "device": self.device,
             "precision": self.precision,
@@ -175,7 +175,7 @@ class Plan:
 
     def run(self, task: Name, recipe: Recipe, seed: int) -> Run:
         """Return the run, which may not have begun."""
-        return Run(shared.RUNS / folder_name(self.config(task, recipe, seed)))
+        return Run(run_folder(shared.RUNS, self.config(task, recipe, seed)))
 
     @property
     def complete(self) -> list[tuple[Name, int]]:
@@ -216,7 +216,7 @@ def advance(lab: Lab, plan: Plan, task: Name, seed: int, until: float = math.inf
 
 def go_on(lab: Lab, config: TrainConfig, until: float) -> bool:
     """Train a run up to a time of the monotonic clock, and return whether it has ended."""
-    run = Run(shared.RUNS / folder_name(config))
+    run = Run(run_folder(shared.RUNS, config))
     if run.finished is None:
         began, clock = time.monotonic(), Clock()
         if began >= until:
@@ -305,9 +305,9 @@ def _variables(
 
 def numbers(plan: Plan, task: Name, seed: int, arm: str) -> dict[str, Any]:
     """Return the row of one arm of a comparison that is complete."""
-    recipe: Recipe = "spt" if arm == "spt" else "labels"
+    recipe: Recipe = "spt" if arm == "spt" else "supervised"
     config, run = plan.config(task, recipe, seed), plan.run(task, recipe, seed)
-    steps = config.steps - config.pretrain_steps if arm == "labels short" else config.steps
+    steps = config.steps - config.pretrain_steps if arm == "supervised short" else config.steps
     rows = [row for row in run.metrics if row["step"] <= steps]
     lowest = best(rows)
     assert rows[-1]["step"] == steps and lowest is not None, "a run is evaluated where each stage ends"
@@ -328,7 +328,7 @@ def numbers(plan: Plan, task: Name, seed: int, arm: str) -> dict[str, Any]:
 
 def facts(plan: Plan, task: Name, seed: int) -> dict[str, Any]:
     """Return the row of the data of a comparison that is complete."""
-    last = plan.run(task, "labels", seed).last
+    last = plan.run(task, "supervised", seed).last
     labels = last.task.test.labels
     return {
         "task": task,
@@ -354,7 +354,7 @@ def keep(result: xr.Dataset, path: Path) -> None:
 def gains(result: xr.Dataset) -> dict[str, tuple[float, float, float, int]]:
     """Return for each task SPT minus labels in equally many steps, the ends of its interval, and how many seeds."""
     found = {}
-    difference = result["test_accuracy"].sel(arm="spt") - result["test_accuracy"].sel(arm="labels")
+    difference = result["test_accuracy"].sel(arm="spt") - result["test_accuracy"].sel(arm="supervised")
     for task in NAMES:
         if task in result["task"]:
             pairs = difference.sel(task=task).dropna("seed").values
@@ -436,7 +436,7 @@ def caption(result: xr.Dataset) -> str:
     parts = []
     for task in (task for task in NAMES if task in result["task"]):
         one = result.sel(task=task)
-        long, short = (int(one["steps"].sel(arm=arm).max()) for arm in ("labels", "labels short"))
+        long, short = (int(one["steps"].sel(arm=arm).max()) for arm in ("supervised", "supervised short"))
         seeds = int(one["test_accuracy"].sel(arm="spt").notnull().sum())
         parts.append(
             f"{NAMES[task]}: {long:,} and {short:,} steps ({100 * float(one['steps_share']):.3g} % of the published), "

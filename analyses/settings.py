@@ -26,8 +26,8 @@ COMMON: dict[str, Any] = {
     "pooling": "mean",
     "schedule": "cosine",
     "weight_decay": 0.01,
-    "warmup": 50,
-    "mask_share": 0.3,
+    "warmup_steps": 50,
+    "mask_probability": 0.3,
     "evaluations": 4,
     "checkpoints": 5,
 }
@@ -35,10 +35,10 @@ _LONG = {"batch_size": 16, "steps": 2000, "evaluations": 1, "checkpoints": 1}
 """256 tokens a sequence: evaluated at the ends of the stages alone, which else takes as long as training."""
 
 TASKS: dict[str, dict[str, Any]] = {
-    "pairs": {"task_options": {"train_size": 700}, "hold_out": 200, "steps": 2000, "batch_size": 64},
-    "planted": {"task_options": {"train_size": 700}, "hold_out": 200, "steps": 2000, "batch_size": 64},
-    "bigrams": {"task_options": {"train_size": 700}, "hold_out": 200, "steps": 1500, "batch_size": 64},
-    "digits": {"hold_out": 200, "n_heads": 4, "steps": 1500, "batch_size": 32},
+    "pairs": {"task_options": {"train_size": 700}, "validation_size": 200, "steps": 2000, "batch_size": 64},
+    "planted": {"task_options": {"train_size": 700}, "validation_size": 200, "steps": 2000, "batch_size": 64},
+    "bigrams": {"task_options": {"train_size": 700}, "validation_size": 200, "steps": 1500, "batch_size": 64},
+    "digits": {"validation_size": 200, "n_heads": 4, "steps": 1500, "batch_size": 32},
     "listops": {
         "task_options": {
             **PRESETS["small-listops"]["task_options"],
@@ -49,7 +49,7 @@ TASKS: dict[str, dict[str, Any]] = {
         "steps": 3000,
         "batch_size": 32,
     },
-    "image-16": {"task_options": {"train_size": 5500, "test_size": 1000}, "hold_out": 500, **_LONG},
+    "image-16": {"task_options": {"train_size": 5500, "test_size": 1000}, "validation_size": 500, **_LONG},
     "pathfinder": {
         "task_options": {
             "side": 16,
@@ -63,18 +63,18 @@ TASKS: dict[str, dict[str, Any]] = {
     },
     "text": {
         "task_options": {"n": 256, "train_size": 5500, "test_size": 1000},
-        "hold_out": 500,
+        "validation_size": 500,
         **_LONG,
     },
 }
 
 RATES = (1e-3, 3e-3)
 WEIGHTS: dict[str, dict[str, Any]] = {
-    "small": {"init": "normal", "init_scale": 0.02, "position_scale": 0.02},
-    "large": {"init": "xavier", "init_scale": 0.1, "position_scale": 0.1},
+    "small": {"init": "normal", "init_std": 0.02, "position_std": 0.02},
+    "large": {"init": "xavier", "init_std": 0.1, "position_std": 0.1},
 }
 """Initial weights N(0, 0.02), embeddings and positions too; or Xavier's, and embeddings and positions N(0, 0.1)."""
-SPLITS: dict[Recipe, tuple[float, ...]] = {"labels": (0.5, 1.0), "spt": (0.5, 0.75)}
+SPLITS: dict[Recipe, tuple[float, ...]] = {"supervised": (0.5, 1.0), "spt": (0.5, 0.75)}
 """Labels alone take this share of the steps, and SPT takes this share of them before the labels."""
 
 LARGE: dict[str, Any] = {"n_layers": 2, "d_model": 128, "n_heads": 8}
@@ -86,25 +86,25 @@ SMALL = ", small weights"
 Choice = tuple[float, str, float]
 """Rate, initial weights, split of the steps."""
 CHOSEN: dict[tuple[str, Recipe], Choice] = {
-    ("pairs", "labels"): (1e-3, "large", 1.0),
+    ("pairs", "supervised"): (1e-3, "large", 1.0),
     ("pairs", "spt"): (3e-3, "large", 0.5),
-    ("planted", "labels"): (1e-3, "small", 0.5),
+    ("planted", "supervised"): (1e-3, "small", 0.5),
     ("planted", "spt"): (3e-3, "large", 0.5),
-    ("bigrams", "labels"): (3e-3, "large", 1.0),
+    ("bigrams", "supervised"): (3e-3, "large", 1.0),
     ("bigrams", "spt"): (3e-3, "large", 0.5),
-    ("digits", "labels"): (3e-3, "large", 0.5),
+    ("digits", "supervised"): (3e-3, "large", 0.5),
     ("digits", "spt"): (3e-3, "large", 0.75),
-    ("listops", "labels"): (1e-3, "large", 1.0),
+    ("listops", "supervised"): (1e-3, "large", 1.0),
     ("listops", "spt"): (3e-3, "large", 0.75),
-    ("image-16", "labels"): (3e-3, "large", 1.0),
+    ("image-16", "supervised"): (3e-3, "large", 1.0),
     ("image-16", "spt"): (3e-3, "large", 0.5),
-    ("pathfinder", "labels"): (3e-3, "large", 0.5),
+    ("pathfinder", "supervised"): (3e-3, "large", 0.5),
     ("pathfinder", "spt"): (3e-3, "small", 0.5),
-    ("text", "labels"): (1e-3, "large", 0.5),
+    ("text", "supervised"): (1e-3, "large", 0.5),
     ("text", "spt"): (3e-3, "large", 0.5),
-    ("pairs, small weights", "labels"): (3e-3, "small", 1.0),
+    ("pairs, small weights", "supervised"): (3e-3, "small", 1.0),
     ("pairs, small weights", "spt"): (3e-3, "small", 0.75),
-    ("digits, small weights", "labels"): (3e-3, "small", 1.0),
+    ("digits, small weights", "supervised"): (3e-3, "small", 1.0),
     ("digits, small weights", "spt"): (3e-3, "small", 0.5),
 }
 
@@ -126,10 +126,12 @@ def setting(task: str, recipe: Recipe, seed: int, choice: Choice | None = None, 
     """
     rate, weights, split = choice or CHOSEN[task, recipe]
     task = task.removesuffix(SMALL)
-    of_task = {**COMMON, **TASKS[task], **WEIGHTS[weights], "rate": rate}
+    of_task = {**COMMON, **TASKS[task], **WEIGHTS[weights], "learning_rate": rate}
     options = {**of_task.get("task_options", {}), **named.pop("task_options", {})}
     steps = named.pop("steps", of_task["steps"])
     part = round(steps * split)
-    stages = {"steps": part, "pretrain_steps": 0} if recipe == "labels" else {"steps": steps, "pretrain_steps": part}
+    stages = (
+        {"steps": part, "pretrain_steps": 0} if recipe == "supervised" else {"steps": steps, "pretrain_steps": part}
+    )
     asked = {**of_task, "recipe": recipe, "seed": seed, **stages, **named, "task_options": options}
     return configure(task, **asked)

@@ -46,7 +46,7 @@ def chances(tasks: Sequence[str]) -> dict[str, xr.Variable]:
 
 def gained(accuracy: xr.DataArray) -> xr.DataArray:
     """Return what SPT gains over labels alone."""
-    return accuracy.sel(recipe="spt", drop=True) - accuracy.sel(recipe="labels", drop=True)
+    return accuracy.sel(recipe="spt", drop=True) - accuracy.sel(recipe="supervised", drop=True)
 
 
 def effect(name: str, values: xr.DataArray, long_name: str, units: str = "1") -> dict[str, xr.Variable]:

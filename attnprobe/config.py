@@ -1,7 +1,7 @@
-"""Everything that decides a run, as frozen dataclasses of plain values that check themselves.
+"""Settings of a run: frozen dataclasses of plain values, validated at construction.
 
 The fields of `ModelConfig` and `TrainConfig` are the flags of ``attnprobe train``, the keys of a ``--config`` file and
-the keywords of `attnprobe.configure`; no name occurs twice.
+the keywords of `attnprobe.configure`. Their names are disjoint.
 """
 
 import dataclasses
@@ -17,9 +17,10 @@ from pydantic import Field
 from typing_extensions import dataclass_transform
 
 from attnprobe.errors import UsageError, listed
+from attnprobe.former_names import current_settings, refuse_former_settings
 from attnprobe.tables import OBJECTIVES, POSITIONS
 
-Made = TypeVar("Made")
+Settings = TypeVar("Settings")
 Count = Annotated[int, Field(gt=0)]
 Index = Annotated[int, Field(ge=0)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
@@ -29,20 +30,20 @@ Share = Annotated[float, Field(gt=0, lt=1)]
 
 
 @dataclass_transform(frozen_default=True, field_specifiers=(field,))
-def settings(kind: type[Made]) -> type[Made]:
-    """Make a frozen dataclass that refuses unknown names, wrong types and values in one line, as `UsageError`."""
-    made = pydantic.dataclasses.dataclass(frozen=True, config=pydantic.ConfigDict(extra="forbid"))(kind)
-    checked = made.__init__
+def settings(kind: type[Settings]) -> type[Settings]:
+    """Return a frozen dataclass whose constructor raises a one-line `UsageError` for unknown names and bad values."""
+    validated = pydantic.dataclasses.dataclass(frozen=True, config=pydantic.ConfigDict(extra="forbid"))(kind)
+    validate = validated.__init__
 
-    @functools.wraps(checked)
+    @functools.wraps(validate)
     def __init__(self: Any, *values: Any, **named: Any) -> None:
         try:
-            checked(self, *values, **named)
+            validate(self, *values, **named)
         except pydantic.ValidationError as error:
             raise UsageError("; ".join(map(_one_line, error.errors(include_url=False)))) from None
 
-    made.__init__ = __init__
-    return cast(type[Made], made)
+    validated.__init__ = __init__
+    return cast(type[Settings], validated)
 
 
 def _one_line(error: Any) -> str:
@@ -52,89 +53,95 @@ def _one_line(error: Any) -> str:
     return f"{name}={error['input']!r}: {error['msg'].lower()}"
 
 
-Recipe = Literal["labels", "spt"]
+Recipe = Literal["supervised", "spt"]
 
 
 @settings
 class DataSpec:
-    """What a network has to know of its data."""
+    """The data format a network is built for."""
 
     n: Count
-    """Tokens in a sequence (the longest, where lengths differ)."""
+    """Number of tokens in a sequence (in the longest one if lengths differ)."""
     inputs: Literal["tokens", "values"]
-    """Token ids, or one real value a token."""
+    """Token ids, or one real value per token."""
     classes: Annotated[int, Field(ge=2)]
-    """Number of labels."""
+    """Number of classes."""
     vocabulary: Index = 0
-    """Number of token ids; 0 for values."""
+    """Number of token ids; 0 for real values."""
     grid: tuple[Count, Count] | None = None
-    """Rows and columns, where the sequence is an image read row by row."""
+    """Rows and columns if the sequence is an image read row by row."""
     levels: Index = 0
-    """Equally spaced values from -1 to 1 that there are; a hidden one is then predicted by cross-entropy over them. 0:
-    any real value, and absolute error."""
+    """Number of equally spaced values from -1 to 1 that tokens can take; masked tokens are then predicted by
+    cross-entropy over these levels. 0: any real value, predicted with absolute error."""
 
     def __post_init__(self) -> None:
-        """Check that the numbers describe one kind of data."""
+        """Check that the fields are consistent."""
         if (self.inputs == "tokens") != (self.vocabulary > 0):
             raise UsageError(
-                f"data with inputs={self.inputs!r} and vocabulary={self.vocabulary}: ids need a vocabulary"
+                f"data with inputs={self.inputs!r} and vocabulary={self.vocabulary}: only ids have a vocabulary"
             )
         if self.levels == 1 or (self.levels and self.inputs == "tokens"):
-            raise UsageError(f"data with inputs={self.inputs!r} and levels={self.levels}: values have 0, or 2 and more")
+            raise UsageError(
+                f"data with inputs={self.inputs!r} and levels={self.levels}: must be 0, or at least 2 for values"
+            )
         if self.grid is not None and self.grid[0] * self.grid[1] != self.n:
-            raise UsageError(f"data with grid {self.grid[0]} x {self.grid[1]} cannot have n={self.n}")
+            raise UsageError(
+                f"data with n={self.n}: grid {self.grid[0]} x {self.grid[1]} has {self.grid[0] * self.grid[1]} tokens"
+            )
 
 
 @settings
 class ModelConfig:
-    """The architecture; what depends on the data comes from `DataSpec`."""
+    """The architecture; sizes that depend on the data are in `DataSpec`."""
 
     n_layers: Count = 1
     """Number of blocks."""
     d_model: Count = 32
     """Width of the residual stream."""
     n_heads: Count = 2
-    """Heads a layer; d_head is d_model / n_heads."""
+    """Attention heads per layer; d_head is d_model / n_heads."""
     mlp_ratio: Index = 2
-    """Hidden units of the MLP over d_model; 0 leaves the MLP out."""
+    """Hidden units of the MLP as a multiple of d_model; 0 for an attention-only network."""
     activation: Literal["gelu", "relu", "silu"] = "gelu"
     """Nonlinearity of the MLP."""
     position: str = "learned"
     """Position encoding."""
     norm: Literal["layer", "rms", "none"] = "layer"
     """Normalisation."""
-    norm_place: Literal["pre", "post"] = "pre"
-    """Before each sublayer (and once at the end), or after each residual sum."""
+    norm_placement: Literal["pre", "post"] = "pre"
+    """pre: normalise before each sublayer and at the end; post: after each residual sum."""
     causal: bool = False
-    """Whether a query sees only keys at or before its own position."""
+    """Causal attention: a query attends only to keys at or before its own position."""
     pooling: Literal["mean", "max", "cls", "last"] = "mean"
-    """How the label head sees the sequence; cls puts a learned token in front."""
+    """How the classification head pools the sequence; cls prepends a learned [CLS] token."""
     init: Literal["normal", "xavier"] = "normal"
-    """Initial weights: N(0, init_scale) or Xavier uniform; embeddings are always N(0, init_scale)."""
-    init_scale: Amount = 0.02
-    """Standard deviation of the initial embeddings and normal weights."""
-    position_scale: Amount = 0.02
-    """Standard deviation of initial learned positions and relative biases."""
+    """Initial weights: N(0, init_std^2) or Xavier uniform; embeddings are always N(0, init_std^2)."""
+    init_std: Amount = 0.02
+    """Standard deviation of initial embeddings and of weights under init normal."""
+    position_std: Amount = 0.02
+    """Standard deviation of initial position embeddings and relative position biases."""
     score_bias: Literal["none", "fixed", "learned"] = "none"
-    """Proximity bias of every head's score, -distance / proximity_range: none, a constant, or where one free number for
-    each head and offset starts."""
-    proximity_range: Rate = 2.0
-    """Range of the proximity bias, and of the exponential of init_qk proximity, in tokens or pixels."""
+    """Proximity bias -distance / length_scale in every head's score: none, fixed, or learned (the initial value of one
+    parameter per head and offset)."""
+    length_scale: Rate = 2.0
+    """Length scale of score_bias and of init_qk proximity, in tokens or pixels."""
     init_qk: Literal["random", "proximity", "mimetic"] = "random"
-    """Initial query and key maps: random; scoring near keys high, by the position vectors; or with the products of
-    trained vision Transformers, noise plus identity (Trockman & Kolter 2023)."""
+    """Initial query and key maps: random; proximity: position vectors score near keys high; mimetic: their product is
+    noise plus identity, as in trained vision Transformers (Trockman & Kolter 2023)."""
 
     def __post_init__(self) -> None:
-        """Check that the sizes fit each other."""
+        """Check that the settings are consistent."""
         POSITIONS.check(self.position)
         if self.d_model % self.n_heads:
-            raise UsageError(f"d_model={self.d_model} cannot be split into n_heads={self.n_heads} equal heads")
+            raise UsageError(f"d_model={self.d_model}: must be a multiple of n_heads={self.n_heads}")
         if self.position == "rotary" and self.d_head % 2:
-            raise UsageError(f"rotary positions need an even d_head, not {self.d_head} (d_model / n_heads)")
+            raise UsageError(f"position='rotary' needs an even d_head; d_model / n_heads is {self.d_head}")
         if self.pooling == "cls" and self.causal:
-            raise UsageError("pooling='cls' and causal=True: the token in front would see nothing but itself; use last")
+            raise UsageError(
+                "pooling='cls' with causal=True: [CLS] comes first and would attend only to itself; use pooling='last'"
+            )
         if self.position == "sinusoidal" and self.d_model % 2:
-            raise UsageError(f"sinusoidal positions need an even d_model, not {self.d_model}")
+            raise UsageError(f"position='sinusoidal' needs an even d_model, not {self.d_model}")
         if self.init_qk == "proximity":
             self._check_position_vectors()
 
@@ -144,10 +151,10 @@ class ModelConfig:
                 f"init_qk='proximity' needs position vectors in the residual stream: position learned or sinusoidal, "
                 f"not {self.position}"
             )
-        if self.position == "learned" and self.position_scale == 0:
-            raise UsageError("init_qk='proximity' needs position vectors that differ: position_scale=0.0 has none")
-        if not 0.5 <= self.proximity_range <= 1e6:
-            raise UsageError(f"init_qk='proximity' needs a proximity_range of 0.5 ... 1e6, not {self.proximity_range}")
+        if self.position == "learned" and self.position_std == 0:
+            raise UsageError("init_qk='proximity' needs distinct position vectors: position_std=0.0 makes them all 0")
+        if not 0.5 <= self.length_scale <= 1e6:
+            raise UsageError(f"init_qk='proximity' needs a length_scale of 0.5 ... 1e6, not {self.length_scale}")
 
     @property
     def d_head(self) -> int:
@@ -159,7 +166,7 @@ class ModelConfig:
         """Hidden units of the MLP."""
         return self.d_model * self.mlp_ratio
 
-    # Two names under which TransformerLens's ActivationCache asks for the same facts.
+    # TransformerLens's ActivationCache reads these two names.
     @property
     def attn_only(self) -> bool:
         """Whether blocks have no MLP."""
@@ -167,116 +174,113 @@ class ModelConfig:
 
     @property
     def normalization_type(self) -> str | None:
-        """Normalisation in TransformerLens's words: LN, RMS or None."""
+        """Normalisation under TransformerLens's names: LN, RMS or None."""
         return {"layer": "LN", "rms": "RMS", "none": None}[self.norm]
 
 
 @settings
 class NetworkConfig(ModelConfig):
-    """The architecture and what the data fix of it, under the names that TransformerLens looks for."""
+    """The architecture with the sizes that the data determine, under TransformerLens's names."""
 
     n_ctx: Count = 1
-    """Tokens in the longest sequence."""
+    """Maximum sequence length."""
     d_vocab: Index = 0
     """Number of token ids; 0 for values."""
     n_key_value_heads: None = None
-    """Keys and values have as many heads as queries."""
+    """None: as many key and value heads as query heads."""
     device: None = None
-    """Where patching makes its results: on torch's default device."""
+    """None: `transformer_lens.patching` allocates its results on torch's default device."""
 
 
 @settings
 class TrainConfig:
-    """One training run: task, recipe, network, optimisation."""
+    """Settings of one training run: task, recipe, network and optimiser."""
 
     task: str = "pairs"
-    """Task; `attnprobe tasks` lists them."""
+    """Name of a task (`attnprobe tasks` lists them) or path of an .npz file."""
     task_options: dict[str, int | float | str] = field(default_factory=dict)
-    """Parameters of the task that differ from its own, as NAME VALUE pairs (n 64 train_size 1000)."""
-    hold_out: Index = 0
-    """Training sequences kept for validation (the last ones), where the task has no validation split of its own."""
+    """Task parameters that override the defaults, as NAME VALUE pairs (n 64 train_size 1000)."""
+    validation_size: Index = 0
+    """Number of training sequences held out for validation (the last ones), for tasks without a validation split."""
     recipe: Recipe = "spt"
-    """labels: the labels alone for all steps. spt: self-pretraining, then the labels, in the same number of steps."""
+    """supervised: train on the labels for all steps. spt: self-pretrain, then train on the labels, in as many steps."""
     seed: Seed = 0
-    """Seed of the task instance, the initial weights, the batches and the masks."""
+    """Seed of the generated data, the initial weights, the batches and the masks."""
     init_seed: Seed | None = None
-    """Seed of the initial weights alone; None takes `seed`."""
+    """Seed of the initial weights only; None for `seed`."""
     model: ModelConfig = field(default_factory=ModelConfig)
     """The network."""
     steps: Count = 2000
-    """Steps in all, the same for both recipes."""
+    """Total number of training steps, self-pretraining included."""
     pretrain_steps: Index = 1500
-    """How many of the steps self-pretraining takes; recipe labels has none."""
+    """Steps of self-pretraining among `steps`; ignored by the supervised recipe."""
     pretrain_objective: str = "masked"
     """Objective of self-pretraining."""
-    pretrain_order: Literal["own", "shuffled"] = "own"
-    """shuffled: self-pretraining sees the tokens of every sequence in one random order of its own, and never who stands
-    beside whom: the control that knows the tokens but not their places."""
-    mask_share: Share = 0.3
-    """Probability with which a token is masked; the loss is taken on masked tokens only."""
+    pretrain_order: Literal["original", "shuffled"] = "original"
+    """shuffled: permute the tokens within each sequence during self-pretraining (order-free control)."""
+    mask_probability: Share = 0.3
+    """Probability that a token is masked; the masked loss covers masked tokens only."""
     batch_size: Count = 64
-    """Sequences a step, over all processes."""
-    accumulate: Count = 1
-    """Parts that a process takes its share of a batch in, one after the other: less memory, the same gradient."""
+    """Sequences per step, summed over all processes."""
+    gradient_accumulation_steps: Count = 1
+    """Micro-batches per process and step: less memory, same gradient; batch_size stays the total."""
     precision: Literal["float32", "bf16"] = "float32"
-    """bf16: forward and backward pass under bfloat16 autocast; weights and optimiser stay float32."""
+    """bf16: run forward and backward passes under bfloat16 autocast; weights and optimiser state stay float32."""
     compile: bool = False
     """Compile the network with torch.compile."""
-    rate: Rate = 3e-3
+    learning_rate: Rate = 3e-3
     """Peak learning rate of AdamW."""
-    pretrain_rate: Rate | None = None
-    """Peak learning rate of self-pretraining; None takes `rate`."""
+    pretrain_learning_rate: Rate | None = None
+    """Peak learning rate of self-pretraining; None for `learning_rate`."""
     schedule: Literal["cosine", "constant"] = "cosine"
-    """Learning rate after the warm-up, in each stage: a cosine down to 5 %, or constant."""
-    warmup: Index = 50
-    """Warm-up steps of each stage."""
+    """Learning rate after warm-up in each stage: cosine decay to 5 % of the peak, or constant."""
+    warmup_steps: Index = 50
+    """Linear warm-up steps of each stage."""
     weight_decay: Amount = 0.01
     """Weight decay of AdamW."""
-    clip: Amount = 1.0
-    """Largest gradient norm; 0 does not clip."""
+    grad_clip: Amount = 1.0
+    """Maximum gradient norm; 0 disables clipping."""
     evaluations: Count = 20
-    """How many times a run is evaluated on training, validation and test data, evenly spaced; it is at each checkpoint
-    too."""
+    """Number of evenly spaced evaluations on training, validation and test data; checkpoints are evaluated too."""
     patience: Index = 0
-    """Evenly spaced evaluations after the warm-up without a lower validation loss after which training on the labels
-    ends; 0 never ends it."""
+    """Early stopping: end training on the labels after this many evenly spaced evaluations without a lower validation
+    loss; 0 disables it."""
     checkpoints: Count = 6
-    """Checkpoints of each stage, log-spaced up to its end; step 0 is always kept."""
+    """Number of checkpoints per stage, log-spaced up to its last step; step 0 is always saved."""
     init_from: str | None = None
-    """Checkpoint to take initial weights from."""
+    """Checkpoint to load initial weights from."""
     transfer: str = "all"
-    """Which parts init_from gives: all, PART+PART or all-but-PART+PART."""
+    """Parts of the network to load from init_from: all, PART+PART or all-but-PART+PART."""
     freeze: tuple[str, ...] = ()
-    """Parts that stay as they start, by the same names: qk,positions."""
+    """Parts of the network to freeze, by the same names: qk,positions."""
     device: str = "cpu"
     """torch device."""
 
     def __post_init__(self) -> None:
-        """Check what can be checked without the task or another checkpoint."""
+        """Check everything that needs neither the task nor another checkpoint."""
         if self.recipe == "spt" and not 0 < self.pretrain_steps <= self.steps:
             raise UsageError(f"pretrain_steps={self.pretrain_steps} must be at least 1 and at most steps={self.steps}")
         self._check_objective()
-        if self.accumulate > self.batch_size:
-            raise UsageError(
-                f"accumulate={self.accumulate}: a batch of batch_size={self.batch_size} has not so many parts"
-            )
+        if self.gradient_accumulation_steps > self.batch_size:
+            parts = f"gradient_accumulation_steps={self.gradient_accumulation_steps}"
+            raise UsageError(f"{parts}: must be at most batch_size={self.batch_size}")
         if self.transfer != "all" and self.init_from is None:
-            raise UsageError(f"transfer={self.transfer!r} needs init_from, the checkpoint to take it from")
+            raise UsageError(f"transfer={self.transfer!r} needs init_from, the checkpoint to load from")
 
     def _check_objective(self) -> None:
         name = self.pretrain_objective
         if name == "masked":
-            return  # the default, which needs nothing: looking at an objective imports torch
+            return  # avoids importing torch for the default
         if name not in OBJECTIVES or name == "labels":
-            valid = listed(one for one in OBJECTIVES if one != "labels")
+            valid = listed(objective for objective in OBJECTIVES if objective != "labels")
             raise UsageError(f"pretrain_objective={name!r} is unknown; valid: {valid}")
         if self.recipe == "spt" and OBJECTIVES[name].needs_causal and not self.model.causal:
-            raise UsageError(f"pretrain_objective={name!r} needs causal=True: elsewhere the answer can be seen")
+            raise UsageError(f"pretrain_objective={name!r} needs causal=True: otherwise the next token is visible")
 
     @property
     def stages(self) -> tuple[tuple[str, int], ...]:
-        """The objectives in order, each with its number of steps."""
-        if self.recipe == "labels":
+        """Objectives in training order, each with its number of steps."""
+        if self.recipe == "supervised":
             return (("labels", self.steps),)
         first = (self.pretrain_objective, self.pretrain_steps)
         rest = self.steps - self.pretrain_steps
@@ -284,13 +288,14 @@ class TrainConfig:
 
 
 def from_flat(named: Mapping[str, Any]) -> TrainConfig:
-    """Return the `TrainConfig` with the named fields, of the network and of training alike, from one flat mapping.
+    """Return the `TrainConfig` of a flat mapping that names fields of `TrainConfig` and `ModelConfig`.
 
-    Raises `UsageError` for an unknown name and lists the valid ones.
+    Raises `UsageError` for an unknown or former name.
 
-    >>> from_flat({"recipe": "labels", "n_layers": 3}).model.n_layers
+    >>> from_flat({"recipe": "supervised", "n_layers": 3}).model.n_layers
     3
     """
+    refuse_former_settings(named)
     named = dict(named)
     valid = {*_names(TrainConfig), *_names(ModelConfig)} - {"model"}
     for name in named:
@@ -301,14 +306,14 @@ def from_flat(named: Mapping[str, Any]) -> TrainConfig:
 
 
 def read_settings(path: str | Path) -> dict[str, Any]:
-    """Read settings from a TOML or YAML file; a section may hold them or not, its name does not matter."""
-    found = read_file(path)
+    """Read settings from a TOML or YAML file; they may be grouped in sections of any name."""
+    content = read_file(path)
     named: dict[str, Any] = {}
-    for name, value in found.items():
+    for name, value in content.items():
         inner = value if isinstance(value, dict) and name != "task_options" else {name: value}
         for key, entry in inner.items():
             if not isinstance(key, str):
-                raise UsageError(f"{path}: {key!r} is no name of a setting")
+                raise UsageError(f"{path}: {key!r} is not the name of a setting")
             if key in named:
                 raise UsageError(f"{path}: {key} is set twice")
             named[key] = entry
@@ -316,29 +321,31 @@ def read_settings(path: str | Path) -> dict[str, Any]:
 
 
 def read_file(path: str | Path) -> dict[Any, Any]:
-    """Return what a TOML or YAML file holds, sections as dictionaries; raise `UsageError` where it cannot be read."""
+    """Return the content of a TOML or YAML file; raise `UsageError` if it cannot be read."""
     path = Path(path)
     try:
-        found = _PARSERS[path.suffix](path.read_text())
+        content = _PARSERS[path.suffix](path.read_text())
     except KeyError:
-        raise UsageError(f"{path}: a configuration ends in {listed(_PARSERS)}") from None
+        raise UsageError(f"{path}: the file name of a configuration must end in {listed(_PARSERS)}") from None
     except OSError as error:
         raise UsageError(f"{path}: {error.strerror}") from error
     except ValueError as error:
         raise UsageError(f"{path}: {' '.join(str(error).split())}") from error
-    if not isinstance(found, dict):
+    if not isinstance(content, dict):
         raise UsageError(f"{path}: holds no settings (NAME = VALUE)")
-    return found
+    return content
 
 
-def from_plain(kind: type[Made], fields: Any, where: str) -> Made:
-    """Rebuild a settings dataclass from the dictionary that ``dataclasses.asdict`` made of it.
+def from_plain(kind: type[Settings], fields: Any, where: str) -> Settings:
+    """Rebuild a settings dataclass from the result of ``dataclasses.asdict``.
 
-    A field with a default may be missing, as in files from before it existed: the default of a new field is what was
-    done before. Raises `UsageError` naming fields that are unknown or missing; ``where`` says what they were read from.
+    Former names of settings are translated. A field with a default may be missing, as in files from before it existed:
+    the default of a new field is the earlier behaviour. Raises `UsageError` for unknown or missing fields; ``where`` is
+    the file they come from.
     """
     if not isinstance(fields, Mapping):
         raise UsageError(f"{where}: holds {type(fields).__name__} where {kind.__name__} should be")
+    fields = current_settings(fields)
     unknown, missing = sorted(set(fields) - _names(kind)), sorted(_needed(kind) - set(fields))
     if unknown or missing:
         wrong = [f"unknown {listed(unknown)}"] * bool(unknown) + [f"missing {listed(missing)}"] * bool(missing)
@@ -350,13 +357,14 @@ def from_plain(kind: type[Made], fields: Any, where: str) -> Made:
 
 
 def _names(kind: Any) -> set[str]:
-    return {one.name for one in dataclasses.fields(kind)}
+    return {field.name for field in dataclasses.fields(kind)}
 
 
 def _needed(kind: Any) -> set[str]:
     """Return the names of the fields without a default."""
     absent = dataclasses.MISSING
-    return {one.name for one in dataclasses.fields(kind) if one.default is absent and one.default_factory is absent}
+    fields = dataclasses.fields(kind)
+    return {field.name for field in fields if field.default is absent and field.default_factory is absent}
 
 
 def _toml(text: str) -> Any:

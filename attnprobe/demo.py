@@ -25,7 +25,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "pairs": {"evaluations": 4, "checkpoints": 4},
     "digits": {"evaluations": 4, "checkpoints": 4, "steps": 1000, "pretrain_steps": 700},
 }
-RECIPES = ("labels", "spt")
+RECIPES = ("supervised", "spt")
 
 
 def demo(out: Path, seeds: int, workers: int) -> None:
@@ -54,7 +54,7 @@ def demo(out: Path, seeds: int, workers: int) -> None:
         save(joined[task], out / f"{task}.nc")
     report.write_figure(draw_recipes(joined), out / "demo", "labels alone, and SPT before them")
     print(_table(joined))
-    print("\nmean ± sd over seeds; distance, share and contrast of each run's head with the largest contrast;")
+    print("\nmean ± std over seeds; distance, share and contrast of each run's head with the largest contrast;")
     print("contrast (null): the largest over heads in the same scores with positions permuted, mean over draws")
     for task, result in joined.items():
         print(_gain(task, result))
@@ -95,19 +95,19 @@ def _table(joined: dict[str, xr.Dataset]) -> str:
             "contrast (null)": null,
         }
         for recipe in RECIPES:
-            shown = {name: _mean_and_sd(values.sel(recipe=recipe).values) for name, values in columns.items()}
+            shown = {name: _mean_and_std(values.sel(recipe=recipe).values) for name, values in columns.items()}
             rows.append({"task": task, "recipe": recipe, **shown})
     return pd.DataFrame(rows).to_string(index=False)
 
 
-def _mean_and_sd(values: np.ndarray) -> str:
+def _mean_and_std(values: np.ndarray) -> str:
     spread = f" ± {values.std(ddof=1):.3f}" if len(values) > 1 else ""
     return f"{values.mean():.3f}{spread}"
 
 
 def _gain(task: str, result: xr.Dataset) -> str:
     """Say what SPT changed in test accuracy, paired over seeds, whichever way it came out."""
-    gains = (result["test_accuracy"].sel(recipe="spt") - result["test_accuracy"].sel(recipe="labels")).values
+    gains = (result["test_accuracy"].sel(recipe="spt") - result["test_accuracy"].sel(recipe="supervised")).values
     said = f"{task}: SPT changes test accuracy by {gains.mean():+.3f}"
     if len(gains) < 2:
         return f"{said} (one seed: no interval)"

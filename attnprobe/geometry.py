@@ -122,7 +122,7 @@ class Geometry:
         line = torch.zeros(*sums.shape[:-1], 2 * self.n - 1, dtype=sums.dtype)
         return line.index_add(-1, self.in_line, sums)
 
-    def kernel(self, sums: Float[Tensor, "*lead offset"]) -> Float[Tensor, "*lead offset"]:
+    def offset_profile(self, sums: Float[Tensor, "*lead offset"]) -> Float[Tensor, "*lead offset"]:
         """Return the least-squares t for the offset sums b of centred scores: mean 0 over pairs, NaN without pairs."""
 
         def normal(t: Tensor) -> Tensor:

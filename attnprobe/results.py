@@ -11,6 +11,15 @@ import xarray as xr
 
 from attnprobe.axes import LABELS
 from attnprobe.errors import UsageError
+from attnprobe.former_names import (
+    ATTRIBUTES,
+    AXES,
+    COORDINATES,
+    INTERVENTIONS,
+    STD,
+    VARIABLES,
+    current_settings,
+)
 from attnprobe.provenance import provenance
 
 
@@ -81,8 +90,44 @@ def open_result(path: str | Path) -> xr.Dataset:
     """Read a result that `save` wrote; raise `UsageError` where the file is none."""
     try:
         with xr.open_dataset(path, engine="h5netcdf") as result:
-            return result.load()
+            return with_current_names(result.load())
     except FileNotFoundError:
         raise UsageError(f"{path}: no such file") from None
     except (OSError, ValueError) as error:
         raise UsageError(f"{path}: not a result of attnprobe ({str(error).strip().splitlines()[0]})") from error
+
+
+def with_current_names(result: xr.Dataset) -> xr.Dataset:
+    """Return a result under current names: variables, axes, coordinate values, attributes and units."""
+    variables = {str(name): _current_variable(str(name), result) for name in result.data_vars}
+    renamed = result.rename({name: new for name, new in variables.items() if name != new})
+    renamed = renamed.rename({axis: new for axis, new in AXES.items() if axis in renamed.dims})
+    for axis, values in COORDINATES.items():
+        if axis in renamed.coords and renamed[axis].dtype.kind in "UOT":
+            current = np.array([values.get(str(value), str(value)) for value in renamed[axis].values.ravel()])
+            attributes = renamed[axis].attrs
+            renamed = renamed.assign_coords({axis: (renamed[axis].dims, current.reshape(renamed[axis].shape))})
+            renamed[axis].attrs = attributes
+    for variable in renamed.variables.values():
+        if variable.attrs.get("units") == "sd of the score":
+            variable.attrs["units"] = "std of the score"
+    renamed.attrs = {ATTRIBUTES.get(name, name): value for name, value in renamed.attrs.items()}
+    if "config" in renamed.attrs:
+        config = json.loads(renamed.attrs["config"])
+        config["model"] = current_settings(config.get("model", {}))
+        renamed.attrs["config"] = json.dumps(current_settings(config))
+    if "left_out" in renamed.attrs:
+        left_out = json.loads(renamed.attrs["left_out"])
+        renamed.attrs["left_out"] = json.dumps({INTERVENTIONS.get(name, name): why for name, why in left_out.items()})
+    return renamed
+
+
+def _current_variable(name: str, result: xr.Dataset) -> str:
+    former, current = STD
+    if name.endswith(former) and f"{name.removesuffix(former)}_interval" in result:
+        name = name.removesuffix(former) + current
+    for prefix in ("", "grid_"):
+        for old, new in VARIABLES.items():
+            if name == prefix + old or name.startswith(f"{prefix}{old}_"):
+                return prefix + new + name.removeprefix(prefix + old)
+    return name

@@ -128,16 +128,16 @@ OBJECTIVES = Table(
 EDITS = Table(
     "edit",
     {
-        "flatten": "attnprobe.measures.edits:flatten",
-        "keep toeplitz": "attnprobe.measures.edits:keep_toeplitz",
-        "remove toeplitz": "attnprobe.measures.edits:remove_toeplitz",
-        "keep position": "attnprobe.measures.edits:keep_position",
-        "remove position": "attnprobe.measures.edits:remove_position",
-        "shift positions": "attnprobe.measures.edits:shift_positions",
-        "permute positions": "attnprobe.measures.edits:permute_positions",
-        "impose proximity": "attnprobe.measures.edits:impose_proximity",
-        "donor scores": "attnprobe.measures.edits:donor_scores",
-        "donor maps": "attnprobe.measures.edits:donor_maps",
+        "uniform_attention": "attnprobe.measures.edits:uniform_attention",
+        "keep_toeplitz": "attnprobe.measures.edits:keep_toeplitz",
+        "ablate_toeplitz": "attnprobe.measures.edits:ablate_toeplitz",
+        "keep_position": "attnprobe.measures.edits:keep_position",
+        "ablate_position": "attnprobe.measures.edits:ablate_position",
+        "shift_positions": "attnprobe.measures.edits:shift_positions",
+        "permute_positions": "attnprobe.measures.edits:permute_positions",
+        "impose_proximity": "attnprobe.measures.edits:impose_proximity",
+        "patch_scores": "attnprobe.measures.edits:patch_scores",
+        "patch_qk": "attnprobe.measures.edits:patch_qk",
     },
 )
 """An edit of scores for `interventions`: an `attnprobe.measures.edits.Edit`."""

@@ -59,6 +59,6 @@ def image_checkpoint(tmp_path_factory):
     from attnprobe.tasks import configure
     from attnprobe.training.loop import train
 
-    named = {**TINY, "task_options": {"test_size": 1700}, "recipe": "labels", "steps": 2}
+    named = {**TINY, "task_options": {"test_size": 1700}, "recipe": "supervised", "steps": 2}
     config = configure("digits", n_layers=2, **{**named, "d_model": 16, "n_heads": 2, "position": "rotary"})
     return train(config, tmp_path_factory.mktemp("runs") / "digits", progress=False).checkpoints[-1]

@@ -98,12 +98,12 @@ def score_statistics(scores):
         "mean_by_key": s.sum(-2) / queries,
         "mean_by_offset": by_offset(scores, s) / count,
         "centred_by_offset": by_offset(scores, centred) / count,
-        "kernel": kernel,
+        "offset_profile": kernel,
         "square": s.square().sum((-2, -1)),
         "square_row_centred": square,
         "square_double_centred": double,
         "toeplitz_share": explained / square,
-        "sd": (square / keys.sum(-1)).sqrt(),
+        "std": (square / keys.sum(-1)).sqrt(),
     }
 
 

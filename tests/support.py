@@ -31,7 +31,7 @@ TINY = {
 def checkpoint(data=None, lengths=None, edit=None, seed=0, **named):
     """Return a checkpoint of a network on random tokens, edited by hand."""
     data = data or DataSpec(n=N, inputs="tokens", classes=2, vocabulary=6)
-    config = ModelConfig(**{"d_model": 16, "init_scale": 0.4, **named})
+    config = ModelConfig(**{"d_model": 16, "init_std": 0.4, **named})
     model = Transformer(config, data, seed)
     if edit is not None:
         with torch.no_grad():
@@ -99,5 +99,5 @@ def parts_of(model, inputs, means, mask=None):
     """Return each layer's parts of a score."""
     found = []
     objective = "labels" if mask is None else "masked"
-    terms.see_parts(own(model), batch_of(inputs), means, lambda layer, one: found.append(one), objective, mask)
+    terms.visit_parts(own(model), batch_of(inputs), means, lambda layer, one: found.append(one), objective, mask)
     return found

@@ -46,7 +46,7 @@ def _first_tokens(logits, batch, mask):
 first_token = Objective("tokens", _first_tokens, lambda lengths, mask: len(lengths), "first-token")
 
 
-def _sharpen(heads, given):
+def _sharpen(heads, setup):
     return replace(heads, scores=replace(heads.scores, scale=2 * heads.scores.factor)).attend()
 
 
@@ -76,7 +76,7 @@ class Majority(Source):
 
 
 class Reversed(PositionEncoding):
-    """Adds to a score what favours far keys."""
+    """Adds to a score what positive_share far keys."""
 
     def __init__(self, config, n):
         super().__init__(config, n)

@@ -22,14 +22,14 @@ def test_every_encoding_is_a_setting_and_no_other_name():
 
 
 def test_plain_form_gives_the_same_configuration_back():
-    config = configure("digits", recipe="labels", n_layers=3, freeze=["qk"], task_options={"test_size": 5})
+    config = configure("digits", recipe="supervised", n_layers=3, freeze=["qk"], task_options={"test_size": 5})
     assert from_plain(TrainConfig, dataclasses.asdict(config), "here") == config
 
 
 def test_a_file_from_before_a_field_existed_means_its_default():
-    plain = dataclasses.asdict(configure("digits", recipe="labels", n_layers=3))
-    del plain["model"]["score_bias"], plain["clip"]
-    assert from_plain(TrainConfig, plain, "here") == configure("digits", recipe="labels", n_layers=3)
+    plain = dataclasses.asdict(configure("digits", recipe="supervised", n_layers=3))
+    del plain["model"]["score_bias"], plain["grad_clip"]
+    assert from_plain(TrainConfig, plain, "here") == configure("digits", recipe="supervised", n_layers=3)
     del plain["model"]
     assert from_plain(TrainConfig, plain, "here").model == ModelConfig()
 
@@ -54,17 +54,17 @@ def test_what_is_unknown_or_missing_without_a_default_is_refused(kind, plain, sa
 @pytest.mark.parametrize(
     ("named", "said"),
     [
-        ({"proximity_range": 0}, "proximity_range=0: input should be greater than 0"),
+        ({"length_scale": 0}, "length_scale=0: input should be greater than 0"),
         ({"score_bias": "on"}, "score_bias='on': input should be 'none', 'fixed' or 'learned'"),
-        ({"rat": 1}, "unknown setting 'rat'; valid: accumulate, activation, batch_size"),
-        ({"recipe": "spit"}, "recipe='spit': input should be 'labels' or 'spt'"),
+        ({"rat": 1}, "unknown setting 'rat'; valid: activation, batch_size, causal"),
+        ({"recipe": "spit"}, "recipe='spit': input should be 'supervised' or 'spt'"),
         ({"position": "rotory"}, "position='rotory' is unknown; valid: none, learned"),
         ({"n_layers": 0}, "n_layers=0: input should be greater than 0"),
         ({"n_layers": "two"}, "n_layers='two'"),
-        ({"mask_share": 1.0}, "mask_share=1.0: input should be less than 1"),
-        ({"d_model": 30, "n_heads": 4}, "d_model=30 cannot be split into n_heads=4"),
-        ({"d_model": 6, "n_heads": 2, "position": "rotary"}, "even d_head, not 3"),
-        ({"pooling": "cls", "causal": True}, "would see nothing but itself"),
+        ({"mask_probability": 1.0}, "mask_probability=1.0: input should be less than 1"),
+        ({"d_model": 30, "n_heads": 4}, "d_model=30: must be a multiple of n_heads=4"),
+        ({"d_model": 6, "n_heads": 2, "position": "rotary"}, "even d_head; d_model / n_heads is 3"),
+        ({"pooling": "cls", "causal": True}, "would attend only to itself"),
         ({"seed": 2**32}, "seed=4294967296: input should be less than"),
         ({"steps": 10, "pretrain_steps": 11}, "pretrain_steps=11 must be at least 1 and at most steps=10"),
         ({"pretrain_objective": "next-token"}, "needs causal=True"),
@@ -81,33 +81,33 @@ def test_bad_settings_are_refused_in_one_line_that_names_them(named, said):
 def test_stages_spend_the_same_steps_whatever_the_recipe():
     named = {"steps": 10, "pretrain_steps": 7}
     assert from_flat({**named, "recipe": "spt"}).stages == (("masked", 7), ("labels", 3))
-    assert from_flat({**named, "recipe": "labels"}).stages == (("labels", 10),)
+    assert from_flat({**named, "recipe": "supervised"}).stages == (("labels", 10),)
     assert from_flat({"steps": 7, "pretrain_steps": 7}).stages == (("masked", 7),)
 
 
 @pytest.mark.parametrize(
     ("name", "text"),
     [
-        ("a.toml", "rate = 1\n[model]\nn_layers = 2\n[task_options]\nn = 16\n"),
-        ("a.yaml", "rate: 1\nmodel:\n  n_layers: 2\ntask_options:\n  n: 16\n"),
+        ("a.toml", "learning_rate = 1\n[model]\nn_layers = 2\n[task_options]\nn = 16\n"),
+        ("a.yaml", "learning_rate: 1\nmodel:\n  n_layers: 2\ntask_options:\n  n: 16\n"),
     ],
 )
 def test_files_hold_the_same_settings(tmp_path, name, text):
     path = tmp_path / name
     path.write_text(text)
     config = configure(**read_settings(path))
-    assert (config.rate, config.model.n_layers, config.task_options) == (1.0, 2, {"n": 16})
+    assert (config.learning_rate, config.model.n_layers, config.task_options) == (1.0, 2, {"n": 16})
 
 
 @pytest.mark.parametrize(
     ("name", "text", "said"),
     [
-        ("a.json", "{}", "ends in .toml, .yaml, .yml"),
-        ("a.toml", "rate = ", "a.toml: "),
-        ("a.yaml", "rate: [", "a.yaml: "),
+        ("a.json", "{}", "must end in .toml, .yaml, .yml"),
+        ("a.toml", "learning_rate = ", "a.toml: "),
+        ("a.yaml", "learning_rate: [", "a.yaml: "),
         ("a.yaml", "- 1", "holds no settings"),
-        ("a.toml", "rate = 1\n[train]\nrate = 2", "rate is set twice"),
-        ("a.yaml", "1: 2", "1 is no name of a setting"),
+        ("a.toml", "learning_rate = 1\n[train]\nlearning_rate = 2", "learning_rate is set twice"),
+        ("a.yaml", "1: 2", "1 is not the name of a setting"),
     ],
 )
 def test_bad_files_are_refused_in_one_line(tmp_path, name, text, said):
@@ -127,10 +127,10 @@ def test_missing_file_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("named", "said"),
     [
-        ({"n": 4, "inputs": "tokens", "classes": 2}, "ids need a vocabulary"),
-        ({"n": 4, "inputs": "values", "classes": 2, "vocabulary": 3}, "ids need a vocabulary"),
+        ({"n": 4, "inputs": "tokens", "classes": 2}, "only ids have a vocabulary"),
+        ({"n": 4, "inputs": "values", "classes": 2, "vocabulary": 3}, "only ids have a vocabulary"),
         ({"n": 4, "inputs": "values", "classes": 1}, "classes=1"),
-        ({"n": 5, "inputs": "values", "classes": 2, "grid": (2, 2)}, "grid 2 x 2 cannot have n=5"),
+        ({"n": 5, "inputs": "values", "classes": 2, "grid": (2, 2)}, "n=5: grid 2 x 2 has 4 tokens"),
     ],
 )
 def test_data_that_contradict_themselves_are_refused(named, said):

@@ -63,7 +63,7 @@ def test_planted_kernels_and_key_constants_are_recovered_under_any_row_constants
     sums = np.zeros(offsets)
     for i, j, offset in materialised.pairs(shape, causal):
         sums[offset] += centred[0][i, j]
-    kernel = places.kernel(torch.from_numpy(sums)).numpy()
+    kernel = places.offset_profile(torch.from_numpy(sums)).numpy()
     assert (np.isnan(kernel) == (places.count.numpy() == 0)).all()
     difference = (kernel - t)[~np.isnan(kernel)]
     assert difference == pytest.approx(np.full(len(difference), difference[0]), abs=1e-9)
@@ -79,7 +79,7 @@ def test_fits_are_exact_at_lengths_that_no_dense_solver_takes(shape, causal):
     planted = torch.randn(int(np.prod(places.sides)), dtype=torch.float64) * places.seen
     planted = (planted - planted @ places.count / places.count.sum()) * places.seen
     sums = places.count * planted - places.overlaps(places.windows(planted) / places.keys)
-    error = (places.kernel(sums).nan_to_num() - planted).abs().max()
+    error = (places.offset_profile(sums).nan_to_num() - planted).abs().max()
     assert error < 1e-12 * planted.abs().max()
 
 
@@ -88,8 +88,8 @@ def test_what_a_sum_leaves_over_by_rounding_is_no_obstacle():
     places = Geometry((6,), causal=True)
     sums = places.count * torch.randn(3, 11, dtype=torch.float64)
     level = (sums.sum(-1) / places.count.sum())[:, None] * places.count
-    torch.testing.assert_close(places.kernel(sums), places.kernel(sums - level), equal_nan=True)
-    assert places.kernel(places.count * 1e-9).nan_to_num().abs().max() < 1e-20
+    torch.testing.assert_close(places.offset_profile(sums), places.offset_profile(sums - level), equal_nan=True)
+    assert places.offset_profile(places.count * 1e-9).nan_to_num().abs().max() < 1e-20
 
 
 def test_averaging_centred_diagonals_would_bend_the_profile():
@@ -97,7 +97,7 @@ def test_averaging_centred_diagonals_would_bend_the_profile():
     n = 64
     bias = -torch.arange(-(n - 1), n).abs().float()[None]
     found = score_statistics(Scores(torch.zeros(1, 1, n, 1), torch.zeros(1, 1, n, 1), bias=bias, causal=True))
-    averaged, fitted = found.centred_by_offset[0, 0, :n], found.kernel[0, 0, :n]
+    averaged, fitted = found.centred_by_offset[0, 0, :n], found.offset_profile[0, 0, :n]
     near = np.arange(n // 2)  # distances; the offsets end at 0
     slopes = [np.polyfit(near, profile[n // 2 :].flip(0), 1)[0] for profile in (averaged, fitted)]
     assert slopes[0] == pytest.approx(-0.75, abs=0.01)

@@ -11,11 +11,12 @@ PACKAGE = Path(__file__).parent.parent / "attnprobe"
 
 # Each module or folder may import from those before it, and from itself.
 ORDER = [
-    "errors", "tables", "files", "axes", "randomness", "provenance", "geometry", "scores", "config", "results",
-    "statistics", "model", "tasks", "training", "networks", "measures", "figures", "report", "sweeps", "demo", "cli",
+    "errors", "former_names", "tables", "files", "axes", "randomness", "provenance", "geometry", "scores", "config",
+    "results", "statistics", "model", "tasks", "training", "networks", "measures", "figures", "report", "sweeps",
+    "demo", "cli",
     "__main__",
 ]  # fmt: skip
-FIGURES_KNOW = {"errors", "tables", "axes", "provenance", "results", "figures"}
+FIGURES_KNOW = {"errors", "former_names", "tables", "axes", "provenance", "results", "figures"}
 """Figures stand apart: they know results, never networks."""
 NO_NETWORK = {"statistics", "measures", "figures", "report"}
 """What may not know any class of network."""

@@ -104,8 +104,8 @@ def test_half_precision_is_computed_in_float32(dtype):
     found = pattern_statistics(scores)
     torch.testing.assert_close(found.mass_by_offset, expected["mass_by_offset"], rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(found.entropy, expected["entropy"], rtol=1e-5, atol=1e-6)
-    kernel = materialised.score_statistics(scores)["kernel"]
-    torch.testing.assert_close(score_statistics(scores).kernel, kernel, rtol=1e-10, atol=1e-12)
+    kernel = materialised.score_statistics(scores)["offset_profile"]
+    torch.testing.assert_close(score_statistics(scores).offset_profile, kernel, rtol=1e-10, atol=1e-12)
 
 
 def test_neither_layout_nor_autograd_matters():
@@ -188,7 +188,7 @@ def test_a_level_of_the_bias_costs_no_digits():
     bias = torch.exp(-torch.arange(-5, 6).abs().double())[None]
     zero = torch.zeros(1, 1, 6, 1, dtype=torch.float64)
     low, high = (score_statistics(Scores(zero, zero, bias=level + bias)) for level in (0.0, 2.0**20))
-    for name in ("kernel", "square_row_centred", "sd"):
+    for name in ("offset_profile", "square_row_centred", "std"):
         torch.testing.assert_close(getattr(high, name), getattr(low, name), rtol=1e-9, atol=1e-9)
 
 

@@ -94,9 +94,9 @@ def same_as_alone(cell, folder):
 
 
 def test_the_cells_are_the_product_of_the_grid(tmp_path):
-    grid = {"recipe": ["labels", "spt"], "rate": [1e-3, 1e-2], "seed": [0, 1, 2]}
+    grid = {"recipe": ["supervised", "spt"], "learning_rate": [1e-3, 1e-2], "seed": [0, 1, 2]}
     cells = planned(tmp_path / "s.yaml", **grid).cells
-    configs = [(cell.config.recipe, cell.config.rate, cell.config.seed) for cell in cells]
+    configs = [(cell.config.recipe, cell.config.learning_rate, cell.config.seed) for cell in cells]
     assert configs == list(itertools.product(*grid.values()))
     assert all(cell.config.steps == TINY["steps"] for cell in cells)
     assert len({cell.folder for cell in cells}) == len(cells)
@@ -120,7 +120,7 @@ def test_a_toml_file_has_tables_of_settings_that_go_together_and_parameters_of_t
     assert two == configure("bigrams", seed=3, n_layers=2, task_options=shared)  # with what the task recommends
     assert two.steps != one.steps
     assert set(sweep.cells[0].settings) >= {"task", "task_options.n", "task_options.train_size", "steps", "n_layers"}
-    assert "rate" not in sweep.cells[0].settings  # one for all
+    assert "learning_rate" not in sweep.cells[0].settings  # one for all
 
 
 def test_a_folder_is_a_function_of_the_settings_and_of_nothing_else(tmp_path):
@@ -133,12 +133,12 @@ def test_a_folder_is_a_function_of_the_settings_and_of_nothing_else(tmp_path):
     again = planned(tmp_path / "c.yaml", turned, steps=[TINY["steps"], 13]).cells
     assert [one.folder.name == cell.folder.name for one in again] == [True, False]
     others = {
-        "recipe": "labels",
+        "recipe": "supervised",
         "seed": 1,
-        "rate": 0.1,
+        "learning_rate": 0.1,
         "n_layers": 2,
         "freeze": ["qk"],
-        "hold_out": 9,
+        "validation_size": 9,
         "init_from": "x.pt",
         "device": "cuda",
         "task_options": {"train_size": 65, "test_size": 40},
@@ -153,17 +153,26 @@ def test_a_folder_is_a_function_of_the_settings_and_of_nothing_else(tmp_path):
         ("grd: {}", "a sweep has no 'grd'; valid: out, base, grid"),
         ("out: 3", "out=3 must be text"),
         ("base: [1]", "base=[1] must be a section"),
-        ("grid: {rate: 0.1}", "grid.rate=0.1 must be a list of values, or of tables"),
-        ("grid: {rate: []}", "grid.rate=[] must be a list"),
-        ("grid: {rate: [0.1, {rate: 1}]}", "grid.rate mixes values and tables"),
-        ("grid: {rate: [0.1], x: [{rate: 1}]}", "rate is in grid.rate and in grid.x"),
-        ("grid: {task: [{1: 2}]}", "1 is no name of a setting"),
+        ("grid: {learning_rate: 0.1}", "grid.learning_rate=0.1 must be a list of values, or of tables"),
+        ("grid: {learning_rate: []}", "grid.learning_rate=[] must be a list"),
+        ("grid: {learning_rate: [0.1, {learning_rate: 1}]}", "grid.learning_rate mixes values and tables"),
+        (
+            "grid: {learning_rate: [0.1], x: [{learning_rate: 1}]}",
+            "learning_rate is in grid.learning_rate and in grid.x",
+        ),
+        ("grid: {task: [{1: 2}]}", "1 is not the name of a setting"),
         ("grid: {task_options: [3]}", "task_options=3 must be names and values"),
         ("base: {rat: 1}", "cell base: unknown setting 'rat'; valid:"),
-        ("grid: {hold_out: [1, 500]}", "cell hold_out=500: hold_out=500: must be below the 500 training sequences"),
-        ("grid: {task: [listops], hold_out: [9]}", "task listops has a validation split of its own"),
+        (
+            "grid: {validation_size: [1, 500]}",
+            "cell validation_size=500: validation_size=500: must be below the 500 training sequences",
+        ),
+        ("grid: {task: [listops], validation_size: [9]}", "task listops has a validation split of its own"),
         ("grid: {patience: [0, 2]}", "cell patience=2: patience=2: needs a validation split"),
-        ("grid: {rate: [0.1, -1.0], seed: [0]}", "cell rate=-1.0, seed=0: rate=-1.0: input should be greater than 0"),
+        (
+            "grid: {learning_rate: [0.1, -1.0], seed: [0]}",
+            "cell learning_rate=-1.0, seed=0: learning_rate=-1.0: input should be greater than 0",
+        ),
         ("grid: {task: [pears]}", "cell task=pears: task='pears' is unknown"),
         ("grid: {seed: [0, 1, 0]}", "cells 0 and 2 are the same run (seed=0)"),
     ],
@@ -225,8 +234,8 @@ def test_shards_are_disjoint_and_cover_the_sweep(count, tmp_path):
 def swept(tmp_path_factory):
     """A sweep of which one cell diverges: its file, its plan, and what the command printed and ended with."""
     path = tmp_path_factory.mktemp("sweep") / "s.yaml"
-    base = {**BASE, "hold_out": 8, "warmup": 0, "clip": 0.0, "recipe": "labels"}
-    sweep = planned(path, base, rate=[1e-3, 1e30], seed=[0, 1])
+    base = {**BASE, "validation_size": 8, "warmup_steps": 0, "grad_clip": 0.0, "recipe": "supervised"}
+    sweep = planned(path, base, learning_rate=[1e-3, 1e30], seed=[0, 1])
     with started("sweep", path) as process:
         said = process.stdout.read()
         return path, sweep, said, process.wait()
@@ -238,7 +247,7 @@ def test_a_cell_that_fails_is_recorded_and_does_not_stop_the_others(swept):
     assert f"{sweep.out}: 4 cells: 2 done, 2 failed" in said
     for cell in sweep.cells:
         state = cells.look(cell.folder)
-        if cell.config.rate < 1:
+        if cell.config.learning_rate < 1:
             assert state.status == "done" and Run(cell.folder).finished and not (cell.folder / "failed.json").exists()
             continue
         assert state.status == "failed"
@@ -249,7 +258,7 @@ def test_a_cell_that_fails_is_recorded_and_does_not_stop_the_others(swept):
 
 def test_a_finished_sweep_is_left_alone(swept, capsys):
     path, sweep, *_ = swept
-    done = [cell.folder for cell in sweep.cells if cell.config.rate < 1]
+    done = [cell.folder for cell in sweep.cells if cell.config.learning_rate < 1]
     before = [times(folder) for folder in done]
     main(["sweep", str(path), "--shard", "0/4"])
     assert "1 cell: 1 done" in capsys.readouterr().out
@@ -258,7 +267,7 @@ def test_a_finished_sweep_is_left_alone(swept, capsys):
 
 def test_what_failed_is_tried_again(swept):
     _, sweep, *_ = swept
-    cell = next(cell for cell in sweep.cells if cell.config.rate > 1)
+    cell = next(cell for cell in sweep.cells if cell.config.learning_rate > 1)
     before = (cell.folder / "failed.json").stat().st_mtime_ns
     assert cells.attempt(cell.folder, cell.config) == "failed"
     assert (cell.folder / "failed.json").stat().st_mtime_ns > before
@@ -271,7 +280,11 @@ def test_the_table_says_what_the_metrics_say(swept):
     assert list(table["folder"]) == [str(cell.folder) for cell in sweep.cells]
     for (_, row), cell in zip(table.iterrows(), sweep.cells, strict=True):
         rows = metrics(cell)
-        assert (row["rate"], row["seed"], row["task"]) == (cell.config.rate, cell.config.seed, "pairs")
+        assert (row["learning_rate"], row["seed"], row["task"]) == (
+            cell.config.learning_rate,
+            cell.config.seed,
+            "pairs",
+        )
         assert (row["step"], row["steps"], row["objective"]) == (rows[-1]["step"], 12, "labels")
         for name in ("train", "validation", "test"):
             assert row[f"{name}_loss"] == rows[-1][f"{name}_loss"]
@@ -472,7 +485,7 @@ def test_a_node_of_a_ray_cluster_that_dies_loses_no_cell(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_configurations_from_python_are_trained_once_and_shared(tmp_path, capfd):
-    configs = [configure("pairs", seed=seed, recipe="labels", **BASE) for seed in (3, 4, 3)]
+    configs = [configure("pairs", seed=seed, recipe="supervised", **BASE) for seed in (3, 4, 3)]
     runs = train_all(configs, tmp_path, 2)
     assert [run.config for run in runs] == configs
     assert runs[0].folder == runs[2].folder != runs[1].folder

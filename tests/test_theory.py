@@ -99,7 +99,7 @@ def slope(function, at):
 
 def network(data=SPEC, **named):
     """Return a linear network with mean pooling whose scores are 0, but for what is named."""
-    named = {"d_model": D, "norm": "none", "mlp_ratio": 0, "init_scale": 0.5, "position_scale": 0.5, **named}
+    named = {"d_model": D, "norm": "none", "mlp_ratio": 0, "init_std": 0.5, "position_std": 0.5, **named}
     model = Transformer(ModelConfig(**named), data).double()
     for block in model.blocks:
         nn.init.zeros_(block.attn.q.weight)
@@ -290,7 +290,7 @@ def test_the_network_reconstructing_ar1_data_descends_towards_proximity_or_away_
     [
         ({"mlp_ratio": 2}, "blocks.0.mlp", "activation"),
         ({"norm": "layer"}, "", "ln_final"),
-        ({"norm": "layer", "norm_place": "post"}, "blocks.0", "ln1"),
+        ({"norm": "layer", "norm_placement": "post"}, "blocks.0", "ln1"),
     ],
 )
 def test_a_nonlinearity_after_attention_sees_unless_no_residual_tells_its_tokens_apart(named, module, nonlinear):

@@ -11,6 +11,7 @@ import tyro
 from attnprobe import report
 from attnprobe.cli.parse import ReadsData, flag, helps, parse
 from attnprobe.cli.printing import print_json, print_table
+from attnprobe.former_names import KEYWORDS, refuse_former_flags
 from attnprobe.report import rows
 from attnprobe.tables import MEASURES
 from attnprobe.training.checkpoint import load
@@ -31,6 +32,7 @@ class Measure(ReadsData):
 
 def run(name: str, arguments: list[str]) -> None:
     """Measure, write and print."""
+    refuse_former_flags(arguments, KEYWORDS.get(name, {}))
     keywords = _keywords(name)
     flags: Any = parse(_flags(name, keywords), name, arguments)
     options = {keyword: getattr(flags, keyword) for keyword in keywords}

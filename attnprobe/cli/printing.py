@@ -17,7 +17,7 @@ def print_table(rows: Sequence[Mapping[str, Any]]) -> None:
 
 def _shown(name: str, value: Any) -> str:
     if isinstance(value, float):
-        return "NaN" if math.isnan(value) else f"{value:.1e}" if name == "rate" else f"{value:.3f}"
+        return "NaN" if math.isnan(value) else f"{value:.1e}" if name == "learning_rate" else f"{value:.3f}"
     return str(value)
 
 

@@ -9,6 +9,7 @@ import attnprobe as ap
 from attnprobe.cli.parse import ReadsData, flag, helps, parse
 from attnprobe.config import ModelConfig, TrainConfig, read_settings
 from attnprobe.errors import UsageError
+from attnprobe.former_names import SETTING_VALUES, SETTINGS, refuse_former_flags
 from attnprobe.tables import OBJECTIVES, POSITIONS
 from attnprobe.training.rank import writes_here
 
@@ -40,6 +41,7 @@ class Train(ReadsData):
 
 def run(arguments: list[str]) -> None:
     """Train, and say where the run is."""
+    refuse_former_flags(arguments, SETTINGS, SETTING_VALUES)
     words = (one[2:].split("=")[0].replace("-", "_") for one in arguments if one.startswith("--"))
     given = {word.removeprefix("no_") for word in words}
     if "resume" in given and (others := [f"--{one.replace('_', '-')}" for one in given - BESIDE_RESUME]):

@@ -76,7 +76,7 @@ def _signals_and_energies(part: SubFigure, result: xr.Dataset) -> None:
         _energies(axes[layer, 1], one)
         if layers > 1:
             axes[layer, 0].set_title(f"layer {layer}", loc="left")
-    axes[-1, 0].set_xlabel("descent: mean / sd of a sequence")
+    axes[-1, 0].set_xlabel("descent: mean / std of a sequence")
     axes[-1, 1].set_xlabel("share of the gradient's energy")
     lines, names = axes[0, 0].get_legend_handles_labels()
     part.legend(lines, names, loc="outside lower center", ncols=4, handlelength=1.5)
@@ -98,11 +98,11 @@ def _signals(axis: Axes, result: xr.Dataset) -> None:
         axis.barh(rows, high - low, 0.9, low, color=PERMUTED, alpha=0.35, linewidth=0)
     for (number, head), offset in np.ndenumerate(shift):
         one = result.isel(loss=number, head=head)
-        interval = (one[f"{name}_interval"] / one[f"{name}_sd"]).transpose("bound", "direction").values
+        interval = (one[f"{name}_interval"] / one[f"{name}_std"]).transpose("bound", "direction").values
         _dots(axis, one[_own(result, "snr")].values, interval, rows + offset, number, head)
         axis.containers[-1].set_label(f"{one['loss'].item()}, head {head}")
     axis.axvline(0, color="black", linewidth=0.5)
-    ends = (result[f"{name}_interval"] / result[f"{name}_sd"]).values
+    ends = (result[f"{name}_interval"] / result[f"{name}_std"]).values
     most = 1.3 * float(np.nanmax(np.abs(ends[np.isfinite(ends)]), initial=1e-9))
     axis.set_xlim(-most, most)
     axis.set_yticks(rows, result["direction"].values.tolist())
@@ -165,7 +165,7 @@ def _caption(part: SubFigure, result: xr.Dataset) -> None:
         part,
         f"Score gradients of each sequence's mean loss, {at}{fit}; {result.attrs['sequences']} test sequences. Left: "
         "positive where descent raises the unit direction; band and exponential have length "
-        f"{result.attrs['reach']}, offset 0 is apart; bars: {interval_text(result)}. "
+        f"{result.attrs['length_scale']}, offset 0 is apart; bars: {interval_text(result)}. "
         + null_text(result, "Grey: entries moved by permuted positions ({draws} draws). ")
         + "Right: all functions of the offset modulo n, of the offset, of the key, and the rest; dashes: pure noise. "
         + null_text(result, "Grey: networks at initialisation.")

@@ -35,10 +35,10 @@ def interventions_over_steps(result: xr.Dataset) -> Figure:
     """Draw a run: accuracy, and what taking away or keeping the Toeplitz part of each head does at each checkpoint."""
     name = _shown(result)
     about = {
-        "remove toeplitz": "without its\nToeplitz part",
-        "keep toeplitz": "its Toeplitz\npart alone",
-        "flatten": "uniform",
-        "impose proximity": "proximity\nimposed",
+        "ablate_toeplitz": "without its\nToeplitz part",
+        "keep_toeplitz": "its Toeplitz\npart alone",
+        "uniform_attention": "uniform",
+        "impose_proximity": "proximity\nimposed",
     }
     shown = {
         f"{kind}{tail}": result[f"{name}{tail}"].sel(intervention=kind, drop=True)
@@ -69,7 +69,7 @@ def _everywhere(axis: Axes, result: xr.Dataset, name: str) -> None:
     axis.axvline(0, color="black", linewidth=0.6)
     left, right = axis.get_xlim()
     axis.set_xlim(left - 0.03 * (right - left), right + 0.03 * (right - left))
-    axis.set_yticks(rows, result["intervention"].values.tolist())
+    axis.set_yticks(rows, [name.replace("_", " ") for name in result["intervention"].values.tolist()])
     axis.set_ylim(len(rows) - 0.5, -0.5)
     kind, base = name.split("_")[0], float(result[f"base_{name.split('_')[0]}"])
     axis.set_xlabel(f"change of the {kind}, all heads\n({kind} without intervention: {base:.3f})")
@@ -121,6 +121,6 @@ def _caption(part: SubFigure, result: xr.Dataset, name: str) -> None:
         f"with {interval_text(result)}. "
         + null_text(result, "Grey: as large an edit with its numbers at other offsets or positions ({draws} draws).")
         + "Toeplitz: the head's mean function of the offset; position: its "
-        f"position-position term; imposed: -distance / {result.attrs['reach']:g}. Right: the change in one head or in "
-        f"all heads of a layer{written}.",
+        f"position-position term; imposed: -distance / {result.attrs['length_scale']:g}. "
+        f"Right: the change in one head or in all heads of a layer{written}.",
     )

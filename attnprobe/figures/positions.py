@@ -57,7 +57,7 @@ def positions_over_steps(result: xr.Dataset) -> Figure:
     names = {
         "variance_share": (POSITION, "position-position\nshare of variance"),
         f"{prefix}toeplitz_share": (POSITION, "its Toeplitz\nshare"),
-        f"{prefix}proximity_contrast": (POSITION, "its contrast\n(sd of score)"),
+        f"{prefix}proximity_contrast": (POSITION, "its contrast\n(std of score)"),
     }
     panels = {name: text for name, (_, text) in names.items()}
     content = f"{prefix}proximity_contrast"
@@ -77,7 +77,7 @@ def _by_term(part: SubFigure, result: xr.Dataset) -> None:
         _terms(axes[layer, 0], one, "variance_share")
         _terms(axes[layer, 1], one, f"{own_prefix(result)}proximity_contrast")
         axes[layer, 0].set_ylabel("share of variance" if layers == 1 else f"layer {layer}\nshare of variance")
-        axes[layer, 1].set_ylabel("contrast (sd)")
+        axes[layer, 1].set_ylabel("contrast (std)")
     for axis in axes[-1]:
         axis.set_xticks(range(4), [str(term).replace("-", "-\n") for term in result["term"].values])
     lines, names = axes[0, 0].get_legend_handles_labels()
@@ -145,7 +145,7 @@ def _kernels(part: SubFigure, result: xr.Dataset) -> None:
             shown = one["grid_score_by_offset"].sel(term=POSITION)
             ends = [shown[name].values for name in ("column_offset", "row_offset")]
         else:
-            shown = one["position_kernel"]
+            shown = one["position_score"]
             ends = [shown[name].values for name in ("key_bin", "query_bin")]
         # A cell spans one position or, in long sequences, the positions of a bin.
         half = [(end[1] - end[0]) / 2 if len(end) > 1 else 0.5 for end in ends]
@@ -172,7 +172,7 @@ def _caption(part: SubFigure, result: xr.Dataset) -> None:
         part,
         "Top: the score of the forward pass as the sum of four terms, content and position of the query (first word) "
         "and of the key; shares are covariances with the score and add up to 1, contrasts (keys within "
-        f"{window} {unit}{'' if window == 1 else 's'} minus keys beyond, in sd of the score) to that of the score. "
+        f"{window} {unit}{'' if window == 1 else 's'} minus keys beyond, in std of the score) to that of the score. "
         f"Dots: means over {result.attrs['sequences']} test sequences, {interval_text(result)}. "
         + null_text(
             result,

@@ -60,12 +60,12 @@ def proximity_over_steps(result: xr.Dataset) -> Figure:
     """
     prefix = own_prefix(result)
     panels = {
-        f"{prefix}proximity_contrast": "contrast\n(sd of score)",
+        f"{prefix}proximity_contrast": "contrast\n(std of score)",
         f"{prefix}toeplitz_share": "Toeplitz\nshare",
         f"{prefix}near_mass": "attention at\ndistance 1\n/ uniform",
         f"{prefix}mean_distance_ratio": "mean distance\n/ uniform",
     }
-    return over_steps(result.isel(within=0), panels)
+    return over_steps(result.isel(window=0), panels)
 
 
 def _profiles(part: SubFigure, result: xr.Dataset) -> None:
@@ -142,7 +142,7 @@ def _caption(part: SubFigure, result: xr.Dataset) -> None:
             "draws).",
         )
         + f"Contrast: score of keys within {window} {unit}{'' if window == 1 else 's'} minus score of keys beyond, in "
-        "sd of the score"
+        "std of the score"
         + (null_text(result, "; framed where it lies outside every draw of both nulls.") or ". ")
         + CUT,
     )

@@ -12,7 +12,7 @@ from attnprobe.figures.panels import colour_bar, draw_grid_pattern
 from attnprobe.figures.style import COLOURS, PERMUTED, WIDTH, Page, paper
 from attnprobe.results import most_proximal, own_prefix
 
-NAMES = {"labels": "labels alone", "spt": "SPT, then labels"}
+NAMES = {"supervised": "supervised only", "spt": "SPT, then supervised"}
 
 
 def recipes(results: Mapping[str, xr.Dataset]) -> Figure:
@@ -43,7 +43,7 @@ def _accuracies(axis: Axes, result: xr.Dataset) -> None:
     axis.axhline(chance, color="black", linewidth=0.5, linestyle=(0, (3, 2)))
     axis.text(1.48, chance, "chance", fontsize=5.8, va="bottom", ha="right")
     axis.set(xlim=(-0.5, 1.5), ylim=(0, 1.05))
-    axis.set_xticks([0, 1], ["labels\nalone", "SPT, then\nlabels"])
+    axis.set_xticks([0, 1], ["supervised\nonly", "SPT, then\nsupervised"])
 
 
 def _lines(part: SubFigure, result: xr.Dataset) -> None:

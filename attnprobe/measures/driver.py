@@ -1,7 +1,7 @@
 """What every measure does alike: sequences, nulls, moments, and labelled variables.
 
 A measure says what it computes from the heads of one batch, and describes its numbers; `measure` makes the rest of it.
-Those that need more (gradients, edits, a fit) use `over_sequences` and `described` directly.
+Those that need more (gradients, edits, a fit) use `over_sequences` and `labelled` directly.
 
 **Nulls.** *permuted*: the same scores with positions permuted. *initial*: networks of the same configuration at
 initialisation. Every draw sees the same sequences as the measured number, so that without structure the measured number
@@ -137,7 +137,7 @@ def mean_over_shared(profile: np.ndarray, length: int, shortest: int, causal: bo
 
 @dataclass(frozen=True)
 class Sample:
-    """Some sequences of one length, without padding, as every look of a measure sees them."""
+    """Some sequences of one length, without padding, as every condition sees them."""
 
     rows: np.ndarray
     """Their places among the measured sequences."""
@@ -181,8 +181,8 @@ def hidden_tokens(of: Probe, seed: int, sequences: int) -> np.ndarray:
     n = of.task.data.n
     drawn = numpy_generator(seed, "masks of measures").random((sequences, n))
     real = np.arange(n) < lengths_of(of.task.test)[:sequences, None]
-    drawn[~((drawn < of.mask_share) & real).any(1), 0] = 0
-    return drawn < of.mask_share
+    drawn[~((drawn < of.mask_probability) & real).any(1), 0] = 0
+    return drawn < of.mask_probability
 
 
 def permutation(measure: str, seed: int, draw: int, n: int) -> np.ndarray:
@@ -195,11 +195,11 @@ def untrained(network: Network, seed: int, draw: int) -> Network | None:
     return network.untrained(2**32 + seed * MOST_NULLS + draw)
 
 
-# --- looks: the measured one and its nulls
+# --- passes: the measured one and its nulls
 
 
 @dataclass(frozen=True)
-class Look:
+class Condition:
     """One pass of a measure over its sequences: the measured one, or a draw of a null."""
 
     network: Network
@@ -209,10 +209,10 @@ class Look:
     """The permutation of that draw."""
 
 
-See = Callable[[Sample, Add], None]
+Compute = Callable[[Sample, Add], None]
 """Compute the numbers of some sequences."""
-Prepare = Callable[[Look], See]
-"""Get ready for a look (means, fits), and return what computes its numbers."""
+Prepare = Callable[[Condition], Compute]
+"""Get ready for a condition (means, fits), and return what computes its numbers."""
 
 
 class Tally:
@@ -259,7 +259,7 @@ class Tallies:
 
 
 @dataclass(frozen=True)
-class Asked:
+class Request:
     """What every measure is asked."""
 
     measure: str
@@ -285,7 +285,7 @@ class Asked:
         return int(lengths_of(self.probe.task.test)[self.rows].min())
 
 
-def asked(measure: str, of: Any, sequences: int, nulls: int, level: float, seed: int) -> Asked:
+def checked_request(measure: str, of: Any, sequences: int, nulls: int, level: float, seed: int) -> Request:
     """Check what every measure is asked; raise `UsageError` for what cannot be."""
     made = probe(of)
     most = len(made.task.test)
@@ -298,51 +298,51 @@ def asked(measure: str, of: Any, sequences: int, nulls: int, level: float, seed:
         raise UsageError(f"nulls={nulls}: must be 0 (none) ... {MOST_NULLS - 1}")
     if not 0 < level < 1:
         raise UsageError(f"level={level}: must be between 0 and 1")
-    return Asked(measure, made, min(sequences, most), nulls, level, seed)
+    return Request(measure, made, min(sequences, most), nulls, level, seed)
 
 
 def over_sequences(
-    what: Asked, prepare: Prepare, kinds: Sequence[str] = NULLS, looks: int = 1
-) -> tuple[Tallies, dict[str, list[Look]]]:
+    request: Request, prepare: Prepare, kinds: Sequence[str] = NULLS, passes: int = 1
+) -> tuple[Tallies, dict[str, list[Condition]]]:
     """Return the moments of every number over all sequences, measured and in each draw of each null.
 
-    ``kinds`` names the nulls, ``looks`` the passes over the network that one look takes, for the progress bar. The
-    second part are the looks of each null.
+    ``kinds`` names the nulls, ``passes`` the passes over the network of one condition, for the progress bar. The
+    second part holds the conditions of each null.
     """
-    n, network = what.network.shape.n, what.network
-    draws: dict[str, list[Look]] = {}
-    for kind in kinds if what.nulls else ():
+    n, network = request.network.shape.n, request.network
+    draws: dict[str, list[Condition]] = {}
+    for kind in kinds if request.nulls else ():
         if kind == "permuted":
-            orders = [permutation(what.measure, what.seed, draw, n) for draw in range(what.nulls)]
-            draws[kind] = [Look(network, draw, order) for draw, order in enumerate(orders)]
+            orders = [permutation(request.measure, request.seed, draw, n) for draw in range(request.nulls)]
+            draws[kind] = [Condition(network, draw, order) for draw, order in enumerate(orders)]
         else:
-            drawn = [untrained(network, what.seed, draw) for draw in range(what.nulls)]
-            if looks_at := [Look(one) for one in drawn if one is not None]:
-                draws[kind] = looks_at
+            drawn = [untrained(network, request.seed, draw) for draw in range(request.nulls)]
+            if conditions := [Condition(one) for one in drawn if one is not None]:
+                draws[kind] = conditions
     every = 1 + sum(map(len, draws.values()))
-    total = every * what.sequences * looks
-    hidden = hidden_tokens(what.probe, what.seed, what.sequences)
-    with tqdm(total=total, desc=what.measure, unit="sequence", delay=5, leave=False, dynamic_ncols=True) as bar:
+    total = every * request.sequences * passes
+    hidden = hidden_tokens(request.probe, request.seed, request.sequences)
+    with tqdm(total=total, desc=request.measure, unit="sequence", delay=5, leave=False, dynamic_ncols=True) as bar:
 
-        def tally(look: Look) -> Tally:
-            found, see = Tally(), prepare(look)
-            for rows, batch in chunks(what.probe.task.test, what.rows, look.network):
+        def tally(condition: Condition) -> Tally:
+            found, see = Tally(), prepare(condition)
+            for rows, batch in chunks(request.probe.task.test, request.rows, condition.network):
                 length = batch.inputs.shape[1]
-                order = None if look.order is None else torch.from_numpy(look.order[look.order < length])
+                order = None if condition.order is None else torch.from_numpy(condition.order[condition.order < length])
                 mask = torch.from_numpy(hidden[rows, :length]).to(batch.inputs.device)
-                see(Sample(rows, batch, mask, what.shortest, order), found.add)
-                bar.update(len(rows) * looks)
+                see(Sample(rows, batch, mask, request.shortest, order), found.add)
+                bar.update(len(rows) * passes)
             return found
 
-        measured = tally(Look(network))
-        nulls = {kind: [tally(look) for look in of_kind] for kind, of_kind in draws.items()}
+        measured = tally(Condition(network))
+        nulls = {kind: [tally(condition) for condition in of_kind] for kind, of_kind in draws.items()}
     return Tallies(measured, nulls), draws
 
 
 # --- labelled variables
 
 
-def described(
+def labelled(
     number: Number,
     name: str,
     axes: Mapping[str, int],
@@ -352,7 +352,7 @@ def described(
     units: str | None = None,
     over: tuple[str, ...] = ("layer",),
 ) -> dict[str, xr.Variable]:
-    """Return ``NAME``, ``NAME_interval``, ``NAME_sd`` and, with nulls, ``NAME_null`` of one number.
+    """Return ``NAME``, ``NAME_interval``, ``NAME_std`` and, with nulls, ``NAME_null`` of one number.
 
     ``axes`` are those of one layer's values, with their sizes; ``over`` is ("layer",), or () for numbers of the whole.
     """
@@ -383,7 +383,7 @@ def described(
             f"{100 * level:g} % interval: {about}",
             **interval,
         ),
-        f"{name}_sd": variable_of(over, of(measured, lambda one: one.sd), (), f"sd over sequences: {about}"),
+        f"{name}_std": variable_of(over, of(measured, lambda one: one.std), (), f"std over sequences: {about}"),
     }
     if tallies.nulls:
         draws = [[of(draw, lambda one: one.mean) for draw in draws] for draws in tallies.nulls.values()]
@@ -392,7 +392,7 @@ def described(
 
 
 def result(
-    what: Asked,
+    request: Request,
     variables: Mapping[str, xr.Variable],
     coordinates: Mapping[str, Any],
     kinds: Sequence[str],
@@ -403,14 +403,14 @@ def result(
 
     ``kinds`` are the nulls that were taken; ``left_out`` says what this network cannot give, and why.
     """
-    shape, of = what.network.shape, what.probe
+    shape, of = request.network.shape, request.probe
     shared: dict[str, Any] = {
         "layer": np.arange(shape.layers),
         "head": np.arange(shape.heads),
         "offset": np.arange(-(shape.n - 1), shape.n),
         "bound": ["lower", "upper"],
         "null": list(kinds),
-        "draw": np.arange(what.nulls),
+        "draw": np.arange(request.nulls),
     }
     if shape.grid is not None:
         height, width = shape.grid
@@ -424,16 +424,16 @@ def result(
         {**variables, **objective, **accuracies},
         {**shared, **coordinates},
         {
-            "measure": what.measure,
+            "measure": request.measure,
             "title": of.title,
-            "sequences": what.sequences,
+            "sequences": request.sequences,
             "sequences_from": "test",
             **facts,
-            "seed": what.seed,
-            "nulls": what.nulls,
-            "smallest_p": 1 / (what.nulls + 1),
+            "seed": request.seed,
+            "nulls": request.nulls,
+            "smallest_p": 1 / (request.nulls + 1),
             "ci_kind": "t",
-            "ci_prob": what.level,
+            "ci_prob": request.level,
             "left_out": dict(left_out or {}),
             "n": shape.n,
             "causal": int(shape.causal),
@@ -492,7 +492,7 @@ SHARED_ARGUMENTS = """
 
 
 def measure(*numbers: Number) -> Callable[[Callable[..., Mapping[str, Tensor]]], Callable[..., xr.Dataset]]:
-    """Make a measure of a function from one layer's `Heads` and keywords to the numbers described, by name.
+    """Make a measure of a function from one layer's `Heads` and keywords to the numbers labelled, by name.
 
     Values are [batch, head], or [batch, head, offset] for a number with axes ``("offset",)``. The measure has the
     function's own keywords, and ``sequences``, ``nulls``, ``level`` and ``seed``; its result has intervals and both
@@ -512,12 +512,12 @@ def measure(*numbers: Number) -> Callable[[Callable[..., Mapping[str, Tensor]]],
 
         @functools.wraps(compute)
         def whole(of: Any, **named: Any) -> xr.Dataset:
-            given = signature.bind(of, **named)
-            given.apply_defaults()
-            options = dict(given.arguments)
-            what = asked(name, *(options.pop(one) for one in _shared.parameters))
+            bound = signature.bind(of, **named)
+            bound.apply_defaults()
+            options = dict(bound.arguments)
+            request = checked_request(name, *(options.pop(one) for one in _shared.parameters))
 
-            def prepare(look: Look) -> See:
+            def prepare(condition: Condition) -> Compute:
                 def see(sample: Sample, add: Add) -> None:
                     def see_heads(heads: Heads) -> None:
                         scores = replace(heads.scores, order=sample.order)
@@ -526,20 +526,20 @@ def measure(*numbers: Number) -> Callable[[Callable[..., Mapping[str, Tensor]]],
                             raise UsageError(f"{name} returned {listed(values)}; it describes {listed(known)}")
                         for key, value in values.items():
                             _check_values(f"{name}: {key}", value, scores, known[key].axes)
-                            short = what.network.shape.n - sample.length if "offset" in known[key].axes else 0
+                            short = request.network.shape.n - sample.length if "offset" in known[key].axes else 0
                             add((key,), heads.layer, widened(np.asarray(value.cpu()), short))
 
-                    read(look.network, sample.batch, what.probe.objectives[0], see_heads)
+                    read(condition.network, sample.batch, request.probe.objectives[0], see_heads)
 
                 return see
 
-            tallies, draws = over_sequences(what, prepare)
+            tallies, draws = over_sequences(request, prepare)
             variables: dict[str, xr.Variable] = {}
-            sizes = {"head": what.network.shape.heads, "offset": 2 * what.network.shape.n - 1}
+            sizes = {"head": request.network.shape.heads, "offset": 2 * request.network.shape.n - 1}
             for number in numbers:
                 axes = {axis: sizes[axis] for axis in ("head", *number.axes)}
-                variables |= described(number, number.name, axes, tallies, (number.name,), what.level)
-            return result(what, variables, {}, list(draws), **options)
+                variables |= labelled(number, number.name, axes, tallies, (number.name,), request.level)
+            return result(request, variables, {}, list(draws), **options)
 
         whole.__signature__ = signature  # pyright: ignore[reportAttributeAccessIssue]
         said = inspect.cleandoc(compute.__doc__ or f"Measure the {numbers[0].meaning}.")

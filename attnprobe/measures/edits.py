@@ -35,7 +35,7 @@ class Material:
     """The bias that is imposed."""
     order: Int[Tensor, " token"]
     """A permutation of the positions."""
-    donor: Scores | None
+    patch_from: Scores | None
     """The scores of another network on the same inputs."""
 
 
@@ -46,7 +46,7 @@ class Traits:
     network: Network
     biased: bool
     """Whether a bias is added to its scores."""
-    donor: bool
+    patch_from: bool
     """Whether there is another network to take scores and maps from."""
 
     @property
@@ -73,49 +73,51 @@ class Edit:
     applies: Callable[[Traits], bool] = lambda traits: True
 
 
-def _flatten(heads: Heads, given: Material) -> Tensor:
+def _uniform_attention(heads: Heads, material: Material) -> Tensor:
     return replace(heads, scores=heads.scores.flat()).attend()
 
 
-def _keep_toeplitz(heads: Heads, given: Material) -> Tensor:
-    return replace(heads, scores=heads.scores.flat().with_bias(given.profile)).attend()
+def _keep_toeplitz(heads: Heads, material: Material) -> Tensor:
+    return replace(heads, scores=heads.scores.flat().with_bias(material.profile)).attend()
 
 
-def _remove_toeplitz(heads: Heads, given: Material) -> Tensor:
-    return replace(heads, scores=heads.scores.with_bias(-given.profile)).attend()
+def _ablate_toeplitz(heads: Heads, material: Material) -> Tensor:
+    return replace(heads, scores=heads.scores.with_bias(-material.profile)).attend()
 
 
-def _impose_proximity(heads: Heads, given: Material) -> Tensor:
-    return replace(heads, scores=heads.scores.with_bias(given.imposed)).attend()
+def _impose_proximity(heads: Heads, material: Material) -> Tensor:
+    return replace(heads, scores=heads.scores.with_bias(material.imposed)).attend()
 
 
-def _keep_position(heads: Heads, given: Material) -> Tensor:
-    q, k = _position_parts(heads, given, of_prefix=True)
+def _keep_position(heads: Heads, material: Material) -> Tensor:
+    q, k = _position_parts(heads, material, of_prefix=True)
     kept = replace(heads.scores, q=q, k=k)
-    return replace(heads, scores=kept if given.bias_change is None else kept.with_bias(given.bias_change)).attend()
+    return replace(
+        heads, scores=kept if material.bias_change is None else kept.with_bias(material.bias_change)
+    ).attend()
 
 
-def _remove_position(heads: Heads, given: Material) -> Tensor:
+def _ablate_position(heads: Heads, material: Material) -> Tensor:
     scores = heads.scores
-    q, k = _position_parts(heads, given, of_prefix=False)
+    q, k = _position_parts(heads, material, of_prefix=False)
     # Side by side, the products are the difference.
     q, k = torch.cat([scores.q, q], dim=-1), torch.cat([scores.k, -k], dim=-1)
     without = replace(scores, q=q, k=k, scale=scores.factor)
-    return replace(heads, scores=without if given.bias is None else without.with_bias(-given.bias)).attend()
+    return replace(heads, scores=without if material.bias is None else without.with_bias(-material.bias)).attend()
 
 
-def _shift_positions(heads: Heads, given: Material) -> Tensor:
-    n = len(given.order)
-    return _move(heads, given, (torch.arange(n) + n // 2) % n)
+def _shift_positions(heads: Heads, material: Material) -> Tensor:
+    n = len(material.order)
+    return _move(heads, material, (torch.arange(n) + n // 2) % n)
 
 
-def _permute_positions(heads: Heads, given: Material) -> Tensor:
-    return _move(heads, given, given.order)
+def _permute_positions(heads: Heads, material: Material) -> Tensor:
+    return _move(heads, material, material.order)
 
 
-def _donor_scores(heads: Heads, given: Material) -> Tensor:
-    assert given.donor is not None
-    return replace(heads, scores=given.donor).attend()
+def _patch_scores(heads: Heads, material: Material) -> Tensor:
+    assert material.patch_from is not None
+    return replace(heads, scores=material.patch_from).attend()
 
 
 def _positional(traits: Traits) -> bool:
@@ -126,15 +128,15 @@ def _movable(traits: Traits) -> bool:
     return traits.movable
 
 
-flatten = Edit(_flatten)
+uniform_attention = Edit(_uniform_attention)
 """All scores are 0: attention is uniform."""
 keep_toeplitz = Edit(_keep_toeplitz, nulled=True)
 """The score is the mean function of the offset alone."""
-remove_toeplitz = Edit(_remove_toeplitz, nulled=True)
+ablate_toeplitz = Edit(_ablate_toeplitz, nulled=True)
 """The mean function of the offset is subtracted."""
 keep_position = Edit(_keep_position, nulled=True, applies=_positional)
 """The score is its position-position term alone, with the bias."""
-remove_position = Edit(_remove_position, nulled=True, applies=_positional)
+ablate_position = Edit(_ablate_position, nulled=True, applies=_positional)
 """The position-position term and the bias are subtracted."""
 shift_positions = Edit(_shift_positions, applies=_movable)
 """Each token keeps its content and gets the position half a sequence away, in vectors, rotations and biases."""
@@ -142,22 +144,22 @@ permute_positions = Edit(_permute_positions, applies=_movable)
 """Each token keeps its content and gets the position of another."""
 impose_proximity = Edit(_impose_proximity, nulled=True)
 """A proximity bias is added."""
-donor_scores = Edit(_donor_scores, applies=lambda traits: traits.donor)
+patch_scores = Edit(_patch_scores, applies=lambda traits: traits.patch_from)
 """The scores, and so the pattern, are those of another network on the same inputs; values stay."""
-donor_maps = Edit(None, applies=lambda traits: traits.donor and isinstance(traits.network, Swaps))
+patch_qk = Edit(None, applies=lambda traits: traits.patch_from and isinstance(traits.network, Swaps))
 """The query and key maps are those of another network."""
 
 
-def _move(heads: Heads, given: Material, places: Int[Tensor, " token"]) -> Tensor:
+def _move(heads: Heads, material: Material, places: Int[Tensor, " token"]) -> Tensor:
     """Return z with each token's position moved to a place."""
-    scores, network = heads.scores, given.network
+    scores, network = heads.scores, material.network
     q, k, prefix, places = scores.q, scores.k, scores.prefix, places.to(scores.q.device)
     assert isinstance(network, KnowsPositions)
     if network.rotates:
         steps = torch.cat([places.new_zeros(prefix), places - torch.arange(len(places), device=places.device)])
         q, k = network.turn(q, steps.to(q)), network.turn(k, steps.to(k))
     else:
-        parts = _position_parts(heads, given, of_prefix=False)
+        parts = _position_parts(heads, material, of_prefix=False)
         moved = _behind(places, prefix)
         q, k = (x - part + part[:, :, moved] for x, part in zip((q, k), parts, strict=True))
     if not scores.biased:
@@ -168,10 +170,10 @@ def _move(heads: Heads, given: Material, places: Int[Tensor, " token"]) -> Tenso
     return replace(heads, scores=arranged, v=heads.v[:, :, order]).attend()[:, :, order.argsort()]
 
 
-def _position_parts(heads: Heads, given: Material, of_prefix: bool) -> tuple[Tensor, Tensor]:
+def _position_parts(heads: Heads, material: Material, of_prefix: bool) -> tuple[Tensor, Tensor]:
     """Return the position parts, [batch, head, token, d_head]; in front the whole query and key, or nothing."""
     found = []
-    for whole, part in ((heads.scores.q, given.q_position), (heads.scores.k, given.k_position)):
+    for whole, part in ((heads.scores.q, material.q_position), (heads.scores.k, material.k_position)):
         front = whole[:, :, : heads.scores.prefix]
         found.append(torch.cat([front if of_prefix else torch.zeros_like(front), part.to(whole)], dim=2))
     return found[0], found[1]

@@ -16,20 +16,20 @@ from attnprobe.errors import UsageError, listed
 from attnprobe.geometry import geometry
 from attnprobe.measures.driver import (
     Add,
-    Asked,
-    Look,
+    Compute,
+    Condition,
     Number,
+    Request,
     Sample,
-    See,
     Tallies,
     Tally,
     View,
-    asked,
     check_window,
+    checked_request,
     chunks,
-    described,
     geometry_of,
     hidden_tokens,
+    labelled,
     lengths_of,
     over_sequences,
     result,
@@ -46,8 +46,8 @@ from attnprobe.statistics.directions import (
     SUBSPACES,
     dimensions,
     energy_shares,
-    kernels,
     own_pair,
+    proximity_profiles,
     unit,
     without_own_pair,
 )
@@ -67,7 +67,7 @@ NUMBERS = [
         unstructured="0",
     ),
     Number(
-        "favours",
+        "positive_share",
         "share of sequences whose descent raises the direction",
         axes=("direction",),
         method="1/2 without a sign",
@@ -134,7 +134,7 @@ def gradients(
     objectives: tuple[str, ...] = (),
     at: Literal["checkpoint", "uniform"] = "checkpoint",
     fit_steps: int = 0,
-    reach: int = 2,
+    length_scale: int = 2,
     curvature: int = 0,
     nulls: int = 8,
     level: float = 0.95,
@@ -146,16 +146,16 @@ def gradients(
     (through everything that follows) is computed in blocks and projected on directions of unit length, row-centred
     since the softmax ignores row constants. Directions (`attnprobe.statistics.directions`):
 
-    - *circulant* and *toeplitz* *band*, *exponential* and *linear*: proximity up to or of the length ``reach``, around
-      the sequence or not, without the part along offset 0, which is *offset 0*;
-    - *own profile*: the network's own mean score by offset, without offset 0;
+    - *circulant* and *toeplitz* *band*, *exponential* and *linear*: proximity of half-width or decay
+      length ``length_scale``, around the sequence or not, without the part along offset 0, which is *offset 0*;
+    - *measured profile*: the network's own mean score by offset, without offset 0;
     - *column*: a random function of the key, the positive control: labels can see it; *random*: a random product.
 
     Over ``loss``, ``layer``, ``head`` and, where named, more, as means over sequences:
 
     - ``descent`` (direction): minus the projection: positive where descent on this loss raises the direction;
-      ``descent_se`` its standard error, ``snr`` mean over sd of a sequence, ``favours`` the share of sequences with a
-      positive one, ``squared_cosine`` its share of the gradient's energy;
+      ``descent_se`` its standard error, ``snr`` mean over std of a sequence, ``positive_share`` the share of
+      sequences with a positive one, ``squared_cosine`` its share of the gradient's energy;
     - ``energy_share`` (subspace): of all functions of the offset modulo n, of the offset, of the key, and what neither
       offset nor key explains; ``energy_share_of_noise`` what pure noise would have;
     - ``descent_by_offset`` (offset): minus the derivative with respect to a bias at each offset;
@@ -166,7 +166,7 @@ def gradients(
     - ``curvature`` (direction): second derivative of the loss along functions of the offset, by central differences of
       the exact gradient in float64, with ``curvature`` > 0: blind to first order only, or flat?
 
-    Images have most of them over two-dimensional offsets too, as ``grid_...``. Each has ``_interval``, ``_sd`` and
+    Images have most of them over two-dimensional offsets too, as ``grid_...``. Each has ``_interval``, ``_std`` and
     ``_null``: *permuted*, the entries of the gradient moved with their positions, and *initial*, networks at
     initialisation. A readout that no objective has trained yet points anywhere: its sign means nothing
     (``fit_steps``).
@@ -177,65 +177,77 @@ def gradients(
         objectives: Which losses: labels, masked, next-token; all that the network can have unless named.
         at: Where: the checkpoint's own scores, or all scores set to zero (exactly uniform attention).
         fit_steps: Steps for which the objective's readout is trained first; at uniform attention with value weights.
-        reach: Length of the proximity directions, in tokens or pixels.
+        length_scale: Length of the proximity directions, in tokens or pixels.
         curvature: Number of sequences on which second derivatives are taken; 0 leaves them out.
         nulls: Draws of each null; 0 for none.
         level: Level of the intervals.
         seed: Seed of masks, random directions, permutations and initial networks.
     """
-    what = asked("gradients", of, sequences, nulls, level, seed)
-    check_window(what.network, reach, "reach")
-    losses = _losses(what.probe, objectives)
+    request = checked_request("gradients", of, sequences, nulls, level, seed)
+    check_window(request.network, length_scale, "length_scale")
+    losses = _losses(request.probe, objectives)
     if at not in ("checkpoint", "uniform"):
         raise UsageError(f"at={at!r}: must be checkpoint or uniform")
     for name, value in (("fit_steps", fit_steps), ("curvature", curvature)):
         if value < 0:
             raise UsageError(f"{name}={value}: must not be negative")
-    given = _Given(what, losses, at, fit_steps, reach)
-    if fit_steps and not isinstance(what.network, Fits):
+    setup = _Setup(request, losses, at, fit_steps, length_scale)
+    if fit_steps and not isinstance(request.network, Fits):
         raise UsageError(f"fit_steps={fit_steps}: this network's output head cannot be fitted; fit_steps=0")
-    if curvature and not isinstance(what.network, Doubles):
+    if curvature and not isinstance(request.network, Doubles):
         raise UsageError(f"curvature={curvature}: this network has no copy in float64; curvature=0")
-    prepared = functools.lru_cache(maxsize=None)(functools.partial(_prepare, given))
+    prepared = functools.lru_cache(maxsize=None)(functools.partial(_prepare, setup))
 
-    def prepare(look: Look) -> See:
-        return functools.partial(_see, given, prepared(look.network))
+    def prepare(condition: Condition) -> Compute:
+        return functools.partial(_see, setup, prepared(condition.network))
 
-    tallies, draws = over_sequences(what, prepare, looks=len(losses))
-    variables = _variables(given, tallies)
+    tallies, draws = over_sequences(request, prepare, passes=len(losses))
+    variables = _variables(setup, tallies)
     if curvature:
-        variables |= _curvature_variables(given, draws, prepared, curvature)
+        variables |= _curvature_variables(setup, draws, prepared, curvature)
     coordinates = {
         "loss": list(losses),
         "other_loss": list(losses),
-        "direction": given.directions,
+        "direction": setup.directions,
         "subspace": list(SUBSPACES),
     }
-    left_out = undefined(what.network, "*", up_to=0)
+    left_out = undefined(request.network, "*", up_to=0)
     if (losses[0], "", "mean_token_share") not in tallies.measured:
         left_out["mean_token_share, rank_one_share"] = "no single query and key map makes the score"
-    facts = {"at": at, "fit_steps": fit_steps, "reach": reach, "curvature_sequences": curvature, "table": TABLE}
-    return result(what, variables, coordinates, list(draws), left_out, **facts)
+    facts = {
+        "at": at,
+        "fit_steps": fit_steps,
+        "length_scale": length_scale,
+        "curvature_sequences": curvature,
+        "table": TABLE,
+    }
+    return result(request, variables, coordinates, list(draws), left_out, **facts)
 
 
 @dataclass(frozen=True)
-class _Given:
+class _Setup:
     """What is asked of the network and of those of the nulls."""
 
-    what: Asked
+    request: Request
     losses: tuple[str, ...]
     at: str
     fit_steps: int
-    reach: int
+    length_scale: int
 
     @property
     def views(self) -> dict[str, View]:
-        return views(self.what.network)
+        return views(self.request.network)
 
     @property
     def directions(self) -> list[str]:
-        shape = self.what.network.shape
-        return [*kernels(geometry((shape.n,), shape.causal), self.reach), "offset 0", "own profile", "column", "random"]
+        shape = self.request.network.shape
+        return [
+            *proximity_profiles(geometry((shape.n,), shape.causal), self.length_scale),
+            "offset 0",
+            "measured profile",
+            "column",
+            "random",
+        ]
 
     def change(self, heads: Heads) -> Heads:
         """Return what is differentiated: the network's own scores, or all scores set to zero."""
@@ -266,14 +278,14 @@ def _losses(of: Probe, named: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(one for one in of.objectives if one in named or not named)
 
 
-def _prepare(given: _Given, network: Network) -> _Prepared:
+def _prepare(setup: _Setup, network: Network) -> _Prepared:
     """Return the network with readouts fitted, if that is asked for."""
-    steps, seed = given.fit_steps, given.what.seed
-    networks: dict[str, Network] = dict.fromkeys(given.losses, network)
+    steps, seed = setup.fit_steps, setup.request.seed
+    networks: dict[str, Network] = dict.fromkeys(setup.losses, network)
     if steps and isinstance(network, Fits):
-        networks = {loss: network.fitted(loss, steps, seed, given.at == "uniform") for loss in given.losses}
-    profiles = mean_profiles(network, given.what.probe, given.what.sequences)
-    return _Prepared(networks, dict(zip(given.views, profiles, strict=True)))
+        networks = {loss: network.fitted(loss, steps, seed, setup.at == "uniform") for loss in setup.losses}
+    profiles = mean_profiles(network, setup.request.probe, setup.request.sequences)
+    return _Prepared(networks, dict(zip(setup.views, profiles, strict=True)))
 
 
 def mean_profiles(network: Network, of: Probe, most: int) -> list[list[Tensor]]:
@@ -290,7 +302,7 @@ def mean_profiles(network: Network, of: Probe, most: int) -> list[list[Tensor]]:
     def see(heads: Heads) -> None:
         finest = score_statistics(heads.scores)
         for view, found in zip(sums, (finest.in_line(), finest), strict=True):
-            profile = found.kernel.nan_to_num().sum(0) / len(rows)
+            profile = found.offset_profile.nan_to_num().sum(0) / len(rows)
             view[heads.layer] = view.get(heads.layer, 0) + profile
 
     for _, batch in chunks(split, rows, network):
@@ -300,21 +312,21 @@ def mean_profiles(network: Network, of: Probe, most: int) -> list[list[Tensor]]:
     return [line, [sums[1][layer] for layer in layers]] if network.shape.grid is not None else [line]
 
 
-def _see(given: _Given, prepared: _Prepared, sample: Sample, add: Add) -> None:
+def _see(setup: _Setup, prepared: _Prepared, sample: Sample, add: Add) -> None:
     """Take in the numbers under (loss, prefix, name), and those of two losses under (loss, other_loss)."""
-    n, known = given.what.network.shape.n, _directions(given, sample.length)
+    n, known = setup.request.network.shape.n, _directions(setup, sample.length)
     slopes: dict[str, list[tuple[Heads, Tensor]]] = {}
     sizes: dict[tuple[str, int], Tensor] = {}
     for loss, network in prepared.networks.items():
-        slopes[loss] = differentiate(network, sample.batch, loss, sample.mask(loss), given.change)
+        slopes[loss] = differentiate(network, sample.batch, loss, sample.mask(loss), setup.change)
         for heads, dz in slopes[loss]:
             profiles = {prefix: of_layers[heads.layer] for prefix, of_layers in prepared.profiles.items()}
-            numbers = _statistics(given, heads, dz, known, profiles, sample.order)
+            numbers = _statistics(setup, heads, dz, known, profiles, sample.order)
             sizes[loss, heads.layer] = numbers["", "gradient_norm"]
             for (prefix, name), values in numbers.items():
                 short = n - sample.length if name == "descent_by_offset" and not prefix else 0
                 add((loss, prefix, name), heads.layer, widened(values.numpy(), short))
-    for a, b in combinations(given.losses, 2) if sample.order is None else ():
+    for a, b in combinations(setup.losses, 2) if sample.order is None else ():
         for layer in range(len(slopes[a])):
             pair = [(heads.scores, heads.v, dz) for heads, dz in (slopes[a][layer], slopes[b][layer])]
             size = sizes[a, layer] * sizes[b, layer]
@@ -326,22 +338,24 @@ class _Directions:
     """The directions of sequences of one length."""
 
     by_view: Mapping[str, Tensor]
-    """[direction, offset], unit, of all that are functions of the offset but the network's own profile."""
+    """[direction, offset], unit, of all that are functions of the offset but the network's measured profile."""
     column: Tensor
     """[key], unit."""
     random: tuple[Tensor, Tensor]
     """[query, 1] and [key, 1], of a unit product."""
 
 
-def _directions(given: _Given, length: int) -> _Directions:
+def _directions(setup: _Setup, length: int) -> _Directions:
     by_view = {}
-    for prefix, view in given.views.items():
+    for prefix, view in setup.views.items():
         pairs = geometry_of(view, length)
-        near = torch.stack([without_own_pair(one, pairs) for one in kernels(pairs, given.reach).values()])
+        near = torch.stack(
+            [without_own_pair(one, pairs) for one in proximity_profiles(pairs, setup.length_scale).values()]
+        )
         by_view[prefix] = unit(torch.cat([near, own_pair(pairs)[None]]), pairs)
-    shape = given.what.network.shape
+    shape = setup.request.network.shape
     pairs = geometry((length,), shape.causal)
-    drawn = numpy_generator(given.what.seed, "gradients directions").standard_normal((3, shape.n))
+    drawn = numpy_generator(setup.request.seed, "gradients directions").standard_normal((3, shape.n))
     column, left, right = torch.from_numpy(drawn[:, :length])
 
     def rows(u: Tensor) -> Tensor:
@@ -358,7 +372,7 @@ def _directions(given: _Given, length: int) -> _Directions:
 
 
 def _statistics(
-    given: _Given,
+    setup: _Setup,
     heads: Heads,
     dz: Tensor,
     known: _Directions,
@@ -371,7 +385,7 @@ def _statistics(
     finest = gradient_statistics(scores, heads.v, dz, [(left, right)], heads.inputs)
     size = finest.square.sqrt()
     made: dict[tuple[str, str], Tensor] = {("", "gradient_norm"): size}
-    for prefix in given.views:
+    for prefix in setup.views:
         found = finest if prefix else finest.in_line()
         profile = profiles[prefix]
         short = (profile.shape[-1] - found.by_offset.shape[-1]) // 2
@@ -388,7 +402,7 @@ def _statistics(
         known_sign = descent.isfinite() & (size > 0)[..., None]
         made |= {
             (prefix, "descent"): descent,
-            (prefix, "favours"): (descent > 0).double().where(known_sign, torch.nan),
+            (prefix, "positive_share"): (descent > 0).double().where(known_sign, torch.nan),
             (prefix, "squared_cosine"): (descent / size.where(size > 0, torch.nan)[..., None]).square(),
             (prefix, "energy_share"): energy_shares(found),
             (prefix, "descent_by_offset"): -found.by_offset,
@@ -413,61 +427,61 @@ def _of_map(gradient: Tensor, inputs: Tensor) -> dict[str, Tensor]:
     }
 
 
-def _variables(given: _Given, tallies: Tallies) -> dict[str, xr.Variable]:
+def _variables(setup: _Setup, tallies: Tallies) -> dict[str, xr.Variable]:
     """Return the variables, over losses first."""
-    level, head = given.what.level, {"head": given.what.network.shape.heads}
-    sizes = {"direction": {"direction": len(given.directions)}, "subspace": {"subspace": len(SUBSPACES)}}
+    level, head = setup.request.level, {"head": setup.request.network.shape.heads}
+    sizes = {"direction": {"direction": len(setup.directions)}, "subspace": {"subspace": len(SUBSPACES)}}
     made: dict[str, xr.Variable] = {}
-    for prefix, view in given.views.items():
+    for prefix, view in setup.views.items():
         for number in NUMBERS:
-            if (given.losses[0], prefix, number.name) not in tallies.measured:
+            if (setup.losses[0], prefix, number.name) not in tallies.measured:
                 continue
             axes = head | {
                 axis: size for kind in number.axes for axis, size in (sizes | {"view": view.offsets})[kind].items()
             }
             each = []
-            for loss in given.losses:
+            for loss in setup.losses:
                 key = (loss, prefix, number.name)
-                of_loss = described(number, prefix + number.name, axes, tallies, key, level)
+                of_loss = labelled(number, prefix + number.name, axes, tallies, key, level)
                 each.append(of_loss | (_signal(prefix, axes, tallies, key) if number.name == "descent" else {}))
             made |= {name: xr.Variable.concat([one[name] for one in each], "loss") for name in each[0]}
         noise = dimensions(geometry(view.shape, view.causal))
         values = [noise[name] for name in SUBSPACES]
         made[f"{prefix}energy_share_of_noise"] = variable(("subspace",), values, "energy share of pure noise", "1")
-    return made | (_cosines(given, head, tallies) if len(given.losses) > 1 else {})
+    return made | (_cosines(setup, head, tallies) if len(setup.losses) > 1 else {})
 
 
 def _signal(prefix: str, axes: Mapping[str, int], tallies: Tallies, key: tuple[str, ...]) -> dict[str, xr.Variable]:
     """Return standard error and signal-to-noise ratio of the descent."""
     over, measured = ("layer", *axes), tallies.measured
-    error = measured.stack(key, lambda one: one.sd / np.sqrt(np.maximum(one.count, 1)))
+    error = measured.stack(key, lambda one: one.std / np.sqrt(np.maximum(one.count, 1)))
     with np.errstate(divide="ignore", invalid="ignore"):
-        ratio = measured.stack(key, lambda one: one.mean / one.sd)
+        ratio = measured.stack(key, lambda one: one.mean / one.std)
         of_nulls = [
-            [draw.stack(key, lambda one: one.mean / one.sd) for draw in draws] for draws in tallies.nulls.values()
+            [draw.stack(key, lambda one: one.mean / one.std) for draw in draws] for draws in tallies.nulls.values()
         ]
     made = {
         f"{prefix}descent_se": variable(over, error, "standard error of the mean fall", "loss"),
-        f"{prefix}snr": variable(over, ratio, "signal-to-noise ratio of the fall", "1", "mean over sd of a sequence"),
+        f"{prefix}snr": variable(over, ratio, "signal-to-noise ratio of the fall", "1", "mean over std of a sequence"),
     }
     if of_nulls:
         made[f"{prefix}snr_null"] = variable(("null", "draw", *over), of_nulls, "null: signal-to-noise ratio", "1")
     return made
 
 
-def _cosines(given: _Given, head: Mapping[str, int], tallies: Tallies) -> dict[str, xr.Variable]:
+def _cosines(setup: _Setup, head: Mapping[str, int], tallies: Tallies) -> dict[str, xr.Variable]:
     """Return the cosines between the gradients of different losses; NaN of one with itself."""
     pairs = {
-        frozenset(pair): described(COSINE, "cosine", head, tallies, pair, given.what.level)
-        for pair in combinations(given.losses, 2)
+        frozenset(pair): labelled(COSINE, "cosine", head, tallies, pair, setup.request.level)
+        for pair in combinations(setup.losses, 2)
     }
     some = next(iter(pairs.values()))
     itself = {name: one.copy(data=np.full(one.shape, np.nan)) for name, one in some.items()}
     return {
         name: xr.Variable.concat(
             [
-                xr.Variable.concat([pairs.get(frozenset((a, b)), itself)[name] for b in given.losses], "other_loss")
-                for a in given.losses
+                xr.Variable.concat([pairs.get(frozenset((a, b)), itself)[name] for b in setup.losses], "other_loss")
+                for a in setup.losses
             ],
             "loss",
         )
@@ -475,13 +489,13 @@ def _cosines(given: _Given, head: Mapping[str, int], tallies: Tallies) -> dict[s
     }
 
 
-def _curvatures(given: _Given, prepared: _Prepared, rows: np.ndarray) -> dict[str, list[Moments]]:
+def _curvatures(setup: _Setup, prepared: _Prepared, rows: np.ndarray) -> dict[str, list[Moments]]:
     """Return the moments of the second derivatives along functions of the offset, in the data's own view.
 
     Each is a central difference of the exact gradient in float64, with a step that moves no score by more than `STEP`.
     """
-    of, prefix = given.what.probe, list(given.views)[-1]
-    hidden = hidden_tokens(of, given.what.seed, int(rows.max()) + 1)
+    of, prefix = setup.request.probe, list(setup.views)[-1]
+    hidden = hidden_tokens(of, setup.request.seed, int(rows.max()) + 1)
     found = {}
     for loss, network in prepared.networks.items():
         assert isinstance(network, Doubles)
@@ -494,12 +508,12 @@ def _curvatures(given: _Given, prepared: _Prepared, rows: np.ndarray) -> dict[st
                 mask = torch.from_numpy(hidden[rows[chosen], : inputs.shape[1]]).to(inputs.device)
             batch = replace(batch, inputs=inputs)
             for layer, moments in enumerate(found[loss]):
-                moments.add(_second_derivatives(given, double, batch, loss, mask, layer, prepared, prefix))
+                moments.add(_second_derivatives(setup, double, batch, loss, mask, layer, prepared, prefix))
     return found
 
 
 def _second_derivatives(
-    given: _Given,
+    setup: _Setup,
     network: Network,
     batch: Batch,
     loss: str,
@@ -510,12 +524,12 @@ def _second_derivatives(
 ) -> np.ndarray:
     """Return the second derivatives [sequence, head, direction] at the scores of one layer."""
     length, heads = batch.inputs.shape[1], network.shape.heads
-    fixed = _directions(given, length).by_view[prefix]
-    pairs = geometry_of(given.views[prefix], length)
+    fixed = _directions(setup, length).by_view[prefix]
+    pairs = geometry_of(setup.views[prefix], length)
     profile = prepared.profiles[prefix][layer]
     short = (profile.shape[-1] - fixed.shape[-1]) // 2
     own = unit(without_own_pair(profile[:, short : profile.shape[-1] - short], pairs), pairs)
-    second = torch.full((len(batch.inputs), heads, len(given.directions)), torch.nan, dtype=torch.float64)
+    second = torch.full((len(batch.inputs), heads, len(setup.directions)), torch.nan, dtype=torch.float64)
     for head in range(heads):
         for number, f in enumerate(torch.cat([fixed, own[head, None]])):
             if not f.isfinite().all():
@@ -528,7 +542,7 @@ def _second_derivatives(
                 bias = bias.to(batch.inputs.device)
 
                 def change(one: Heads, bias: Tensor = bias) -> Heads:
-                    one = given.change(one)
+                    one = setup.change(one)
                     return replace(one, scores=one.scores.with_bias(bias)) if one.layer == layer else one
 
                 here, dz = differentiate(network, batch, loss, mask, change)[layer]
@@ -542,22 +556,22 @@ STEP = 1e-3
 
 
 def _curvature_variables(
-    given: _Given, draws: Mapping[str, Sequence[Look]], prepared: Any, sequences: int
+    setup: _Setup, draws: Mapping[str, Sequence[Condition]], prepared: Any, sequences: int
 ) -> dict[str, xr.Variable]:
     """Return the curvatures, over losses first; the permuted null has none."""
-    rows = given.what.rows[:sequences]
-    measured = _curvatures(given, prepared(given.what.network), rows)
+    rows = setup.request.rows[:sequences]
+    measured = _curvatures(setup, prepared(setup.request.network), rows)
     nulls = {
-        kind: [_curvatures(given, prepared(one.network), rows) for one in looks if one.order is None]
-        for kind, looks in draws.items()
+        kind: [_curvatures(setup, prepared(one.network), rows) for one in passes if one.order is None]
+        for kind, passes in draws.items()
     }
-    axes = {"head": given.what.network.shape.heads, "direction": len(given.directions)}
+    axes = {"head": setup.request.network.shape.heads, "direction": len(setup.directions)}
     each = []
-    for loss in given.losses:
-        empty = [Tally() for _ in range(given.what.nulls)]
+    for loss in setup.losses:
+        empty = [Tally() for _ in range(setup.request.nulls)]
         tallies = Tallies(
             Tally.of(("curvature",), measured[loss]),
             {kind: [Tally.of(("curvature",), one[loss]) for one in found] or empty for kind, found in nulls.items()},
         )
-        each.append(described(CURVATURE, "curvature", axes, tallies, ("curvature",), given.what.level))
+        each.append(labelled(CURVATURE, "curvature", axes, tallies, ("curvature",), setup.request.level))
     return {name: xr.Variable.concat([one[name] for one in each], "loss") for name in each[0]}

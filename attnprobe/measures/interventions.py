@@ -16,15 +16,15 @@ from attnprobe.errors import UsageError
 from attnprobe.geometry import geometry
 from attnprobe.measures.driver import (
     Add,
-    Asked,
-    Look,
+    Compute,
+    Condition,
     Number,
+    Request,
     Sample,
-    See,
     Tallies,
-    asked,
+    checked_request,
     chunks,
-    described,
+    labelled,
     over_sequences,
     permutation,
     result,
@@ -32,7 +32,7 @@ from attnprobe.measures.driver import (
 )
 from attnprobe.measures.edits import Edit, Material, Traits, shuffled
 from attnprobe.measures.gradients import mean_profiles
-from attnprobe.measures.terms import Means, Parts, means, see_parts
+from attnprobe.measures.terms import Means, Parts, means, visit_parts
 from attnprobe.networks import probe
 from attnprobe.networks.base import Attend, Network, Resumes, Swaps, read
 from attnprobe.randomness import numpy_generator
@@ -63,8 +63,8 @@ def interventions(
     of: Any,
     *,
     sequences: int = 256,
-    reach: float = 2.0,
-    donor: Path | None = None,
+    length_scale: float = 2.0,
+    patch_from: Path | None = None,
     nulls: int = 8,
     level: float = 0.95,
     seed: int = 0,
@@ -74,19 +74,19 @@ def interventions(
     Accuracy and loss are those of the checkpoint's own objective, of test sequences, before any edit
     (``base_accuracy``, ``base_loss``) and under each ``intervention``:
 
-    - *flatten*: uniform attention;
-    - *keep toeplitz*, *remove toeplitz*: the score is its mean function of the offset, which training sequences give
+    - *uniform_attention*: uniform attention;
+    - *keep_toeplitz*, *ablate_toeplitz*: the score is its mean function of the offset, which training sequences give
       (least squares, row constants free), or has it subtracted;
-    - *keep position*, *remove position*: the same with the position-position term (`positions`), biases included;
-    - *shift positions*, *permute positions*: content stays, positions are moved around by half the sequence, or
+    - *keep_position*, *ablate_position*: the same with the position-position term (`positions`), biases included;
+    - *shift_positions*, *permute_positions*: content stays, positions are moved around by half the sequence, or
       permuted (in vectors, rotations and biases; not with causal attention and a bias, whose mask stays);
-    - *impose proximity*: -distance / reach is added, in pixels on images;
-    - *donor scores*: scores, and so patterns, of another checkpoint on the same inputs, under the own values;
-      *donor maps*: its query and key maps in the place of the own.
+    - *impose_proximity*: -distance / length_scale is added, in pixels on images;
+    - *patch_scores*: scores, and so patterns, of another checkpoint on the same inputs, under the own values;
+      *patch_qk*: its query and key maps in the place of the own.
 
     ``accuracy``, ``loss``, and paired with the sequence without an edit ``accuracy_change`` and ``loss_change``, are
     over ``layer`` and ``head``; under ``layer_...`` for all heads of a layer, and under ``all_...`` for all. Each has
-    ``_interval``, Student's 95 % interval over sequences, ``_sd``, and for kernels, position-position terms and the
+    ``_interval``, Student's 95 % interval over sequences, ``_std``, and for kernels, position-position terms and the
     imposed bias ``_null``: an edit of the same length (row-centred) with its numbers elsewhere, offsets or positions
     permuted: what an edit of this size does where it does not belong.
 
@@ -96,19 +96,19 @@ def interventions(
     Args:
         of: The checkpoint (or probe) to intervene in.
         sequences: Number of test sequences: the first ones; as many training sequences give the means.
-        reach: Distance over which an imposed bias falls by 1.
-        donor: Checkpoint of a network of the same shape, whose scores and maps are put in.
+        length_scale: Distance over which an imposed bias falls by 1.
+        patch_from: Checkpoint of a network of the same shape, whose scores and maps are put in.
         nulls: Draws of the null; 0 for none.
         level: Level of the intervals.
         seed: Seed of masks and permutations.
     """
-    what = asked("interventions", of, sequences, nulls, level, seed)
-    if not reach > 0:
-        raise UsageError(f"reach={reach}: must be above 0")
-    given = _given(what, reach, None if donor is None else _donor(what, donor))
-    shape, names = what.network.shape, list(given.edits)
+    request = checked_request("interventions", of, sequences, nulls, level, seed)
+    if not length_scale > 0:
+        raise UsageError(f"length_scale={length_scale}: must be above 0")
+    setup = _setup(request, length_scale, None if patch_from is None else _other_network(request, patch_from))
+    shape, names = request.network.shape, list(setup.edits)
     tallies, draws = over_sequences(
-        what, partial(_prepare, given), ["permuted"], looks=len(given.scopes) * len(given.edits)
+        request, partial(_prepare, setup), ["permuted"], passes=len(setup.scopes) * len(setup.edits)
     )
     axes = {
         "head": {"intervention": len(names), "layer": shape.layers, "head": shape.heads},
@@ -120,31 +120,31 @@ def interventions(
         start = "" if kind == "head" else f"{kind}_"
         for number in NUMBERS:
             name = start + number.name
-            variables |= described(number, name, sizes, tallies, (kind, number.name), level, over=())
+            variables |= labelled(number, name, sizes, tallies, (kind, number.name), level, over=())
     for number in BASE:
         measured = Tallies(tallies.measured)
-        variables |= described(number, f"base_{number.name}", {}, measured, ("base", number.name), level, over=())
+        variables |= labelled(number, f"base_{number.name}", {}, measured, ("base", number.name), level, over=())
     left_out = {
-        name: "does not apply to this network" + ("" if donor else ", or needs a donor")
+        name: "does not apply to this network" + ("" if patch_from else ", or needs a patch_from")
         for name in EDITS
         if name not in names
     }
     facts = {
-        "reach": reach,
-        "donor": "" if donor is None else str(donor),
-        "of_objective": what.probe.objective,
+        "length_scale": length_scale,
+        "patch_from": "" if patch_from is None else str(patch_from),
+        "of_objective": request.probe.objective,
         "table": TABLE,
     }
-    return result(what, variables, {"intervention": names}, list(draws), left_out, **facts)
+    return result(request, variables, {"intervention": names}, list(draws), left_out, **facts)
 
 
 @dataclass(frozen=True)
-class _Given:
+class _Setup:
     """What is asked, and what training sequences say of the network."""
 
-    what: Asked
-    reach: float
-    donor: Network | None
+    request: Request
+    length_scale: float
+    patch_from: Network | None
     edits: dict[str, Edit]
     means: Means
     profiles: list[Tensor]
@@ -152,53 +152,53 @@ class _Given:
 
     @property
     def scopes(self) -> list[Scope]:
-        layers, heads = self.what.network.shape.layers, self.what.network.shape.heads
+        layers, heads = self.request.network.shape.layers, self.request.network.shape.heads
         each = [("head", layer, head) for layer, head in np.ndindex(layers, heads)]
         return [*each, *(("layer", layer, 0) for layer in range(layers)), ("all", 0, 0)]
 
 
-def _given(what: Asked, reach: float, donor: Network | None) -> _Given:
-    network, of, train = what.network, what.probe, what.probe.task.train
-    rows = np.unique(what.rows % len(train))
+def _setup(request: Request, length_scale: float, patch_from: Network | None) -> _Setup:
+    network, of, train = request.network, request.probe, request.probe.task.train
+    rows = np.unique(request.rows % len(train))
     biased: list[bool] = []
     _, first = next(chunks(train, rows[:1], network))
     read(network, first, of.objectives[0], lambda heads: biased.append(heads.scores.biased))
-    traits = Traits(network, any(biased), donor is not None)
+    traits = Traits(network, any(biased), patch_from is not None)
     edits = {name: edit for name, edit in EDITS.items() if edit.applies(traits)}
     of_data = means(network, (batch for _, batch in chunks(train, rows, network)), of.objectives[0])
-    return _Given(what, reach, donor, edits, of_data, mean_profiles(network, of, len(rows))[-1])
+    return _Setup(request, length_scale, patch_from, edits, of_data, mean_profiles(network, of, len(rows))[-1])
 
 
-def _donor(what: Asked, path: Path) -> Network:
+def _other_network(request: Request, path: Path) -> Network:
     """Return another checkpoint's network; raise `UsageError` if it cannot stand in for this one."""
     other = load(path)
-    if other.data != what.probe.task.data:
-        raise UsageError(f"donor {path}: was trained on other data ({other.data}, not {what.probe.task.data})")
+    if other.data != request.probe.task.data:
+        raise UsageError(f"patch_from={path}: was trained on other data ({other.data}, not {request.probe.task.data})")
     network = probe(other).network
     words = {"layers": "n_layers", "heads": "n_heads", "d_model": "d_model", "causal": "causal"}
     for name, word in words.items():
-        there, here = getattr(network.shape, name), getattr(what.network.shape, name)
+        there, here = getattr(network.shape, name), getattr(request.network.shape, name)
         if there != here:
-            raise UsageError(f"donor {path}: has {word}={there}, not {here}")
-    if network.shape.prefix != what.network.shape.prefix:
-        raise UsageError(f"donor {path}: only one of the two networks puts [CLS] in front")
+            raise UsageError(f"patch_from={path}: has {word}={there}, not {here}")
+    if network.shape.prefix != request.network.shape.prefix:
+        raise UsageError(f"patch_from={path}: only one of the two networks puts [CLS] in front")
     return network
 
 
-def _prepare(given: _Given, look: Look) -> See:
+def _prepare(setup: _Setup, condition: Condition) -> Compute:
     swapped: dict[Scope, Network] = {}
-    names = [name for name, edit in given.edits.items() if look.draw is None or edit.nulled]
-    return partial(_see, given, look.draw, names, swapped)
+    names = [name for name, edit in setup.edits.items() if condition.draw is None or edit.nulled]
+    return partial(_see, setup, condition.draw, names, swapped)
 
 
 def _see(
-    given: _Given, draw: int | None, names: Sequence[str], swapped: dict[Scope, Network], sample: Sample, add: Add
+    setup: _Setup, draw: int | None, names: Sequence[str], swapped: dict[Scope, Network], sample: Sample, add: Add
 ) -> None:
     """Take in loss and accuracy of every sequence in every scope, under every edit and without one."""
-    what, network, batch = given.what, given.what.network, sample.batch
+    request, network, batch = setup.request, setup.request.network, sample.batch
     layers, heads = network.shape.layers, network.shape.heads
     shapes = {"head": (layers, heads), "layer": (layers,), "all": ()}
-    mask = sample.mask(what.probe.objective)
+    mask = sample.mask(request.probe.objective)
     kept: dict[int, Tensor] = {}
     seen: dict[int, Scores] = {}
 
@@ -211,26 +211,26 @@ def _see(
         with network.attending(remember):
             if isinstance(network, Resumes):
                 streams = network.streams(batch, mask)
-                base = _outcome(network, batch, what.probe.objective, mask, streams, 0)
+                base = _outcome(network, batch, request.probe.objective, mask, streams, 0)
             else:
-                streams, base = None, _outcome(network, batch, what.probe.objective, mask, None, 0)
-        materials = _materials(given, draw, sample, mask, seen)
-        numbers = list(given.edits)
+                streams, base = None, _outcome(network, batch, request.probe.objective, mask, None, 0)
+        materials = _materials(setup, draw, sample, mask, seen)
+        numbers = list(setup.edits)
         values = {kind: np.full((len(base), len(numbers), *shape, 2), np.nan) for kind, shape in shapes.items()}
-        for name, scope in product(names, given.scopes):
+        for name, scope in product(names, setup.scopes):
             kind, layer, head = scope
             some = slice(head, head + 1) if kind == "head" else slice(0, heads)
             touched = {one: some for one in (range(layers) if kind == "all" else [layer])}
-            edit, first = given.edits[name].edit, min(touched)
+            edit, first = setup.edits[name].edit, min(touched)
             if edit is None:
                 if scope not in swapped:
                     assert isinstance(network, Swaps)
-                    swapped[scope] = network.with_maps_of(given.donor, list(touched.items()))
-                outcome = _outcome(swapped[scope], batch, what.probe.objective, mask, streams, first)
+                    swapped[scope] = network.with_maps_of(setup.patch_from, list(touched.items()))
+                outcome = _outcome(swapped[scope], batch, request.probe.objective, mask, streams, first)
             else:
                 attend = _edited(edit, touched, materials, kept if kind == "head" else None)
                 with network.attending(attend):
-                    outcome = _outcome(network, batch, what.probe.objective, mask, streams, first)
+                    outcome = _outcome(network, batch, request.probe.objective, mask, streams, first)
             place = {"head": (layer, head), "layer": (layer,), "all": ()}[kind]
             values[kind][(slice(None), numbers.index(name), *place)] = outcome
     for kind, many in values.items():
@@ -278,40 +278,40 @@ def _edited(
 
 
 def _materials(
-    given: _Given, draw: int | None, sample: Sample, mask: Tensor | None, seen: dict[int, Scores]
+    setup: _Setup, draw: int | None, sample: Sample, mask: Tensor | None, seen: dict[int, Scores]
 ) -> Callable[[int, slice], Material]:
     """Return what edits of some heads of a layer are made of, for a batch; with a draw, everything is permuted."""
-    what, network, length = given.what, given.what.network, sample.length
+    request, network, length = setup.request, setup.request.network, sample.length
     view = list(views(network).values())[-1]
     pairs = geometry(view.shape if len(view.shape) == 2 else (length,), view.causal)
     device = sample.batch.inputs.device
     parts: dict[int, Parts] = {}
-    see_parts(network, sample.batch, given.means, parts.__setitem__, what.probe.objective, mask)
-    short = (given.profiles[0].shape[1] - len(pairs.count)) // 2
-    profiles = [one[:, short : one.shape[1] - short].to(device) for one in given.profiles]
-    imposed = (-pairs.distance / given.reach).expand(network.shape.heads, -1).to(device)
+    visit_parts(network, sample.batch, setup.means, parts.__setitem__, request.probe.objective, mask)
+    short = (setup.profiles[0].shape[1] - len(pairs.count)) // 2
+    profiles = [one[:, short : one.shape[1] - short].to(device) for one in setup.profiles]
+    imposed = (-pairs.distance / setup.length_scale).expand(network.shape.heads, -1).to(device)
     biases = [parts[layer].scores.bias for layer in range(network.shape.layers)]
     biases = [one if one is None or one.shape[1] == len(pairs.count) else one[:, pairs.in_line] for one in biases]
     own = list(biases)
-    order = permutation("interventions", what.seed, draw or 0, network.shape.n)
+    order = permutation("interventions", request.seed, draw or 0, network.shape.n)
     order = torch.from_numpy(order[order < length])
     if draw is not None:
-        generator = numpy_generator(what.seed, "interventions offsets", draw)
+        generator = numpy_generator(request.seed, "interventions offsets", draw)
         profiles = [shuffled(one, pairs, generator) for one in profiles]
         imposed = shuffled(imposed, pairs, generator)
         state = generator.bit_generator.state
         for layer, bias in enumerate(own):
             generator.bit_generator.state = state  # one encoding's bias moves alike in all layers
             biases[layer] = None if bias is None else shuffled(bias, pairs, generator)
-    donor: dict[int, Scores] = {}
-    if given.donor is not None and draw is None:
+    patch_from: dict[int, Scores] = {}
+    if setup.patch_from is not None and draw is None:
 
-        def see_donor(heads: Heads) -> Tensor:
-            donor[heads.layer] = heads.scores
+        def see_patch(heads: Heads) -> Tensor:
+            patch_from[heads.layer] = heads.scores
             return heads.attend()
 
-        with given.donor.attending(see_donor):
-            given.donor.predictions(sample.batch, what.probe.objective, mask)
+        with setup.patch_from.attending(see_patch):
+            setup.patch_from.predictions(sample.batch, request.probe.objective, mask)
 
     def of(layer: int, some: slice) -> Material:
         def cast(x: Tensor | None) -> Tensor | None:
@@ -331,7 +331,7 @@ def _materials(
             cast(moved),
             proximity,
             order,
-            donor[layer].of_heads(some) if layer in donor else None,
+            patch_from[layer].of_heads(some) if layer in patch_from else None,
         )
 
     return of

@@ -11,15 +11,15 @@ from torch import Tensor
 
 from attnprobe.measures.driver import (
     Add,
-    Look,
+    Compute,
+    Condition,
     Number,
     Sample,
-    See,
     View,
-    asked,
     check_window,
+    checked_request,
     chunks,
-    described,
+    labelled,
     mean_over_shared,
     over_sequences,
     result,
@@ -27,7 +27,7 @@ from attnprobe.measures.driver import (
     views,
     widened,
 )
-from attnprobe.measures.terms import TERMS, Means, Parts, mean_position_parts, means, see_parts
+from attnprobe.measures.terms import TERMS, Means, Parts, mean_position_parts, means, visit_parts
 from attnprobe.networks.base import KnowsMaps, KnowsPositions, Network
 from attnprobe.results import variable
 from attnprobe.scores import Scores, bias_of_pairs
@@ -61,7 +61,7 @@ NUMBERS = [
     Number(
         "proximity_contrast",
         "near minus far keys, by term",
-        "sd of the score",
+        "std of the score",
         ("term",),
         "offset 0 left out",
         unstructured="0",
@@ -86,19 +86,19 @@ def positions(
     ``term``, as means over sequences:
 
     - ``variance_share``: Cov(term, score) / Var(score), row-centred. The four add up to 1; a share can be negative;
-    - ``proximity_contrast``: mean of the term at near keys (0 < distance <= window) minus far keys, in sd of the whole
+    - ``proximity_contrast``: mean of the term at near keys (0 < distance <= window) minus far keys, in std of the whole
       score. The four add up to the contrast of the score (`proximity`);
     - ``toeplitz_share``: share of the term's own variance that the offset explains; NaN for a term that is constant;
     - ``score_by_offset`` (offset): the function of the offset that fits the term best. The four add up to the score's.
 
-    Image tasks have the last three over two-dimensional offsets too, as ``grid_...``. Each has ``_interval``, ``_sd``
+    Image tasks have the last three over two-dimensional offsets too, as ``grid_...``. Each has ``_interval``, ``_std``
     and ``_null``: *permuted*, the encoding's positions permuted in the network (where attention is causal, the keys
     that a query sees trade places), and *initial*, networks of the same configuration at initialisation.
 
     Of the mean position parts, without an interval, since they hardly differ between sequences, and over all pairs,
     those that a causal mask hides too:
 
-    - ``position_kernel`` (query_bin, key_bin): the row-centred position-position term, mean over bins of positions;
+    - ``position_score`` (query_bin, key_bin): the row-centred position-position term, mean over bins of positions;
     - ``wave_amplitude``, ``wave_offset`` (frequency): its circulant part in the Fourier basis of n positions: how much
       of each frequency the head reads, and the offset it prefers there, the phase shift in tokens;
     - ``position_singular_value`` (component), ``position_query_vector`` and ``position_key_vector`` (token): its
@@ -117,24 +117,26 @@ def positions(
         level: Level of the intervals.
         seed: Seed of the permutations and the initial networks.
     """
-    what = asked("positions", of, sequences, nulls, level, seed)
-    check_window(what.network, window)
-    seen, network = views(what.network), what.network
-    train, objective = what.probe.task.train, what.probe.objectives[0]
-    rows = np.unique(what.rows % len(train))
+    request = checked_request("positions", of, sequences, nulls, level, seed)
+    check_window(request.network, window)
+    seen, network = views(request.network), request.network
+    train, objective = request.probe.task.train, request.probe.objectives[0]
+    rows = np.unique(request.rows % len(train))
     known: list[tuple[Network, Means, np.ndarray | None]] = []
 
-    def prepare(look: Look) -> See:
+    def prepare(condition: Condition) -> Compute:
         # A causal network sees the tokens as they are, and its scores are rearranged.
-        moved = look.order is not None and not network.shape.causal
+        moved = condition.order is not None and not network.shape.causal
 
         def arranged(batch: Batch) -> Batch:
-            if look.order is None or not moved:
+            if condition.order is None or not moved:
                 return batch
-            return replace(batch, inputs=batch.inputs[:, look.order[look.order < batch.inputs.shape[1]]])
+            return replace(batch, inputs=batch.inputs[:, condition.order[condition.order < batch.inputs.shape[1]]])
 
-        of_data = means(look.network, (arranged(batch) for _, batch in chunks(train, rows, look.network)), objective)
-        known.append((look.network, of_data, look.order))
+        of_data = means(
+            condition.network, (arranged(batch) for _, batch in chunks(train, rows, condition.network)), objective
+        )
+        known.append((condition.network, of_data, condition.order))
 
         def see(sample: Sample, add: Add) -> None:
             back = sample.order if sample.order is None or not moved else sample.order.argsort()
@@ -148,11 +150,11 @@ def positions(
                         short = network.shape.n - sample.length if name == "score_by_offset" else 0
                         add((prefix, name), layer, widened(value, short))
 
-            see_parts(look.network, arranged(sample.batch), of_data, see_layer, objective)
+            visit_parts(condition.network, arranged(sample.batch), of_data, see_layer, objective)
 
         return see
 
-    tallies, draws = over_sequences(what, prepare)
+    tallies, draws = over_sequences(request, prepare)
     variables: dict[str, xr.Variable] = {}
     for prefix, view in seen.items():
         sizes = {"term": {"term": len(TERMS)}, "view": view.offsets}
@@ -161,7 +163,7 @@ def positions(
                 continue  # the same in every view
             axes = {"head": network.shape.heads}
             axes |= {axis: size for kind in number.axes for axis, size in sizes[kind].items()}
-            variables |= described(number, prefix + number.name, axes, tallies, (prefix, number.name), level)
+            variables |= labelled(number, prefix + number.name, axes, tallies, (prefix, number.name), level)
     for many in (_kernel, _circuit, _pairs):
         variables |= _with_nulls([many(*one) for one in known], len(draws))
     n = network.shape.n
@@ -181,7 +183,7 @@ def positions(
     if encoding == "unknown":
         left_out["pair_*"] = "the network does not know its position encoding; layer 0 is split by means over data too"
     facts = {"window": window, "means_from": "train", "encoding": encoding, "table": TABLE}
-    return result(what, variables, coordinates, list(draws), left_out, **facts)
+    return result(request, variables, coordinates, list(draws), left_out, **facts)
 
 
 def _statistics(
@@ -191,7 +193,7 @@ def _statistics(
     whole, terms = parts.scores, list(parts.terms.values())
     shared = torch.stack([covariance(term, whole) for term in terms], dim=-1)
     square = covariance(whole, whole)
-    sd = (square / whole.geometry.keys.sum()).sqrt()[..., None]
+    std = (square / whole.geometry.keys.sum()).sqrt()[..., None]
     finest = [score_statistics(replace(term, order=order)) for term in terms]
     found = {}
     for prefix in seen:
@@ -199,15 +201,15 @@ def _statistics(
         values = {
             "variance_share": shared / square[..., None],
             "toeplitz_share": torch.stack([one.toeplitz_share for one in each], dim=-1),
-            "proximity_contrast": torch.stack([one.near_minus_far(window) for one in each], dim=-1) / sd,
-            "score_by_offset": torch.stack([one.kernel for one in each], dim=2),
+            "proximity_contrast": torch.stack([one.near_minus_far(window) for one in each], dim=-1) / std,
+            "score_by_offset": torch.stack([one.offset_profile for one in each], dim=2),
         }
         found[prefix] = {name: value.numpy() for name, value in values.items()}
     return found
 
 
 def _with_nulls(found: Sequence[dict[str, xr.Variable]], kinds: int) -> dict[str, xr.Variable]:
-    """Return the variables of the measured look, the first of what was found, and beside some those of the nulls."""
+    """Return the variables of the measured condition, which comes first, with the nulls of some of them."""
     first, *others = found
     made = dict(first)
     for name in NULLED & set(first) if others else ():
@@ -244,7 +246,7 @@ def _kernel(network: Network, of: Means, order: np.ndarray | None) -> dict[str, 
     left, values, right = (_padded(x, k.shape[-1]) for x in product_svd(q, k))
     head, method = ("layer", "head"), "of the mean position parts"
     return {
-        "position_kernel": variable(
+        "position_score": variable(
             (*head, "query_bin", "key_bin"),
             _binned(q, k, bias, grid),
             "position-position term",

@@ -11,17 +11,17 @@ import xarray as xr
 from attnprobe.geometry import Geometry, geometry
 from attnprobe.measures.driver import (
     Add,
-    Asked,
-    Look,
+    Compute,
+    Condition,
     Number,
+    Request,
     Sample,
-    See,
     Tallies,
     View,
-    asked,
     check_window,
-    described,
+    checked_request,
     geometry_of,
+    labelled,
     lengths_of,
     mean_over_shared,
     over_sequences,
@@ -54,7 +54,7 @@ NUMBERS = [
     Number(
         "proximity_contrast",
         "score of near minus far keys",
-        "sd of the score",
+        "std of the score",
         method="row-centred, offset 0 left out",
         unstructured="0",
     ),
@@ -68,7 +68,7 @@ NUMBERS = [
     Number(
         "near_mass",
         "attention to near keys over uniform",
-        axes=("within",),
+        axes=("window",),
         method="offset 0 left out",
         unstructured="1",
     ),
@@ -92,17 +92,17 @@ def proximity(
       aside, which the softmax ignores; ``pattern_by_offset`` (offset): mean attention weight of a pair;
     - ``toeplitz_share``: share of the row-centred score's variance that the offset explains, 0 ... 1; for a score
       without structure the number of offsets, less one, over n (n - 1): 2 / n in a line;
-    - ``proximity_contrast``: mean score of near keys (0 < distance <= window) minus that of far keys, in sd of the
+    - ``proximity_contrast``: mean score of near keys (0 < distance <= window) minus that of far keys, in std of the
       score; 0 where near and far are alike;
     - ``mean_distance`` (tokens) and ``mean_distance_ratio``, over that of uniform attention: 1 for uniform, below 1
       for near (Tay et al. 2021, section 2.3; Dosovitskiy et al. 2021);
-    - ``near_mass`` (within): attention at distance 1, and within the window, over its uniform share;
+    - ``near_mass`` (window): attention at distance 1, and within the window, over its uniform share;
     - ``entropy`` (nats);
     - ``decay_length`` (tokens) of the exponential that fits the score's profile, its standard error
       ``decay_length_se``, ``decay_r2``, and ``decay_reason``, which says why where the length is NaN.
 
     Image tasks have the same over two-dimensional offsets, under names that begin with ``grid_``. Each of the numbers
-    but the fit has ``NAME_interval`` (bound), Student's 95 % interval of the mean over sequences, ``NAME_sd``, the
+    but the fit has ``NAME_interval`` (bound), Student's 95 % interval of the mean over sequences, ``NAME_std``, the
     standard deviation of a sequence, and ``NAME_null`` (null, draw): *permuted*, the same scores with the positions of
     queries and keys permuted alike (where attention is causal, those of the keys that a query sees), and *initial*,
     networks of the same configuration at initialisation; every draw sees all the sequences. The error of the decay is a
@@ -117,53 +117,53 @@ def proximity(
         level: Level of the intervals.
         seed: Seed of the permutations and the initial networks.
     """
-    what = asked("proximity", of, sequences, nulls, level, seed)
-    check_window(what.network, window)
-    seen, within = views(what.network), tuple(sorted({1, window}))
-    groups = np.arange(what.sequences) % min(GROUPS, what.sequences)
+    request = checked_request("proximity", of, sequences, nulls, level, seed)
+    check_window(request.network, window)
+    seen, windows = views(request.network), tuple(sorted({1, window}))
+    groups = np.arange(request.sequences) % min(GROUPS, request.sequences)
 
-    def prepare(look: Look) -> See:
-        of_groups = groups if look.network is what.network and look.order is None else None
+    def prepare(condition: Condition) -> Compute:
+        of_groups = groups if condition.network is request.network and condition.order is None else None
 
         def see(sample: Sample, add: Add) -> None:
             def see_heads(heads: Heads) -> None:
-                _add_statistics(what, seen, within, of_groups, sample, heads, add)
+                _add_statistics(request, seen, windows, of_groups, sample, heads, add)
 
-            read(look.network, sample.batch, what.probe.objectives[0], see_heads)
+            read(condition.network, sample.batch, request.probe.objectives[0], see_heads)
 
         return see
 
-    tallies, draws = over_sequences(what, prepare)
+    tallies, draws = over_sequences(request, prepare)
     variables: dict[str, xr.Variable] = {}
     for prefix, view in seen.items():
-        sizes = {"view": view.offsets, "within": {"within": len(within)}}
+        sizes = {"view": view.offsets, "window": {"window": len(windows)}}
         for number in NUMBERS:
             if prefix and number.name == "entropy":
                 continue  # the same in every view
-            axes = {"head": what.network.shape.heads}
+            axes = {"head": request.network.shape.heads}
             axes |= {axis: size for kind in number.axes for axis, size in sizes[kind].items()}
             units = view.unit if number.units == "unit" else number.units
-            variables |= described(number, prefix + number.name, axes, tallies, (prefix, number.name), level, units)
-        uniform = _uniform(what, view).reshape([2 * side - 1 for side in view.shape])
+            variables |= labelled(number, prefix + number.name, axes, tallies, (prefix, number.name), level, units)
+        uniform = _uniform(request, view).reshape([2 * side - 1 for side in view.shape])
         about_uniform = "uniform attention weight of a pair"
         variables[f"{prefix}uniform_pattern_by_offset"] = variable(view.axes, uniform, about_uniform, "1")
         variables |= _decay_summary(prefix, view, tallies, groups)
-    left_out = undefined(what.network, "proximity_contrast")
-    return result(what, variables, {"within": np.array(within)}, list(draws), left_out, window=window)
+    left_out = undefined(request.network, "proximity_contrast")
+    return result(request, variables, {"window": np.array(windows)}, list(draws), left_out, window=window)
 
 
 def _add_statistics(
-    what: Asked,
+    request: Request,
     seen: Mapping[str, View],
-    within: tuple[int, ...],
+    windows: tuple[int, ...],
     groups: np.ndarray | None,
     sample: Sample,
     heads: Heads,
     add: Add,
 ) -> None:
     """Take in every statistic of one layer; with groups, also the score's profile for each group of sequences."""
-    short = what.network.shape.n - sample.length
-    for prefix, values in _statistics(replace(heads.scores, order=sample.order), seen, within).items():
+    short = request.network.shape.n - sample.length
+    for prefix, values in _statistics(replace(heads.scores, order=sample.order), seen, windows).items():
         profile = values["score_by_offset"]
         if sample.length > sample.shortest:
             # A profile has a free constant: on the offsets that all sequences have, all get mean 0.
@@ -176,7 +176,7 @@ def _add_statistics(
                 add((prefix, "group", str(group)), heads.layer, widened(own, short))
 
 
-def _statistics(scores: Scores, seen: Mapping[str, View], within: tuple[int, ...]) -> dict[str, dict[str, np.ndarray]]:
+def _statistics(scores: Scores, seen: Mapping[str, View], windows: tuple[int, ...]) -> dict[str, dict[str, np.ndarray]]:
     """Return, for each view, each statistic of [sequence, head, ...] scores."""
     of_score, of_pattern = score_statistics(scores), pattern_statistics(scores)
     found = {}
@@ -185,25 +185,25 @@ def _statistics(scores: Scores, seen: Mapping[str, View], within: tuple[int, ...
         if len(view.shape) == 1:
             score, pattern = score.in_line(), pattern.in_line()
         values = {
-            "score_by_offset": score.kernel,
+            "score_by_offset": score.offset_profile,
             "pattern_by_offset": pattern.mass_by_offset * pattern.geometry.n / pattern.pairs[:, None],
             "toeplitz_share": score.toeplitz_share,
-            "proximity_contrast": score.contrast(within[-1]),
+            "proximity_contrast": score.contrast(windows[-1]),
             "mean_distance": pattern.mean_distance,
             "mean_distance_ratio": pattern.mean_distance_ratio,
-            "near_mass": np.stack([pattern.within(distance) for distance in within], axis=-1),
+            "near_mass": np.stack([pattern.near_mass(distance) for distance in windows], axis=-1),
             "entropy": pattern.entropy,
         }
         found[prefix] = {name: np.asarray(value) for name, value in values.items()}
     return found
 
 
-def _uniform(what: Asked, view: View) -> np.ndarray:
+def _uniform(request: Request, view: View) -> np.ndarray:
     """Return the weight that uniform attention gives a pair at each offset, mean over sequences."""
     moments = Moments()
-    for length in lengths_of(what.probe.task.test)[what.rows].tolist():
+    for length in lengths_of(request.probe.task.test)[request.rows].tolist():
         pairs = geometry_of(view, length)
-        moments.add(widened((pairs.uniform / pairs.count).numpy()[None], what.network.shape.n - length))
+        moments.add(widened((pairs.uniform / pairs.count).numpy()[None], request.network.shape.n - length))
     return moments.mean
 
 

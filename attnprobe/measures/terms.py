@@ -123,7 +123,7 @@ def means(network: Network, batches: Iterable[Batch], objective: str = "labels")
     )
 
 
-def see_parts(
+def visit_parts(
     network: Network,
     batch: Batch,
     of: Means,

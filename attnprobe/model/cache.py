@@ -51,7 +51,7 @@ class Cache(ActivationCache):
 
     def _refuse_post_norm(self, name: str) -> None:
         config: Any = self.model.cfg
-        if config.norm_place == "post" and config.norm != "none":
+        if config.norm_placement == "post" and config.norm != "none":
             raise UsageError(
-                f"{name}: with post-norm the residual stream is not the sum of its components; use norm_place='pre'"
+                f"{name}: with post-norm the residual stream is not the sum of its components; use norm_placement='pre'"
             )

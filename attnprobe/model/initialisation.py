@@ -44,13 +44,13 @@ def proximity(
     noise: float,
     scale: float,
     shape: tuple[int, ...],
-    reach: float,
+    length_scale: float,
     d_head: int,
 ) -> tuple[Map, Map]:
     r"""Return maps by which position vectors, seen through random embeddings, score near keys high.
 
-    Tokens are $x_i = (p_i + e_i) / \mathrm{scale}$ with embeddings $e_i$ of independent coordinates of sd ``noise``.
-    Wanted is the kernel $K_{ij} = \exp(-\|j - i\| / \mathrm{reach})$, rows and columns centred (the softmax ignores the
+    Tokens are $x_i = (p_i + e_i) / \mathrm{scale}$ with embeddings $e_i$ of independent coordinates of std ``noise``.
+    Wanted is the kernel $K_{ij} = \exp(-\|j - i\| / \lambda)$, rows and columns centred (the softmax ignores the
     first, and the second is no proximity). With $R = P^\top P + n\, \mathrm{noise}^2 I$ the least-squares estimate of
     K from two such tokens (a Wiener filter on either side; i = j aside, where both embeddings are one) is
 
@@ -71,8 +71,8 @@ def proximity(
     if farthest <= 1:
         raise UsageError(f"init_qk='proximity' needs keys beyond distance 1, which data of shape {shape} do not have")
     tokens = positions[many - places.n :]
-    product, square = _kernel_products(tokens - tokens.mean(0), shape, reach)
-    contrast = math.expm1(-1 / reach) - math.expm1(-farthest / reach)
+    product, square = _kernel_products(tokens - tokens.mean(0), shape, length_scale)
+    contrast = math.expm1(-1 / length_scale) - math.expm1(-farthest / length_scale)
     size, axes = torch.linalg.eigh(positions.mT @ positions + many * noise**2 * torch.eye(d_model, dtype=torch.float64))
     # Directions in which nothing ever is: more dimensions than positions, and no noise.
     root = torch.where(size > 1e-12 * size[-1], size, torch.inf).rsqrt()
@@ -84,18 +84,20 @@ def proximity(
     return map_, map_
 
 
-def _kernel_products(x: Float[Tensor, "token d_model"], shape: tuple[int, ...], reach: float) -> tuple[Tensor, Tensor]:
+def _kernel_products(
+    x: Float[Tensor, "token d_model"], shape: tuple[int, ...], length_scale: float
+) -> tuple[Tensor, Tensor]:
     r"""Return $X^\top K X$ for X of column means 0, and the sum of squares of K, rows and columns centred.
 
-    K is exp(-distance / reach) - 1: a constant is lost in centring, and digits with it where the reach is long.
+    K is exp(-distance / length_scale) - 1: centring removes constants, and expm1 keeps digits at long length scales.
     """
     places = geometry(shape)
     at = torch.cartesian_prod(*(torch.arange(side, dtype=torch.float64) for side in shape)).view(places.n, -1)
     product = torch.zeros_like(x.mT @ x)
     for queries in torch.arange(places.n).split(QUERIES):
         distance = torch.linalg.vector_norm(at[queries, None] - at, dim=-1)
-        product += x[queries].mT @ (torch.expm1(-distance / reach) @ x)
-    by_offset = torch.expm1(-places.distance / reach)
+        product += x[queries].mT @ (torch.expm1(-distance / length_scale) @ x)
+    by_offset = torch.expm1(-places.distance / length_scale)
     rows = places.windows(by_offset)
     square = by_offset.square() @ places.count - 2 * rows.square().sum() / places.n + (rows.sum() / places.n).square()
     return product, square

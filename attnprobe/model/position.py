@@ -52,7 +52,7 @@ class PositionEncoding(nn.Module):
 
 
 class Learned(PositionEncoding):
-    """A free vector for each position, N(0, position_scale) at the start (Gehring et al. 2017, arXiv:1705.03122)."""
+    """A free vector for each position, N(0, position_std) at the start (Gehring et al. 2017, arXiv:1705.03122)."""
 
     def __init__(self, config: ModelConfig, n: int) -> None:
         """Make the table of n vectors; the network initialises it."""
@@ -173,7 +173,7 @@ class ProximityBias(nn.Module):
         super().__init__()
         self.grid = data.grid
         distance = geometry(data.grid or (data.n,)).distance.to(torch.get_default_dtype())
-        start = (-distance / config.proximity_range).expand(config.n_heads, -1).contiguous()
+        start = (-distance / config.length_scale).expand(config.n_heads, -1).contiguous()
         self.weight: Tensor
         if config.score_bias == "learned":
             self.weight = nn.Parameter(start)

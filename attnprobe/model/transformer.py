@@ -134,7 +134,7 @@ class Block(nn.Module):
     def __init__(self, config: ModelConfig, layer: int = 0) -> None:
         """Make the sublayers and the hook points."""
         super().__init__()
-        self.pre = config.norm_place == "pre"
+        self.pre = config.norm_placement == "pre"
         self.ln1, self.attn = Norm(config), Attention(config, layer)
         self.hook_resid_pre, self.hook_attn_out = HookPoint(), HookPoint()
         self.has_mlp = not config.attn_only
@@ -190,7 +190,7 @@ class Transformer(HookedRootModule):
         self.score_bias = None if config.score_bias == "none" else ProximityBias(config, data)
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layers))
         # With post-norm the last block has normalised already.
-        self.ln_final = Norm(config) if config.norm_place == "pre" else nn.Identity()
+        self.ln_final = Norm(config) if config.norm_placement == "pre" else nn.Identity()
         self.unembed = nn.Linear(config.d_model, data.vocabulary or data.levels or 1)
         self.classify = nn.Linear(config.d_model, data.classes)
         self.hook_embed, self.hook_pooled = HookPoint(), HookPoint()
@@ -208,11 +208,11 @@ class Transformer(HookedRootModule):
                 if name.startswith("score_bias.") or (name.startswith("position.") and bool(weight.any())):
                     continue  # starts as it was made; of an encoding, what was made as zeros is drawn
                 if name.startswith("position."):
-                    weight.copy_(torch.randn(weight.shape, generator=generator) * self.cfg.position_scale)
+                    weight.copy_(torch.randn(weight.shape, generator=generator) * self.cfg.position_std)
                 elif name.endswith(".bias"):
                     weight.zero_()
                 elif name.startswith(("embed.", "cls")) or (weight.ndim == 2 and self.cfg.init == "normal"):
-                    weight.copy_(torch.randn(weight.shape, generator=generator) * self.cfg.init_scale)
+                    weight.copy_(torch.randn(weight.shape, generator=generator) * self.cfg.init_std)
                 elif weight.ndim == 2:
                     widest = math.sqrt(6 / sum(weight.shape))
                     weight.copy_((torch.rand(weight.shape, generator=generator) * 2 - 1) * widest)
@@ -234,11 +234,11 @@ class Transformer(HookedRootModule):
         assert positions is not None  # the configuration has checked it
         scale = 1.0
         # With post-norm the first layer reads the stream as it is.
-        if config.norm != "none" and (config.norm_place == "pre" or layer > 0):
+        if config.norm != "none" and (config.norm_placement == "pre" or layer > 0):
             positions = positions - positions.mean(-1, keepdim=True) if config.norm == "layer" else positions
-            scale = math.sqrt(config.init_scale**2 + positions.square().mean().item() + EPS)
+            scale = math.sqrt(config.init_std**2 + positions.square().mean().item() + EPS)
         shape = self.data.grid or (self.data.n,)
-        maps = proximity(positions, config.init_scale, scale, shape, config.proximity_range, config.d_head)
+        maps = proximity(positions, config.init_std, scale, shape, config.length_scale, config.d_head)
         return [maps] * config.n_heads
 
     def forward(

@@ -3,7 +3,7 @@
 A network runs, and in its forward passes a given function takes the place of attention in every layer. To read scores,
 to differentiate with respect to them and to edit them are three uses of that one function:
 
-- *read*: look at the `Heads` and attend as the network would (`read`);
+- *read*: condition at the `Heads` and attend as the network would (`read`);
 - *differentiate*: make z a leaf, and take the gradient of a loss with respect to it (`differentiate`);
 - *edit*: return another z.
 
@@ -176,7 +176,7 @@ class Probe:
     """The objective whose loss and accuracy interventions report."""
     objectives: tuple[str, ...] = ("labels",)
     """The objectives that the network can be evaluated on."""
-    mask_share: float = 0.3
+    mask_probability: float = 0.3
     """Probability with which a token is hidden, for objectives that hide tokens."""
     title: str = ""
     metrics: Mapping[str, Any] = field(default_factory=dict)

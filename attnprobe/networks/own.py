@@ -37,7 +37,7 @@ def of_checkpoint(checkpoint: Checkpoint) -> Probe:
         data=lambda: checkpoint.task,
         objective=checkpoint.objective,
         objectives=objectives,
-        mask_share=config.mask_share,
+        mask_probability=config.mask_probability,
         title=checkpoint.title,
         metrics=checkpoint.last_metrics,
         facts={
@@ -117,7 +117,7 @@ class Own:
     @torch.no_grad()
     def first_scale(self, batch: Batch, mask: Mask = None) -> Float[Tensor, "batch token 1"] | None:
         """Return the scale of the norm before the first layer's attention, or None without one."""
-        if self.model.cfg.norm == "none" or self.model.cfg.norm_place == "post":
+        if self.model.cfg.norm == "none" or self.model.cfg.norm_placement == "post":
             return None
         x = self.model.embedded(batch.inputs, masked=mask, lengths=batch.lengths)
         return self.model.block(0).ln1.scale(x)[:, self.model.n_prefix :]
@@ -209,13 +209,13 @@ class Own:
                 mask = None
                 if OBJECTIVES[objective].hides_tokens:
                     generator = torch_generator(seed, f"fit masks {objective}", step)
-                    mask = mask_of(lengths_of(split, rows), self.config.mask_share, generator)
+                    mask = mask_of(lengths_of(split, rows), self.config.mask_probability, generator)
                 batch, mask = take(split, rows, mask, device)
                 loss = evaluate(model, batch, objective, mask).mean
                 optimiser.zero_grad()
                 loss.backward()
-                if self.config.clip:
-                    nn.utils.clip_grad_norm_(trained, self.config.clip)
+                if self.config.grad_clip:
+                    nn.utils.clip_grad_norm_(trained, self.config.grad_clip)
                 optimiser.step()
         for weight in model.parameters():
             weight.requires_grad_()

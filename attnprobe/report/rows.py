@@ -7,7 +7,7 @@ from typing import Any
 
 import xarray as xr
 
-KINDS = ("within", "term", "loss", "other_loss", "direction", "subspace", "intervention")
+KINDS = ("window", "term", "loss", "other_loss", "direction", "subspace", "intervention")
 """Axes along which one head has several numbers."""
 
 

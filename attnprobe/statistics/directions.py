@@ -19,10 +19,10 @@ from attnprobe.statistics.gradient import GradientStatistics
 SUBSPACES = ("circulant", "toeplitz", "column", "rest")
 
 
-def kernels(geometry: Geometry, reach: int | float) -> dict[str, Float[Tensor, " offset"]]:
+def proximity_profiles(geometry: Geometry, length_scale: int | float) -> dict[str, Float[Tensor, " offset"]]:
     r"""Return the kernels of proximity, of distance d: circulant ones are of the shortest distance around.
 
-    - band: 1 where d <= reach, else 0; exponential: $e^{-d / reach}$; linear: $-d$.
+    - band: 1 where d <= length_scale, else 0; exponential: $e^{-d / \lambda}$; linear: $-d$.
 
     Where attention is causal no direction is circulant.
     """
@@ -35,7 +35,11 @@ def kernels(geometry: Geometry, reach: int | float) -> dict[str, Float[Tensor, "
     return {
         f"{form} {kind}": made
         for form, d in distances.items()
-        for kind, made in (("band", (d <= reach).double()), ("exponential", (-d / reach).exp()), ("linear", -d))
+        for kind, made in (
+            ("band", (d <= length_scale).double()),
+            ("exponential", (-d / length_scale).exp()),
+            ("linear", -d),
+        )
     }
 
 
@@ -86,7 +90,7 @@ def energy_shares(gradient: GradientStatistics) -> Float[Tensor, "batch head sub
     if not torch.equal(gradient.pairs, places.count.expand_as(gradient.pairs)):
         raise UsageError("gradients of padded sequences: measure sequences of one length at a time")
     by_offset, by_key = gradient.by_offset, gradient.by_key
-    toeplitz = (by_offset * places.kernel(by_offset).nan_to_num()).sum(-1)
+    toeplitz = (by_offset * places.offset_profile(by_offset).nan_to_num()).sum(-1)
     column = (by_key * places.key_constants(by_key)).sum(-1)
     circulant = torch.full_like(toeplitz, torch.nan) if places.causal else _around(by_offset, places)
     shared = places.shared_energy(by_key, by_offset)

@@ -57,14 +57,14 @@ class Moments:
         return np.where(self._count > 1, self._square / np.maximum(self._count - 1, 1), np.nan)
 
     @property
-    def sd(self) -> np.ndarray:
-        """Their standard deviation; mean / sd is the signal-to-noise ratio of a sample."""
+    def std(self) -> np.ndarray:
+        """Their standard deviation; mean / std is the signal-to-noise ratio of a sample."""
         return np.asarray(np.sqrt(self.variance))
 
     def interval(self, level: float = 0.95) -> np.ndarray:
         """Return [..., 2]: Student's interval of the mean; NaN below two samples."""
         freedom = np.maximum(self._count - 1, 1)
-        half = stdtrit(freedom, (1 + level) / 2) * self.sd / np.sqrt(np.maximum(self._count, 1))
+        half = stdtrit(freedom, (1 + level) / 2) * self.std / np.sqrt(np.maximum(self._count, 1))
         return np.stack([self.mean - half, self.mean + half], axis=-1)
 
 

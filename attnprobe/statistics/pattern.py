@@ -57,7 +57,7 @@ class PatternStatistics:
         """The same over that of uniform attention; NaN for a single token."""
         return self.mean_distance / (self.uniform_by_offset @ self.geometry.distance)[:, None]
 
-    def within(self, distance: int | float) -> Float[Tensor, "batch head"]:
+    def near_mass(self, distance: int | float) -> Float[Tensor, "batch head"]:
         """Return the attention at 0 < distance <= the given one over its uniform share."""
         near = ((self.geometry.distance > 0) & (self.geometry.distance <= distance)).double()
         return self.mass_by_offset @ near / (self.uniform_by_offset @ near)[:, None]

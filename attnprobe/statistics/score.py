@@ -55,8 +55,8 @@ class ScoreStatistics:
     """Mean score of the pairs at each offset."""
     centred_by_offset: Float[Tensor, "batch head offset"]
     """The same of the row-centred score."""
-    kernel: Float[Tensor, "batch head offset"]
-    """The function of the offset that fits the score best, row constants aside (`Geometry.kernel`)."""
+    offset_profile: Float[Tensor, "batch head offset"]
+    """The function of the offset that fits the score best, row constants aside (`Geometry.offset_profile`)."""
     square: Float[Tensor, "batch head"]
     """Sum of squares."""
     square_row_centred: Float[Tensor, "batch head"]
@@ -67,13 +67,13 @@ class ScoreStatistics:
     """Share of the row-centred sum of squares that the kernel explains, 0 ... 1; NaN where the score is constant."""
 
     @property
-    def sd(self) -> Float[Tensor, "batch head"]:
+    def std(self) -> Float[Tensor, "batch head"]:
         """Standard deviation of the row-centred score."""
         return (self.square_row_centred / self.pairs.sum(-1, keepdim=True)).sqrt()
 
     def contrast(self, window: int | float) -> Float[Tensor, "batch head"]:
-        """Return `near_minus_far` over the score's sd; NaN where the score is constant too."""
-        return self.near_minus_far(window) / self.sd.where(self.toeplitz_share.isfinite(), torch.nan)
+        """Return `near_minus_far` over the score's std; NaN where the score is constant too."""
+        return self.near_minus_far(window) / self.std.where(self.toeplitz_share.isfinite(), torch.nan)
 
     def near_minus_far(self, window: int | float) -> Float[Tensor, "batch head"]:
         """Return the mean centred score at 0 < distance <= window, minus that beyond.
@@ -96,7 +96,7 @@ class ScoreStatistics:
         mean, centred = (
             fold((one * self.pairs[:, None]).nan_to_num()) for one in (self.mean_by_offset, self.centred_by_offset)
         )
-        kernel = line.kernel(centred)
+        kernel = line.offset_profile(centred)
         energy = self.square_row_centred.where(self.toeplitz_share.isfinite(), torch.nan)
         return replace(
             self,
@@ -104,7 +104,7 @@ class ScoreStatistics:
             pairs=pairs,
             mean_by_offset=mean / pairs[:, None],
             centred_by_offset=centred / pairs[:, None],
-            kernel=kernel,
+            offset_profile=kernel,
             toeplitz_share=(centred * kernel.nan_to_num()).sum(-1) / energy,
         )
 
@@ -128,7 +128,7 @@ def score_statistics(scores: Scores) -> ScoreStatistics:
         mean_by_key=nan(n),
         mean_by_offset=nan(len(places.count)),
         centred_by_offset=nan(len(places.count)),
-        kernel=nan(len(places.count)),
+        offset_profile=nan(len(places.count)),
         square=empty.clone(),
         square_row_centred=empty.clone(),
         square_double_centred=empty.clone(),
@@ -137,7 +137,7 @@ def score_statistics(scores: Scores) -> ScoreStatistics:
     for part in scores.unpadded():
         rows, tokens, offsets, geometry = part.rows, part.tokens, part.offsets, part.scores.geometry
         sums = _sums(part.scores)
-        kernel = geometry.kernel(sums.by_offset)
+        kernel = geometry.offset_profile(sums.by_offset)
         energy = sums.square.where(sums.square > SMALLEST * sums.scale, torch.nan)
         key_constants = geometry.key_constants(sums.by_key)
         mean = sums.mean_by_query
@@ -147,7 +147,7 @@ def score_statistics(scores: Scores) -> ScoreStatistics:
         made.mean_by_key[rows, :, tokens] = (sums.by_key + geometry.sum_over_queries(mean)) / geometry.queries
         made.mean_by_offset[rows, :, offsets] = (sums.by_offset + geometry.overlaps(mean)) / geometry.count
         made.centred_by_offset[rows, :, offsets] = sums.by_offset / geometry.count
-        made.kernel[rows, :, offsets] = kernel
+        made.offset_profile[rows, :, offsets] = kernel
         made.square[rows] = sums.square + mean.square() @ geometry.keys
         made.square_row_centred[rows] = sums.square
         made.square_double_centred[rows] = (sums.square - (sums.by_key * key_constants).sum(-1)).clamp(min=0)

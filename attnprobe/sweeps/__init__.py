@@ -9,7 +9,7 @@ A sweep is a TOML (or YAML) file with the settings that all cells share and a gr
     pretrain_steps = 700
 
     [grid]
-    recipe = ["labels", "spt"]            # the cells are the product of all lists
+    recipe = ["supervised", "spt"]            # the cells are the product of all lists
     seed = [0, 1, 2]
     task_options.n = [32, 64]             # one parameter of the task
 
@@ -37,7 +37,7 @@ from attnprobe.config import TrainConfig
 from attnprobe.errors import UsageError
 from attnprobe.files import write_whole
 from attnprobe.sweeps.cells import attempt, look, record_failure
-from attnprobe.sweeps.plan import Cell, Sweep, folder_name, read_sweep
+from attnprobe.sweeps.plan import Cell, Sweep, read_sweep, run_folder
 from attnprobe.sweeps.table import look_at, open_sweep, summary
 from attnprobe.sweeps.workers import run_all
 
@@ -78,7 +78,7 @@ def train_all(configs: Sequence[TrainConfig], out: str | Path, workers: int = 1)
     or at once, share what they have in common. Raises `UsageError` where a run fails, when the others have ended.
     """
     out = Path(out)
-    plan = {out / folder_name(config): config for config in configs}
+    plan = {run_folder(out, config): config for config in configs}
     while left := _left(plan):
         outcomes = run_all(attempt, left, workers, lost=record_failure)
         for folder, outcome in outcomes.items():
@@ -86,7 +86,7 @@ def train_all(configs: Sequence[TrainConfig], out: str | Path, workers: int = 1)
                 raise UsageError(f"{folder}: {look(folder).reason}")
         if "held" in outcomes.values():
             time.sleep(AGAIN_AFTER)
-    return [ap.Run(out / folder_name(config)) for config in configs]
+    return [ap.Run(run_folder(out, config)) for config in configs]
 
 
 def _left(plan: Mapping[Path, TrainConfig]) -> dict[Path, TrainConfig]:

@@ -12,6 +12,7 @@ from typing import Any
 from attnprobe import tasks
 from attnprobe.config import TrainConfig, read_file
 from attnprobe.errors import UsageError, listed
+from attnprobe.former_names import former_settings, refuse_former_settings
 
 OPTIONS = "task_options"
 
@@ -61,7 +62,7 @@ def read_sweep(path: str | Path, out: str | Path | None = None) -> Sweep:
     named = [dict(itertools.chain(*map(dict.items, cell))) for cell in itertools.product(*_axes(found, str(path)))]
     configs = [_configure(base, settings, str(path)) for settings in named]
     shown = _shown(configs, named)
-    folders = [folder / folder_name(config) for config in configs]
+    folders = [run_folder(folder, config) for config in configs]
     first: dict[Path, int] = {}
     for index, (one, settings) in enumerate(zip(folders, named, strict=True)):
         # Merged, they would leave the table with fewer rows than the grid has cells, and a slip unseen.
@@ -95,10 +96,14 @@ def _flat(named: Mapping[Any, Any], where: str) -> dict[str, Any]:
     """Return settings with the parameters of the task as task_options.NAME beside them."""
     for name in named:
         if not isinstance(name, str):
-            raise UsageError(f"{where}: {name!r} is no name of a setting")
+            raise UsageError(f"{where}: {name!r} is not the name of a setting")
     options = named.get(OPTIONS, {})
     if not isinstance(options, Mapping):
         raise UsageError(f"{where}: {OPTIONS}={options!r} must be names and values")
+    try:
+        refuse_former_settings(named)
+    except UsageError as error:
+        raise UsageError(f"{where}: {error}") from None
     rest = {name: value for name, value in named.items() if name != OPTIONS}
     return rest | {f"{OPTIONS}.{name}": value for name, value in options.items()}
 
@@ -139,11 +144,18 @@ def _shown(configs: list[TrainConfig], named: list[dict[str, Any]]) -> list[dict
     ]
 
 
-def folder_name(config: TrainConfig) -> str:
-    """Return the name of the folder that belongs to a configuration: the same for the same settings."""
-    text = json.dumps(_canonical(dataclasses.asdict(config)), sort_keys=True)
+def run_folder(sweep: Path, config: TrainConfig) -> Path:
+    """Return the folder of a configuration in a sweep, or the one that an earlier version gave it if that exists."""
+    plain = dataclasses.asdict(config)
+    current, former = (sweep / _folder_name(fields) for fields in (plain, former_settings(plain)))
+    return former if former.exists() and not current.exists() else current
+
+
+def _folder_name(fields: Mapping[str, Any]) -> str:
+    """Return the name of the folder that belongs to settings: the same for the same settings."""
+    text = json.dumps(_canonical(fields), sort_keys=True)
     digest = hashlib.sha256(text.encode()).hexdigest()[:12]
-    return f"{tasks.short_name(config.task)}-{config.recipe}-{config.seed}-{digest}"
+    return f"{tasks.short_name(fields['task'])}-{fields['recipe']}-{fields['seed']}-{digest}"
 
 
 def _canonical(value: Any) -> Any:

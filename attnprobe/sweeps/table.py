@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 
 from attnprobe.errors import UsageError
+from attnprobe.former_names import current_settings
 from attnprobe.sweeps.cells import STATUSES, look
 from attnprobe.sweeps.plan import Cell
 from attnprobe.training.metrics import best
@@ -29,7 +30,9 @@ def open_sweep(folder: str | Path) -> pd.DataFrame:
         cells = json.loads(path.read_text())["cells"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UsageError(f"{folder}: holds no sweep (sweep.json: {error})") from error
-    return _table([_row(Path(folder) / cell["folder"], cell["settings"], cell["steps"]) for cell in cells])
+    return _table(
+        [_row(Path(folder) / cell["folder"], current_settings(cell["settings"]), cell["steps"]) for cell in cells]
+    )
 
 
 def look_at(cells: Sequence[Cell]) -> pd.DataFrame:

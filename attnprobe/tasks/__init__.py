@@ -45,7 +45,7 @@ def build(config: TrainConfig) -> Task:
     """Make the instance of the configured task that belongs to the configured seed, with its validation split."""
     found = source(config.task, config.task_options)
     _check_splits(config, found)
-    return found.build(config.seed).held_out(config.hold_out)
+    return found.build(config.seed).held_out(config.validation_size)
 
 
 def configure(task: str | Task | None = None, *, preset: str | None = None, **named: Any) -> TrainConfig:
@@ -56,7 +56,7 @@ def configure(task: str | Task | None = None, *, preset: str | None = None, **na
     keep the share of self-pretraining. Raises `UsageError` for an unknown task, preset or setting, and for a preset
     that is made for another task.
 
-    >>> configure("digits", recipe="labels", n_layers=2).model.d_model
+    >>> configure("digits", recipe="supervised", n_layers=2).model.d_model
     64
     >>> configure(preset="amos-image").stages
     (('masked', 45000), ('labels', 180000))
@@ -89,8 +89,8 @@ def _stretched(begun: TrainConfig, named: Mapping[str, Any]) -> dict[str, int]:
 
 def _check_splits(config: TrainConfig, source: Source) -> None:
     """Raise `UsageError` where the configuration needs a validation split that there will not be."""
-    check_held_out(short_name(config.task), config.hold_out, source.sizes)
-    if config.patience and not config.hold_out and "validation" not in source.sizes:
+    check_held_out(short_name(config.task), config.validation_size, source.sizes)
+    if config.patience and not config.validation_size and "validation" not in source.sizes:
         raise UsageError(
-            f"patience={config.patience}: needs a validation split; hold_out keeps training sequences for it"
+            f"patience={config.patience}: needs a validation split; validation_size keeps training sequences for it"
         )

@@ -24,7 +24,7 @@ class Digits(Source):
     settings: ClassVar[dict[str, Any]] = {
         "d_model": 64,
         "n_heads": 4,
-        "rate": 2e-3,
+        "learning_rate": 2e-3,
         "batch_size": 32,
         "steps": 2700,
         "pretrain_steps": 2000,

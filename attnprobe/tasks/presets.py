@@ -20,8 +20,8 @@ _AMOS: dict[str, Any] = {
     "weight_decay": 0.0,
     "batch_size": 32,
 }
-_IDS = {**_AMOS, "init_scale": 1.0}
-_VALUES = {**_AMOS, "init_scale": 0.4, "mask_share": 0.5}  # the spread of torch's own Linear from two inputs
+_IDS = {**_AMOS, "init_std": 1.0}
+_VALUES = {**_AMOS, "init_std": 0.4, "mask_probability": 0.5}  # the spread of torch's own Linear from two inputs
 
 _SMALL: dict[str, Any] = {
     "n_layers": 2,
@@ -30,7 +30,7 @@ _SMALL: dict[str, Any] = {
     "position": "sinusoidal",
     "init": "xavier",
     "batch_size": 32,
-    "rate": 1e-3,
+    "learning_rate": 1e-3,
     "steps": 2000,
     "pretrain_steps": 1500,
     "evaluations": 8,
@@ -52,10 +52,10 @@ PRESETS: dict[str, dict[str, Any]] = {
         "d_model": 512,
         "n_heads": 8,
         "mlp_ratio": 4,
-        "mask_share": 0.1,
-        "rate": 1e-4,
-        "pretrain_rate": 1e-3,
-        "warmup": 2000,
+        "mask_probability": 0.1,
+        "learning_rate": 1e-4,
+        "pretrain_learning_rate": 1e-3,
+        "warmup_steps": 2000,
     },
     "amos-text": {
         **_IDS,
@@ -65,11 +65,11 @@ PRESETS: dict[str, dict[str, Any]] = {
         "d_model": 512,
         "n_heads": 8,
         "mlp_ratio": 4,
-        "mask_share": 0.15,
-        "rate": 1e-4,
-        "pretrain_rate": 5e-4,
+        "mask_probability": 0.15,
+        "learning_rate": 1e-4,
+        "pretrain_learning_rate": 5e-4,
         "weight_decay": 0.1,
-        "warmup": 5000,
+        "warmup_steps": 5000,
     },
     "amos-retrieval": {
         **_IDS,
@@ -79,23 +79,23 @@ PRESETS: dict[str, dict[str, Any]] = {
         "d_model": 128,
         "n_heads": 4,
         "mlp_ratio": 4,
-        "mask_share": 0.15,
-        "rate": 5e-4,
-        "pretrain_rate": 5e-3,
-        "warmup": 2000,
+        "mask_probability": 0.15,
+        "learning_rate": 5e-4,
+        "pretrain_learning_rate": 5e-3,
+        "warmup_steps": 2000,
     },
     "amos-image": {
         **_VALUES,
         **_epochs(50, 200, 45000, batch=50),
         "task": "image",
-        "hold_out": 5000,
+        "validation_size": 5000,
         "n_layers": 3,
         "d_model": 64,
         "n_heads": 4,
         "pooling": "max",
-        "rate": 1e-3,
+        "learning_rate": 1e-3,
         "batch_size": 50,
-        "warmup": 2500,
+        "warmup_steps": 2500,
     },
     "amos-pathfinder": {
         **_VALUES,
@@ -105,9 +105,9 @@ PRESETS: dict[str, dict[str, Any]] = {
         "d_model": 128,
         "n_heads": 8,
         "mlp_ratio": 1,
-        "rate": 5e-4,
-        "pretrain_rate": 1e-3,
-        "warmup": 2500,
+        "learning_rate": 5e-4,
+        "pretrain_learning_rate": 1e-3,
+        "warmup_steps": 2500,
     },
     "amos-path-x": {
         **_VALUES,
@@ -119,8 +119,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "n_heads": 4,
         "mlp_ratio": 1,
         "pooling": "max",
-        "rate": 5e-4,
-        "warmup": 5000,
+        "learning_rate": 5e-4,
+        "warmup_steps": 5000,
     },
     "small-listops": {
         **_SMALL,
@@ -135,8 +135,8 @@ PRESETS: dict[str, dict[str, Any]] = {
             "validation_size": 1000,
             "test_size": 1000,
         },
-        "init_scale": 0.1,
-        "mask_share": 0.1,
+        "init_std": 0.1,
+        "mask_probability": 0.1,
         "batch_size": 64,
         "steps": 4000,
         "pretrain_steps": 2000,
@@ -145,8 +145,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         **_SMALL,
         "task": "pathfinder",
         "task_options": {"train_size": 5000, "validation_size": 500, "test_size": 500},
-        "init_scale": 0.4,
-        "mask_share": 0.5,
+        "init_std": 0.4,
+        "mask_probability": 0.5,
         "d_model": 32,
         "n_heads": 2,
         "batch_size": 8,
@@ -157,15 +157,15 @@ PRESETS: dict[str, dict[str, Any]] = {
         **_SMALL,
         "task": "image-16",
         "task_options": {"train_size": 5000, "test_size": 1000},
-        "init_scale": 0.4,
-        "mask_share": 0.5,
+        "init_std": 0.4,
+        "mask_probability": 0.5,
     },
     "small-text": {
         **_SMALL,
         "task": "text",
         "task_options": {"n": 256, "train_size": 5000, "test_size": 1000},
-        "init_scale": 0.1,
-        "mask_share": 0.15,
+        "init_std": 0.1,
+        "mask_probability": 0.15,
     },
     "small-mnist": {
         **_SMALL,
@@ -173,12 +173,12 @@ PRESETS: dict[str, dict[str, Any]] = {
         "task_options": {"side": 14, "levels": 8, "inputs": "tokens"},
         "position": "learned",
         "init": "normal",
-        "mask_share": 0.5,
+        "mask_probability": 0.5,
     },
 }
 
 
 def recommended(preset: str) -> dict[str, Any]:
     """Return what a preset says of network and training, for the task that it was made for."""
-    of_the_data = ("task", "task_options", "hold_out")
+    of_the_data = ("task", "task_options", "validation_size")
     return {name: value for name, value in PRESETS[preset].items() if name not in of_the_data}

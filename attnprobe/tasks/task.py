@@ -135,6 +135,8 @@ class Task:
 def check_held_out(name: str, count: int, sizes: Mapping[str, int]) -> None:
     """Raise `UsageError` where so many training sequences cannot be kept for validation."""
     if count and "validation" in sizes:
-        raise UsageError(f"hold_out={count}: task {name} has a validation split of its own; hold_out 0 takes it")
+        raise UsageError(
+            f"validation_size={count}: task {name} has a validation split of its own; validation_size 0 takes it"
+        )
     if count >= sizes["train"]:
-        raise UsageError(f"hold_out={count}: must be below the {sizes['train']} training sequences")
+        raise UsageError(f"validation_size={count}: must be below the {sizes['train']} training sequences")

@@ -35,7 +35,7 @@ def draw(config: TrainConfig, split: Split, objective: str, step: int) -> Drawn:
     rows = batch_rows(config, len(split), objective, step)
     lengths, kind, mask = lengths_of(split, rows), OBJECTIVES[objective], None
     if kind.hides_tokens:
-        mask = mask_of(lengths, config.mask_share, torch_generator(config.seed, "masks", step))
+        mask = mask_of(lengths, config.mask_probability, torch_generator(config.seed, "masks", step))
     return Drawn(rows, mask, kind.count(lengths, mask))
 
 

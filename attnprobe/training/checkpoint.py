@@ -14,6 +14,7 @@ from attnprobe import tasks
 from attnprobe.config import DataSpec, TrainConfig, from_plain
 from attnprobe.errors import UsageError, listed
 from attnprobe.files import whole
+from attnprobe.former_names import current_settings
 from attnprobe.provenance import provenance
 from attnprobe.tables import OBJECTIVES
 
@@ -193,5 +194,6 @@ def load(path: str | Path) -> Checkpoint:
         raise UsageError(f"{path}: objective={fields['objective']!r} is unknown; valid: {listed(OBJECTIVES)}")
     fields.pop("format")
     fields["config"] = from_plain(TrainConfig, fields["config"], str(path))
+    fields["metrics"] = [current_settings(row) for row in fields["metrics"]]
     fields["data"] = from_plain(DataSpec, fields["data"], str(path))
     return Checkpoint(**fields, path=path)

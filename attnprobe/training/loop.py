@@ -125,8 +125,8 @@ def _prepare(
     check(log)
     ours = processes(config.device)
     task = tasks.build(config)
-    if config.accumulate * ours.count > config.batch_size:
-        parts = f"accumulate={config.accumulate} in {ours.count} processes"
+    if config.gradient_accumulation_steps * ours.count > config.batch_size:
+        parts = f"gradient_accumulation_steps={config.gradient_accumulation_steps} in {ours.count} processes"
         raise UsageError(f"{parts}: a batch of {config.batch_size} has not so many parts")
     model = Transformer(config.model, task.data, config.seed if config.init_seed is None else config.init_seed)
     if config.init_from is not None and state is None:
@@ -243,12 +243,14 @@ class _Training:
 
     def _step(self, step: int, done: int, length: int, objective: str, optimiser: torch.optim.AdamW) -> None:
         config, split = self.config, self._data(objective).train
-        peak = config.rate if objective == "labels" else (config.pretrain_rate or config.rate)
-        optimiser.param_groups[0]["lr"] = peak * rate_factor(done, length, config.warmup, config.schedule)
+        peak = (
+            config.learning_rate if objective == "labels" else (config.pretrain_learning_rate or config.learning_rate)
+        )
+        optimiser.param_groups[0]["lr"] = peak * rate_factor(done, length, config.warmup_steps, config.schedule)
         drawn = draw(config, split, objective, done)
         optimiser.zero_grad()
         summed = torch.zeros((), device=self.ours.device)
-        parts = np.array_split(np.arange(len(drawn.rows)), config.accumulate * self.ours.count)
+        parts = np.array_split(np.arange(len(drawn.rows)), config.gradient_accumulation_steps * self.ours.count)
         for part in parts[self.ours.rank :: self.ours.count]:
             if len(part):
                 mask = None if drawn.mask is None else drawn.mask[part]
@@ -260,8 +262,8 @@ class _Training:
         self._add_up(summed)
         self._check_loss()
         self.unchecked = step, objective, summed
-        if config.clip:
-            nn.utils.clip_grad_norm_(self.parameters, config.clip)
+        if config.grad_clip:
+            nn.utils.clip_grad_norm_(self.parameters, config.grad_clip)
         optimiser.step()
 
     def _add_up(self, loss: torch.Tensor) -> None:
@@ -294,7 +296,7 @@ class _Training:
         row: dict[str, Any] = {
             "step": step,
             "objective": objective,
-            "rate": optimiser.param_groups[0]["lr"] if step else 0.0,
+            "learning_rate": optimiser.param_groups[0]["lr"] if step else 0.0,
         }
         for name, split in self._data(objective).splits.items():
             row.update(self._evaluate(name, split, objective))
@@ -334,7 +336,7 @@ class _Training:
             return False
         # Evaluations of the warm-up, and those that only come with a checkpoint, say little: they do not count.
         *_, (_, length) = self.config.stages
-        since = max(lowest, self.config.steps - length + min(self.config.warmup, length // 2))
+        since = max(lowest, self.config.steps - length + min(self.config.warmup_steps, length // 2))
         return sum(row["step"] > since and row["step"] in self.even for row in self.metrics) >= self.config.patience
 
     def _save(self, path: Path, step: int, objective: str, optimiser: torch.optim.AdamW) -> None:
@@ -363,7 +365,7 @@ class _Training:
             rows, mask = parts[part], None
             if OBJECTIVES[objective].hides_tokens:
                 generator = torch_generator(self.config.seed, f"evaluation masks {name}", part)
-                mask = mask_of(lengths_of(split, rows), self.config.mask_share, generator)
+                mask = mask_of(lengths_of(split, rows), self.config.mask_probability, generator)
             batch, hidden = take(split, rows, mask, self.ours.device)
             with self._precision():
                 outcome = evaluate(self.model, batch, objective, hidden)

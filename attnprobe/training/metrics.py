@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from attnprobe.former_names import current_settings
+
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """Return the rows of a metrics.jsonl up to the last whole line; none where there is no file."""
@@ -11,7 +13,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
         text = path.read_text()
     except FileNotFoundError:
         return []
-    return [json.loads(line) for line in text.split("\n")[:-1]]
+    return [current_settings(json.loads(line)) for line in text.split("\n")[:-1]]
 
 
 def best(metrics: list[dict[str, Any]]) -> dict[str, Any] | None:

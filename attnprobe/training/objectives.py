@@ -1,8 +1,8 @@
 """What a network is trained for: each objective says which outputs are predictions, and what is right.
 
 - *labels*: cross-entropy of the label of the sequence.
-- *masked*: tokens are hidden independently with probability ``mask_share``; the loss is taken on hidden tokens only
-  (Devlin et al. 2019, arXiv:1810.04805, without their 80/10/10 rule, as in Amos et al. 2024, arXiv:2310.02980).
+- *masked*: tokens are masked independently with probability ``mask_probability``; the loss is taken on masked tokens
+  only (Devlin et al. 2019, arXiv:1810.04805, without their 80/10/10 rule, as in Amos et al. 2024, arXiv:2310.02980).
 - *next-token*: the token after each prefix; needs causal attention.
 
 Token ids are scored by cross-entropy, and so are values that have levels; other real values by their absolute error, as

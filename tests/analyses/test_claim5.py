@@ -15,10 +15,10 @@ from attnprobe.statistics.directions import SUBSPACES, energy_shares
 SEEDS, TASKS, STEPS = (11, 12, 13), ("pairs", "digits"), (0, 5, 100)
 
 
-@pytest.mark.parametrize("kernel", blind_cases.KERNELS.values(), ids=blind_cases.KERNELS)
-def test_the_visible_share_is_that_of_the_projection_on_all_column_directions(kernel):
+@pytest.mark.parametrize("profile", blind_cases.PROFILES.values(), ids=blind_cases.PROFILES)
+def test_the_visible_share_is_that_of_the_projection_on_all_column_directions(profile):
     n = 12
-    values, place = kernel(geometry((n,)).distance), torch.arange(n)
+    values, place = profile(geometry((n,)).distance), torch.arange(n)
     dense = values[place - place[:, None] + n - 1]
     columns = torch.stack([row.expand(n, n).flatten() for row in torch.eye(n).double() - 1 / n], dim=1)
     centred = (dense - dense.mean(1, keepdim=True)).flatten()
@@ -27,11 +27,11 @@ def test_the_visible_share_is_that_of_the_projection_on_all_column_directions(ke
 
 
 def test_what_labels_see_of_short_kernels_falls_with_the_square_of_the_length_but_not_of_a_linear_one():
-    found = blind_cases.of_kernels()
-    powers = dict(zip(blind_cases.KERNELS, found["visible_power"].values, strict=True))
+    found = blind_cases.of_profiles()
+    powers = dict(zip(blind_cases.PROFILES, found["visible_power"].values, strict=True))
     assert powers["exponential"] == pytest.approx(-2, abs=0.05)
     assert powers["band"] == pytest.approx(-2, abs=0.05)
-    linear = found["visible_share"].values[list(blind_cases.KERNELS).index("linear")]
+    linear = found["visible_share"].values[list(blind_cases.PROFILES).index("linear")]
     assert linear == pytest.approx(np.full(len(blind_cases.LENGTHS), 1 / 9), rel=0.01)
 
 
@@ -99,7 +99,7 @@ def made(lead=0.5, labels_see=1e-30, exceptions=1e-3, everywhere=False):
     reached = np.broadcast_to(np.array(STEPS, dtype=float), shape).copy()
     reached[0, 2, 2] = np.nan
     variables = {
-        **blind_cases.of_kernels(),
+        **blind_cases.of_profiles(),
         "blind": variable(("case",), blind, "", ""),
         "invisible_share": variable(("case", "seed"), share, "", "1"),
         "invisible_share_of_noise": variable(("case",), np.full(len(blind), 1 / 32), "", "1"),
@@ -108,7 +108,7 @@ def made(lead=0.5, labels_see=1e-30, exceptions=1e-3, everywhere=False):
         "snr_permuted": variable(("task", "seed", "loss", "direction"), 0.3 * snr, "", "1"),
         "snr_of_noise": variable(("task",), [0.1] * len(TASKS), "", "1"),
         "raised": variable(("task", "seed", "loss", "direction"), np.stack([0.25 * one, one], 2), "", "1"),
-        "favours": variable(("task", "seed", "loss", "direction"), np.full(snr.shape, 0.625), "", "1"),
+        "positive_share": variable(("task", "seed", "loss", "direction"), np.full(snr.shape, 0.625), "", "1"),
         "energy_share": variable(
             ("task", "seed", "loss", "subspace"), rng.random((len(TASKS), len(SEEDS), 2, len(SUBSPACES))), "", "1"
         ),
@@ -123,7 +123,7 @@ def made(lead=0.5, labels_see=1e-30, exceptions=1e-3, everywhere=False):
     }
     coordinates = {
         "case": list(blind_cases.CASES),
-        "kernel": list(blind_cases.KERNELS),
+        "profile": list(blind_cases.PROFILES),
         "length": list(blind_cases.LENGTHS),
         "task": list(TASKS),
         "seed": list(SEEDS),
@@ -132,7 +132,7 @@ def made(lead=0.5, labels_see=1e-30, exceptions=1e-3, everywhere=False):
         "subspace": list(SUBSPACES),
         "stage": list(claim.STAGES),
     }
-    return dataset(variables, coordinates, {"fit_steps": 7, "proximity": claim.PROXIMITY, "reach": claim.LENGTH})
+    return dataset(variables, coordinates, {"fit_steps": 7, "proximity": claim.PROXIMITY, "length_scale": claim.LENGTH})
 
 
 @pytest.mark.parametrize(

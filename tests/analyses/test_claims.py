@@ -43,12 +43,14 @@ def test_what_is_asked_for_fits_together_at_every_scale(name, scale):
 
 
 def test_both_recipes_are_searched_alike_and_seeds_are_fresh():
-    assert len(candidates("labels")) == len(candidates("spt"))
-    assert [choice[:2] for choice in candidates("labels")] == [choice[:2] for choice in candidates("spt")]
+    assert len(candidates("supervised")) == len(candidates("spt"))
+    assert [choice[:2] for choice in candidates("supervised")] == [choice[:2] for choice in candidates("spt")]
     assert all(SEARCHED not in seeds for seeds in SEEDS.values())
-    assert set(CHOSEN) == {(task, recipe) for task in claim1_spt_gain.ROWS for recipe in ("labels", "spt")}
+    assert set(CHOSEN) == {(task, recipe) for task in claim1_spt_gain.ROWS for recipe in ("supervised", "spt")}
     for task in TASKS:
-        labels, spt = ([setting(task, recipe, 1, one) for one in candidates(recipe)] for recipe in ("labels", "spt"))
+        labels, spt = (
+            [setting(task, recipe, 1, one) for one in candidates(recipe)] for recipe in ("supervised", "spt")
+        )
         assert max(config.steps for config in labels) == spt[0].steps
         assert {config.steps for config in spt} == {spt[0].steps}
 
@@ -65,7 +67,7 @@ def test_the_settings_of_all_claims_are_those_that_the_search_chose():
 
 
 def test_settings_of_their_own_win_and_steps_are_those_before_the_split():
-    labels = setting("pairs", "labels", 3, (1e-3, "small", 0.5), steps=100, n_layers=2, task_options={"n": 64})
+    labels = setting("pairs", "supervised", 3, (1e-3, "small", 0.5), steps=100, n_layers=2, task_options={"n": 64})
     assert (labels.steps, labels.model.n_layers, labels.task_options["n"]) == (50, 2, 64)
     assert labels.task_options["train_size"] == TASKS["pairs"]["task_options"]["train_size"]
     spt = setting("pairs", "spt", 3, (1e-3, "small", 0.75), steps=100)
@@ -95,7 +97,7 @@ def test_a_committed_result_says_where_it_comes_from(committed):
 
 def test_a_committed_result_was_made_with_the_choices_of_today(committed):
     _, result = committed
-    of_today = json.loads(run.choices(setting(task, "labels", 1) for task in TASKS))
+    of_today = json.loads(run.choices(setting(task, "supervised", 1) for task in TASKS))
     assert json.loads(result.attrs["choices"]).items() <= of_today.items()
 
 
@@ -225,7 +227,7 @@ def test_claim_4_has_four_parts_on_each_task():
     for name in ("edit", "edit_excess"):
         result = shifted(result, name, {}, BELOW)
     assert held("claim4_proximity", result) == [True] * 8
-    places = {"edit": {"intervention": "remove toeplitz"}, "given": {"arm": "labels, fixed bias"}}
+    places = {"edit": {"intervention": "ablate_toeplitz"}, "given": {"arm": "supervised, fixed bias"}}
     places["edit_excess"] = places["edit"]
     for name, part in (*zip(of_task, (0, 1, 1), strict=True), ("edit", 2), ("edit_excess", 2), ("given", 3)):
         found = held("claim4_proximity", shifted(result, name, {"task": "pairs", **places.get(name, {})}, ACROSS))

@@ -16,7 +16,7 @@ from lab import Lab
 
 from attnprobe.errors import UsageError
 from attnprobe.results import open_result
-from attnprobe.sweeps.plan import folder_name
+from attnprobe.sweeps.plan import run_folder
 from attnprobe.tasks import configure
 from attnprobe.training.checkpoint import load
 from attnprobe.training.loop import train
@@ -87,9 +87,9 @@ def made(gains, share=1.0, seeds=3):
     ("listops", 600_000, 300_000, 2048, 6),
 ])  # fmt: skip
 def test_all_steps_are_the_preset_and_both_recipes_have_as_many(task, steps, second, n, layers):
-    spt, labels = (Plan(tuple(NAMES), (11,)).config(task, recipe, 11) for recipe in ("spt", "labels"))
+    spt, labels = (Plan(tuple(NAMES), (11,)).config(task, recipe, 11) for recipe in ("spt", "supervised"))
     assert spt == configure(preset=f"amos-{task}", recipe="spt", seed=11)
-    assert labels == replace(spt, recipe="labels")
+    assert labels == replace(spt, recipe="supervised")
     assert labels.stages == (("labels", steps),)
     assert spt.stages == (("masked", steps - second), ("labels", second))
     assert (spt.model.n_layers, full_lra.tasks.source(task, {}).data.n) == (layers, n)
@@ -101,7 +101,7 @@ def test_a_share_of_the_steps_keeps_the_split_and_evaluates_where_the_short_arm_
     whole, part = (Plan((task,), (11,), one).config(task, "spt", 11) for one in (1.0, share))
     assert part.pretrain_steps * whole.steps == whole.pretrain_steps * part.steps
     assert part.steps == pytest.approx(share * whole.steps, abs=20)
-    assert part.warmup == pytest.approx(share * whole.warmup, abs=1)
+    assert part.warmup_steps == pytest.approx(share * whole.warmup_steps, abs=1)
     assert (part.steps - part.pretrain_steps) % (part.steps // part.evaluations) == 0
 
 
@@ -111,9 +111,9 @@ def test_a_share_above_all_steps_is_refused():
 
 
 def test_the_short_arm_is_the_run_of_labels_that_ends_there(result, tmp_path):
-    config = PLAN.config("listops", "labels", 11)
+    config = PLAN.config("listops", "supervised", 11)
     alone = train(replace(config, steps=config.steps - config.pretrain_steps), tmp_path / "short", progress=False)
-    found, last = result.sel(task="listops", arm="labels short", seed=11), alone.metrics[-1]
+    found, last = result.sel(task="listops", arm="supervised short", seed=11), alone.metrics[-1]
     assert found["steps"] == last["step"] == 10
     for split in full_lra.SPLITS:
         assert found[f"{split}_accuracy"] == last[f"{split}_accuracy"]
@@ -126,7 +126,7 @@ def test_pieces_reach_the_end_of_one_piece_bit_by_bit(recipe, trained, runs, mon
     while not go_on(Lab(), config, full_lra.time.monotonic() + 20):
         pieces += 1
     assert 2 < pieces < config.steps
-    run, whole = (Run(folder / folder_name(config)) for folder in (runs, trained))
+    run, whole = (Run(run_folder(folder, config)) for folder in (runs, trained))
     assert run.metrics == whole.metrics
     weights, expected = (one.last.weights for one in (run, whole))
     assert all(torch.equal(weights[name], expected[name]) for name in expected)
@@ -143,7 +143,7 @@ def test_a_run_is_not_begun_when_the_time_is_over(runs):
 def test_the_result_says_what_was_trained(result, tmp_path):
     full_lra.keep(result, tmp_path / "one.nc")
     found = open_result(tmp_path / "one.nc").sel(task="listops", seed=11)
-    assert found["published_accuracy"].sel(arm="labels short") == pytest.approx(0.3637)
+    assert found["published_accuracy"].sel(arm="supervised short") == pytest.approx(0.3637)
     assert math.isnan(found["published_accuracy"].sel(arm="spt"))
     assert found["steps_share"] == 1e-5 and found["precision"] == "float32"
     assert found["steps"].values.tolist() == [20, 20, 10]

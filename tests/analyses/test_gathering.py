@@ -16,7 +16,7 @@ from attnprobe.statistics.directions import SUBSPACES
 from attnprobe.training.loop import checkpoint_steps
 
 SEED = {seed: number for number, seed in enumerate(SEEDS["quick"])}
-RECIPES = ("labels", "spt")
+RECIPES = ("supervised", "spt")
 
 
 def code(config, step, head=0):
@@ -34,7 +34,7 @@ class Coded(Lab):
                 metrics=[
                     {
                         **{f"{split}_accuracy": code(config, 0) for split in ("train", "test")},
-                        "validation_accuracy": config.rate,
+                        "validation_accuracy": config.learning_rate,
                         "validation_loss": -config.steps,
                     }
                 ],
@@ -118,14 +118,14 @@ def test_claim_2_searches_labels_again_at_the_largest_depth():
 
     found = claim2_not_depth_not_generalisation.study(Watched("quick"))
     _, tried, chosen = asked
-    assert {config.seed for config in tried} == {SEARCHED} and [config.rate for config in tried] == [
-        one[0] for one in candidates("labels")[-2:]
+    assert {config.seed for config in tried} == {SEARCHED} and [config.learning_rate for config in tried] == [
+        one[0] for one in candidates("supervised")[-2:]
     ]
     assert {config.model.n_layers for config in (*tried, *chosen)} == {2}
-    assert {config.recipe for config in (*tried, *chosen)} == {"labels"}
-    best = max(tried, key=lambda config: (config.rate, config.steps))
-    assert {(config.rate, config.steps, config.seed) for config in chosen} == {
-        (best.rate, best.steps, seed) for seed in SEED
+    assert {config.recipe for config in (*tried, *chosen)} == {"supervised"}
+    best = max(tried, key=lambda config: (config.learning_rate, config.steps))
+    assert {(config.learning_rate, config.steps, config.seed) for config in chosen} == {
+        (best.learning_rate, best.steps, seed) for seed in SEED
     }
     assert float(found["searched_gain"]) == pytest.approx(1000)
     assert found["searched_test_accuracy"].values.tolist() == [0, 100]
@@ -156,7 +156,7 @@ def test_claim_5_puts_signals_at_their_task_stage_step_and_seed():
         shares = np.broadcast_to(number + np.arange(len(SUBSPACES)), (*shape[:3], len(SUBSPACES)))
         found = {
             "snr": ((*rest, "direction"), snr),
-            "favours": ((*rest, "direction"), snr),
+            "positive_share": ((*rest, "direction"), snr),
             "snr_null": (("null", "draw", *rest, "direction"), np.broadcast_to(snr, (1, 4, *shape))),
             "energy_share": ((*rest, "subspace"), shares),
             "energy_share_of_noise": ("subspace", np.ones(len(SUBSPACES))),

@@ -20,7 +20,7 @@ KEPT = ("proximity_contrast", "grid_proximity_contrast")
 def trained(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(lab, "RUNS", tmp_path_factory.mktemp("runs"))
-        config = configure("pairs", recipe="labels", d_model=8, **TINY)
+        config = configure("pairs", recipe="supervised", d_model=8, **TINY)
         ours = lab.Lab("quick", workers=1)
         yield ours, ours.train({"a": config, "b": dataclasses.replace(config, seed=1), "same": config})
 

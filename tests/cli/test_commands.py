@@ -107,7 +107,7 @@ def test_proximity_as_json_has_a_row_a_head(spt_run, tmp_path, capsys):
     assert all(len(row["entropy_null_permuted"]) == len(row["entropy_interval"]) == 2 for row in rows)
     assert {"toeplitz_share", "near_mass_1", "near_mass_2", "decay_reason"} <= set(rows[0])
     result = open_result(tmp_path / "o" / "proximity.nc")
-    assert rows[1]["near_mass_2"] == pytest.approx(float(result["near_mass"].isel(layer=0, head=1, within=1)))
+    assert rows[1]["near_mass_2"] == pytest.approx(float(result["near_mass"].isel(layer=0, head=1, window=1)))
 
 
 def test_a_loose_checkpoint_has_its_figures_beside_it(spt_run, tmp_path, capsys):
@@ -134,11 +134,11 @@ def test_proximity_of_a_run_measures_every_checkpoint(spt_run, tmp_path, capsys)
 def test_every_measure_prints_its_table_and_writes_its_files(name, spt_run, tmp_path, capsys):
     main([name, str(spt_run.checkpoints[-1].path), "--out", str(tmp_path), *FAST, "--nulls", "2"])
     said = capsys.readouterr().out
-    assert "layer 0, head 1" in said and "95 % interval" in said and "_sd" not in said and "nan" not in said
+    assert "layer 0, head 1" in said and "95 % interval" in said and "_std" not in said and "nan" not in said
     expected = {
         "positions": "variance_share_position-position",
         "gradients": "energy_share_masked_circulant",
-        "interventions": "all_accuracy_change_flatten",
+        "interventions": "all_accuracy_change_uniform_attention",
     }
     assert expected[name] in said
     assert sorted(path.name for path in tmp_path.iterdir()) == [f"{name}.{end}" for end in ("nc", "pdf", "png")]
@@ -172,7 +172,7 @@ def test_a_report_has_a_section_and_pictures_for_every_measure(spt_run, tmp_path
 def test_a_report_says_why_a_measure_is_missing(tmp_path, capsys, monkeypatch):
     on_few_sequences(monkeypatch, 2)
     options = {"task_options": {"train_size": 8, "test_size": 8}, "steps": 1, "evaluations": 1, "checkpoints": 1}
-    config = configure("pairs", recipe="labels", pooling="cls", d_model=8, **options)
+    config = configure("pairs", recipe="supervised", pooling="cls", d_model=8, **options)
     run = train(config, tmp_path / "run", progress=False)
     page = report.page.write_report(run.checkpoint_paths[-1], tmp_path / "page").read_text()
     assert "Not measured: pooling=&#x27;cls&#x27;" in page
@@ -180,13 +180,13 @@ def test_a_report_says_why_a_measure_is_missing(tmp_path, capsys, monkeypatch):
 
 
 def test_settings_come_from_the_task_then_the_file_then_the_flags(tmp_path, capsys):
-    (tmp_path / "c.toml").write_text('recipe = "labels"\nrate = 0.5\n[model]\nn_layers = 2\nd_model = 8\n')
+    (tmp_path / "c.toml").write_text('recipe = "supervised"\nlearning_rate = 0.5\n[model]\nn_layers = 2\nd_model = 8\n')
     run = tmp_path / "x"
     flags = ["--n-layers", "3", "--steps", "1", "--evaluations", "1", "--task-options", "test_size", "1700"]
     main(["train", "--task", "digits", "--config", str(tmp_path / "c.toml"), *flags, "--out", str(run)])
     config = json.loads((run / "config.json").read_text())["config"]
     assert config["batch_size"] == 32 != TrainConfig().batch_size  # the task's
-    assert (config["recipe"], config["rate"], config["model"]["d_model"]) == ("labels", 0.5, 8)  # the file's
+    assert (config["recipe"], config["learning_rate"], config["model"]["d_model"]) == ("supervised", 0.5, 8)  # file
     assert (config["model"]["n_layers"], config["steps"]) == (3, 1)  # the flags'
 
 
@@ -198,7 +198,7 @@ def test_a_flag_switches_off_what_a_file_switches_on(tmp_path):
         assert Run.open(out).config.model.causal is causal
 
 
-@pytest.mark.parametrize(("recipe", "expected"), [("spt", 3), ("labels", TrainConfig().pretrain_steps)])
+@pytest.mark.parametrize(("recipe", "expected"), [("spt", 3), ("supervised", TrainConfig().pretrain_steps)])
 def test_steps_alone_keep_the_share_of_self_pretraining_as_in_python(recipe, expected, tmp_path, capsys):
     flags = ["--steps", "4", "--evaluations", "1", "--checkpoints", "1", "--task-options", "test_size", "10"]
     main(["train", "--recipe", recipe, *flags, "--out", str(tmp_path / "run")])
@@ -280,7 +280,7 @@ def test_the_version_is_that_of_the_package(capsys):
         ),
         (["train", "--n-layers", "two"], "--n-layers"),
         (["train", "--n-layers", "0"], "n_layers=0: input should be greater than 0"),
-        (["train", "--d-model", "33"], "d_model=33 cannot be split into n_heads=2"),
+        (["train", "--d-model", "33"], "d_model=33: must be a multiple of n_heads=2"),
         (["train", "--task-options", "m", "3"], "no parameter 'm'; valid: n, alphabet"),
         (["train", "--tusk", "pairs"], "--tusk"),
         (["train", "--config", "none.toml"], "none.toml: No such file"),
@@ -310,7 +310,8 @@ def test_bad_input_to_a_measure_leaves_no_files(spt_run, tmp_path, capsys):
 
 
 def test_training_that_diverges_says_what_was_kept(tmp_path, capsys):
-    arguments = ["--recipe", "labels", "--rate", "1e30", "--clip", "0", "--warmup", "0", "--steps", "20"]
+    arguments = ["--recipe", "supervised", "--learning-rate", "1e30", "--grad-clip", "0", "--warmup-steps", "0"]
+    arguments += ["--steps", "20"]
     run = tmp_path / "x"
     with pytest.raises(SystemExit) as stop:
         main(["train", *arguments, *FEW, "--d-model", "8", "--out", str(run)])
@@ -337,7 +338,7 @@ def test_demo_trains_measures_and_says_what_it_saw(spt_run, tmp_path, capsys, mo
     assert "pairs: SPT changes test accuracy by" in said
     assert said.count(" spt ") == 2
     runs = sorted(path.name for path in tmp_path.iterdir() if path.is_dir())
-    assert runs == [f"{task}-{recipe}-0" for task in ("digits", "pairs") for recipe in ("labels", "spt")]
+    assert runs == [f"{task}-{recipe}-0" for task in ("digits", "pairs") for recipe in ("supervised", "spt")]
     assert {"demo.png", "demo.pdf", "pairs.nc", "digits.nc"} <= set(os.listdir(tmp_path))
     assert (
         open_result(tmp_path / "pairs.nc")["test_accuracy"].sel(recipe="spt", seed=0)
@@ -358,7 +359,7 @@ def test_the_gain_is_paired_and_has_its_t_interval():
 
     from attnprobe.demo import _gain
 
-    accuracy = xr.DataArray([[0.2, 0.4, 0.3], [0.5, 0.9, 0.7]], {"recipe": ["labels", "spt"]}, ("recipe", "seed"))
+    accuracy = xr.DataArray([[0.2, 0.4, 0.3], [0.5, 0.9, 0.7]], {"recipe": ["supervised", "spt"]}, ("recipe", "seed"))
     said = _gain("pairs", xr.Dataset({"test_accuracy": accuracy}))
     # gains 0.3, 0.5, 0.4: mean 0.4, standard error 0.1 / sqrt(3), t(0.975, 2) = 4.303
     assert said == ("pairs: SPT changes test accuracy by +0.400, 95 % t interval +0.152 to +0.648 over 3 paired seeds")

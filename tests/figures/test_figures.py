@@ -82,7 +82,7 @@ def test_an_image_task_is_drawn_in_both_views(image_checkpoint):
     maps = [axis for axis in figure.subfigs[1].axes if axis.images]
     assert len(maps) == 4
     title = figure.subfigs[0]._suptitle.get_text()
-    assert "digits, labels, seed 0, step 2" in title
+    assert "digits, supervised, seed 0, step 2" in title
     assert "test" in title
 
 
@@ -113,7 +113,7 @@ def test_the_drawn_terms_are_the_result(spt_run):
             np.testing.assert_array_equal(drawn[0].get_ydata(), result[name].isel(layer=0, head=head))
     kernels = [axis.images[0] for axis in figure.subfigs[2].axes if axis.images]
     for head, drawn in enumerate(kernels):
-        np.testing.assert_array_equal(drawn.get_array(), result["position_kernel"].isel(layer=0, head=head))
+        np.testing.assert_array_equal(drawn.get_array(), result["position_score"].isel(layer=0, head=head))
     profile, spectrum = figure.subfigs[1].axes
     drawn = {one.get_label(): one for one in profile.lines}["head 1"]
     kernel = result["score_by_offset"].sel(term="position-position", offset=slice(-16, 16))
@@ -183,5 +183,5 @@ def test_runs_of_gradients_and_interventions_are_drawn(name, measure, first, spt
     joined = over_steps([measure(one, sequences=4, nulls=2) for one in spt_run.checkpoints[-2:]])
     drawn = {one.get_label(): one for one in OVER_STEPS[name](joined).axes[1].lines}["head 1"]
     chosen = {"loss": "labels", "direction": "circulant exponential"}
-    chosen = chosen if name == "gradients" else {"intervention": "remove toeplitz"}
+    chosen = chosen if name == "gradients" else {"intervention": "ablate_toeplitz"}
     np.testing.assert_array_equal(drawn.get_ydata(), joined[first].sel(chosen).isel(layer=0, head=1))

@@ -112,13 +112,13 @@ def test_without_structure_a_number_lies_above_all_its_draws_as_often_as_each_dr
     """
     rng, cases, above = np.random.default_rng(0), 300, {"permuted": 0, "initial": 0}
 
-    def prepare(look):
+    def prepare(condition):
         def see(sample, add):
             def distance(heads):
                 scores = replace(heads.scores, order=sample.order)
                 add(("distance",), 0, pattern_statistics(scores).mean_distance)
 
-            read(look.network, sample.batch, "labels", distance)
+            read(condition.network, sample.batch, "labels", distance)
 
         return see
 
@@ -126,7 +126,7 @@ def test_without_structure_a_number_lies_above_all_its_draws_as_often_as_each_dr
         split = Split(rng.integers(6, size=(8, 6)), np.zeros(8, dtype=int))
         task = Task("noise", DataSpec(n=6, inputs="tokens", classes=2, vocabulary=6), split, split)
         of = Probe(Noise(10**6 + case), lambda task=task: task)
-        tallies, _ = driver.over_sequences(driver.asked("noise", of, 8, 4, 0.95, case), prepare)
+        tallies, _ = driver.over_sequences(driver.checked_request("noise", of, 8, 4, 0.95, case), prepare)
         measured, *draws = (
             tally.layers(("distance",))[0].mean.item()
             for tally in (tallies.measured, *tallies.nulls["permuted"], *tallies.nulls["initial"])

@@ -24,7 +24,7 @@ def hidden(made, sequences):
     from attnprobe.randomness import numpy_generator
 
     drawn = numpy_generator(0, "masks of measures").random((sequences, N))
-    mask = drawn < made.config.mask_share
+    mask = drawn < made.config.mask_probability
     mask[~mask.any(1), 0] = True
     return torch.from_numpy(mask)
 
@@ -53,7 +53,12 @@ def by_autograd(made, sequences, loss, layer, model=None, attend=Heads.attend):
 
 @pytest.mark.parametrize(
     "named",
-    [{}, {"causal": True, "position": "relative"}, {"norm_place": "post", "position": "alibi"}, {"position": "rotary"}],
+    [
+        {},
+        {"causal": True, "position": "relative"},
+        {"norm_placement": "post", "position": "alibi"},
+        {"position": "rotary"},
+    ],
     ids=str,
 )
 def test_gradients_are_those_that_autograd_finds_at_the_scores(named):
@@ -80,7 +85,7 @@ def test_gradients_are_those_that_autograd_finds_at_the_scores(named):
             own = centred(kernels[layer][:, offset + N - 1])
             own = own - zero * ((own * zero).sum((-2, -1)) / zero.square().sum())[:, None, None]
             along = -(gradient * own).sum((-2, -1)) / own.square().sum((-2, -1)).sqrt()
-            one = found["descent"].sel(direction="own profile")
+            one = found["descent"].sel(direction="measured profile")
             assert one.values == pytest.approx(along.mean(0).numpy(), abs=1e-4 * float(size.mean()))
             for name, direction in (("toeplitz band", near), ("offset 0", zero)):
                 along = -(gradient * direction).sum((-2, -1)) / direction.square().sum().sqrt()
@@ -91,7 +96,7 @@ def test_gradients_are_those_that_autograd_finds_at_the_scores(named):
                 assert one["snr"].values == pytest.approx((along.mean(0) / along.std(0)).numpy(), abs=1e-2)
                 # a causal first token has nothing to choose: a sequence that hides it alone has no gradient
                 share = (along > 0).sum(0) / (size > 1e-12).sum(0)
-                assert one["favours"].values == pytest.approx(share.numpy())
+                assert one["positive_share"].values == pytest.approx(share.numpy())
             by_offset = [-gradient.diagonal(o, -2, -1).sum(-1).mean(0) for o in range(1 - N, N)]
             scale = {"abs": 1e-4 * float(size.mean())}
             assert found["descent_by_offset"].values == pytest.approx(torch.stack(by_offset, -1).numpy(), **scale)
@@ -183,30 +188,30 @@ def test_fitting_trains_what_is_named_on_its_objective_and_nothing_else():
 def test_the_masked_gradient_favours_what_the_data_repeat():
     """Neighbours are alike: with a readout fitted at uniform attention reconstruction asks for them, labels do not."""
     data = DataSpec(n=N, inputs="tokens", classes=2, vocabulary=6)
-    made = checkpoint(data=data, position="none", norm="none", mlp_ratio=0, init_scale=0.2)
+    made = checkpoint(data=data, position="none", norm="none", mlp_ratio=0, init_std=0.2)
     rng = np.random.default_rng(0)
     for split in (made.task.train, made.task.test):
         pairs = rng.integers(6, size=(len(split), N // 2))
         split.inputs[:] = (
             np.roll(np.repeat(pairs, 2, axis=1), 1, axis=1) if rng.random() < 0.5 else np.repeat(pairs, 2, axis=1)
         )
-    result = gradients(made, sequences=30, nulls=1, at="uniform", fit_steps=400, reach=1).sel(layer=0)
+    result = gradients(made, sequences=30, nulls=1, at="uniform", fit_steps=400, length_scale=1).sel(layer=0)
     near = result.sel(direction="circulant band")
     assert (near["descent_interval"].sel(loss="masked", bound="lower") > 0).all()
-    assert (near["favours"].sel(loss="masked") > 0.6).all()
+    assert (near["positive_share"].sel(loss="masked") > 0.6).all()
     assert (np.abs(near["descent"].sel(loss="labels")) < 1e-6).all()
 
 
 @pytest.mark.parametrize("grid", [None, (3, 4)])
 def test_curvature_is_the_second_derivative_of_the_loss(grid):
     data = DataSpec(n=N, inputs="tokens", classes=2, vocabulary=6, grid=grid)
-    made = checkpoint(data=data, n_layers=2, position="relative", score_bias="fixed", init_scale=0.8)
+    made = checkpoint(data=data, n_layers=2, position="relative", score_bias="fixed", init_std=0.8)
     result = gradients(made, sequences=4, nulls=1, curvature=2, objectives=("labels",)).sel(loss="labels")
     from attnprobe.geometry import geometry
-    from attnprobe.statistics.directions import kernels, unit, without_own_pair
+    from attnprobe.statistics.directions import proximity_profiles, unit, without_own_pair
 
     places = geometry(grid or (N,))
-    f = unit(without_own_pair(kernels(places, 2)["toeplitz exponential"], places), places)
+    f = unit(without_own_pair(proximity_profiles(places, 2)["toeplitz exponential"], places), places)
     model, inputs = copy.deepcopy(made.model).double(), made.tokens(2)
     labels = torch.from_numpy(made.task.test.labels[:2]).long()
 
@@ -294,7 +299,7 @@ def test_sequences_of_any_length_take_part():
             "'next-token' makes no sense here .attention is not causal.*; valid: labels, masked",
         ),
         ({}, {"objectives": ("label",)}, "objectives: 'label' makes no sense here; valid: labels, masked"),
-        ({}, {"reach": 11}, "reach=11: must be at least 1 and below 11"),
+        ({}, {"length_scale": 11}, "length_scale=11: must be at least 1 and below 11"),
         ({}, {"fit_steps": -1}, "fit_steps=-1: must not be negative"),
         ({}, {"curvature": -2}, "curvature=-2: must not be negative"),
     ],

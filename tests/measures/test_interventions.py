@@ -53,7 +53,7 @@ def by_hooks(made, edit, layers, heads):
 
 KINDS = [
     {"position": "learned"},
-    {"position": "sinusoidal", "norm_place": "post", "pooling": "max"},
+    {"position": "sinusoidal", "norm_placement": "post", "pooling": "max"},
     {"position": "rotary", "norm": "rms"},
     {"position": "relative"},
     {"position": "alibi", "causal": True},
@@ -69,7 +69,7 @@ def test_interventions_are_what_hooks_on_the_scores_do(named):
     grid = named.pop("grid", None)
     data = DataSpec(n=N, inputs="tokens", classes=2, vocabulary=6, grid=grid)
     made = checkpoint(data, n_layers=2, edit=spread, **named)
-    result = interventions(made, reach=1.5, **FEW)
+    result = interventions(made, length_scale=1.5, **FEW)
     model, inputs = made.model, made.tokens(8)
     train = made.task.train
     of = means_of(model, [train.tensor(slice(8))])
@@ -83,12 +83,12 @@ def test_interventions_are_what_hooks_on_the_scores_do(named):
         pp.append(torch.einsum("bhid,bhjd->bhij", found.q_position, found.k_position) / 8**0.5 + own)
     far = dense(-geometry(grid or (N,)).distance / 1.5, grid)
     edits = {
-        "flatten": lambda layer, s: torch.zeros_like(s),
-        "keep toeplitz": lambda layer, s: dense(kernels[layer], grid).expand_as(s),
-        "remove toeplitz": lambda layer, s: s - dense(kernels[layer], grid),
-        "keep position": lambda layer, s: pp[layer],
-        "remove position": lambda layer, s: s - pp[layer],
-        "impose proximity": lambda layer, s: s + far,
+        "uniform_attention": lambda layer, s: torch.zeros_like(s),
+        "keep_toeplitz": lambda layer, s: dense(kernels[layer], grid).expand_as(s),
+        "ablate_toeplitz": lambda layer, s: s - dense(kernels[layer], grid),
+        "keep_position": lambda layer, s: pp[layer],
+        "ablate_position": lambda layer, s: s - pp[layer],
+        "impose_proximity": lambda layer, s: s + far,
     }
     assert set(edits) <= set(result["intervention"].values.tolist())
     plain, right = by_hooks(made, lambda layer, s: s, [0], [0])
@@ -106,7 +106,7 @@ def test_interventions_are_what_hooks_on_the_scores_do(named):
             change = (loss - plain).double()
             scale = {"rel": 1e-3, "abs": 1e-5}
             assert float(found[f"{kind}loss_change"]) == pytest.approx(float(change.mean()), **scale)
-            assert float(found[f"{kind}loss_change_sd"]) == pytest.approx(float(change.std()), **scale)
+            assert float(found[f"{kind}loss_change_std"]) == pytest.approx(float(change.std()), **scale)
 
 
 @pytest.mark.parametrize("position", ["rotary", "alibi", "relative"])
@@ -118,13 +118,13 @@ def test_moving_all_positions_is_moving_the_tokens(position):
     shift = (torch.arange(N) + N // 2) % N
     with torch.no_grad():
         logits = made.model(made.tokens(8)[:, shift.argsort()])
-    found = float(result["all_loss"].sel(intervention="shift positions"))
+    found = float(result["all_loss"].sel(intervention="shift_positions"))
     assert found == pytest.approx(float(torch.nn.functional.cross_entropy(logits, labels)), rel=1e-5)
     assert abs(found - float(result["base_loss"])) > 1e-6
     order = torch.from_numpy(permutation("interventions", 0, 0, N))
     with torch.no_grad():
         logits = made.model(made.tokens(8)[:, order.argsort()])
-    found = float(result["all_loss"].sel(intervention="permute positions"))
+    found = float(result["all_loss"].sel(intervention="permute_positions"))
     assert found == pytest.approx(float(torch.nn.functional.cross_entropy(logits, labels)), rel=1e-5)
 
 
@@ -140,7 +140,7 @@ def test_moved_vectors_are_those_of_a_network_whose_queries_and_keys_see_them_mo
     k = found.scores.k - found.k_position + found.k_position[:, :, shift]
     scores = torch.einsum("bhid,bhjd->bhij", q, k) / 8**0.5
     loss, _ = by_hooks(made, lambda layer, s: scores, [0], [0, 1])
-    assert float(result["all_loss"].sel(intervention="shift positions")) == pytest.approx(float(loss.mean()), rel=1e-4)
+    assert float(result["all_loss"].sel(intervention="shift_positions")) == pytest.approx(float(loss.mean()), rel=1e-4)
 
 
 def test_the_null_is_as_large_an_edit_elsewhere():
@@ -153,7 +153,7 @@ def test_the_null_is_as_large_an_edit_elsewhere():
     (found,) = parts_of(model, inputs, means_of(model, [made.task.train.tensor(slice(8))]))
     order = torch.from_numpy(permutation("interventions", 0, 0, N))
     moved = torch.einsum("bhid,bhjd->bhij", found.q_position[:, :, order], found.k_position[:, :, order]) / 8**0.5
-    for name, edit in (("keep position", lambda s: moved), ("remove position", lambda s: s - moved)):
+    for name, edit in (("keep_position", lambda s: moved), ("ablate_position", lambda s: s - moved)):
         hook = [("blocks.0.attn.hook_attn_scores", lambda s, hook, edit=edit: edit(s).to(s))]
         with torch.no_grad():
             loss = torch.nn.functional.cross_entropy(model.run_with_hooks(inputs, fwd_hooks=hook), labels)
@@ -180,7 +180,7 @@ def test_hidden_tokens_are_hidden_in_what_is_edited():
     with torch.no_grad(), model.hooks(fwd_hooks=[("blocks.0.attn.hook_attn_scores", lambda s, hook: (s - pp).to(s))]):
         logits = model(inputs, masked=mask, output="tokens")
     loss = [torch.nn.functional.cross_entropy(logits[i, mask[i]], inputs[i, mask[i]]).item() for i in range(8)]
-    found = result["all_loss"].sel(intervention="remove position")
+    found = result["all_loss"].sel(intervention="ablate_position")
     assert float(found) == pytest.approx(np.mean(loss), rel=1e-5)
 
 
@@ -197,7 +197,7 @@ def test_a_token_in_front_keeps_its_query_and_key():
     labels = torch.from_numpy(made.task.test.labels[:8]).long()
     with torch.no_grad():
         loss = torch.nn.functional.cross_entropy(model.run_with_hooks(inputs, fwd_hooks=hooks), labels)
-    assert float(result["all_loss"].sel(intervention="keep position")) == pytest.approx(float(loss), rel=1e-5)
+    assert float(result["all_loss"].sel(intervention="keep_position")) == pytest.approx(float(loss), rel=1e-5)
 
 
 @pytest.mark.parametrize("position", ["alibi", "relative"])
@@ -208,7 +208,7 @@ def test_keeping_the_bias_keeps_everything_where_the_score_is_the_bias(position)
             weight.zero_()
 
     result = interventions(checkpoint(edit=edit, position=position, pooling="cls"), **FEW)
-    assert abs(float(result["all_loss_change"].sel(intervention="keep position"))) < 1e-6
+    assert abs(float(result["all_loss_change"].sel(intervention="keep_position"))) < 1e-6
 
 
 def test_kernels_of_short_sequences_are_those_of_their_offsets():
@@ -221,11 +221,11 @@ def test_kernels_of_short_sequences_are_those_of_their_offsets():
     labels = torch.from_numpy(made.task.test.labels[:8]).long()
     with torch.no_grad():
         loss = torch.nn.functional.cross_entropy(model.run_with_hooks(inputs, fwd_hooks=hooks), labels)
-    assert float(result["all_loss"].sel(intervention="keep toeplitz")) == pytest.approx(float(loss), rel=1e-4)
+    assert float(result["all_loss"].sel(intervention="keep_toeplitz")) == pytest.approx(float(loss), rel=1e-4)
 
 
 def test_a_planted_cause_is_found_in_its_head():
-    """The label is the token after the single marker; head 0 looks one place ahead through positions alone."""
+    """The label is the token after the single marker; head 0 passes one place ahead through positions alone."""
     n, classes = N, 3
     data = DataSpec(n=n, inputs="tokens", classes=classes, vocabulary=6)
 
@@ -258,28 +258,28 @@ def test_a_planted_cause_is_found_in_its_head():
     result = interventions(made, sequences=30)
     assert float(result["base_accuracy"]) == 1
     head = result.sel(layer=0)
-    for name in ("flatten", "remove toeplitz", "remove position", "permute positions"):
+    for name in ("uniform_attention", "ablate_toeplitz", "ablate_position", "permute_positions"):
         assert float(head["accuracy"].sel(head=0, intervention=name)) < 0.7, name
         assert float(head["accuracy_change_interval"].sel(head=0, intervention=name, bound="upper")) < 0
-    for name in ("keep toeplitz", "keep position"):
+    for name in ("keep_toeplitz", "keep_position"):
         assert float(head["accuracy"].sel(head=0, intervention=name)) == 1, name
     assert not head["accuracy_change"].sel(head=1).values.any()
     null = head["accuracy_change_null"].sel(null="permuted", head=0)
-    assert (null.sel(intervention="keep toeplitz").mean("draw") < -0.3).all()
-    assert (null.sel(intervention="remove toeplitz").mean("draw") > -0.3).all()
+    assert (null.sel(intervention="keep_toeplitz").mean("draw") < -0.3).all()
+    assert (null.sel(intervention="ablate_toeplitz").mean("draw") > -0.3).all()
 
 
 def test_a_donor_gives_its_scores_or_its_maps(tmp_path):
     made, other = (checkpoint(position="learned", edit=edit) for edit in (None, spread))
     path = tmp_path / "donor.pt"
     other.save(path)
-    result = interventions(made, donor=path, **FEW)
+    result = interventions(made, patch_from=path, **FEW)
     with torch.no_grad():
         _, cache = other.model.run_with_cache(made.tokens(8))
     scores = cache["blocks.0.attn.hook_attn_scores"]
     for head in range(2):
         loss, _ = by_hooks(made, lambda layer, s: scores, [0], [head])
-        found = result["loss"].sel(intervention="donor scores", layer=0, head=head)
+        found = result["loss"].sel(intervention="patch_scores", layer=0, head=head)
         assert float(found) == pytest.approx(float(loss.mean()), rel=1e-5)
     attention, theirs = made.model.block(0).attn, other.model.block(0).attn
     with torch.no_grad():
@@ -288,24 +288,24 @@ def test_a_donor_gives_its_scores_or_its_maps(tmp_path):
                 getattr(getattr(attention, side), kind)[8:] = getattr(getattr(theirs, side), kind)[8:]
         labels = torch.from_numpy(made.task.test.labels[:8]).long()
         loss = torch.nn.functional.cross_entropy(made.model(made.tokens(8)), labels)
-    found = result["loss"].sel(intervention="donor maps", layer=0, head=1)
+    found = result["loss"].sel(intervention="patch_qk", layer=0, head=1)
     assert float(found) == pytest.approx(float(loss), rel=1e-5)
 
 
 def test_its_own_donor_changes_nothing(tmp_path):
     made = checkpoint(position="relative", n_layers=2)
     made.save(tmp_path / "x.pt")
-    result = interventions(made, donor=tmp_path / "x.pt", **FEW).sel(intervention=["donor scores", "donor maps"])
+    result = interventions(made, patch_from=tmp_path / "x.pt", **FEW).sel(intervention=["patch_scores", "patch_qk"])
     assert np.abs(result["loss_change"]).max() < 1e-6 and np.abs(result["all_loss_change"]).max() < 1e-6
 
 
 def test_without_positions_there_are_none_to_edit():
     names = interventions(checkpoint(position="none"), **FEW)["intervention"].values.tolist()
-    assert names == ["flatten", "keep toeplitz", "remove toeplitz", "impose proximity"]
+    assert names == ["uniform_attention", "keep_toeplitz", "ablate_toeplitz", "impose_proximity"]
     grid = DataSpec(n=N, inputs="tokens", classes=2, vocabulary=6, grid=(3, 4))
     for made in (checkpoint(position="alibi", causal=True), checkpoint(grid, causal=True, score_bias="fixed")):
         causal = interventions(made, **FEW)["intervention"].values.tolist()
-        assert "keep position" in causal and "permute positions" not in causal
+        assert "keep_position" in causal and "permute_positions" not in causal
 
 
 def test_the_network_is_left_as_it_was(spt_run):
@@ -326,24 +326,27 @@ def test_sequences_of_any_length_and_a_token_in_front_take_part():
     for named in ({"pooling": "cls"}, {"position": "rotary"}, {"position": "relative"}):
         result = interventions(checkpoint(lengths=lengths, n_layers=2, **named), **FEW)
         assert np.isfinite(result["loss_change"]).all()
-        own = result["all_loss"].sel(intervention="impose proximity")
+        own = result["all_loss"].sel(intervention="impose_proximity")
         assert abs(float(own) - float(result["base_loss"])) > 1e-7
 
 
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"reach": 0.0}, "reach=0.0: must be above 0"),
+        ({"length_scale": 0.0}, "length_scale=0.0: must be above 0"),
         ({"sequences": 1}, "sequences=1: an interval needs at least 2"),
-        ({"donor": {"d_model": 32}}, "has d_model=32, not 16"),
-        ({"donor": {"causal": True}}, "has causal=True, not False"),
-        ({"donor": {"pooling": "cls"}}, "only one of the two networks puts .CLS. in front"),
-        ({"donor": {"data": DataSpec(n=4, inputs="tokens", classes=2, vocabulary=6)}}, "was trained on other data"),
+        ({"patch_from": {"d_model": 32}}, "has d_model=32, not 16"),
+        ({"patch_from": {"causal": True}}, "has causal=True, not False"),
+        ({"patch_from": {"pooling": "cls"}}, "only one of the two networks puts .CLS. in front"),
+        (
+            {"patch_from": {"data": DataSpec(n=4, inputs="tokens", classes=2, vocabulary=6)}},
+            "was trained on other data",
+        ),
     ],
 )
 def test_what_cannot_be_done_is_refused(options, said, tmp_path):
-    if "donor" in options:
-        checkpoint(**options["donor"]).save(tmp_path / "x.pt")
-        options = {"donor": tmp_path / "x.pt"}
+    if "patch_from" in options:
+        checkpoint(**options["patch_from"]).save(tmp_path / "x.pt")
+        options = {"patch_from": tmp_path / "x.pt"}
     with pytest.raises(UsageError, match=said):
         interventions(checkpoint(), **FEW | options)

@@ -30,7 +30,7 @@ def split(model, inputs, others=None):
 @pytest.mark.parametrize("position", POSITIONS)
 @pytest.mark.parametrize(
     "named",
-    [{}, {"norm": "rms", "causal": True}, {"norm": "none"}, {"norm_place": "post"}, {"pooling": "cls"}],
+    [{}, {"norm": "rms", "causal": True}, {"norm": "none"}, {"norm_placement": "post"}, {"pooling": "cls"}],
     ids=str,
 )
 def test_the_terms_add_up_to_the_score_that_the_forward_pass_computed(position, named):
@@ -89,7 +89,7 @@ def test_the_position_term_of_layer_0_is_the_bias(position):
         bias = made.model.position.bias(N).double()
     expected = materialised.score_statistics(Scores(torch.zeros(1, 2, N, 1), torch.zeros(1, 2, N, 1), bias=bias))
     found = result["score_by_offset"].sel(layer=0, term=PP)
-    assert found.values == pytest.approx(expected["kernel"][0].numpy(), abs=1e-9)
+    assert found.values == pytest.approx(expected["offset_profile"][0].numpy(), abs=1e-9)
     assert result["toeplitz_share"].sel(layer=0, term=PP).values == pytest.approx([1, 1])
 
 
@@ -168,7 +168,7 @@ def test_an_imposed_bias_counts_as_position(position, grid):
     expected = -places.distance / 2
     expected = expected - expected @ places.count / places.count.sum()
     assert added.values.flatten() == pytest.approx(expected.numpy(), abs=1e-6)
-    kernel = one["position_kernel"] - other["position_kernel"]
+    kernel = one["position_score"] - other["position_score"]
     assert kernel.sum("key_bin").values == pytest.approx(np.zeros((1, 2, N)), abs=1e-5)
 
 
@@ -197,7 +197,7 @@ def planted(model):
 
 
 def test_planted_terms_are_found_where_they_are():
-    made = checkpoint(d_model=32, norm="none", edit=planted, init_scale=1.0)
+    made = checkpoint(d_model=32, norm="none", edit=planted, init_std=1.0)
     result = positions(made, **FEW).sel(layer=0)
     share = result["variance_share"]
     # the mean of the one-hot vectors says nothing about position
@@ -212,10 +212,10 @@ def test_planted_terms_are_found_where_they_are():
     waves = result["wave_amplitude"].sel(head=0)
     permuted = result["wave_amplitude_null"].sel(null="permuted", head=0)
     assert (permuted.max("draw") < 0.9 * waves).any() and not np.allclose(permuted.isel(draw=0), waves)
-    # the circuit of the planted head: as many equal singular values as it has positions to look at
+    # the circuit of the planted head: as many equal singular values as it has positions to condition at
     assert result["qk_singular_value"].sel(head=0).values == pytest.approx([0.25] * (N - 1) + [0] * (17 - N), abs=1e-6)
     assert float(result["qk_effective_rank"].sel(head=0)) == pytest.approx(N - 1, rel=1e-4)
-    shown = result["position_kernel"].sel(head=0)
+    shown = result["position_score"].sel(head=0)
     assert shown.argmax("key_bin").values[:-1].tolist() == list(range(1, N))
 
 

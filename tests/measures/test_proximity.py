@@ -39,7 +39,7 @@ def test_alibi_alone_is_minus_slope_times_distance(causal):
 @pytest.mark.parametrize("grid", [None, (3, 4)])
 def test_an_imposed_proximity_bias_is_minus_distance_over_its_range(grid):
     data = DataSpec(n=N, inputs="tokens", classes=2, vocabulary=6, grid=grid)
-    result = proximity(checkpoint(data, position="none", score_bias="fixed", proximity_range=4, edit=silence), **FEW)
+    result = proximity(checkpoint(data, position="none", score_bias="fixed", length_scale=4, edit=silence), **FEW)
     prefix = "grid_" if grid else ""
     profile = result[f"{prefix}score_by_offset"].values.reshape(2, -1)
     distance = geometry(grid or (N,)).distance.numpy()
@@ -148,10 +148,10 @@ def test_uniform_attention_is_uniform_whatever_the_lengths():
 
 
 def test_the_error_of_the_decay_is_the_jackknife_over_groups():
-    made = checkpoint(position="relative", edit=fading, init_scale=0.25)
+    made = checkpoint(position="relative", edit=fading, init_std=0.25)
     result = proximity(made, sequences=30, nulls=1)
     (scores,) = scores_by_layer(made.model, made.tokens(30))
-    kernels = materialised.score_statistics(scores)["kernel"].numpy()
+    kernels = materialised.score_statistics(scores)["offset_profile"].numpy()
     distance = np.arange(1.0, N)
     lengths = []
     for group in range(20):
@@ -170,7 +170,7 @@ def fading(model):
 
 def test_a_planted_decay_is_found_with_its_error():
     """Relative biases that fall off exponentially, under content scores that add noise."""
-    made = checkpoint(position="relative", edit=fading, init_scale=0.25, lengths=np.full(30, 8))
+    made = checkpoint(position="relative", edit=fading, init_std=0.25, lengths=np.full(30, 8))
     result = proximity(made, sequences=30, nulls=1)
     length, error = (result[name].isel(layer=0).values for name in ("decay_length", "decay_length_se"))
     assert (error > 0).all()

@@ -11,14 +11,14 @@ from attnprobe.networks.own import Own
 from attnprobe.tables import MEASURES
 from attnprobe.tasks import Split, Task
 
-ARCHITECTURES = [{}, {"causal": True, "position": "rotary"}, {"position": "alibi", "norm_place": "post"}]
+ARCHITECTURES = [{}, {"causal": True, "position": "rotary"}, {"position": "alibi", "norm_placement": "post"}]
 
 
 def probe(n, grid, named):
     draw = np.random.default_rng(0).integers
     data = DataSpec(n=n, inputs="tokens", classes=2, vocabulary=5, grid=grid)
     task = Task("short", data, *(Split(draw(0, 5, (8, n)), draw(0, 2, 8)) for _ in range(2)))
-    config = ModelConfig(d_model=8, init_scale=0.5, **named)
+    config = ModelConfig(d_model=8, init_std=0.5, **named)
     return Probe(Own(Transformer(config, data).eval(), TrainConfig(model=config), lambda: task), lambda: task)
 
 

@@ -42,7 +42,7 @@ def test_components_add_up_to_the_residual_stream_and_their_logits_to_the_logits
 
 
 def test_what_a_sum_of_components_would_have_to_hold_for_is_refused_with_post_norm():
-    _, cache = network(norm_place="post").run_with_cache(tokens())
+    _, cache = network(norm_placement="post").run_with_cache(tokens())
     for name in ("decompose_resid", "get_full_resid_decomposition"):
         with pytest.raises(UsageError, match=f"{name}: with post-norm"):
             getattr(cache, name)()

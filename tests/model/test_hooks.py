@@ -23,9 +23,9 @@ ARCHITECTURES = {
     "causal": (TOKENS, {"causal": True, "pooling": "last"}),
     "cls": (TOKENS, {"pooling": "cls", "score_bias": "learned"}),
     "cls, ALiBi": (TOKENS, {"pooling": "cls", "score_bias": "fixed", "position": "alibi"}),
-    "post-norm": (TOKENS, {"norm_place": "post"}),
+    "post-norm": (TOKENS, {"norm_placement": "post"}),
     "no norm": (TOKENS, {"norm": "none", "position": "sinusoidal"}),
-    "no norm, post": (TOKENS, {"norm": "none", "norm_place": "post", "mlp_ratio": 0}),
+    "no norm, post": (TOKENS, {"norm": "none", "norm_placement": "post", "mlp_ratio": 0}),
     "RMS, max": (TOKENS, {"norm": "rms", "pooling": "max"}),
     "image": (IMAGE, {"score_bias": "fixed"}),
 }
@@ -34,7 +34,7 @@ PATTERN = "blocks.0.attn.hook_pattern"
 
 def network(architecture="learned"):
     data, named = ARCHITECTURES[architecture]
-    config = ModelConfig(d_model=8, n_layers=2, init_scale=0.5, position_scale=0.5, **named)
+    config = ModelConfig(d_model=8, n_layers=2, init_std=0.5, position_std=0.5, **named)
     return Transformer(config, data).eval()
 
 
@@ -146,7 +146,7 @@ import torch
 from attnprobe import DataSpec, ModelConfig, Transformer
 
 for compiled in (torch.compile, lambda model, **named: model.compile(**named) or model):
-    model = Transformer(ModelConfig(d_model=8, init_scale=0.5), DataSpec(n=6, inputs="tokens", classes=2, vocabulary=5))
+    model = Transformer(ModelConfig(d_model=8, init_std=0.5), DataSpec(n=6, inputs="tokens", classes=2, vocabulary=5))
     x = torch.randint(5, (3, 6))
     called = compiled(model.eval(), backend="eager")
     with torch.no_grad():

@@ -22,10 +22,10 @@ def network(data=LINE, seed=0, **named):
     return Transformer(ModelConfig(**{"d_model": 32, "n_layers": 2, **named}), data, seed).double()
 
 
-def kernel(shape, reach, prefix=0):
+def kernel(shape, length_scale, prefix=0):
     """The wanted kernel by its definition: rows and columns centred, nothing for a token in front."""
     at = np.argwhere(np.ones(shape))
-    k = np.exp(-np.linalg.norm(at[:, None] - at, axis=-1) / reach)
+    k = np.exp(-np.linalg.norm(at[:, None] - at, axis=-1) / length_scale)
     k = k - k.mean(0) - k.mean(1)[:, None] + k.mean()
     return np.pad(k, (prefix, 0))
 
@@ -36,20 +36,22 @@ def power(matrix, exponent):
 
 
 @pytest.mark.parametrize(("shape", "prefix"), [((9,), 0), ((9,), 1), ((2, 5), 0), ((2, 5), 1)])
-@pytest.mark.parametrize("reach", [0.7, 3.0, 1e5])
-def test_the_proximity_map_is_the_best_of_its_rank_and_has_the_height_it_promises(shape, prefix, reach, monkeypatch):
+@pytest.mark.parametrize("length_scale", [0.7, 3.0, 1e5])
+def test_the_proximity_map_is_the_best_of_its_rank_and_has_the_height_it_promises(
+    shape, prefix, length_scale, monkeypatch
+):
     monkeypatch.setattr("attnprobe.model.initialisation.QUERIES", 4)
     d_head, noise, scale = 3, 0.4, 0.6
     rng = np.random.default_rng(0)
     p = rng.normal(size=(math.prod(shape) + prefix, 7))
-    maps = proximity(torch.from_numpy(p), noise, scale, shape, reach, d_head)
+    maps = proximity(torch.from_numpy(p), noise, scale, shape, length_scale, d_head)
     assert torch.equal(*maps)
     w = maps[0].numpy()
-    k = kernel(shape, reach, prefix)
+    k = kernel(shape, length_scale, prefix)
     far = math.hypot(*(side - 1 for side in shape))
     # The score of the positions over K by least squares, times the difference in K between distance 1 and the farthest.
     score = (p / scale) @ w @ w.T @ (p / scale).T / math.sqrt(d_head)
-    height = (score * k).sum() / (k * k).sum() * (math.exp(-1 / reach) - math.exp(-far / reach))
+    height = (score * k).sum() / (k * k).sum() * (math.exp(-1 / length_scale) - math.exp(-far / length_scale))
     assert height == pytest.approx(PEAK, rel=1e-6)
     # Up to its length no other product of this rank estimates K better: what is left over are the other eigenvalues.
     r = p.T @ p + len(p) * noise**2 * np.eye(7)
@@ -79,11 +81,11 @@ def test_the_whitened_kernel_is_what_the_expected_error_depends_on():
     [
         {"position": "learned"},
         {"position": "sinusoidal"},
-        {"position": "learned", "init_scale": 1e-3, "position_scale": 1e-3},
+        {"position": "learned", "init_std": 1e-3, "position_std": 1e-3},
         {"position": "learned", "norm": "rms"},
         {"position": "learned", "norm": "none"},
-        {"position": "sinusoidal", "norm_place": "post"},
-        {"position": "learned", "norm_place": "post"},
+        {"position": "sinusoidal", "norm_placement": "post"},
+        {"position": "learned", "norm_placement": "post"},
         {"position": "learned", "pooling": "cls"},
         {"position": "learned", "causal": True},
     ],
@@ -99,7 +101,7 @@ def test_heads_start_with_scores_that_decay_with_the_distance(data, named):
     for one in found("proximity", 0):
         assert (one.contrast(1).mean(0) > 1.2 * torch.stack(drawn).abs().max()).all()
         distance, seen = one.geometry.distance, one.geometry.seen
-        profile = one.kernel.mean((0, 1))
+        profile = one.offset_profile.mean((0, 1))
         near = [profile[seen & (distance >= a) & (distance < b)].mean().item() for a, b in ((1, 2), (2, 3), (3, 99))]
         assert near[0] > near[1]
         if data is LINE or named["position"] == "learned":  # waves over the reading order cannot do more on a grid
@@ -164,9 +166,9 @@ def test_mimetic_heads_and_layers_are_drawn_each_and_belong_to_the_seed():
         ({"position": "alibi"}, "not alibi"),
         ({"position": "relative"}, "not relative"),
         ({"position": "none"}, "not none"),
-        ({"position_scale": 0}, "needs position vectors that differ: position_scale=0.0 has none"),
-        ({"proximity_range": 0.3}, "needs a proximity_range of 0.5 ... 1e6, not 0.3"),
-        ({"proximity_range": math.inf}, "needs a proximity_range of 0.5 ... 1e6, not inf"),
+        ({"position_std": 0}, "needs distinct position vectors: position_std=0.0 makes them all 0"),
+        ({"length_scale": 0.3}, "needs a length_scale of 0.5 ... 1e6, not 0.3"),
+        ({"length_scale": math.inf}, "needs a length_scale of 0.5 ... 1e6, not inf"),
     ],
 )
 def test_settings_without_a_proximity_map_are_refused(named, said):
@@ -184,7 +186,7 @@ def test_data_with_neighbours_alone_have_no_far_keys():
 
 @pytest.mark.parametrize("n_heads", [1, 2])
 def test_embeddings_without_length_and_more_dimensions_than_positions_are_no_hindrance(n_heads):
-    model = network(init_qk="proximity", init_scale=0, n_heads=n_heads)
+    model = network(init_qk="proximity", init_std=0, n_heads=n_heads)
     assert all(weight.isfinite().all() for weight in model.parameters())
     (scores, _) = scores_by_layer(model, torch.zeros(1, 12, dtype=torch.long))
     assert (score_statistics(scores).toeplitz_share > 0.9).all()

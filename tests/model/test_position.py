@@ -66,7 +66,7 @@ def test_alibi_with_zero_queries_is_minus_slope_times_distance_exactly():
 @pytest.mark.parametrize("grid", [None, (2, 3)])
 @pytest.mark.parametrize("prefix", [0, 1])
 def test_the_proximity_bias_is_minus_distance_over_range_and_nothing_for_what_stands_in_front(grid, prefix):
-    n, config = 6, ModelConfig(score_bias="fixed", proximity_range=1.5)
+    n, config = 6, ModelConfig(score_bias="fixed", length_scale=1.5)
     made = ProximityBias(config, DataSpec(n=n, inputs="values", classes=2, grid=grid))
     zero = torch.zeros(1, 2, n + prefix, 4)
     found = Scores(zero, zero, token_bias=made.bias(n), grid=grid, prefix=prefix).dense()[0]

@@ -13,7 +13,7 @@ VALUES = DataSpec(n=8, inputs="values", classes=3)
 
 
 def network(data=TOKENS, **named):
-    named = {"d_model": 12, "n_heads": 2, "n_layers": 2, "init_scale": 0.3, "position_scale": 0.3, **named}
+    named = {"d_model": 12, "n_heads": 2, "n_layers": 2, "init_std": 0.3, "position_std": 0.3, **named}
     return Transformer(ModelConfig(**named), data).double()
 
 
@@ -177,7 +177,7 @@ def test_causal_networks_do_not_see_the_future(tokens):
 
 
 def test_post_norm_normalises_the_stream_after_each_sum(tokens):
-    _, cache = network(norm_place="post").run_with_cache(tokens)
+    _, cache = network(norm_placement="post").run_with_cache(tokens)
     stream = cache["resid_post", 1]
     torch.testing.assert_close(stream.mean(-1), torch.zeros_like(stream[..., 0]))
     torch.testing.assert_close(stream.var(-1, unbiased=False), torch.ones_like(stream[..., 0]), rtol=1e-3, atol=1e-3)
@@ -190,7 +190,7 @@ def test_without_mlp_and_norm_a_block_is_attention_and_residual(tokens):
 
 
 def test_initial_weights_have_the_configured_scale_and_belong_to_the_seed():
-    config = ModelConfig(d_model=128, n_heads=2, init_scale=0.5, position_scale=0.1)
+    config = ModelConfig(d_model=128, n_heads=2, init_std=0.5, position_std=0.1)
     model, again, other = (Transformer(config, TOKENS, seed) for seed in (0, 0, 1))
     assert model.blocks[0].attn.q.weight.std().item() == pytest.approx(0.5, rel=0.05)
     assert model.embed.weight.std().item() == pytest.approx(0.5, rel=0.1)
@@ -199,7 +199,7 @@ def test_initial_weights_have_the_configured_scale_and_belong_to_the_seed():
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
     assert not torch.equal(model.embed.weight, other.embed.weight)
     # another architecture with the same part starts that part alike
-    rotary = Transformer(ModelConfig(d_model=128, n_heads=2, init_scale=0.5, position="rotary"), TOKENS, 0)
+    rotary = Transformer(ModelConfig(d_model=128, n_heads=2, init_std=0.5, position="rotary"), TOKENS, 0)
     assert torch.equal(rotary.blocks[0].attn.q.weight, model.blocks[0].attn.q.weight)
 
 
@@ -258,7 +258,7 @@ def test_inputs_that_do_not_fit_are_refused(inputs, named, said):
 @pytest.mark.parametrize("pooling", ["mean", "cls"])
 def test_the_first_pixels_of_an_image_are_those_of_a_padded_one(pooling):
     data = DataSpec(n=12, inputs="tokens", classes=2, vocabulary=5, grid=(3, 4))
-    model = Transformer(ModelConfig(d_model=8, score_bias="fixed", pooling=pooling, init_scale=0.5), data)
+    model = Transformer(ModelConfig(d_model=8, score_bias="fixed", pooling=pooling, init_std=0.5), data)
     image = torch.randint(5, (2, 12), generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(model(image[:, :5]), model(image, lengths=torch.tensor([5, 5])))
 

@@ -15,7 +15,7 @@ DATA = DataSpec(n=7, inputs="tokens", classes=2, vocabulary=5)
 @pytest.mark.parametrize("position", list(POSITIONS))
 @pytest.mark.parametrize("causal", [False, True])
 def test_captured_scores_are_those_of_the_hook(position, causal):
-    config = ModelConfig(n_layers=2, d_model=8, position=position, causal=causal, init_scale=0.5, position_scale=0.5)
+    config = ModelConfig(n_layers=2, d_model=8, position=position, causal=causal, init_std=0.5, position_std=0.5)
     model = Transformer(config, DATA)
     tokens = torch.randint(5, (3, 7), generator=torch.Generator().manual_seed(0))
     _, cache = model.run_with_cache(tokens)
@@ -27,7 +27,7 @@ def test_captured_scores_are_those_of_the_hook(position, causal):
 
 
 def test_the_networks_own_first_token_is_left_out():
-    model = Transformer(ModelConfig(d_model=8, pooling="cls", position="alibi", init_scale=0.5), DATA)
+    model = Transformer(ModelConfig(d_model=8, pooling="cls", position="alibi", init_std=0.5), DATA)
     tokens = torch.randint(5, (3, 7))
     _, cache = model.run_with_cache(tokens)
     (found,) = scores_by_layer(model, tokens)
@@ -40,7 +40,7 @@ def test_the_networks_own_first_token_is_left_out():
 @pytest.mark.parametrize("grid", [None, (2, 4)])
 def test_captured_scores_have_the_proximity_bias_of_the_network(score_bias, position, pooling, causal, grid):
     data = DataSpec(n=8, inputs="tokens", classes=2, vocabulary=5, grid=grid)
-    named = {"d_model": 8, "init_scale": 0.5, "position_scale": 0.5, "pooling": pooling, "causal": causal}
+    named = {"d_model": 8, "init_std": 0.5, "position_std": 0.5, "pooling": pooling, "causal": causal}
     model = Transformer(ModelConfig(n_layers=2, position=position, score_bias=score_bias, **named), data).double()
     with torch.no_grad():
         model.score_bias.weight.add_(torch.randn(model.score_bias.weight.shape))

@@ -112,7 +112,7 @@ def test_proximity(given):
         score, pattern = materialised.score_statistics(scores), materialised.pattern_statistics(scores)
         here = result.sel(layer=layer)
         assert here["toeplitz_share"].values == pytest.approx(score["toeplitz_share"].mean(0).numpy())
-        assert here["score_by_offset"].values == pytest.approx(score["kernel"].mean(0).numpy())
+        assert here["score_by_offset"].values == pytest.approx(score["offset_profile"].mean(0).numpy())
         assert here["entropy"].values == pytest.approx(pattern["entropy"].mean(0).numpy())
         reach = (pattern["mass_by_offset"] @ distance).mean(0)
         assert here["mean_distance"].values == pytest.approx(reach.numpy())
@@ -176,11 +176,11 @@ def test_gradients(given):
 
 def test_interventions(given):
     network, of, tokens, labels, products = given
-    result = ap.interventions(of, reach=1.5, **FEW)
+    result = ap.interventions(of, length_scale=1.5, **FEW)
     profiles = []
     for q, k in products["train"]:
         statistics = materialised.score_statistics(Scores(q, k, bias=network.bias.detach()))
-        profiles.append(statistics["kernel"].mean(0))
+        profiles.append(statistics["offset_profile"].mean(0))
     offset = torch.arange(N) - torch.arange(N)[:, None]
     place = offset + N - 1
     pp = []
@@ -188,10 +188,10 @@ def test_interventions(given):
         (_, qp), (_, kp) = parts(products, layer)
         pp.append(torch.einsum("bhid,bhjd->bhij", qp, kp) / 6**0.5 + network.bias.detach()[:, place])
     edits = {
-        "flatten": lambda layer, s: torch.zeros_like(s),
-        "remove toeplitz": lambda layer, s: s - profiles[layer][:, place],
-        "keep position": lambda layer, s: pp[layer],
-        "impose proximity": lambda layer, s: s - offset.abs() / 1.5,
+        "uniform_attention": lambda layer, s: torch.zeros_like(s),
+        "ablate_toeplitz": lambda layer, s: s - profiles[layer][:, place],
+        "keep_position": lambda layer, s: pp[layer],
+        "impose_proximity": lambda layer, s: s - offset.abs() / 1.5,
     }
     with torch.no_grad():
         for name, edit in edits.items():
@@ -209,8 +209,8 @@ def test_interventions(given):
             loss = nn.functional.cross_entropy(explicit(network, tokens, edit), labels)
             assert float(result["all_loss"].sel(intervention=name)) == pytest.approx(float(loss), rel=1e-6)
     names = result["intervention"].values.tolist()
-    assert "permute positions" not in names, "an encoding that is not known cannot be moved"
-    assert "permute positions" in result.attrs["left_out"]
+    assert "permute_positions" not in names, "an encoding that is not known cannot be moved"
+    assert "permute_positions" in result.attrs["left_out"]
 
 
 def test_an_objective_that_hides_tokens_hides_none_from_what_is_read(given):
@@ -225,7 +225,7 @@ def test_an_objective_that_hides_tokens_hides_none_from_what_is_read(given):
         replace(of, objectives=())
 
 
-def test_a_network_that_cannot_be_untrained_has_no_such_null(given, monkeypatch):
+def test_a_network_that_cannot_be_untrained_has_no_such_null(setup, monkeypatch):
     _, of, *_ = given
     monkeypatch.setattr(Stranger, "untrained", lambda self, seed: None)
     assert ap.proximity(of, **FEW)["null"].values.tolist() == ["permuted"]

@@ -10,8 +10,8 @@ from attnprobe.statistics.directions import (
     SUBSPACES,
     dimensions,
     energy_shares,
-    kernels,
     own_pair,
+    proximity_profiles,
     unit,
     without_own_pair,
 )
@@ -33,7 +33,7 @@ def test_directions_have_length_1_and_no_part_in_offset_0(shape, causal):
     places = geometry(shape, causal)
     zero, _ = dense(unit(own_pair(places), places), shape, causal)
     assert zero.square().sum() == pytest.approx(1)
-    for f in kernels(places, 1.5).values():
+    for f in proximity_profiles(places, 1.5).values():
         d, _ = dense(unit(without_own_pair(f, places), places), shape, causal)
         assert float(d.square().sum()) == pytest.approx(1)
         assert float((d * zero).sum()) == pytest.approx(0, abs=1e-12)
@@ -41,20 +41,20 @@ def test_directions_have_length_1_and_no_part_in_offset_0(shape, causal):
 
 def test_kernels_are_what_their_names_say():
     offset = torch.arange(-5, 6.0).double()
-    made = kernels(geometry((6,)), 2)
+    made = proximity_profiles(geometry((6,)), 2)
     around = torch.tensor([1.0, 2, 3, 2, 1, 0, 1, 2, 3, 2, 1]).double()
     torch.testing.assert_close(made["circulant linear"], -around)
     torch.testing.assert_close(made["toeplitz linear"], -offset.abs())
     torch.testing.assert_close(made["toeplitz band"], (offset.abs() <= 2).double())
     torch.testing.assert_close(made["circulant exponential"], (-around / 2).exp())
-    assert not any(name.startswith("circulant") for name in kernels(geometry((6,), causal=True), 2))
-    grid = kernels(geometry((3, 4)), 1)["circulant linear"].reshape(5, 7)
+    assert not any(name.startswith("circulant") for name in proximity_profiles(geometry((6,), causal=True), 2))
+    grid = proximity_profiles(geometry((3, 4)), 1)["circulant linear"].reshape(5, 7)
     assert float(grid[0, 0]) == pytest.approx(-(2**0.5))  # two up and three left is one down and one right
 
 
 @pytest.mark.parametrize("shape", [(4,), (5,), (3, 4)])
 def test_circulant_directions_have_equal_column_sums_and_others_do_not(shape):
-    for name, f in kernels(geometry(shape), 1).items():
+    for name, f in proximity_profiles(geometry(shape), 1).items():
         columns = dense(f, shape, False)[0].sum(0)
         if name.startswith("circulant"):
             assert columns.numpy() == pytest.approx(np.zeros(len(columns)), abs=1e-12)

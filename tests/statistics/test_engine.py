@@ -89,7 +89,15 @@ def test_score_statistics(drawn):
     # Numbers that may nearly vanish by chance are compared on the scale of the scores.
     size = expected["square"] + expected["square_row_centred"]
     largest = (size / found.pairs.sum(1, keepdim=True)).sqrt() + 1e-3
-    for name in ("mean", "mean_by_query", "mean_by_key", "mean_by_offset", "centred_by_offset", "kernel", "sd"):
+    for name in (
+        "mean",
+        "mean_by_query",
+        "mean_by_key",
+        "mean_by_offset",
+        "centred_by_offset",
+        "offset_profile",
+        "std",
+    ):
         one = getattr(found, name)
         scale = largest * found.pairs.sum(1, keepdim=True).sqrt()
         close(one, expected[name], tolerance, scale)

@@ -28,7 +28,7 @@ def test_a_planted_toeplitz_score_has_share_1_whatever_the_row_constants(causal)
     assert found.toeplitz_share.item() == pytest.approx(1)
     seen = found.pairs[0] > 0
     level = (kernel * found.pairs[0]).sum() / found.pairs.sum()
-    torch.testing.assert_close(found.kernel[0, 0, seen], (kernel - level)[seen])
+    torch.testing.assert_close(found.offset_profile[0, 0, seen], (kernel - level)[seen])
 
 
 def test_a_random_score_has_share_of_about_two_over_n():
@@ -45,7 +45,7 @@ def test_a_random_score_has_share_of_about_two_over_n():
 def test_uniform_attention_has_every_ratio_1(grid, causal):
     found = pattern_statistics(Scores(NOTHING, NOTHING, causal=causal, grid=grid))
     assert found.mean_distance_ratio.item() == pytest.approx(1)
-    assert [found.within(distance).item() for distance in (1, 2)] == pytest.approx([1, 1])
+    assert [found.near_mass(distance).item() for distance in (1, 2)] == pytest.approx([1, 1])
     if not causal:
         assert found.entropy.item() == pytest.approx(math.log(N))
         assert found.mass_by_key.flatten().tolist() == pytest.approx([1] * N)
@@ -82,12 +82,12 @@ def test_derived_numbers_follow_their_definitions(causal):
             least += d / len(keys) / N
             mass += weight * (0 < d <= 3)
             uniform += (0 < d <= 3) / len(keys)
-    sd = math.sqrt(sum(c * c for c in everything) / len(everything))
-    assert score.sd.item() == pytest.approx(sd)
-    assert score.contrast(3).item() == pytest.approx((sum(near) / len(near) - sum(far) / len(far)) / sd)
+    std = math.sqrt(sum(c * c for c in everything) / len(everything))
+    assert score.std.item() == pytest.approx(std)
+    assert score.contrast(3).item() == pytest.approx((sum(near) / len(near) - sum(far) / len(far)) / std)
     assert pattern.mean_distance.item() == pytest.approx(distance)
     assert pattern.mean_distance_ratio.item() == pytest.approx(distance / least)
-    assert pattern.within(3).item() == pytest.approx(mass / uniform)
+    assert pattern.near_mass(3).item() == pytest.approx(mass / uniform)
     assert score.contrast(N).isnan().all()  # nothing is far
 
 
@@ -95,7 +95,14 @@ def test_row_constants_change_nothing_that_the_softmax_ignores():
     torch.manual_seed(0)
     array = torch.randn(N, N, dtype=torch.float64)
     one, other = (given(x) for x in (array, array + torch.randn(N, 1)))
-    for name in ("kernel", "centred_by_offset", "toeplitz_share", "square_row_centred", "square_double_centred", "sd"):
+    for name in (
+        "offset_profile",
+        "centred_by_offset",
+        "toeplitz_share",
+        "square_row_centred",
+        "square_double_centred",
+        "std",
+    ):
         torch.testing.assert_close(getattr(score_statistics(one), name), getattr(score_statistics(other), name))
     for name in ("mass_by_offset", "mass_by_key", "entropy"):
         torch.testing.assert_close(getattr(pattern_statistics(one), name), getattr(pattern_statistics(other), name))

@@ -124,7 +124,7 @@ def test_a_file_is_looked_for_in_the_working_directory_and_then_in_the_data_fold
         ({"split": ["train", "test", "dev", "train"]}, "split holds dev; valid: train, validation, test"),
         ({"split": [0, 1, 0, 1]}, "split of type int64 and shape (4,): must be words, [4]"),
         ({"split": ["train", "test"]}, "and shape (2,): must be words, [4]"),
-        ({"grid": [2, 2]}, "grid 2 x 2 cannot have n=3"),
+        ({"grid": [2, 2]}, "n=3: grid 2 x 2 has 4 tokens"),
         ({"grid": [3]}, "grid of shape (1,): must be [2]"),
         ({"grid": [1, 3], "lengths": [1, 2, 3, 3]}, "images on a grid have one size"),
         ({"vocabulary": 2}, "hold ids 0 ... 2: must be 0 ... 1"),
@@ -266,7 +266,7 @@ def test_a_folder_that_cannot_be_written_is_named(here, monkeypatch):
 
 def test_a_checkpoint_finds_the_data_of_a_task_again(here, monkeypatch):
     task = Task.from_arrays("mine", tokens=RNG.integers(5, size=(40, 6)), labels=np.arange(40) % 2)
-    settings = {**TINY, "task_options": {}, "d_model": 8, "recipe": "labels", "steps": 2}
+    settings = {**TINY, "task_options": {}, "d_model": 8, "recipe": "supervised", "steps": 2}
     run = ap.train(ap.configure(task, **settings), here / "run", progress=False)
     monkeypatch.chdir("/")
     checkpoint = ap.load(run.checkpoint_paths[-1])

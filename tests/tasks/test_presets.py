@@ -28,23 +28,23 @@ AMOS = {
 def test_the_published_numbers(preset):
     config = configure(preset=preset)
     model = config.model
-    found = (model.n_layers, model.d_model, model.n_heads, model.d_mlp, config.batch_size, config.rate)
+    found = (model.n_layers, model.d_model, model.n_heads, model.d_mlp, config.batch_size, config.learning_rate)
     n = source(config.task, config.task_options).data.n
-    assert (*found, config.pretrain_rate, config.mask_share, model.pooling, n) == AMOS[preset]
-    assert (model.position, model.norm_place, model.activation) == ("sinusoidal", "pre", "gelu")
+    assert (*found, config.pretrain_learning_rate, config.mask_probability, model.pooling, n) == AMOS[preset]
+    assert (model.position, model.norm_placement, model.activation) == ("sinusoidal", "pre", "gelu")
     assert (config.schedule, config.weight_decay) == ("constant", 0.1 if preset == "amos-text" else 0.0)
 
 
 def test_epochs_are_passes_through_the_training_sequences():
     config = configure(preset="amos-image")
-    sequences = source(config.task).sizes["train"] - config.hold_out
+    sequences = source(config.task).sizes["train"] - config.validation_size
     assert config.pretrain_steps * config.batch_size == 50 * sequences
     assert (config.steps - config.pretrain_steps) * config.batch_size == 200 * sequences
 
 
 def test_named_settings_win_over_the_preset_and_options_are_joined():
-    config = configure(preset="amos-path-x", rate=0.5, task_options={"train_size": 10})
-    assert config.rate == 0.5
+    config = configure(preset="amos-path-x", learning_rate=0.5, task_options={"train_size": 10})
+    assert config.learning_rate == 0.5
     assert config.task_options == {"side": 128, "train_size": 10}
     assert configure(preset="amos-path-x", task_options={"side": 32}).task_options == {"side": 32}
     assert configure() == TrainConfig()

@@ -186,7 +186,7 @@ def test_levels_stand_for_values_from_minus_one_to_one():
     with pytest.raises(UsageError, match="levels=5: tokens have none"):
         Task("mine", DataSpec(n=3, inputs="tokens", classes=2, vocabulary=5), split, split)
     for wrong in ({"inputs": "values", "levels": 1}, {"inputs": "tokens", "vocabulary": 4, "levels": 4}):
-        with pytest.raises(UsageError, match="values have 0, or 2 and more"):
+        with pytest.raises(UsageError, match="must be 0, or at least 2 for values"):
             DataSpec(n=3, classes=2, **wrong)
 
 
@@ -211,7 +211,7 @@ def test_a_held_out_split_is_the_end_of_the_training_split():
     assert list(held.splits) == ["train", "validation", "test"]
     assert held.fingerprint != task.fingerprint
     assert task.held_out(0) is task
-    with pytest.raises(UsageError, match="hold_out=2: task pairs has a validation split of its own"):
+    with pytest.raises(UsageError, match="validation_size=2: task pairs has a validation split of its own"):
         held.held_out(2)
 
 

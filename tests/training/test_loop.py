@@ -42,7 +42,7 @@ def test_the_same_seed_gives_bit_identical_runs_and_another_seed_does_not(spt_ru
 
 
 def test_recipes_with_one_seed_share_data_and_initial_weights(spt_run, tmp_path):
-    labels = train(configure("pairs", recipe="labels", **NAMED), tmp_path / "labels", progress=False)
+    labels = train(configure("pairs", recipe="supervised", **NAMED), tmp_path / "labels", progress=False)
     assert labels.checkpoints[0].fingerprint == spt_run.checkpoints[0].fingerprint
     assert all(torch.equal(weight, weights(spt_run, 0)[name]) for name, weight in weights(labels, 0).items())
 
@@ -58,7 +58,7 @@ def test_self_pretraining_never_touches_the_label_head_and_labels_never_the_othe
 def test_training_learns(tmp_path):
     # Two ids whose order never matters: a label that a bag of tokens tells is learned from labels in few steps.
     named = {"n": 8, "alphabet": 8, "classes": 2, "strength": 1.0, "train_size": 200, "test_size": 50}
-    config = configure("bigrams", recipe="labels", task_options=named, steps=150, evaluations=1, checkpoints=1)
+    config = configure("bigrams", recipe="supervised", task_options=named, steps=150, evaluations=1, checkpoints=1)
     last = train(config, tmp_path / "x", progress=False).metrics[-1]
     assert last["train_accuracy"] > 0.9
 
@@ -81,7 +81,11 @@ def test_both_pretraining_objectives_lower_their_own_loss(objective, tmp_path):
 
 
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(tmp_path):
-    config = configure("pairs", recipe="labels", **{**NAMED, "rate": 1e30, "clip": 0.0, "warmup": 0, "checkpoints": 6})
+    config = configure(
+        "pairs",
+        recipe="supervised",
+        **{**NAMED, "learning_rate": 1e30, "grad_clip": 0.0, "warmup_steps": 0, "checkpoints": 6},
+    )
     with pytest.raises(UsageError, match=r"training stopped: .* at step \d+ \(labels\); the last good checkpoint is"):
         train(config, tmp_path / "x", progress=False)
     from attnprobe.training.run import Run
@@ -94,13 +98,13 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(tmp_
 
 
 @pytest.mark.parametrize(
-    "named", [{"pretrain_rate": 1e-4}, {"clip": 1e-3}, {"weight_decay": 5.0}, {"schedule": "constant"}]
+    "named", [{"pretrain_learning_rate": 1e-4}, {"grad_clip": 1e-3}, {"weight_decay": 5.0}, {"schedule": "constant"}]
 )
 def test_every_setting_of_the_optimiser_takes_effect(named, spt_run, tmp_path):
     other = train(configure("pairs", **{**NAMED, **named}), tmp_path / "x", progress=False)
     assert not torch.equal(weights(other)["embed.weight"], weights(spt_run)["embed.weight"])
-    if "pretrain_rate" in named:
-        peaks = {row["objective"]: row["rate"] for row in other.metrics[1:]}
+    if "pretrain_learning_rate" in named:
+        peaks = {row["objective"]: row["learning_rate"] for row in other.metrics[1:]}
         assert peaks["masked"] < 1e-3 < peaks["labels"] * 20
 
 
@@ -123,10 +127,10 @@ def test_a_folder_that_holds_a_run_is_left_alone(spt_run):
 @pytest.mark.parametrize("part", ["qk", "positions", "qk+positions", "all-but-qk", "all"])
 def test_transfer_moves_the_named_parameters_and_no_others(part, spt_run, tmp_path):
     given = spt_run.checkpoints[-1]
-    config = configure("pairs", recipe="labels", seed=7, init_from=str(given.path), transfer=part, **NAMED)
+    config = configure("pairs", recipe="supervised", seed=7, init_from=str(given.path), transfer=part, **NAMED)
     start = train(config, tmp_path / "x", progress=False).checkpoints[0].weights
     fresh = (
-        train(configure("pairs", recipe="labels", seed=7, **NAMED), tmp_path / "y", progress=False)
+        train(configure("pairs", recipe="supervised", seed=7, **NAMED), tmp_path / "y", progress=False)
         .checkpoints[0]
         .weights
     )
@@ -136,7 +140,7 @@ def test_transfer_moves_the_named_parameters_and_no_others(part, spt_run, tmp_pa
 
 
 def test_frozen_parts_stay_and_the_others_move(tmp_path):
-    config = configure("pairs", recipe="labels", freeze=["qk,positions"], **NAMED)
+    config = configure("pairs", recipe="supervised", freeze=["qk,positions"], **NAMED)
     run = train(config, tmp_path / "x", progress=False)
     start, end = weights(run, 0), weights(run)
     frozen = set(select("qk+positions", start))
@@ -247,7 +251,7 @@ def test_evaluation_does_not_depend_on_how_many_sequences_are_taken_at_a_time(tm
     runs = []
     for tokens in (32, 32 * 7, 2**17):
         monkeypatch.setattr(training, "EVALUATED_AT_A_TIME", tokens)
-        config = configure("pairs", **{**NAMED, "recipe": "labels"})
+        config = configure("pairs", **{**NAMED, "recipe": "supervised"})
         runs.append(train(config, tmp_path / str(tokens), progress=False).metrics)
     for run in runs[:-1]:
         for row, whole in zip(run, runs[-1], strict=True):
@@ -256,14 +260,14 @@ def test_evaluation_does_not_depend_on_how_many_sequences_are_taken_at_a_time(tm
 
 
 def test_held_out_sequences_are_validated_on_and_never_trained_on(tmp_path):
-    config = configure("pairs", **{**NAMED, "recipe": "labels", "hold_out": 10})
+    config = configure("pairs", **{**NAMED, "recipe": "supervised", "validation_size": 10})
     task, whole = build(config), build(configure("pairs", **NAMED))
     assert (task.train.inputs == whole.train.inputs[:-10]).all()
     assert (task.validation.inputs == whole.train.inputs[-10:]).all()
     run = train(config, tmp_path / "x", progress=False)
     assert all({"validation_loss", "validation_accuracy"} <= set(row) for row in run.metrics)
     assert run.finished == {"step": 12, "why": "all steps", "best_step": best_step(run)}
-    without = train(configure("pairs", **{**NAMED, "recipe": "labels"}), tmp_path / "y", progress=False)
+    without = train(configure("pairs", **{**NAMED, "recipe": "supervised"}), tmp_path / "y", progress=False)
     assert without.finished["best_step"] is None
     assert not any("validation_loss" in row for row in without.metrics)
 
@@ -273,7 +277,15 @@ def best_step(run):
     return min(rows, key=lambda row: row["validation_loss"])["step"]
 
 
-PATIENT = {**NAMED, "recipe": "labels", "hold_out": 20, "rate": 0.03, "warmup": 10, "steps": 200, "evaluations": 50}
+PATIENT = {
+    **NAMED,
+    "recipe": "supervised",
+    "validation_size": 20,
+    "learning_rate": 0.03,
+    "warmup_steps": 10,
+    "steps": 200,
+    "evaluations": 50,
+}
 """44 sequences, a high rate: the network learns them by heart, and the validation loss soon rises."""
 
 
@@ -292,21 +304,21 @@ def test_patience_ends_training_so_many_evaluations_after_the_best_one(tmp_path)
 
 def test_patience_does_not_wait_for_a_warm_up_nor_count_what_only_checkpoints_ask_for(tmp_path):
     # The rate is nearly 0 up to step 150: nothing gets better, and nothing is given up.
-    named = {**PATIENT, "rate": 1e-9, "warmup": 90, "checkpoints": 30, "evaluations": 20}
+    named = {**PATIENT, "learning_rate": 1e-9, "warmup_steps": 90, "checkpoints": 30, "evaluations": 20}
     run = train(configure("pairs", **named, patience=2), tmp_path / "x", progress=False)
     assert run.finished["step"] >= 110
-    spt = {**named, "recipe": "spt", "pretrain_steps": 100, "warmup": 40}
+    spt = {**named, "recipe": "spt", "pretrain_steps": 100, "warmup_steps": 40}
     run = train(configure("pairs", **spt, patience=2), tmp_path / "y", progress=False)
     assert run.finished["step"] >= 160
 
 
 def test_patience_and_validation_that_cannot_be_are_refused(tmp_path):
-    with pytest.raises(UsageError, match="patience=3: needs a validation split; hold_out"):
+    with pytest.raises(UsageError, match="patience=3: needs a validation split; validation_size"):
         train(configure("pairs", **NAMED, patience=3), tmp_path / "x")
-    with pytest.raises(UsageError, match="hold_out=64: must be below the 64 training sequences"):
-        train(configure("pairs", **NAMED, hold_out=64), tmp_path / "x")
-    with pytest.raises(UsageError, match="hold_out=64"):
-        build(replace(configure("pairs", **NAMED), hold_out=64))
+    with pytest.raises(UsageError, match="validation_size=64: must be below the 64 training sequences"):
+        train(configure("pairs", **NAMED, validation_size=64), tmp_path / "x")
+    with pytest.raises(UsageError, match="validation_size=64"):
+        build(replace(configure("pairs", **NAMED), validation_size=64))
     assert not (tmp_path / "x").exists()
 
 

@@ -12,7 +12,7 @@ LENGTHS = torch.tensor([6, 4, 1])
 
 def setup(inputs="tokens", causal=False):
     data = DataSpec(n=6, inputs=inputs, classes=3, vocabulary=5 if inputs == "tokens" else 0)
-    model = Transformer(ModelConfig(d_model=8, causal=causal, init_scale=0.5), data)
+    model = Transformer(ModelConfig(d_model=8, causal=causal, init_std=0.5), data)
     generator = torch.Generator().manual_seed(0)
     drawn = torch.randint(5, (3, 6), generator=generator)
     return model, Batch(drawn if inputs == "tokens" else drawn / 4, torch.tensor([0, 1, 2]), LENGTHS)
@@ -55,7 +55,7 @@ def test_masked_values_are_scored_by_absolute_error():
 @pytest.mark.parametrize("levels", [5, 256])
 def test_values_with_levels_are_scored_by_cross_entropy_over_them(levels):
     data = DataSpec(n=6, inputs="values", classes=3, levels=levels)
-    model = Transformer(ModelConfig(d_model=8, init_scale=0.5), data)
+    model = Transformer(ModelConfig(d_model=8, init_std=0.5), data)
     places = torch.randint(levels, (3, 6), generator=torch.Generator().manual_seed(0))
     batch = Batch(places * (2 / (levels - 1)) - 1, torch.tensor([0, 1, 2]))
     mask = torch.rand(3, 6, generator=torch.Generator().manual_seed(1)) < 0.5

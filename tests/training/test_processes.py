@@ -57,7 +57,7 @@ def test_two_processes_train_what_one_does(one, tmp_path):
 
 
 def test_a_batch_in_parts_gives_the_same_gradient(one, tmp_path):
-    parts = train(configure("pairs", **NAMED, accumulate=4), tmp_path / "x", progress=False)
+    parts = train(configure("pairs", **NAMED, gradient_accumulation_steps=4), tmp_path / "x", progress=False)
     assert losses(parts) == pytest.approx(losses(one), abs=1e-5)
 
 
@@ -71,13 +71,16 @@ def test_padded_sequences_in_parts_too(objective, tmp_path, monkeypatch):
     task = Task("mine", DataSpec(n=12, inputs="tokens", classes=2, vocabulary=5), split, split)
     monkeypatch.setattr(tasks, "build", lambda config: task)
     named = {**NAMED, "causal": True, "pretrain_objective": objective}
-    runs = [train(configure("pairs", **named, accumulate=k), tmp_path / str(k), progress=False) for k in (1, 5)]
+    runs = [
+        train(configure("pairs", **named, gradient_accumulation_steps=k), tmp_path / str(k), progress=False)
+        for k in (1, 5)
+    ]
     assert losses(runs[1]) == pytest.approx(losses(runs[0]), abs=1e-5)
 
 
 def test_more_parts_than_sequences_are_refused(tmp_path):
-    with pytest.raises(UsageError, match="accumulate=16: a batch of batch_size=15 has not so many parts"):
-        train(configure("pairs", **NAMED, accumulate=16), tmp_path / "x")
+    with pytest.raises(UsageError, match="gradient_accumulation_steps=16: must be at most batch_size=15"):
+        train(configure("pairs", **NAMED, gradient_accumulation_steps=16), tmp_path / "x")
 
 
 def test_an_unknown_device_is_refused():
@@ -96,7 +99,7 @@ def test_bf16_is_near_float32_and_keeps_its_weights(one, tmp_path):
 @pytest.mark.slow
 def test_a_compiled_network_trains_the_same(tmp_path):
     # In a process of its own: the types that the tests check cannot be compiled.
-    short = {"recipe": "labels", "steps": 2, "evaluations": 1, "checkpoints": 1, "mlp_ratio": 0}
+    short = {"recipe": "supervised", "steps": 2, "evaluations": 1, "checkpoints": 1, "mlp_ratio": 0}
     compiled, _ = attnprobe_train(tmp_path, "-m", "attnprobe", "train", "--compile", **short)
     assert compiled.checkpoints[0].config.compile
     plain = train(configure("pairs", **{**NAMED, **short}), tmp_path / "plain", progress=False)

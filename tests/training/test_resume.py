@@ -122,7 +122,9 @@ def test_a_finished_run_is_left_alone(whole):
 
 
 def test_a_run_that_ran_out_of_patience_does_so_after_resuming(tmp_path):
-    config = configure("pairs", **{**NAMED, "recipe": "labels", "rate": 0.05, "hold_out": 20, "patience": 4})
+    config = configure(
+        "pairs", **{**NAMED, "recipe": "supervised", "learning_rate": 0.05, "validation_size": 20, "patience": 4}
+    )
     whole = train(config, tmp_path / "whole", progress=False)
     assert whole.finished["why"] == "patience"
     with pytest.raises(CutOff):

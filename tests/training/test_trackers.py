@@ -8,7 +8,7 @@ from attnprobe.tasks import configure
 from attnprobe.training import trackers
 from attnprobe.training.loop import train
 
-NAMED = {**TINY, "recipe": "labels", "steps": 2, "d_model": 16}
+NAMED = {**TINY, "recipe": "supervised", "steps": 2, "d_model": 16}
 
 
 def test_tensorboard_gets_every_row(tmp_path):
@@ -17,7 +17,7 @@ def test_tensorboard_gets_every_row(tmp_path):
     run = train(configure("pairs", **NAMED), tmp_path / "x", progress=False, log=["tensorboard"])
     events = EventAccumulator(str(tmp_path / "x" / "tensorboard"))
     events.Reload()
-    for name in ("train_loss", "test_accuracy", "rate"):
+    for name in ("train_loss", "test_accuracy", "learning_rate"):
         logged = {event.step: event.value for event in events.Scalars(name)}
         assert logged == pytest.approx({row["step"]: row[name] for row in run.metrics})
 

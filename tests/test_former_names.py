@@ -1,0 +1,137 @@
+"""Files of an earlier version, written by it, load under the current names; its flags are refused by name."""
+
+import inspect
+import re
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import xarray as xr
+
+import attnprobe as ap
+from attnprobe import former_names
+from attnprobe.cli import main
+from attnprobe.config import ModelConfig, TrainConfig, from_flat
+from attnprobe.errors import UsageError
+from attnprobe.results import with_current_names
+from attnprobe.sweeps.cells import complete
+from attnprobe.sweeps.plan import read_sweep
+from attnprobe.tables import EDITS, MEASURES
+
+ARCHIVE = Path(__file__).parent / "former_files.tar.gz"
+"""A sweep of two cells with its file, and a result of every measure on the last checkpoint of the spt cell."""
+SETTINGS = {
+    "learning_rate": 0.004,
+    "pretrain_learning_rate": 0.002,
+    "grad_clip": 0.5,
+    "validation_size": 8,
+    "warmup_steps": 1,
+    "mask_probability": 0.4,
+    "gradient_accumulation_steps": 2,
+    "pretrain_order": "shuffled",
+}
+NETWORK = {"init_std": 0.03, "position_std": 0.05, "length_scale": 3.0, "norm_placement": "post"}
+"""What the sweep set under former names."""
+
+
+@pytest.fixture(scope="module")
+def former(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("former")
+    with tarfile.open(ARCHIVE) as archive:
+        archive.extractall(folder, filter="data")
+    return folder
+
+
+def test_every_former_name_has_a_current_one():
+    fields = {*TrainConfig.__dataclass_fields__, *ModelConfig.__dataclass_fields__}
+    assert set(former_names.SETTINGS.values()) <= fields and not set(former_names.SETTINGS) & fields
+    assert set(former_names.INTERVENTIONS.values()) == set(EDITS)
+    assert all(name.isidentifier() for name in EDITS)
+    for measure, keywords in former_names.KEYWORDS.items():
+        assert set(keywords.values()) <= set(inspect.signature(MEASURES[measure]).parameters)
+
+
+def test_a_former_sweep_its_runs_and_checkpoints_load(former, tmp_path):
+    table = ap.open_sweep(former / "sweep")
+    assert table["recipe"].tolist() == ["supervised", "spt"] and table["status"].tolist() == ["done", "done"]
+    runs = [ap.Run.open(folder) for folder in table["folder"]]
+    for run, recipe in zip(runs, ("supervised", "spt"), strict=True):
+        (checkpoint,) = run.checkpoints
+        assert checkpoint.config == run.config and run.config.recipe == recipe
+        assert {name: getattr(run.config, name) for name in SETTINGS} == SETTINGS
+        assert {name: getattr(run.config.model, name) for name in NETWORK} == NETWORK
+        for row in (*run.metrics, *checkpoint.metrics):
+            assert "learning_rate" in row and "rate" not in row
+        assert checkpoint.model(checkpoint.tokens(2)).shape == (2, 4)
+    # The cells are found again: nothing is trained.
+    text = (former / "sweep.toml").read_text()
+    for name, current in former_names.SETTINGS.items():
+        text = re.sub(rf"^{name} =", f"{current} =", text, flags=re.MULTILINE)
+    (tmp_path / "sweep.toml").write_text(text.replace('"labels"', '"supervised"'))
+    cells = read_sweep(tmp_path / "sweep.toml", former / "sweep").cells
+    assert [cell.folder for cell in cells] == [run.folder for run in runs]
+    assert complete(cells[0].folder, cells[0].config).folder == cells[0].folder
+    elsewhere = read_sweep(tmp_path / "sweep.toml", tmp_path / "new").cells
+    assert elsewhere[0].folder.name.startswith("pairs-supervised-0-")
+
+
+@pytest.mark.parametrize("measure", ["proximity", "positions", "gradients", "interventions"])
+def test_a_former_result_has_the_variables_of_a_new_one_and_the_same_values(measure, former):
+    result = ap.open_result(former / f"{measure}.nc")
+    run = ap.open_sweep(former / "sweep")["folder"][1]
+    donor = Path(ap.open_sweep(former / "sweep")["folder"][0]) / "checkpoints/step-000004.pt"
+    options = {"gradients": {"length_scale": 3, "curvature": 2}, "interventions": {"patch_from": donor}}
+    named = {"nulls": 1, "sequences": 4, **options.get(measure, {})}
+    new = getattr(ap, measure)(ap.load(Path(run) / "checkpoints/step-000004.pt"), **named)
+    assert set(result.variables) == set(new.variables)
+    assert {name: one.dims for name, one in result.variables.items()} == {
+        name: one.dims for name, one in new.variables.items()
+    }
+    assert set(result.attrs) == set(new.attrs)
+    for name, coordinate in new.coords.items():
+        np.testing.assert_array_equal(result[name], coordinate)
+    for name, one in new.data_vars.items():
+        assert result[name].attrs["units"] == one.attrs["units"]
+        if one.dtype.kind == "f" and "null" not in str(name) and "vector" not in str(name):
+            np.testing.assert_allclose(result[name], one, rtol=1e-3, atol=1e-5, err_msg=str(name))
+    assert ap.figures.draw(result) is not None
+
+
+def test_a_former_axis_and_variable_are_renamed_with_what_derives_from_them():
+    axes, ends = ("layer", "kernel"), ("layer", "kernel", "bound")
+    held = {"grid_favours": (axes, [[1.0]]), "grid_favours_interval": (ends, [[[0.0, 1.0]]])}
+    held["grid_favours_sd"], held["searched_sd"] = (axes, [[0.5]]), ((), 1.0)
+    current = with_current_names(xr.Dataset(held, {"kernel": ["band"]}))
+    # A name that only ends like a standard deviation is left alone.
+    names = {"grid_positive_share", "grid_positive_share_interval", "grid_positive_share_std", "searched_sd"}
+    assert set(current.data_vars) == names and "profile" in current.coords
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["train", "--rate", "0.1"], "--rate is now called --learning-rate"),
+        (["train", "--hold-out=5"], "--hold-out is now called --validation-size"),
+        (["train", "--recipe", "labels"], "--recipe labels is now called --recipe supervised"),
+        (["train", "--recipe=labels"], "--recipe labels is now called --recipe supervised"),
+        (["train", "--config", "{former}/old.toml"], "setting 'rate' is now called 'learning_rate'"),
+        (["sweep", "{former}/sweep.toml"], "sweep.toml: setting 'rate' is now called 'learning_rate'"),
+        (["gradients", "x.pt", "--reach", "3"], "--reach is now called --length-scale"),
+        (["interventions", "x.pt", "--donor", "y.pt"], "--donor is now called --patch-from"),
+    ],
+)
+def test_a_former_flag_or_value_is_refused_by_a_line_that_names_the_new_one(arguments, said, former, capsys):
+    (former / "old.toml").write_text("rate = 0.1\n")
+    with pytest.raises(SystemExit) as stop:
+        main([one.format(former=former) for one in arguments])
+    assert stop.value.code == 2
+    error = capsys.readouterr().err
+    assert said in error and error.count("\n") == 1
+
+
+def test_a_former_setting_is_refused_in_python_too():
+    with pytest.raises(UsageError, match="recipe='labels' is now called 'supervised'"):
+        from_flat({"recipe": "labels"})
+    with pytest.raises(UsageError, match="setting 'clip' is now called 'grad_clip'"):
+        ap.configure("pairs", clip=1.0)
