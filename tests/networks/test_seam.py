@@ -225,7 +225,7 @@ def test_an_objective_that_hides_tokens_hides_none_from_what_is_read(given):
         replace(of, objectives=())
 
 
-def test_a_network_that_cannot_be_untrained_has_no_such_null(setup, monkeypatch):
+def test_a_network_that_cannot_be_untrained_has_no_such_null(given, monkeypatch):
     _, of, *_ = given
     monkeypatch.setattr(Stranger, "untrained", lambda self, seed: None)
     assert ap.proximity(of, **FEW)["null"].values.tolist() == ["permuted"]
