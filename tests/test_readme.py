@@ -8,7 +8,7 @@ import pytest
 
 import attnprobe as ap
 from attnprobe.sweeps import read_sweep
-from attnprobe.tables import MEASURES
+from attnprobe.tables import EDITS, MEASURES
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -34,29 +34,48 @@ def test_the_python_examples_run(tmp_path, monkeypatch):
     assert (low < names["moments"].mean).all() and (names["moments"].mean < high).all()
 
 
-def test_the_file_map_names_every_module():
-    (tree,) = re.findall(r"```\nattnprobe/\n(.*?)```", README, re.DOTALL)
-    for path in (ROOT / "attnprobe").iterdir():
-        if path.suffix == ".py" and not path.name.startswith("__"):
-            assert path.name in tree, path.name
-        elif path.is_dir() and path.name != "__pycache__":
-            assert f"{path.name}/" in tree, path.name
+def test_the_front_page_is_short():
+    assert len(README.split("\n# Reference\n")[0].split()) <= 1200
+
+
+def test_the_file_map_has_one_line_per_module():
+    (tree,) = re.findall(r"```\n(attnprobe/\n.*?)```", README, re.DOTALL)
+    mapped, folders = set(), []
+    for line in tree.splitlines():
+        depth, name = (len(line) - len(line.lstrip())) // 2, line.split()[0]
+        folders[depth:] = [name]
+        mapped.add("".join(folders))
+    package = {path.relative_to(ROOT).as_posix() for path in (ROOT / "attnprobe").rglob("*.py")}
+    modules = {path for path in package if not path.rpartition("/")[2].startswith("__")}
+    assert modules == {path for path in mapped if path.startswith("attnprobe/") and path.endswith(".py")}
+    for path in mapped:
+        assert (ROOT / path).exists(), path
+
+
+def test_the_readme_names_every_intervention():
+    section = README.split("### Interventions\n")[1].split("\n##")[0]
+    assert set(re.findall(r"`([a-z_]+)`", section)) == set(EDITS)
 
 
 @pytest.mark.parametrize("path", re.findall(r"\]\(([^h)][^)]*)\)", README))
 def test_links_lead_somewhere(path):
-    assert (ROOT / path).exists()
+    file, _, anchor = path.partition("#")
+    target = ROOT / (file or "README.md")
+    assert target.exists()
+    if anchor:
+        headings = re.findall(r"^#+ (.*)$", target.read_text(), re.MULTILINE)
+        assert anchor in {heading.lower().replace(" ", "-") for heading in headings}
 
 
 def test_every_number_in_the_table_is_a_variable_of_the_result(spt_run):
     result = ap.proximity(spt_run.checkpoints[-1], sequences=4)
-    section = README.split("## What proximity measures")[1].split("\n## ")[0]
+    section = README.split("### What proximity measures")[1].split("\n##")[0]
     names = re.findall(r"^\| `(\w+)`", section, re.MULTILINE)
     assert len(names) == 8
     assert set(names) <= set(result)
 
 
-@pytest.mark.parametrize("title", ["On the command line", "Tasks", "Training at full scale"])
+@pytest.mark.parametrize("title", ["On the command line", "Tasks", "Training"])
 def test_the_flags_in_the_readme_exist(title, capsys):
     from attnprobe.cli import main
 
@@ -94,10 +113,10 @@ def test_every_task_is_in_the_readme():
 def test_the_flags_of_measures_in_the_readme_exist(capsys):
     from attnprobe.cli import main
 
-    for name in ("Gradients", "Interventions"):
+    for name in ("Measures", "Gradients", "Interventions"):
         with pytest.raises(SystemExit):
-            main([name.lower(), "--help"])
+            main(["proximity" if name == "Measures" else name.lower(), "--help"])
         known = capsys.readouterr().out
-        section = README.split(f"## {name}:")[1].split("\n## ")[0]
+        section = README.split(f"## {name}\n")[1].split("\n##")[0]
         flags = set(re.findall(r"--[a-z-]+", section))
         assert flags and all(flag in known for flag in flags), name
