@@ -1,17 +1,18 @@
-"""How fast and how large are the attention statistics, beside materialising and beside fused attention?
+"""Time and peak memory of the attention statistics, compared with materialised arrays and fused attention.
 
-One sequence, 4 heads, d_head 32, random float32 queries, keys, values and gradients; n = 256 ... 65,536. All ways of a
-length are timed in turns in one process, up to 15 times for 10 seconds, and medians are shown. The ways:
+Each benchmark uses one sequence, 4 heads, d_head 32 and random float32 queries, keys, values and gradients, with n from
+256 to 65,536. All implementations at a length are timed in one process, alternating, up to 15 times within 10 seconds,
+and medians are reported. The implementations (column ``way``) are:
 
 - engine: `attnprobe.statistics`;
-- materialised: the same numbers from n x n arrays in plain torch, in float32, one head after the other;
+- materialised: the same numbers from n x n arrays in plain torch, in float32, one head at a time;
 - fused: `scaled_dot_product_attention`, forward for patterns, forward and backward for gradients: the cost of *using*
-  the attention whose statistics these are;
-- TransformerLens: only *getting* the pattern of one layer of the same size, with ``run_with_cache``.
+  the attention that the statistics describe;
+- TransformerLens: only *retrieving* the pattern of one layer of the same size, with ``run_with_cache``.
 
-Peak memory is what the process (on a GPU: the allocator) holds at most beyond its inputs. The limit is the time that
-the multiply-adds and exponentials alone would take at this machine's rates, which are measured first: matrix products
-of 1024 x 1024 and exponentials of an array in cache.
+Peak memory is the maximum that the process (on a GPU: the allocator) holds beyond its inputs. The limit is the time of
+the multiply-adds and exponentials alone at this machine's rates, which are measured first: matrix products of
+1024 x 1024 and exponentials of an array in cache.
 
     python analyses/bench_statistics.py                  # 8 minutes on 2 cores; 5 GiB
     python analyses/bench_statistics.py --longest 4096   # 20 seconds
@@ -38,37 +39,37 @@ from attnprobe.statistics import Scores, gradient_statistics, pattern_statistics
 HEADS, D_HEAD = 4, 32
 LENGTHS = (256, 1024, 4096, 16_384, 65_536)
 MATERIALISED = 16_384
-"""Longest sequence that is materialised: 1 GiB an array and head."""
+"""Longest sequence that is materialised: 1 GiB per array and head."""
 CACHED = 4096
-"""Longest sequence whose pattern TransformerLens caches here."""
+"""Longest sequence whose pattern is cached with TransformerLens."""
 
 
 def main(longest: int = 65_536, device: str = "cpu", out: Path | None = None) -> None:
     """Print the table.
 
     Args:
-        longest: Longest sequence.
-        device: Where to run: cpu or cuda.
-        out: Where to write the table as CSV too.
+        longest: Longest sequence length.
+        device: Device to run on: cpu or cuda.
+        out: Path for writing the table as CSV as well.
     """
     rates = measured_rates(device)
-    where = f"{machine(device)}; torch {torch.__version__}, {torch.get_num_threads()} threads"
-    print(where)
-    print(", ".join(f"{rate / 1e9:.3g} G{what}/s" for what, rate in rates.items()))
+    hardware = f"{machine(device)}; torch {torch.__version__}, {torch.get_num_threads()} threads"
+    print(hardware)
+    print(", ".join(f"{rate / 1e9:.3g} G{operation}/s" for operation, rate in rates.items()))
     rows = []
     for n in [n for n in LENGTHS if n <= longest]:
         q, k, v, dz = torch.randn(4, 1, HEADS, n, D_HEAD, generator=torch.Generator().manual_seed(n)).to(device)
         for name, ways in comparisons(q, k, v, dz).items():
             rows += table(name, n, ways, limit(name, n, rates), device)
             print(f"{n} {name}", file=sys.stderr)
-    found = pd.DataFrame(rows)
-    print(found.to_string(index=False, float_format=lambda x: f"{x:.3g}", na_rep=""))
+    results = pd.DataFrame(rows)
+    print(results.to_string(index=False, float_format=lambda x: f"{x:.3g}", na_rep=""))
     if out is not None:
-        found.assign(machine=where).to_csv(out, index=False)
+        results.assign(machine=hardware).to_csv(out, index=False)
 
 
 def comparisons(q: Tensor, k: Tensor, v: Tensor, dz: Tensor) -> dict[str, dict[str, Callable[[], object]]]:
-    """Return, for each kind of statistic, the ways that are compared; the first is the engine's."""
+    """Return the implementations to compare for each kind of statistic; the first is the engine's."""
     n = q.shape[2]
     scores = Scores(q, k)
     leaves = [x.clone().requires_grad_() for x in (q, k, v)]
@@ -94,12 +95,12 @@ def comparisons(q: Tensor, k: Tensor, v: Tensor, dz: Tensor) -> dict[str, dict[s
 
 
 def by_head(function: Callable[..., object], *tensors: Tensor) -> list[object]:
-    """Return what a function finds for each head."""
+    """Return the result of a function for each head."""
     return [function(*(x[0, head] for x in tensors)) for head in range(HEADS)]
 
 
 def score_materialised(q: Tensor, k: Tensor) -> tuple[Tensor, ...]:
-    """Return means, sums of squares and sums by offset of the score, the row means taken away."""
+    """Return means, sums of squares and row-centred sums by offset of the score."""
     s = q @ k.T / math.sqrt(D_HEAD)
     square, rows, columns = s.square().sum(), s.mean(1, keepdim=True), s.mean(0)
     s -= rows
@@ -124,13 +125,13 @@ def gradient_materialised(q: Tensor, k: Tensor, v: Tensor, dz: Tensor) -> tuple[
 
 
 def sums_by_offset(x: Tensor) -> Tensor:
-    """Return the sums along the diagonals of a square: padded rows, read with another width."""
+    """Return the sums along the diagonals of a square matrix, by reshaping padded rows to another width."""
     n = len(x)
     return F.pad(x.flip(0), (0, n)).flatten()[: n * (2 * n - 1)].view(n, 2 * n - 1).sum(0)
 
 
 def cached_pattern(n: int, device: torch.device) -> Callable[[], object]:
-    """Return what caches the pattern of one layer of TransformerLens's own model, of these sizes."""
+    """Return a function that caches the pattern of a native one-layer TransformerLens model of this size."""
     from transformer_lens.config import TransformerBridgeConfig
     from transformer_lens.model_bridge.sources.native import boot
 
@@ -148,7 +149,7 @@ def cached_pattern(n: int, device: torch.device) -> Callable[[], object]:
 def table(
     name: str, n: int, ways: dict[str, Callable[[], object]], least: float, device: str
 ) -> list[dict[str, object]]:
-    """Return a row a way: its median time, peak memory, and the time over the engine's and over the limit."""
+    """Return one row per implementation: median time, peak memory, and time relative to the engine and the limit."""
     first, memory = {}, {}
     for way, function in ways.items():
         start = time.perf_counter()
@@ -157,7 +158,7 @@ def table(
     times: dict[str, list[float]] = {way: [] for way in ways}
     for turn in range(15):
         for way, function in ways.items():
-            if turn * first[way] < 10:  # seconds for each way, and once at least
+            if turn * first[way] < 10:  # 10 seconds per implementation, and at least one turn
                 times[way].append(first[way] if first[way] > 10 else timed(function, device))
     median = {way: statistics.median(seconds) for way, seconds in times.items()}
     return [
@@ -176,7 +177,7 @@ def table(
 
 
 def limit(name: str, n: int, rates: dict[str, float]) -> float:
-    """Return the seconds that the multiply-adds and exponentials of the engine's statistics take at least."""
+    """Return the minimum seconds for the multiply-adds and exponentials of the engine's statistics."""
     length = 2 * n
     fft = (2 * D_HEAD + 1) * 1.25 * length * math.log2(length)  # a real transform: 2.5 n log2 n operations
     return (
@@ -190,7 +191,7 @@ def limit(name: str, n: int, rates: dict[str, float]) -> float:
 
 
 def measured_rates(device: str) -> dict[str, float]:
-    """Return how many multiply-adds and exponentials the machine does in a second."""
+    """Return the machine's multiply-adds and exponentials per second."""
     rates = {}
     for dtype, label in ((torch.float32, "float32"), (torch.float64, "float64")):
         a, b = torch.randn(2, 1024, 1024, dtype=dtype, device=device)
@@ -202,7 +203,7 @@ def measured_rates(device: str) -> dict[str, float]:
 
 
 def timed(function: Callable[[], object], device: str) -> float:
-    """Return the seconds that a call takes."""
+    """Return the seconds of a call."""
     start = time.perf_counter()
     function()
     if device != "cpu":
@@ -211,7 +212,7 @@ def timed(function: Callable[[], object], device: str) -> float:
 
 
 def peak_memory(function: Callable[[], object], device: str) -> float:
-    """Return the MiB that a call holds at most beyond what is held before it; NaN where the system does not say."""
+    """Return the peak memory of a call in MiB, beyond the memory held before it; NaN if it cannot be measured."""
     gc.collect()
     if device != "cpu":
         torch.cuda.reset_peak_memory_stats()
@@ -221,15 +222,15 @@ def peak_memory(function: Callable[[], object], device: str) -> float:
     if platform.system() != "Linux":
         function()
         return math.nan
-    ctypes.CDLL("libc.so.6").malloc_trim(0)  # so that memory of earlier calls is not used again
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+    ctypes.CDLL("libc.so.6").malloc_trim(0)  # prevents reuse of memory from earlier calls
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
     before = status("VmRSS")
     function()
     return (status("VmHWM") - before) / 2**10
 
 
 def status(field: str) -> int:
-    """Return a field of the process's status, in KiB."""
+    """Return a memory field of the process status, in KiB."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return int(next(line for line in lines if line.startswith(field)).split()[1])
 

@@ -1,19 +1,19 @@
-"""What does a training step cost, beside the same network without hooks, and beside what others would use?
+"""Cost of a training step, compared with the same network without hooks and with alternatives.
 
-One step of masked-token training (forward, backward, gradient clipping, AdamW) of a network of 3 layers, d_model 64, 4
-heads and d_mlp 128 on batches of 8,192 random token ids, half of them hidden, in sequences of n = 256, 1,024 and 4,096.
-Every way takes one step in a turn, in random order, up to 200 turns for a minute; medians are shown, and of the ratio
-within a turn the mean and its 95 % interval. The ways:
+One step of masked-token training (forward, backward, gradient clipping, AdamW) of a network with 3 layers, d_model 64,
+4 heads and d_mlp 128, on batches of 8,192 random token ids, half of them masked, in sequences of n = 256, 1,024 and
+4,096. In every turn each implementation takes one step, in random order, for up to 200 turns or one minute. Medians are
+reported, and the mean of the ratio within a turn with its 95 % interval. The implementations (column ``way``) are:
 
-- attnprobe: the network with its hooks, as `attnprobe train` runs it;
+- attnprobe: the network with its hooks, as run by `attnprobe train`;
 - plain: the same network, weights and order of operations in plain torch, with fused attention and no hooks;
-- nn.TransformerEncoder: torch's own, of the same size, in the same setting;
-- TransformerLens: its bridge to a BERT of the same size of Hugging Face's transformers, as it boots it (scores and
-  patterns are always made, so not at the longest n).
+- nn.TransformerEncoder: torch's own encoder, with the same size and setting;
+- TransformerLens: its bridge to a BERT of the same size from Hugging Face transformers, with default boot options
+  (scores and patterns are always materialised, so the longest n is left out).
 
-Beside it: *activations*, what a step keeps for its backward pass, a token; *data*, the share of a step that goes into
-drawing the batch, its mask and its tensors; and the share of the machine's own rate of matrix products (1024 x 1024)
-that the step's arithmetic reaches.
+The table also reports *activations*, the memory that a step keeps for its backward pass, per token; *data*, the
+fraction of a step spent drawing the batch, its mask and its tensors; and the fraction of the machine's rate of matrix
+products (1024 x 1024) that the arithmetic of a step reaches.
 
     python analyses/bench_training.py                      # 6 minutes on 2 cores
     python analyses/bench_training.py --device cuda --out analyses/results/bench_training_gpu.csv
@@ -49,7 +49,7 @@ VOCABULARY, CLASSES = 16, 2
 TOKENS = 8192
 MASK_SHARE = 0.5
 EXPLICIT = 1024
-"""Longest sequence for the way that makes n x n arrays."""
+"""Longest sequence for the implementation that materialises n x n arrays."""
 
 
 def main(
@@ -63,52 +63,56 @@ def main(
     """Print the table.
 
     Args:
-        lengths: Tokens in a sequence.
-        turns: Most turns a length.
-        seconds: After so many the turns of a length end.
-        device: Where to run: cpu or cuda.
+        lengths: Tokens per sequence.
+        turns: Maximum number of turns per length.
+        seconds: Maximum seconds per length.
+        device: Device to run on: cpu or cuda.
         precision: float32, or bf16 for autocast.
-        out: Where to write the table as CSV too.
+        out: Path for writing the table as CSV as well.
     """
-    where = machine(device)
+    hardware = machine(device)
     rate = matrix_rate(device)
-    print(f"{where}; products of matrices: {rate / 1e9:.3g} GFLOP/s")
+    print(f"{hardware}; matrix products: {rate / 1e9:.3g} GFLOP/s")
     rows = []
     for n in lengths:
         rows += compare(n, turns, seconds, torch.device(device), precision, rate)
         print(f"n = {n}", file=sys.stderr)
-    found = pd.DataFrame(rows)
-    print(found.to_string(index=False, float_format=lambda x: f"{x:.3g}", na_rep=""))
+    results = pd.DataFrame(rows)
+    print(results.to_string(index=False, float_format=lambda x: f"{x:.3g}", na_rep=""))
     if out is not None:
-        found.assign(machine=where).to_csv(out, index=False)
+        results.assign(machine=hardware).to_csv(out, index=False)
 
 
 def compare(
     n: int, turns: int, seconds: float, device: torch.device, precision: str, rate: float
 ) -> list[dict[str, object]]:
-    """Return a row for each way at one length."""
+    """Return one row per implementation at one length."""
     config = TrainConfig(mask_probability=MASK_SHARE, batch_size=max(1, TOKENS // n), model=MODEL)
     rng = np.random.default_rng(n)
     inputs = rng.integers(VOCABULARY, size=(4 * config.batch_size, n)).astype(np.uint8)
     split = Split(inputs, np.zeros(len(inputs), dtype=np.int64))
     steps = {name: stepper(forward, model) for name, (model, forward) in ways(n, device).items()}
-    took: dict[str, list[float]] = {name: [] for name in steps}
-    loading: list[float] = []
-    begun = time.perf_counter()
+    step_seconds: dict[str, list[float]] = {name: [] for name in steps}
+    data_seconds: list[float] = []
+    began = time.perf_counter()
     for turn in range(1, turns + 1):
         start = time.perf_counter()
-        drawn = draw(config, split, "masked", turn)
-        batch, mask = take(split, drawn.rows, drawn.mask, device)
-        loading.append(time.perf_counter() - start)
-        for name in rng.permutation(list(steps)):  # what a way leaves in caches is not always the next one's burden
-            took[name].append(timed(partial(steps[name], batch, mask, precision), device))
-        if time.perf_counter() - begun > seconds:
+        sample = draw(config, split, "masked", turn)
+        batch, mask = take(split, sample.rows, sample.mask, device)
+        data_seconds.append(time.perf_counter() - start)
+        for name in rng.permutation(
+            list(steps)
+        ):  # random order, since each implementation changes the caches for the next
+            step_seconds[name].append(timed(partial(steps[name], batch, mask, precision), device))
+        if time.perf_counter() - began > seconds:
             break
     rows = []
     for name, step in steps.items():
-        median = statistics.median(took[name][1:] or took[name])
+        median = statistics.median(step_seconds[name][1:] or step_seconds[name])
         ratios = Moments()
-        ratios.add(np.array(took[name][1:]) / np.array(took["attnprobe"][1:]))  # the first turn warms up
+        ratios.add(
+            np.array(step_seconds[name][1:]) / np.array(step_seconds["attnprobe"][1:])
+        )  # the first turn is a warm-up
         low, high = ratios.interval().tolist()
         rows.append(
             {
@@ -119,9 +123,9 @@ def compare(
                 "low": low,
                 "high": high,
                 "activations KiB a token": kept(step, batch, mask, precision) / 1024 / (len(batch.inputs) * n),
-                "data share": statistics.median(loading) / median if name == "attnprobe" else None,
+                "data share": statistics.median(data_seconds) / median if name == "attnprobe" else None,
                 "share of matrix rate": operations(len(batch.inputs), n) / median / rate,
-                "turns": len(loading),
+                "turns": len(data_seconds),
             }
         )
     return rows
@@ -132,7 +136,7 @@ Step = Callable[[Batch, Tensor, str], None]
 
 
 def stepper(forward: Forward, model: nn.Module) -> Step:
-    """Return what one step of training does, given what makes the loss."""
+    """Return a function that takes one training step, given a function that computes the loss."""
     optimiser = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
 
     def step(batch: Batch, mask: Tensor, precision: str) -> None:
@@ -147,33 +151,33 @@ def stepper(forward: Forward, model: nn.Module) -> Step:
 
 
 def ways(n: int, device: torch.device) -> dict[str, tuple[nn.Module, Forward]]:
-    """Return the networks of the same size, each with what makes the masked-token loss with it."""
+    """Return the networks of the same size, each with a function that computes its masked-token loss."""
     data = DataSpec(n=n, inputs="tokens", classes=CLASSES, vocabulary=VOCABULARY)
     ours = Transformer(MODEL, data).to(device)
     plain = Plain(ours).to(device)
     encoder = Encoder(n).to(device)
-    found: dict[str, tuple[nn.Module, Forward]] = {
+    networks: dict[str, tuple[nn.Module, Forward]] = {
         "attnprobe": (ours, lambda batch, mask: evaluate(ours, batch, "masked", mask).mean),
         "plain": (plain, lambda batch, mask: masked_loss(plain, batch, mask)),
         "nn.TransformerEncoder": (encoder, lambda batch, mask: masked_loss(encoder, batch, mask)),
     }
     if n <= EXPLICIT:
         bridge = bert(n, device)
-        found["TransformerLens"] = (bridge, lambda batch, mask: masked_loss(bridge, batch, mask))
-    return found
+        networks["TransformerLens"] = (bridge, lambda batch, mask: masked_loss(bridge, batch, mask))
+    return networks
 
 
 def masked_loss(model: nn.Module, batch: Batch, mask: Tensor) -> Tensor:
-    """Return the cross-entropy of the hidden tokens, which the network sees as one more id."""
+    """Return the cross-entropy of the masked tokens; the mask is an additional token id."""
     logits = model(batch.inputs.masked_fill(mask, VOCABULARY))
     return F.cross_entropy(logits[mask][:, :VOCABULARY], batch.inputs[mask])
 
 
 class Plain(nn.Module):
-    """What `attnprobe.Transformer` computes for `MODEL`, written down without hooks; it starts from its weights."""
+    """`attnprobe.Transformer` with the configuration `MODEL`, written without hooks, with the same initial weights."""
 
     def __init__(self, of: Transformer) -> None:
-        """Copy the maps and norms."""
+        """Copy linear maps and norms."""
         super().__init__()
         self.embed = nn.Embedding.from_pretrained(of.embed.weight.detach().clone(), freeze=False)
         self.unembed = linear(of.unembed)
@@ -200,23 +204,23 @@ class Plain(nn.Module):
 
 def linear(of: nn.Linear) -> nn.Linear:
     """Return a copy of a linear map."""
-    made = nn.Linear(of.in_features, of.out_features)
-    made.load_state_dict(of.state_dict())
-    return made
+    copy = nn.Linear(of.in_features, of.out_features)
+    copy.load_state_dict(of.state_dict())
+    return copy
 
 
 def layer_norm(of: nn.Module) -> nn.LayerNorm:
-    """Return torch's own LayerNorm with the weights of ours."""
-    made = nn.LayerNorm(MODEL.d_model)
-    made.load_state_dict(of.state_dict())
-    return made
+    """Return torch's LayerNorm with the weights of attnprobe's."""
+    copy = nn.LayerNorm(MODEL.d_model)
+    copy.load_state_dict(of.state_dict())
+    return copy
 
 
 class Encoder(nn.Module):
-    """Torch's TransformerEncoder with embeddings and a map to the ids."""
+    """Torch's TransformerEncoder with embeddings and an unembedding."""
 
     def __init__(self, n: int) -> None:
-        """Make a pre-norm encoder without dropout."""
+        """Build a pre-norm encoder without dropout."""
         super().__init__()
         d = MODEL.d_model
         self.embed, self.positions = nn.Embedding(VOCABULARY + 1, d), nn.Parameter(torch.zeros(n, d))
@@ -232,7 +236,7 @@ class Encoder(nn.Module):
 
 
 def bert(n: int, device: torch.device) -> nn.Module:
-    """Return TransformerLens's bridge to a BERT of the same size with random weights."""
+    """Return TransformerLens's bridge to a BERT of the same size, with random weights."""
     from transformer_lens.model_bridge import TransformerBridge
     from transformers import BertConfig, BertForMaskedLM
 
@@ -253,7 +257,7 @@ def bert(n: int, device: torch.device) -> nn.Module:
 
 
 def timed(work: Callable[[], None], device: torch.device) -> float:
-    """Return the seconds that some work takes, a GPU's included."""
+    """Return the seconds of a call, including the work on a GPU."""
     if device.type == "cuda":
         torch.cuda.synchronize()
     start = time.perf_counter()
@@ -264,24 +268,24 @@ def timed(work: Callable[[], None], device: torch.device) -> float:
 
 
 def kept(step: Step, batch: Batch, mask: Tensor, precision: str) -> int:
-    """Return the bytes that a step keeps for its backward pass, without its weights."""
-    seen: dict[int, int] = {}
+    """Return the bytes that a step keeps for its backward pass, excluding weights."""
+    stored: dict[int, int] = {}
 
     def pack(tensor: Tensor) -> Tensor:
         if not isinstance(tensor, nn.Parameter) and tensor.is_floating_point():
             storage = tensor.untyped_storage()
-            seen[storage.data_ptr()] = storage.nbytes()
+            stored[storage.data_ptr()] = storage.nbytes()
         return tensor
 
     with saved_tensors_hooks(pack, lambda tensor: tensor):
         step(batch, mask, precision)
-    return sum(seen.values())
+    return sum(stored.values())
 
 
 def operations(sequences: int, n: int) -> int:
     """Return the floating-point operations of the matrix products and the attention of a step.
 
-    Two a multiply-add; the backward pass has twice those of the forward pass.
+    A multiply-add counts as two operations; the backward pass has twice as many as the forward pass.
     """
     d = MODEL.d_model
     maps = MODEL.n_layers * (4 * d * d + 2 * d * MODEL.d_mlp) + d * VOCABULARY
@@ -290,14 +294,14 @@ def operations(sequences: int, n: int) -> int:
 
 
 def matrix_rate(device: str) -> float:
-    """Return how many floating-point operations a second products of 1024 x 1024 matrices reach."""
+    """Return the floating-point operations per second of 1024 x 1024 matrix products."""
     a, b = torch.randn(2, 1024, 1024, device=device)
     best = min(timed(lambda: torch.mm(a, b, out=torch.empty_like(a)), torch.device(device)) for _ in range(30))
     return 2 * 1024**3 / best
 
 
 def machine(device: str) -> str:
-    """Return what the numbers were measured on."""
+    """Return the hardware, torch version and number of threads."""
     name = torch.cuda.get_device_name() if device == "cuda" else platform.processor() or platform.machine()
     return f"{name}; torch {torch.__version__}, {torch.get_num_threads()} threads"
 

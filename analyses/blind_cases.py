@@ -1,7 +1,7 @@
-"""Where labels see nothing of proximity, and where they do: the exact cases of claim 5, in float64.
+"""Exact float64 cases of claim 5, in which labels are or are not blind to proximity.
 
-Cases are small networks of the package on random tokens, with what the theory assumes or all of it but one thing;
-profiles are functions of the offset alone.
+Cases are small networks of the package on random tokens that satisfy all assumptions of the theory, or all except one.
+Profiles are functions of the offset alone.
 """
 
 from collections.abc import Callable, Mapping
@@ -23,27 +23,27 @@ from attnprobe.results import variable
 from attnprobe.statistics.directions import proximity_profiles
 
 PROXIMITY, LENGTH = "circulant exponential", 2
-"""The direction that stands for proximity in networks, and its length."""
+"""Direction that represents proximity in networks, and its length."""
 
 # Cases
 
 
 @dataclass(frozen=True)
 class Case:
-    """A linear network with mean pooling at zero scores, but for what is named."""
+    """A linear network with mean pooling at zero scores, with the listed departures."""
 
     blind: bool
-    """Whether the theory says that labels see nothing."""
+    """Whether labels are blind by the theory."""
     model: Mapping[str, Any] = field(default_factory=dict)
     circulant: float = 0.0
-    """Standard deviation of a random circulant score."""
+    """Std of a random circulant score."""
     content: float = 0.0
-    """Standard deviation of scores that depend on the tokens."""
+    """Std of scores that depend on the tokens."""
     edit: Literal["", "no residual", "padding", "sigmoid"] = ""
-    """What no configuration of the network says."""
+    """Departure that cannot be expressed in the network's configuration."""
     invisible: Literal["circulant", "rows", "weights"] = "circulant"
-    """Where there should be nothing: in circulant directions, in what differs between rows, or in the part of the
-    gradient of the query-key weights that does not read the mean token on the query's side."""
+    """Component that should vanish: circulant directions, differences between rows, or the part of the gradient of the
+    query-key weights that does not read the mean token on the query side."""
 
 
 CASES = {
@@ -71,20 +71,24 @@ SPEC = DataSpec(n=32, inputs="tokens", classes=4, vocabulary=8)
 SAMPLES = 32
 
 
-def of_cases(numbers: tuple[int, ...]) -> dict[str, xr.Variable]:
-    """Return what labels see where they should see nothing, for every case and seed."""
-    found = np.array([[seen(case, seed) for seed in numbers] for case in CASES.values()])
+def of_cases(seeds: tuple[int, ...]) -> dict[str, xr.Variable]:
+    """Return what labels detect where the theory predicts nothing, for every case and seed."""
+    numbers_of_case = np.array([[seen(case, seed) for seed in seeds] for case in CASES.values()])
     axes, method = ("case", "seed"), f"float64, mean over {SAMPLES} random sequences of {SPEC.n} tokens, and heads"
     return {
-        "blind": variable(("case",), [case.blind for case in CASES.values()], "whether the theory says blind", ""),
-        "invisible_share": variable(axes, found[..., 0], "share of the label gradient's energy", "1", method),
-        "invisible_share_of_noise": variable(("case",), found[:, 0, 1], "share of pure noise", "1", "dimensions"),
-        "loss_change": variable(axes, found[..., 2], "change of the loss by a circulant score", "1", method),
+        "blind": variable(("case",), [case.blind for case in CASES.values()], "blind by the theory", ""),
+        "invisible_share": variable(
+            axes, numbers_of_case[..., 0], "fraction of the label gradient's energy", "1", method
+        ),
+        "invisible_share_of_noise": variable(
+            ("case",), numbers_of_case[:, 0, 1], "energy fraction of pure noise", "1", "dimensions"
+        ),
+        "loss_change": variable(axes, numbers_of_case[..., 2], "change of the loss by a circulant score", "1", method),
     }
 
 
 def seen(case: Case, seed: int) -> tuple[float, float, float]:
-    """Return the share of energy where there should be none, that of noise, and the change of the loss."""
+    """Return the energy fraction of the component that should vanish, that of noise, and the change of the loss."""
     model = network(case, seed)
     loss, scores, inputs = losses(model, case, seed)
     gradient = torch.autograd.grad(loss.sum(), scores)[0]
@@ -96,7 +100,7 @@ def seen(case: Case, seed: int) -> tuple[float, float, float]:
 
 
 def network(case: Case, seed: int) -> Transformer:
-    """Return the network of a case, with content scores of the size that it names."""
+    """Return the network of a case, with content scores scaled to the requested std."""
     model = Transformer(ModelConfig(**{**LINEAR, **case.model}), SPEC, seed).double()
     if case.content:
         _, scores, _ = losses(model, case, seed)
@@ -112,9 +116,9 @@ def network(case: Case, seed: int) -> Transformer:
 def losses(
     model: Transformer, case: Case, seed: int, near: float = 0.0
 ) -> tuple[Float[Tensor, " batch"], Float[Tensor, "batch head query key"], Float[Tensor, "batch token d_model"]]:
-    """Return the loss of each sequence, the scores of the first layer, and what they are scores of.
+    """Return the loss of each sequence, the scores of the first layer, and the input of that layer.
 
-    ``near`` is the standard deviation of a proximity score that is added.
+    ``near`` is the std of an added proximity score.
     """
     generator = torch_generator(seed, "claim5 sequences")
     tokens = torch.randint(SPEC.vocabulary, (SAMPLES, SPEC.n), generator=generator)
@@ -147,15 +151,15 @@ def losses(
 
 
 def circulant(steps: Float[Tensor, " shift"]) -> Float[Tensor, "query key"]:
-    """Return the score of mean 0 and standard deviation 1 that is this function of the offset modulo n."""
-    place = torch.arange(len(steps))
-    return ((steps - steps.mean()) / steps.std(correction=0))[(place - place[:, None]) % len(steps)]
+    """Return the circulant score of mean 0 and std 1 that is this function of the offset modulo n."""
+    position = torch.arange(len(steps))
+    return ((steps - steps.mean()) / steps.std(correction=0))[(position - position[:, None]) % len(steps)]
 
 
 def invisible_share(
     kind: str, gradient: Float[Tensor, "batch head query key"], inputs: Float[Tensor, "batch token d_model"]
 ) -> tuple[float, float]:
-    """Return the share of a gradient's energy where there should be none (`Case.invisible`), and that of noise."""
+    """Return the energy fraction of the component that should vanish (`Case.invisible`), and that of noise."""
     n, width = gradient.shape[-1], inputs.shape[-1]
     whole = gradient
     if kind == "circulant":
@@ -172,7 +176,7 @@ def invisible_share(
     return float(shares.mean()), noise
 
 
-# Kernels
+# Profiles
 
 
 PROFILES: dict[str, Callable[[Tensor], Tensor]] = {
@@ -185,19 +189,19 @@ LENGTHS = (32, 64, 128, 256, 512)
 
 
 def of_profiles() -> dict[str, xr.Variable]:
-    """Return how much of each profile labels see at zero scores, and how that falls with the length."""
+    """Return the fraction of each profile visible to labels at zero scores, and its power law in the length."""
     distances = [geometry((n,)).distance for n in LENGTHS]
-    shares = np.array([[visible_share(profile(one)) for one in distances] for profile in PROFILES.values()])
-    slopes = np.polyfit(np.log(LENGTHS[1:]), np.log(shares[:, 1:]).T, 1)[0]  # the shortest is no limit yet
-    of, power = "share of the row-centred profile's energy in column sums", "power of n that the visible share follows"
+    shares = np.array([[visible_share(profile(distance)) for distance in distances] for profile in PROFILES.values()])
+    slopes = np.polyfit(np.log(LENGTHS[1:]), np.log(shares[:, 1:]).T, 1)[0]  # the shortest length is not asymptotic
+    fraction, power = "fraction of the row-centred profile's energy in column sums", "exponent of n in that fraction"
     return {
-        "visible_share": variable(("profile", "length"), shares, of, "1", "exact"),
-        "visible_power": variable(("profile",), slopes, power, "1", "least squares of logarithms"),
+        "visible_share": variable(("profile", "length"), shares, fraction, "1", "exact"),
+        "visible_power": variable(("profile",), slopes, power, "1", "least squares on logarithms"),
     }
 
 
 def visible_share(profile: Float[Tensor, " offset"]) -> float:
-    """Return the share of a function of the offset that labels see at zero scores: that in its column sums."""
+    """Return the energy fraction of an offset profile visible to labels at zero scores: that in its column sums."""
     line = geometry(((len(profile) + 1) // 2,))
     sums = line.windows_by_key(profile)
     return float((sums - sums.mean()).square().sum() / line.n / line.inner(profile, profile))

@@ -1,29 +1,29 @@
-"""Claim 3: what SPT gives that labels cannot learn is its query-key maps (with the positions that they read).
+"""Claim 3: SPT provides query-key maps (with the positions that they read) that labels cannot teach.
 
-Source: arXiv:2605.21070 (its abstract): the bottleneck is learning useful query-key patterns from labels.
+Source: arXiv:2605.21070 (abstract): the bottleneck is learning useful query-key patterns from labels.
 
-Design. On `pairs` and `bigrams` (generated; counts of tokens leak the class of the second) and `digits` (real) a fresh
-network, with initial weights of another seed, gets parts of the network at the end of self-pretraining and is trained
-on the labels for the steps that SPT spends on them, with SPT's settings: nothing, query and key maps alone, with
-positions, everything but query and key maps (also without the positions), positions alone, token embeddings alone;
-maps and positions also frozen.
-Beside them SPT whose query and key maps stay frozen at random, SPT on sequences in shuffled order, and labels alone, as
-chosen for them and for four times those steps. Each arm's share of the gap, (arm - nothing) / (SPT - nothing) in mean
-test accuracy over paired seeds, has Fieller's interval, which is unbounded where the gap itself cannot be told from
-nothing.
+Design. The tasks are `pairs` and `bigrams` (generated; token counts reveal the class of `bigrams`) and `digits` (real
+data). A fresh network, whose initial weights have another seed, receives parts of the network at the end of
+self-pretraining. It is then trained on the labels for the number of steps that SPT spends on them, with SPT's settings.
+The transferred parts are: nothing; query and key maps, without or with positions, each trainable or frozen; everything
+except query and key maps, with or without positions; positions alone; token embeddings alone. The controls are SPT with
+query and key maps frozen at random, SPT on shuffled sequences, supervised training with its own chosen settings, and
+supervised training for four times those steps. Each arm's fraction of the gap, (arm - nothing) / (SPT - nothing) in
+mean test accuracy over paired seeds, has Fieller's interval, which is unbounded if the gap itself may be zero.
 
-Rule, for each task: it is the query-key maps where transplanting them with the positions (trained) recovers more than
-half of the gap, everything but them less than half, and SPT with them frozen at random less than half, each with its
-whole interval; it is not where one of these is the other way, and cannot be told where one has one half in its interval
-or the gap's own is not above 0. The claim holds where it is the query-key maps on every task that can tell, and in part
-where it is on some.
+Rule, for each task. The gain comes from the query-key maps if transferring them with the positions (trainable) recovers
+more than half of the gap, everything except them less than half, and SPT with them frozen at random less than half,
+each with its whole interval. It does not if one of these is on the other side of one half. It is undecided if one of
+the intervals contains one half, or if the interval of the gap is not above 0. The claim holds if the gain comes from
+the query-key maps on every decided task, and in part if it does on some.
 
-Added after first results, and deciding nothing: the arms of positions alone and of all but maps and positions; the
-proximity contrast (as in claim 4) of SPT, with its maps frozen at random, and on shuffled sequences; and `pairs` and
-`digits` with the best settings that begin with small weights. There query and key maps frozen at random leave the
-scores so small that attention stays uniform, so that this arm asks whether attention is needed at all. Changed after
-first results: the zero of the shares was labels alone as chosen for them, and arms fell below it by having fewer steps,
-whatever they were given; and wide intervals counted as no. The verdict of the claim is the same by all of these.
+Added after the first results, without counting: the arms of positions alone and of everything except maps and
+positions; the proximity contrast (as in claim 4) of SPT, of SPT with its maps frozen at random, and of SPT on shuffled
+sequences; and `pairs` and `digits` with the best settings that have small initial weights. With small weights, query
+and key maps frozen at random leave the scores so small that attention stays uniform, so that this arm tests whether
+attention is needed at all. Changed after the first results: fractions were relative to supervised training with its own
+chosen settings, and arms fell below it because they had fewer steps, whatever was transferred; and wide intervals
+counted as no. The verdict of the claim is the same under all of these.
 
 Command: python analyses/run.py claim3_query_key
 Cost: 350 runs, about 80 minutes on two cores.
@@ -48,7 +48,7 @@ from attnprobe.results import dataset
 from attnprobe.statistics.seeds import mean_interval
 from attnprobe.training.run import Run
 
-TITLE = "What SPT gives is its query-key maps"
+TITLE = "The gain of SPT comes from its query-key maps"
 
 TASKS: dict[str, dict[str, dict[str, Any]]] = {
     "quick": {"pairs": {"steps": 400}},
@@ -56,7 +56,7 @@ TASKS: dict[str, dict[str, dict[str, Any]]] = {
     "full": dict.fromkeys(("pairs", "digits", "image-16"), LARGE),
 }
 FRESH = 1000
-"""Added to the seed for the weights of a network that takes a transplant: not those that its donor began with."""
+"""Added to the seed for the initial weights of the receiving network, so that they differ from the source's."""
 NOTHING = "nothing"
 TRANSPLANTS: dict[str, dict[str, Any]] = {
     NOTHING: {"init_from": None},
@@ -72,98 +72,109 @@ TRANSPLANTS: dict[str, dict[str, Any]] = {
 FROZEN = "SPT, QK frozen at random"
 SHUFFLED = "SPT on shuffled sequences"
 CONTROLS = (FROZEN, SHUFFLED, "supervised, 4 x the steps")
-LOOKED_AT = ("SPT", FROZEN, SHUFFLED)
-"""Arms whose contrast is measured."""
+MEASURED = ("SPT", FROZEN, SHUFFLED)
+"""Arms whose proximity contrast is measured."""
 BASES = ("supervised", "SPT")
 ARMS = (*BASES, *TRANSPLANTS, *CONTROLS)
+LABELS = {
+    NOTHING: "nothing transferred",
+    "all but QK": "all except QK",
+    "all but QK, positions": "all except QK + positions",
+    "supervised, 4 x the steps": "supervised, 4 × the steps",
+}
+"""Figure labels of arms, if other than their names."""
 
 
 def study(lab: Lab) -> xr.Dataset:
-    """Train both recipes and the controls, then what takes a transplant from the SPT runs."""
-    tasks, of_seed = TASKS[lab.scale], list(SEEDS[lab.scale])
+    """Train both recipes and the controls, then the networks that receive parts of the SPT runs."""
+    tasks, seed_numbers = TASKS[lab.scale], list(SEEDS[lab.scale])
     first: dict[tuple[str, str, int], TrainConfig] = {}
     for task, sizes in tasks.items():
-        for seed in of_seed:
-            labels, spt = setting(task, "supervised", seed, **sizes), setting(task, "spt", seed, **sizes)
+        for seed in seed_numbers:
+            supervised, spt = setting(task, "supervised", seed, **sizes), setting(task, "spt", seed, **sizes)
             controls = (
                 dataclasses.replace(spt, freeze=("qk",)),
                 dataclasses.replace(spt, pretrain_order="shuffled"),
-                dataclasses.replace(labels, steps=4 * labels.steps),
+                dataclasses.replace(supervised, steps=4 * supervised.steps),
             )
-            for arm, config in zip((*BASES, *CONTROLS), (labels, spt, *controls), strict=True):
+            for arm, config in zip((*BASES, *CONTROLS), (supervised, spt, *controls), strict=True):
                 first[task, arm, seed] = config
     runs = lab.train(first)
     runs |= lab.train(
         {
-            (task, arm, seed): transplanted(runs[task, "SPT", seed], **named)
+            (task, arm, seed): transplanted(runs[task, "SPT", seed], **options)
             for task in tasks
-            for seed in of_seed
-            for arm, named in TRANSPLANTS.items()
+            for seed in seed_numbers
+            for arm, options in TRANSPLANTS.items()
         }
     )
-    axes = {"task": list(tasks), "arm": list(ARMS), "seed": of_seed}
-    found = accuracies(runs, axes)
-    compared = {key: run for key, run in runs.items() if key[1] in LOOKED_AT}
+    axes = {"task": list(tasks), "arm": list(ARMS), "seed": seed_numbers}
+    accuracy = accuracies(runs, axes)
+    measured = {key: run for key, run in runs.items() if key[1] in MEASURED}
     variables = {
-        **found,
-        **contrast.at_the_end(lab, compared, axes),
-        **shares(xr.Dataset(found, axes)["test_accuracy"], NOTHING, "SPT"),
+        **accuracy,
+        **contrast.at_the_end(lab, measured, axes),
+        **shares(xr.Dataset(accuracy, axes)["test_accuracy"], NOTHING, "SPT"),
         **chances(tasks),
     }
     return dataset(variables, {**axes, "bound": BOUNDS}, {})
 
 
-def transplanted(donor: Run, **named: Any) -> TrainConfig:
-    """Return the configuration of a fresh network with parts of an SPT run's at the end of self-pretraining."""
-    config = donor.config
-    given = {"init_from": str(donor.path_of(config.pretrain_steps)), **named}
+def transplanted(source: Run, **options: Any) -> TrainConfig:
+    """Return the configuration of a fresh network that receives parts of an SPT run after self-pretraining."""
+    config = source.config
+    transfer = {"init_from": str(source.path_of(config.pretrain_steps)), **options}
     steps = config.steps - config.pretrain_steps
     return dataclasses.replace(
-        config, recipe="supervised", steps=steps, pretrain_steps=0, init_seed=config.seed + FRESH, **given
+        config, recipe="supervised", steps=steps, pretrain_steps=0, init_seed=config.seed + FRESH, **transfer
     )
 
 
 def conclude(result: xr.Dataset) -> Conclusion:
     """Apply the rule."""
-    given, rest, frozen = "QK + positions", "all but QK", FROZEN
+    maps, rest, frozen = "QK + positions", "all but QK", FROZEN
     tasks, parts = [str(task) for task in result["task"].values], []
-    found = {(task, arm): at(result, "share", task=task, arm=arm) for task in tasks for arm in (given, rest, frozen)}
+    fractions = {(task, arm): at(result, "share", task=task, arm=arm) for task in tasks for arm in (maps, rest, frozen)}
     for task in tasks:
         held = None
         if at(result, "gap", task=task)[1] > 0:
-            more = {arm: above(0.5, found[task, arm]) for arm in (given, rest, frozen)}
-            held = every([more[given], *(None if more[arm] is None else not more[arm] for arm in (rest, frozen))])
-        words = ", ".join(f"{arm} {said_share(*found[task, arm])}" for arm in (given, rest, frozen))
+            more = {arm: above(0.5, fractions[task, arm]) for arm in (maps, rest, frozen)}
+            held = every([more[maps], *(None if more[arm] is None else not more[arm] for arm in (rest, frozen))])
+        words = ", ".join(f"{LABELS.get(arm, arm)} {said_share(*fractions[task, arm])}" for arm in (maps, rest, frozen))
         gap = said(*at(result, "gap", task=task))
-        looks = ", ".join(
-            f"{arm} {said(*mean_interval(result['contrast'].sel(task=task, arm=arm)))}" for arm in LOOKED_AT
+        contrasts = ", ".join(
+            f"{arm} {said(*mean_interval(result['contrast'].sel(task=task, arm=arm)))}" for arm in MEASURED
         )
-        found_here = f"gap {gap}; shares: {words}; contrast: {looks}"
-        parts.append(Part(f"it is the query-key maps on {task}", held, found_here, decides=not task.endswith(SMALL)))
-    recovered, without = (said_share(*found[tasks[0], arm]) for arm in (given, frozen))
-    effect = f"{tasks[0]}: {given} recover {recovered} of the gap, SPT with QK frozen at random {without}"
+        numbers = f"gap {gap}; fractions of the gap: {words}; contrast: {contrasts}"
+        parts.append(
+            Part(f"the gain comes from the query-key maps on {task}", held, numbers, decides=not task.endswith(SMALL))
+        )
+    recovered, without = (said_share(*fractions[tasks[0], arm]) for arm in (maps, frozen))
+    effect = f"{tasks[0]}: transferring {maps} recovers {recovered} of the gap, SPT with QK frozen at random {without}"
     return concluded(parts, effect, result.sizes["seed"])
 
 
 def draw(result: xr.Dataset) -> Figure:
-    """Draw the test accuracy of every arm, a panel for each task."""
+    """Draw the test accuracy of every arm, selected panel per task."""
     tasks = [str(task) for task in result["task"].values]
     with paper():
         figure = Page(figsize=(WIDTH, 0.17 * len(ARMS) + 0.75), layout="constrained")
         axes = np.atleast_1d(figure.subplots(1, len(tasks), sharey=True))
         for axis, task in zip(axes, tasks, strict=True):
-            one = result.sel(task=task)
+            selected = result.sel(task=task)
             for row, arm in enumerate(ARMS):
-                kind = BASES.index(arm) if arm in BASES else 2 if arm in TRANSPLANTS else 3
-                seeds(axis, row, one["test_accuracy"].sel(arm=arm), kind, upright=False)
-                axis.plot(float(one["train_accuracy"].sel(arm=arm).mean()), row, "|", color="black", markersize=5)
+                number = BASES.index(arm) if arm in BASES else 2 if arm in TRANSPLANTS else 3
+                seeds(axis, row, selected["test_accuracy"].sel(arm=arm), number, upright=False)
+                axis.plot(float(selected["train_accuracy"].sel(arm=arm).mean()), row, "|", color="black", markersize=5)
             for arm in BASES:
-                axis.axvline(float(one["test_accuracy"].sel(arm=arm).mean()), color="#9A9A9A", linewidth=0.5, zorder=0)
+                axis.axvline(
+                    float(selected["test_accuracy"].sel(arm=arm).mean()), color="#9A9A9A", linewidth=0.5, zorder=0
+                )
             for row in (len(BASES) - 0.5, len(BASES) + len(TRANSPLANTS) - 0.5):
                 axis.axhline(row, color="#9A9A9A", linewidth=0.4)
-            axis.axvline(float(one["chance"]), color="black", linewidth=0.6, linestyle=":")
+            axis.axvline(float(selected["chance"]), color="black", linewidth=0.6, linestyle=":")
             axis.set(title=task.replace(", ", ",\n"), xlabel="accuracy", xlim=(0, 1.08))
-        axes[0].set_yticks(range(len(ARMS)), ARMS)
+        axes[0].set_yticks(range(len(ARMS)), [LABELS.get(arm, arm) for arm in ARMS])
         axes[0].invert_yaxis()
     return figure
 
@@ -171,10 +182,9 @@ def draw(result: xr.Dataset) -> Figure:
 def caption(result: xr.Dataset) -> str:
     """Return the figure's caption."""
     return (
-        "Test accuracy of networks that are given nothing or parts of a self-pretrained one (triangles: trained on the "
-        "labels for the steps that SPT spends on them, with its settings, from weights of another seed) and of "
-        "controls (diamonds), beside labels alone and SPT. Small dots are "
-        f"{result.sizes['seed']} seeds, marks their means with 95 % Student intervals; black bars are mean training "
-        "accuracies, the dotted line is chance, grey lines are the means of labels alone and SPT. QK: query and key "
-        "maps."
+        "Test accuracy of supervised training and SPT (top), of networks that receive parts of a self-pretrained one "
+        "(triangles; trained on the labels for the number of steps that SPT spends on them, with SPT's settings, from "
+        "initial weights of another seed), and of controls (diamonds). Small dots: "
+        f"{result.sizes['seed']} seeds. Markers: means with 95 % t-intervals. Black bars: mean training accuracy. "
+        "Dotted line: chance. Grey lines: means of supervised training and SPT. QK: query and key maps."
     )

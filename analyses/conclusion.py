@@ -1,65 +1,65 @@
-"""What an analysis says in the end, in the words of the page."""
+"""Conclusions of the analyses: verdicts, parts of a rule, and formatted numbers."""
 
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-Verdict = Literal["holds", "holds in part", "does not hold here", "cannot be told here"]
+Verdict = Literal["holds", "holds in part", "does not hold here", "undecided"]
 
 
 @dataclass(frozen=True)
 class Part:
-    """One thing that the rule of a claim asks."""
+    """One condition of a claim's rule."""
 
     asked: str
     held: bool | None
-    """None where these data cannot tell: there is no gap to explain, or an interval of shares that is too wide."""
+    """None if the data cannot decide: there is no gap to explain, or the interval of a fraction is too wide."""
     found: str
-    """The numbers that decide, with their intervals."""
+    """The deciding numbers with their intervals."""
     decides: bool = True
-    """Whether it counts; what was added after first results does not."""
+    """Whether the part counts towards the verdict; conditions added after the first results do not."""
 
 
 @dataclass(frozen=True)
 class Conclusion:
-    """One row of the table, and the parts behind it."""
+    """Verdict and effect of an analysis (one table row), and the parts of its rule."""
 
     verdict: Verdict
     effect: str
-    """The effect with its interval, in a few words."""
+    """Short description of the effect, with its interval."""
     seeds: int
-    """Seeds of every reported number."""
+    """Number of seeds of every reported number."""
     parts: tuple[Part, ...]
 
 
 def concluded(parts: list[Part], effect: str, seeds: int) -> Conclusion:
-    """Return the conclusion of a claim that holds where every part does, and in part where some do."""
+    """Return the conclusion of a claim that holds if every part holds, and in part if some parts hold."""
     return Conclusion(verdict([part.held for part in parts if part.decides]), effect, seeds, tuple(parts))
 
 
 def verdict(held: list[bool | None]) -> Verdict:
-    """Return the verdict of a claim from whether each of its parts held; those that cannot be told do not count."""
-    told = [one for one in held if one is not None]
-    if not told:
-        return "cannot be told here"
-    return "holds" if all(told) else "holds in part" if any(told) else "does not hold here"
+    """Return the verdict of a claim, given whether each part held; undecided parts (None) do not count."""
+    decided = [answer for answer in held if answer is not None]
+    if not decided:
+        return "undecided"
+    return "holds" if all(decided) else "holds in part" if any(decided) else "does not hold here"
 
 
 def above(half: float, interval: tuple[float, float, float]) -> bool | None:
-    """Say whether a share is above a bound, or None where its interval (mean, lower, upper) has the bound in it."""
+    """Return whether a fraction is above a bound; None if its interval (mean, lower, upper) contains the bound."""
     _, low, high = interval
     return True if low > half else False if high < half else None
 
 
 def every(told: Iterable[bool | None]) -> bool | None:
-    """Say whether all are so: not where one is not, and None where that cannot be told."""
-    found = list(told)
-    return False if False in found else None if None in found else True
+    """Return the three-valued conjunction: False if any value is False, else None if any is None, else True."""
+    values = list(told)
+    return False if False in values else None if None in values else True
 
 
 def said(mean: float, low: float, high: float) -> str:
-    """Say a number with its interval, with enough digits to see on which side of 0 it ends.
+    """Format a number with its interval, with enough digits to show on which side of 0 its ends are.
 
     >>> said(0.5, 0.25, 0.75), said(-0.02, -0.031, -0.002)
     ('+0.50 (+0.25 to +0.75)', '-0.020 (-0.031 to -0.002)')
@@ -73,7 +73,7 @@ def said(mean: float, low: float, high: float) -> str:
 
 
 def said_share(mean: float, low: float, high: float) -> str:
-    """Say a share of a gap with its interval, which has no ends where the gap cannot be told from nothing.
+    """Format a fraction of a gap with its interval, which is unbounded if the gap itself may be zero.
 
     >>> said_share(0.5, 0.25, 0.75)
     '0.50 (0.25 to 0.75)'

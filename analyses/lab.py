@@ -1,7 +1,7 @@
-"""What every analysis asks for: runs that are trained once, and measures of their checkpoints that are taken once.
+"""Shared training runs and cached measures of the analyses.
 
-All analyses share the runs in ``analyses/runs``. A run is asked for by its whole configuration and trained only where
-it is not there yet, so that a cut-off analysis goes on where it was, and two that need the same run share it.
+All analyses share the runs in ``analyses/runs``. A run is requested by its complete configuration and trained only if
+it is missing. An interrupted analysis therefore resumes, and analyses that need the same run share it.
 """
 
 import concurrent.futures
@@ -39,20 +39,20 @@ class Asked:
     step: int
     measure: str
     keep: tuple[str, ...]
-    """The variables that are wanted, of those that the result has: a file of all of them takes a second to open."""
+    """Variables to save, if the result has them: a file with all variables takes a second to open."""
     options: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def path(self) -> Path:
-        """Where the result is kept: with the run."""
-        said = json.dumps([self.options, self.keep], sort_keys=True, default=str)
-        digest = hashlib.sha256(said.encode()).hexdigest()[:8]
+        """Path of the cached result, inside the run folder."""
+        request = json.dumps([self.options, self.keep], sort_keys=True, default=str)
+        digest = hashlib.sha256(request.encode()).hexdigest()[:8]
         return self.run.folder / "measured" / f"{self.measure}-{self.step:06d}-{digest}.nc"
 
 
 @dataclass
 class Lab:
-    """Where an analysis works: how large it is, and what it has used so far."""
+    """Scale and resources of an analysis, and the runs it has used so far."""
 
     scale: Scale = "default"
     workers: int = 2
@@ -61,28 +61,28 @@ class Lab:
 
     def train(self, configs: Mapping[Key, TrainConfig]) -> dict[Key, Run]:
         """Return the finished run of every configuration."""
-        placed = [replace(config, device=self.device) for config in configs.values()]
-        runs = train_all(placed, RUNS, self.workers)
-        self.used |= {run.folder: config for run, config in zip(runs, placed, strict=True)}
+        configured = [replace(config, device=self.device) for config in configs.values()]
+        runs = train_all(configured, RUNS, self.workers)
+        self.used |= {run.folder: config for run, config in zip(runs, configured, strict=True)}
         return dict(zip(configs, runs, strict=True))
 
     def measure(self, asked: Mapping[Key, Asked]) -> dict[Key, xr.Dataset]:
-        """Return the result of every measure, in worker processes of one thread where it is not there yet."""
-        missing = {one.path: one for one in asked.values() if not one.path.exists()}
+        """Return every requested result; compute missing ones in single-threaded worker processes."""
+        missing = {request.path: request for request in asked.values() if not request.path.exists()}
         if missing:
             spawn = multiprocessing.get_context("spawn")
             with concurrent.futures.ProcessPoolExecutor(
                 self.workers, spawn, initializer=torch.set_num_threads, initargs=(1,)
             ) as pool:
-                waiting = [pool.submit(take, one) for one in missing.values()]
-                done = concurrent.futures.as_completed(waiting)
-                for one in tqdm(done, total=len(waiting), unit="measure", dynamic_ncols=True):
-                    one.result()
-        return {key: open_result(one.path) for key, one in asked.items()}
+                futures = [pool.submit(take, request) for request in missing.values()]
+                done = concurrent.futures.as_completed(futures)
+                for future in tqdm(done, total=len(futures), unit="measure", dynamic_ncols=True):
+                    future.result()
+        return {key: open_result(request.path) for key, request in asked.items()}
 
     @property
     def cost(self) -> dict[str, float]:
-        """What the runs cost that were used: their number, their steps, and minutes of training on one core."""
+        """Cost of the runs used: number of runs, training steps, and minutes of training on one core."""
         return {
             "runs": len(self.used),
             "steps": sum(config.steps for config in self.used.values()),
@@ -91,16 +91,16 @@ class Lab:
 
     @property
     def trained_at(self) -> list[str]:
-        """The commits at which the used runs were trained; those with uncommitted changes end in +."""
-        found = set()
+        """Commits at which the runs used were trained; a + marks uncommitted changes."""
+        commits = set()
         for folder in self.used:
-            made = json.loads((folder / "config.json").read_text())["provenance"]
-            found.add(f"{str(made['commit'])[:12]}{'+' if made['uncommitted_changes'] else ''}")
-        return sorted(found)
+            provenance = json.loads((folder / "config.json").read_text())["provenance"]
+            commits.add(f"{str(provenance['commit'])[:12]}{'+' if provenance['uncommitted_changes'] else ''}")
+        return sorted(commits)
 
 
 def take(asked: Asked) -> None:
-    """Measure one checkpoint and keep the result."""
+    """Measure one checkpoint and save the result."""
     result = MEASURES[asked.measure](load(asked.run.path_of(asked.step)), **asked.options)
     asked.path.parent.mkdir(exist_ok=True)
     save(result[[name for name in asked.keep if name in result]], asked.path)

@@ -1,12 +1,12 @@
-"""Run analyses: train what is missing, measure it, write results, figures, captions and the table.
+"""Run analyses: train missing runs, measure them, and write results, figures, captions and tables.
 
     python analyses/run.py --list
     python analyses/run.py claim1_spt_gain claim3_query_key
     python analyses/run.py all --figures-only
 
-What is cut off goes on where it was: runs are kept in analyses/runs. Results are written to analyses/results/NAME.nc,
-figures to analyses/figures/NAME.pdf and .png with their caption in NAME.txt, and the table of analyses/README.md is
-made anew. With --quick everything goes to analyses/runs/quick instead, and with --full to names that end in -full.
+Runs are stored in analyses/runs, and interrupted analyses resume. Results are written to analyses/results/NAME.nc,
+figures to analyses/figures/NAME.pdf and NAME.png with the caption in NAME.txt, and the tables of analyses/README.md are
+regenerated. With --quick, all output goes to analyses/runs/quick instead. With --full, file names end in -full.
 """
 
 import json
@@ -39,16 +39,16 @@ from attnprobe.results import open_result, save
 
 
 class Analysis(Protocol):
-    """What an analysis is: a module with these names."""
+    """Interface of an analysis module."""
 
     TITLE: str
 
     def study(self, lab: Lab) -> xr.Dataset:
-        """Train and measure."""
+        """Train and measure; return the result."""
         ...
 
     def draw(self, result: xr.Dataset) -> Figure:
-        """Draw the result, without any network."""
+        """Draw the result; needs no network."""
         ...
 
     def caption(self, result: xr.Dataset) -> str:
@@ -56,7 +56,7 @@ class Analysis(Protocol):
         ...
 
     def conclude(self, result: xr.Dataset) -> Conclusion:
-        """Say what came of it, by the rule of the module's docstring."""
+        """Apply the rule of the module's docstring."""
         ...
 
 
@@ -73,11 +73,11 @@ CLAIMS: dict[str, Analysis] = {
     )
 }
 ANALYSES = {**CLAIMS, full_lra.__name__: cast(Analysis, full_lra)}
-"""The claims, which all stands for, and what takes a GPU for days."""
+"""The claims (run by ``all``) and `full_lra`, which takes days on a GPU."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line; what the user can mend is said in one line, with exit status 2."""
+    """Run the command line; user errors print one line and exit with status 2."""
     try:
         tyro.cli(run, args=arguments, description=__doc__, config=(tyro.conf.FlagCreatePairsOff,))
     except UsageError as error:
@@ -98,56 +98,59 @@ def run(
     """Run analyses.
 
     Args:
-        names: Which ones, or all of the claims (full_lra, for a GPU, has a command of its own).
-        list: Say what there is, and what came of it.
-        quick: Two minutes each: fewer seeds, tasks and steps.
-        full: Larger networks and more seeds, for a GPU.
-        figures_only: Draw the figures and the table from the results that are there; nothing is trained.
-        workers: Runs at a time, one thread each.
+        names: Names of analyses, or all for every claim (full_lra needs a GPU and has its own command).
+        list: List the analyses and their verdicts.
+        quick: Run two minutes each, with fewer seeds, tasks and steps.
+        full: Use larger networks and more seeds, for a GPU.
+        figures_only: Redraw figures and tables from existing results, without training.
+        workers: Number of parallel runs, one thread each.
         device: torch device.
     """
     if list:
         for name, module in ANALYSES.items():
             path = result_path(name, "default")
-            said = module.conclude(open_result(path)).verdict if path.exists() else "not run"
-            print(f"{name:36s} {said:20s} {module.TITLE}")
+            verdict = module.conclude(open_result(path)).verdict if path.exists() else "not run"
+            print(f"{name:36s} {verdict:20s} {module.TITLE}")
         return
     if quick and full:
-        raise UsageError("--quick and --full: choose one")
-    chosen = tuple(CLAIMS) if names == ("all",) else names
-    for name in chosen:
+        raise UsageError("--quick and --full are mutually exclusive")
+    selected = tuple(CLAIMS) if names == ("all",) else names
+    for name in selected:
         if name not in ANALYSES:
-            raise UsageError(f"no analysis {name!r}; valid: {listed(ANALYSES)}, or all")
-    if not chosen:
-        raise UsageError(f"name an analysis, or all: {listed(ANALYSES)}")
-    if full_lra.__name__ in chosen and not (quick or figures_only):
-        raise UsageError("full_lra takes days, in pieces: python analyses/full_lra.py --minutes 9 --device cuda")
+            raise UsageError(f"unknown analysis {name!r}; valid: {listed(ANALYSES)}, or all")
+    if not selected:
+        raise UsageError(f"no analysis named; valid: {listed(ANALYSES)}, or all")
+    if full_lra.__name__ in selected and not (quick or figures_only):
+        raise UsageError("full_lra takes days; run it in pieces: python analyses/full_lra.py --minutes 9 --device cuda")
     scale: Scale = "quick" if quick else "full" if full else "default"
     torch.set_num_threads(1)
-    for name in chosen:
+    for name in selected:
         if figures_only:
             if names == ("all",) and not result_path(name, scale).exists():
                 continue
             result = open_result(result_path(name, scale))
         else:
             result = studied(name, Lab(scale, workers, device))
-        told = shown(name, result, scale)
+        conclusion = shown(name, result, scale)
         print(
-            f"{name}: {told.verdict}", *map(said_of, told.parts), f"figure: {figure_path(name, scale)}.pdf", sep="\n  "
+            f"{name}: {conclusion.verdict}",
+            *map(said_of, conclusion.parts),
+            f"figure: {figure_path(name, scale)}.pdf",
+            sep="\n  ",
         )
     if quick:
-        print("quick: two seeds and few steps show that it runs, and nothing else")
+        print("quick: two seeds and few steps only test that the code runs; ignore the verdict")
     else:
         write_tables(FOLDER / "README.md")
 
 
 def result_path(name: str, scale: Scale) -> Path:
-    """Return where the result of an analysis is."""
+    """Return the path of an analysis's result."""
     return (RUNS / "quick" if scale == "quick" else FOLDER / "results") / f"{_stem(name, scale)}.nc"
 
 
 def figure_path(name: str, scale: Scale) -> Path:
-    """Return where its figure is, without the ending."""
+    """Return the path of an analysis's figure, without suffix."""
     return (RUNS / "quick" if scale == "quick" else FOLDER / "figures") / _stem(name, scale)
 
 
@@ -156,10 +159,10 @@ def _stem(name: str, scale: Scale) -> str:
 
 
 def studied(name: str, lab: Lab) -> xr.Dataset:
-    """Run an analysis and keep its result, with what it cost."""
+    """Run an analysis and save its result with its cost."""
     result = ANALYSES[name].study(lab)
-    of_lab = {"scale": lab.scale, "device": lab.device, **lab.cost, "trained_at": lab.trained_at}
-    result.attrs |= {"analysis": name, "choices": choices(lab.used.values()), **of_lab}
+    facts = {"scale": lab.scale, "device": lab.device, **lab.cost, "trained_at": lab.trained_at}
+    result.attrs |= {"analysis": name, "choices": choices(lab.used.values()), **facts}
     path = result_path(name, lab.scale)
     path.parent.mkdir(parents=True, exist_ok=True)
     save(result, path)
@@ -167,7 +170,7 @@ def studied(name: str, lab: Lab) -> xr.Dataset:
 
 
 def choices(configs: Iterable[TrainConfig]) -> str:
-    """Return what was chosen by the search, and the steps, of the tasks of these configurations, as JSON."""
+    """Return, as JSON, the search's choices and the number of steps for the tasks of these configurations."""
     tasks = {config.task for config in configs}
     return json.dumps(
         {
@@ -179,7 +182,7 @@ def choices(configs: Iterable[TrainConfig]) -> str:
 
 
 def shown(name: str, result: xr.Dataset, scale: Scale) -> Conclusion:
-    """Write figure and caption of a result, and say what came of it."""
+    """Write the figure and caption of a result, and return its conclusion."""
     module, path = ANALYSES[name], figure_path(name, scale)
     write_figure(module.draw(result), path, f"{name}: {module.TITLE}")
     write_whole(path.with_name(f"{path.name}.txt"), module.caption(result) + "\n")
@@ -187,58 +190,62 @@ def shown(name: str, result: xr.Dataset, scale: Scale) -> Conclusion:
 
 
 def held_of(told: Conclusion) -> str:
-    """Say how many parts of a claim hold, of those that decide."""
+    """Format how many of the parts that count hold."""
     held = [part.held for part in told.parts if part.decides]
-    open_ones = f", {held.count(None)} cannot be told" if None in held else ""
-    return f"{held.count(True)} of {len(held)}{open_ones}"
+    undecided = f", {held.count(None)} undecided" if None in held else ""
+    return f"{held.count(True)} of {len(held)}{undecided}"
 
 
 def said_of(part: Part) -> str:
-    """Say one part of a claim in a line."""
-    held = "cannot be told" if part.held is None else "yes" if part.held else "no"
-    return f"{held}{'' if part.decides else ' (decides nothing)'}: {part.asked}: {part.found}"
+    """Format one part of a claim as one line."""
+    answer = "undecided" if part.held is None else "yes" if part.held else "no"
+    return f"{answer}{'' if part.decides else ' (not counted)'}: {part.asked}: {part.found}"
 
 
 def write_tables(page: Path) -> None:
-    """Put the table of all results, and their parts, in the places of those on the page."""
+    """Replace the generated sections of the page: the table of all results and the list of parts."""
     text = page.read_text()
-    for mark, made in (("table", table()), ("parts", details())):
+    for mark, content in (("table", table()), ("parts", details())):
         begin, end = f"<!-- {mark}: made by run.py -->", f"<!-- end of {mark} -->"
         before, _, rest = text.partition(begin)
-        text = f"{before}{begin}\n{made}\n{end}{rest.partition(end)[2]}"
+        text = f"{before}{begin}\n{content}\n{end}{rest.partition(end)[2]}"
     write_whole(page, text)
 
 
 def table() -> str:
-    """Return the table of all analyses, in Markdown."""
+    """Return the table of all analyses as Markdown."""
     rows = [
         "| claim | verdict | effect (95 % interval) | seeds | cost | figure, command |",
         "|---|---|---|---|---|---|",
     ]
-    for name, module in ANALYSES.items():
+    for number, (name, module) in enumerate(ANALYSES.items(), start=1):
+        claim = f"{number}. {module.TITLE}" if name in CLAIMS else module.TITLE
         path = result_path(name, "default")
         command = f"`python analyses/{f'run.py {name}' if name in CLAIMS else f'{name}.py'}`"
         if not path.exists():
-            rows.append(f"| {module.TITLE} | not run | | | | {command} |")
+            rows.append(f"| {claim} | not run | | | | {command} |")
             continue
         result = open_result(path)
-        told = module.conclude(result)
+        conclusion = module.conclude(result)
         unit = "GPU" if result.attrs["device"].startswith("cuda") else "core"
         cost = f"{result.attrs['runs']} runs, {result.attrs['core_minutes']:.0f} {unit}-minutes"
         figure = f"[figure](figures/{name}.png) ([caption](figures/{name}.txt))"
-        verdict = f"**{told.verdict}**, {held_of(told)}"
-        rows.append(f"| {module.TITLE} | {verdict} | {told.effect} | {told.seeds} | {cost} | {figure}, {command} |")
+        verdict = f"**{conclusion.verdict}**, {held_of(conclusion)}"
+        rows.append(
+            f"| {claim} | {verdict} | {conclusion.effect} | {conclusion.seeds} | {cost} | {figure}, {command} |"
+        )
     return "\n".join(rows)
 
 
 def details() -> str:
-    """Return what each part of each claim's rule came to, in Markdown."""
+    """Return the outcome of every part of every rule as Markdown."""
     lines = []
     for name, module in ANALYSES.items():
         path = result_path(name, "default")
         if path.exists():
-            told = module.conclude(open_result(path))
-            lines += [f"**{module.TITLE}**: {held_of(told)}", "", *(f"- {said_of(part)}" for part in told.parts), ""]
+            conclusion = module.conclude(open_result(path))
+            parts = (f"- {said_of(part)}" for part in conclusion.parts)
+            lines += [f"**{module.TITLE}**: {held_of(conclusion)}", "", *parts, ""]
     return "\n".join(lines).rstrip()
 
 

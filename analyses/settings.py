@@ -1,10 +1,11 @@
-"""The settings that the claims share: tasks and networks, what is searched, what the search chose, and the seeds.
+"""Settings shared by the claims: tasks, networks, search space, the search's choices, and seeds.
 
-Every network has one layer and a residual stream of 32, for two cores, and two heads but on digits, which has four.
-Learning rate, initial weights and the split of the steps are chosen for each task and recipe by `claim1_spt_gain`, on
-validation sequences of seed `SEARCHED`; `CHOSEN` repeats what it chose, and a test holds the two together. The steps of
-the four longer tasks were raised once, to 2,000 and 3,000, when a search with 800 and 1,500 had left two of them at
-chance; every other number was fixed before any result, and none was chosen on test sequences.
+Every network has one layer and a residual stream of width 32, sized for two cores. It has two attention heads, except
+on digits, where it has four. `claim1_spt_gain` chooses learning rate, initial weights and the split of the steps for
+each task and recipe, on validation sequences of seed `SEARCHED`. `CHOSEN` repeats these choices, and a test checks that
+they agree. The number of steps of the four longer tasks was raised once, to 2,000 and 3,000, after a search with 800
+and 1,500 had left two of them at chance. Every other number was fixed before any result, and none was chosen on test
+sequences.
 """
 
 from typing import Any
@@ -13,9 +14,9 @@ from attnprobe.config import Recipe, TrainConfig
 from attnprobe.tasks import PRESETS, Source, configure, source
 
 SEARCHED = 0
-"""The seed of the search."""
+"""Seed of the search."""
 SEEDS = {"quick": (11, 12), "default": (11, 12, 13, 14, 15), "full": tuple(range(11, 21))}
-"""Those of every reported number: new task instances, weights and batches."""
+"""Seeds of every reported number: new task instances, weights and batches."""
 
 COMMON: dict[str, Any] = {
     "n_layers": 1,
@@ -32,7 +33,7 @@ COMMON: dict[str, Any] = {
     "checkpoints": 5,
 }
 _LONG = {"batch_size": 16, "steps": 2000, "evaluations": 1, "checkpoints": 1}
-"""256 tokens a sequence: evaluated at the ends of the stages alone, which else takes as long as training."""
+"""For 256 tokens per sequence: more evaluations than one at the end of each stage would take as long as training."""
 
 TASKS: dict[str, dict[str, Any]] = {
     "pairs": {"task_options": {"train_size": 700}, "validation_size": 200, "steps": 2000, "batch_size": 64},
@@ -73,18 +74,18 @@ WEIGHTS: dict[str, dict[str, Any]] = {
     "small": {"init": "normal", "init_std": 0.02, "position_std": 0.02},
     "large": {"init": "xavier", "init_std": 0.1, "position_std": 0.1},
 }
-"""Initial weights N(0, 0.02), embeddings and positions too; or Xavier's, and embeddings and positions N(0, 0.1)."""
+"""Small: weights, embeddings and positions N(0, 0.02). Large: Xavier weights, embeddings and positions N(0, 0.1)."""
 SPLITS: dict[Recipe, tuple[float, ...]] = {"supervised": (0.5, 1.0), "spt": (0.5, 0.75)}
-"""Labels alone take this share of the steps, and SPT takes this share of them before the labels."""
+"""Fraction of the steps used by supervised training, and fraction that SPT spends on self-pretraining."""
 
 LARGE: dict[str, Any] = {"n_layers": 2, "d_model": 128, "n_heads": 8}
-"""Networks of ``--full``; what is chosen for the small ones stays, but in claim 1, which searches again."""
+"""Networks of ``--full``. Claim 1 searches again for them; the other claims keep the choices of the small networks."""
 
 SMALL = ", small weights"
-"""A task of which only the candidates that begin with small weights stand to choice: the initial scale decides much."""
+"""Suffix of a task whose candidates are restricted to small initial weights, since the initial scale matters a lot."""
 
 Choice = tuple[float, str, float]
-"""Rate, initial weights, split of the steps."""
+"""Learning rate, initial weights, split of the steps."""
 CHOSEN: dict[tuple[str, Recipe], Choice] = {
     ("pairs", "supervised"): (1e-3, "large", 1.0),
     ("pairs", "spt"): (3e-3, "large", 0.5),
@@ -110,28 +111,28 @@ CHOSEN: dict[tuple[str, Recipe], Choice] = {
 
 
 def candidates(recipe: Recipe) -> list[Choice]:
-    """Return what the search tries: rate, initial weights and split, as many for either recipe."""
+    """Return the candidates of the search (learning rate, initial weights, split): the same number per recipe."""
     return [(rate, weights, split) for rate in RATES for weights in WEIGHTS for split in SPLITS[recipe]]
 
 
 def source_of(task: str) -> Source:
-    """Return where the sequences of a task come from."""
+    """Return the data source of a task."""
     return source(task.removesuffix(SMALL))
 
 
-def setting(task: str, recipe: Recipe, seed: int, choice: Choice | None = None, **named: Any) -> TrainConfig:
-    """Return the configuration of a task and recipe under a choice, that of the search unless told.
+def setting(task: str, recipe: Recipe, seed: int, choice: Choice | None = None, **overrides: Any) -> TrainConfig:
+    """Return the configuration of a task and recipe under a choice, by default the search's choice.
 
-    Other settings win over all that; ``steps`` are those before the split.
+    Keyword arguments override all other settings; ``steps`` is the number of steps before the split.
     """
     rate, weights, split = choice or CHOSEN[task, recipe]
     task = task.removesuffix(SMALL)
-    of_task = {**COMMON, **TASKS[task], **WEIGHTS[weights], "learning_rate": rate}
-    options = {**of_task.get("task_options", {}), **named.pop("task_options", {})}
-    steps = named.pop("steps", of_task["steps"])
+    defaults = {**COMMON, **TASKS[task], **WEIGHTS[weights], "learning_rate": rate}
+    options = {**defaults.get("task_options", {}), **overrides.pop("task_options", {})}
+    steps = overrides.pop("steps", defaults["steps"])
     part = round(steps * split)
     stages = (
         {"steps": part, "pretrain_steps": 0} if recipe == "supervised" else {"steps": steps, "pretrain_steps": part}
     )
-    asked = {**of_task, "recipe": recipe, "seed": seed, **stages, **named, "task_options": options}
-    return configure(task, **asked)
+    settings = {**defaults, "recipe": recipe, "seed": seed, **stages, **overrides, "task_options": options}
+    return configure(task, **settings)

@@ -1,4 +1,4 @@
-"""attnprobe: what did the query-key scores learn?
+"""attnprobe: mechanistic analysis of attention scores and patterns.
 
 >>> import attnprobe as ap
 >>> config = ap.configure("pairs", recipe="spt", seed=0)
@@ -6,8 +6,8 @@
 (('masked', 1500), ('labels', 500))
 
 ``ap.train(config)`` returns a run, ``ap.load("ckpt.pt")`` a checkpoint, ``ap.proximity(checkpoint)`` a labelled result
-and ``ap.figures.proximity(result)`` its figure; ``ap.statistics`` takes queries and keys of any network.
-Names are imported when they are first used, so that ``import attnprobe`` itself is quick.
+and ``ap.figures.proximity(result)`` its figure. ``ap.statistics`` accepts queries and keys of any network. Names are
+imported lazily, on first use, so that ``import attnprobe`` is fast.
 """
 
 from importlib import import_module
@@ -90,11 +90,11 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public name when it is first used."""
+    """Import a public name on first use."""
     if name in MODULES:
         return import_module(f"attnprobe.{name}")
     if name not in _HOME:
-        raise AttributeError(f"module 'attnprobe' has no attribute {name!r}; it has {', '.join(__all__)}")
+        raise AttributeError(f"module 'attnprobe' has no attribute {name!r}; available: {', '.join(__all__)}")
     return getattr(import_module(f"attnprobe.{_HOME[name]}"), name)
 
 

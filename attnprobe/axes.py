@@ -1,9 +1,9 @@
-"""The glossary: one word per axis.
+"""Names and figure labels of all axes.
 
-The same word names a tensor axis in annotations, an axis in einops patterns, a dimension of a result and, through
-`label`, the axis of a figure. *Score* is what enters the softmax: scaled, with every position bias. *Pattern* is what
-leaves it. *Offset* is key position minus query position, *distance* its absolute value; on an image both are also
-taken over rows and columns of pixels.
+Each axis has one name, used in tensor annotations, einops patterns and result dimensions; `label` maps it to the axis
+label in figures. The *score* is the input of the softmax, scaled and with every position bias; the *pattern* is its
+output. The *offset* is key position minus query position and the *distance* its absolute value; for images, both are
+also defined over rows and columns of pixels.
 """
 
 LABELS = {
@@ -32,8 +32,8 @@ LABELS = {
     "images": "training images",
     "encoding": "position encoding",
     "objective": "objective of self-pretraining",
-    "candidate": "candidate of a search",
-    "stage": "stage of training",
+    "candidate": "search candidate",
+    "stage": "training stage",
     "seed": "seed",
     "offset": "offset: key $-$ query (tokens)",
     "row_offset": "row offset: key $-$ query (pixels)",
@@ -44,15 +44,15 @@ LABELS = {
     "frequency": "frequency (periods per token)",
     "pair": "pair of coordinates with one frequency",
     "component": "singular component",
-    "loss": "objective whose gradient it is",
-    "other_loss": "the other objective",
+    "loss": "objective of the gradient",
+    "other_loss": "other objective",
     "direction": "direction in score space",
-    "case": "network, or departure from it",
+    "case": "network or variant",
     "profile": "profile: function of the offset",
     "length": "tokens in the sequence",
     "subspace": "subspace of score space",
     "intervention": "intervention",
-    "window": "distance up to which keys count as near",
+    "window": "largest distance of a near key",
     "bound": "end of the interval",
     "null": "kind of null",
     "draw": "draw of the null",
@@ -60,5 +60,5 @@ LABELS = {
 
 
 def label(axis: str) -> str:
-    """Return the figure label of an axis; raise ``KeyError`` for a word that the glossary lacks."""
+    """Return the figure label of an axis; raise ``KeyError`` if the name is unknown."""
     return LABELS[axis]

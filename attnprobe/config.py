@@ -36,9 +36,9 @@ def settings(kind: type[Settings]) -> type[Settings]:
     validate = validated.__init__
 
     @functools.wraps(validate)
-    def __init__(self: Any, *values: Any, **named: Any) -> None:
+    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
         try:
-            validate(self, *values, **named)
+            validate(self, *args, **kwargs)
         except pydantic.ValidationError as error:
             raise UsageError("; ".join(map(_one_line, error.errors(include_url=False)))) from None
 
@@ -58,7 +58,7 @@ Recipe = Literal["supervised", "spt"]
 
 @settings
 class DataSpec:
-    """The data format a network is built for."""
+    """Data format that a network is built for."""
 
     n: Count
     """Number of tokens in a sequence (in the longest one if lengths differ)."""
@@ -69,20 +69,21 @@ class DataSpec:
     vocabulary: Index = 0
     """Number of token ids; 0 for real values."""
     grid: tuple[Count, Count] | None = None
-    """Rows and columns if the sequence is an image read row by row."""
+    """Rows and columns if the sequence is an image in row-major order."""
     levels: Index = 0
-    """Number of equally spaced values from -1 to 1 that tokens can take; masked tokens are then predicted by
-    cross-entropy over these levels. 0: any real value, predicted with absolute error."""
+    """Number of equally spaced values from -1 to 1 that a token can take, predicted with cross-entropy if masked.
+    0: any real value, predicted with absolute error."""
 
     def __post_init__(self) -> None:
         """Check that the fields are consistent."""
         if (self.inputs == "tokens") != (self.vocabulary > 0):
             raise UsageError(
-                f"data with inputs={self.inputs!r} and vocabulary={self.vocabulary}: only ids have a vocabulary"
+                f"data with inputs={self.inputs!r} and vocabulary={self.vocabulary}: vocabulary must be positive for "
+                "tokens and 0 for values"
             )
         if self.levels == 1 or (self.levels and self.inputs == "tokens"):
             raise UsageError(
-                f"data with inputs={self.inputs!r} and levels={self.levels}: must be 0, or at least 2 for values"
+                f"data with inputs={self.inputs!r} and levels={self.levels}: levels must be 0, or at least 2 for values"
             )
         if self.grid is not None and self.grid[0] * self.grid[1] != self.n:
             raise UsageError(
@@ -92,7 +93,7 @@ class DataSpec:
 
 @settings
 class ModelConfig:
-    """The architecture; sizes that depend on the data are in `DataSpec`."""
+    """Architecture of the network; sizes that depend on the data are in `DataSpec`."""
 
     n_layers: Count = 1
     """Number of blocks."""
@@ -109,7 +110,7 @@ class ModelConfig:
     norm: Literal["layer", "rms", "none"] = "layer"
     """Normalisation."""
     norm_placement: Literal["pre", "post"] = "pre"
-    """pre: normalise before each sublayer and at the end; post: after each residual sum."""
+    """pre: normalise before each sublayer and after the last block; post: after each residual sum."""
     causal: bool = False
     """Causal attention: a query attends only to keys at or before its own position."""
     pooling: Literal["mean", "max", "cls", "last"] = "mean"
@@ -117,17 +118,17 @@ class ModelConfig:
     init: Literal["normal", "xavier"] = "normal"
     """Initial weights: N(0, init_std^2) or Xavier uniform; embeddings are always N(0, init_std^2)."""
     init_std: Amount = 0.02
-    """Standard deviation of initial embeddings and of weights under init normal."""
+    """Standard deviation of the initial embeddings, and of the other initial weights under init normal."""
     position_std: Amount = 0.02
-    """Standard deviation of initial position embeddings and relative position biases."""
+    """Standard deviation of the initial position embeddings and relative position biases."""
     score_bias: Literal["none", "fixed", "learned"] = "none"
-    """Proximity bias -distance / length_scale in every head's score: none, fixed, or learned (the initial value of one
-    parameter per head and offset)."""
+    """Proximity bias -distance / length_scale added to every head's scores: none, fixed, or learned (initial value of
+    one parameter per head and offset)."""
     length_scale: Rate = 2.0
     """Length scale of score_bias and of init_qk proximity, in tokens or pixels."""
     init_qk: Literal["random", "proximity", "mimetic"] = "random"
-    """Initial query and key maps: random; proximity: position vectors score near keys high; mimetic: their product is
-    noise plus identity, as in trained vision Transformers (Trockman & Kolter 2023)."""
+    """Initial query and key maps: random; proximity: position vectors score nearby keys highest; mimetic: their product
+    is noise plus identity, as in trained vision Transformers (Trockman & Kolter 2023)."""
 
     def __post_init__(self) -> None:
         """Check that the settings are consistent."""
@@ -180,14 +181,14 @@ class ModelConfig:
 
 @settings
 class NetworkConfig(ModelConfig):
-    """The architecture with the sizes that the data determine, under TransformerLens's names."""
+    """Architecture with the sizes that depend on the data, under TransformerLens's names."""
 
     n_ctx: Count = 1
     """Maximum sequence length."""
     d_vocab: Index = 0
     """Number of token ids; 0 for values."""
     n_key_value_heads: None = None
-    """None: as many key and value heads as query heads."""
+    """None: one key and value head per query head."""
     device: None = None
     """None: `transformer_lens.patching` allocates its results on torch's default device."""
 
@@ -203,27 +204,28 @@ class TrainConfig:
     validation_size: Index = 0
     """Number of training sequences held out for validation (the last ones), for tasks without a validation split."""
     recipe: Recipe = "spt"
-    """supervised: train on the labels for all steps. spt: self-pretrain, then train on the labels, in as many steps."""
+    """supervised: train on the labels for all steps; spt: self-pretrain, then train on the labels, with the same total
+    number of steps."""
     seed: Seed = 0
     """Seed of the generated data, the initial weights, the batches and the masks."""
     init_seed: Seed | None = None
     """Seed of the initial weights only; None for `seed`."""
     model: ModelConfig = field(default_factory=ModelConfig)
-    """The network."""
+    """Architecture of the network."""
     steps: Count = 2000
     """Total number of training steps, self-pretraining included."""
     pretrain_steps: Index = 1500
-    """Steps of self-pretraining among `steps`; ignored by the supervised recipe."""
+    """Number of the `steps` spent on self-pretraining; ignored by the supervised recipe."""
     pretrain_objective: str = "masked"
     """Objective of self-pretraining."""
     pretrain_order: Literal["original", "shuffled"] = "original"
     """shuffled: permute the tokens within each sequence during self-pretraining (order-free control)."""
     mask_probability: Share = 0.3
-    """Probability that a token is masked; the masked loss covers masked tokens only."""
+    """Probability that a token is masked; the masked loss is computed on masked tokens only."""
     batch_size: Count = 64
-    """Sequences per step, summed over all processes."""
+    """Number of sequences per step, summed over all processes."""
     gradient_accumulation_steps: Count = 1
-    """Micro-batches per process and step: less memory, same gradient; batch_size stays the total."""
+    """Micro-batches per process and step, to save memory; the gradient and the total batch_size stay the same."""
     precision: Literal["float32", "bf16"] = "float32"
     """bf16: run forward and backward passes under bfloat16 autocast; weights and optimiser state stay float32."""
     compile: bool = False
@@ -233,9 +235,9 @@ class TrainConfig:
     pretrain_learning_rate: Rate | None = None
     """Peak learning rate of self-pretraining; None for `learning_rate`."""
     schedule: Literal["cosine", "constant"] = "cosine"
-    """Learning rate after warm-up in each stage: cosine decay to 5 % of the peak, or constant."""
+    """Learning-rate schedule after the warm-up of each stage: cosine decay to 5 % of the peak, or constant."""
     warmup_steps: Index = 50
-    """Linear warm-up steps of each stage."""
+    """Number of linear warm-up steps in each stage."""
     weight_decay: Amount = 0.01
     """Weight decay of AdamW."""
     grad_clip: Amount = 1.0
@@ -243,8 +245,8 @@ class TrainConfig:
     evaluations: Count = 20
     """Number of evenly spaced evaluations on training, validation and test data; checkpoints are evaluated too."""
     patience: Index = 0
-    """Early stopping: end training on the labels after this many evenly spaced evaluations without a lower validation
-    loss; 0 disables it."""
+    """Early stopping: end training on the labels after this number of evenly spaced evaluations without a lower
+    validation loss; 0 disables it."""
     checkpoints: Count = 6
     """Number of checkpoints per stage, log-spaced up to its last step; step 0 is always saved."""
     init_from: str | None = None
@@ -252,18 +254,18 @@ class TrainConfig:
     transfer: str = "all"
     """Parts of the network to load from init_from: all, PART+PART or all-but-PART+PART."""
     freeze: tuple[str, ...] = ()
-    """Parts of the network to freeze, by the same names: qk,positions."""
+    """Parts of the network to freeze, with the part names of transfer: qk,positions."""
     device: str = "cpu"
     """torch device."""
 
     def __post_init__(self) -> None:
-        """Check everything that needs neither the task nor another checkpoint."""
+        """Check the constraints that need neither the task nor another checkpoint."""
         if self.recipe == "spt" and not 0 < self.pretrain_steps <= self.steps:
             raise UsageError(f"pretrain_steps={self.pretrain_steps} must be at least 1 and at most steps={self.steps}")
         self._check_objective()
         if self.gradient_accumulation_steps > self.batch_size:
-            parts = f"gradient_accumulation_steps={self.gradient_accumulation_steps}"
-            raise UsageError(f"{parts}: must be at most batch_size={self.batch_size}")
+            setting = f"gradient_accumulation_steps={self.gradient_accumulation_steps}"
+            raise UsageError(f"{setting}: must be at most batch_size={self.batch_size}")
         if self.transfer != "all" and self.init_from is None:
             raise UsageError(f"transfer={self.transfer!r} needs init_from, the checkpoint to load from")
 
@@ -279,16 +281,16 @@ class TrainConfig:
 
     @property
     def stages(self) -> tuple[tuple[str, int], ...]:
-        """Objectives in training order, each with its number of steps."""
+        """Objective and number of steps of each stage, in training order."""
         if self.recipe == "supervised":
             return (("labels", self.steps),)
-        first = (self.pretrain_objective, self.pretrain_steps)
-        rest = self.steps - self.pretrain_steps
-        return (first, ("labels", rest)) if rest else (first,)
+        pretraining = (self.pretrain_objective, self.pretrain_steps)
+        label_steps = self.steps - self.pretrain_steps
+        return (pretraining, ("labels", label_steps)) if label_steps else (pretraining,)
 
 
 def from_flat(named: Mapping[str, Any]) -> TrainConfig:
-    """Return the `TrainConfig` of a flat mapping that names fields of `TrainConfig` and `ModelConfig`.
+    """Build a `TrainConfig` from a flat mapping of `TrainConfig` and `ModelConfig` fields.
 
     Raises `UsageError` for an unknown or former name.
 
@@ -297,27 +299,27 @@ def from_flat(named: Mapping[str, Any]) -> TrainConfig:
     """
     refuse_former_settings(named)
     named = dict(named)
-    valid = {*_names(TrainConfig), *_names(ModelConfig)} - {"model"}
+    valid = {*_field_names(TrainConfig), *_field_names(ModelConfig)} - {"model"}
     for name in named:
         if name not in valid:
             raise UsageError(f"unknown setting {name!r}; valid: {listed(sorted(valid))}")
-    model = {name: named.pop(name) for name in _names(ModelConfig) if name in named}
+    model = {name: named.pop(name) for name in _field_names(ModelConfig) if name in named}
     return TrainConfig(model=ModelConfig(**model), **named)
 
 
 def read_settings(path: str | Path) -> dict[str, Any]:
-    """Read settings from a TOML or YAML file; they may be grouped in sections of any name."""
+    """Read settings from a TOML or YAML file, in which they may be grouped into sections with any name."""
     content = read_file(path)
-    named: dict[str, Any] = {}
+    flat: dict[str, Any] = {}
     for name, value in content.items():
-        inner = value if isinstance(value, dict) and name != "task_options" else {name: value}
-        for key, entry in inner.items():
+        section = value if isinstance(value, dict) and name != "task_options" else {name: value}
+        for key, setting in section.items():
             if not isinstance(key, str):
                 raise UsageError(f"{path}: {key!r} is not the name of a setting")
-            if key in named:
+            if key in flat:
                 raise UsageError(f"{path}: {key} is set twice")
-            named[key] = entry
-    return named
+            flat[key] = setting
+    return flat
 
 
 def read_file(path: str | Path) -> dict[Any, Any]:
@@ -326,45 +328,45 @@ def read_file(path: str | Path) -> dict[Any, Any]:
     try:
         content = _PARSERS[path.suffix](path.read_text())
     except KeyError:
-        raise UsageError(f"{path}: the file name of a configuration must end in {listed(_PARSERS)}") from None
+        raise UsageError(f"{path}: the name of a settings file must end in {listed(_PARSERS)}") from None
     except OSError as error:
         raise UsageError(f"{path}: {error.strerror}") from error
     except ValueError as error:
         raise UsageError(f"{path}: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
-        raise UsageError(f"{path}: holds no settings (NAME = VALUE)")
+        raise UsageError(f"{path}: contains no settings (NAME = VALUE)")
     return content
 
 
 def from_plain(kind: type[Settings], fields: Any, where: str) -> Settings:
     """Rebuild a settings dataclass from the result of ``dataclasses.asdict``.
 
-    Former names of settings are translated. A field with a default may be missing, as in files from before it existed:
-    the default of a new field is the earlier behaviour. Raises `UsageError` for unknown or missing fields; ``where`` is
-    the file they come from.
+    Former names of settings are translated. A field with a default may be missing, as in a file from before the field
+    existed: the default of a new field reproduces the earlier behaviour. Raises `UsageError` for unknown or missing
+    fields; its message starts with ``where``, the source of the fields.
     """
     if not isinstance(fields, Mapping):
-        raise UsageError(f"{where}: holds {type(fields).__name__} where {kind.__name__} should be")
+        raise UsageError(f"{where}: {type(fields).__name__} instead of a mapping of {kind.__name__} fields")
     fields = current_settings(fields)
-    unknown, missing = sorted(set(fields) - _names(kind)), sorted(_needed(kind) - set(fields))
+    unknown, missing = sorted(set(fields) - _field_names(kind)), sorted(_required_names(kind) - set(fields))
     if unknown or missing:
-        wrong = [f"unknown {listed(unknown)}"] * bool(unknown) + [f"missing {listed(missing)}"] * bool(missing)
-        raise UsageError(f"{where}: {kind.__name__} has {'; '.join(wrong)}")
+        problems = [f"unknown {listed(unknown)}"] * bool(unknown) + [f"missing {listed(missing)}"] * bool(missing)
+        raise UsageError(f"{where}: {kind.__name__} has {'; '.join(problems)}")
     values = dict(fields)
     if kind is TrainConfig and "model" in values:
         values["model"] = from_plain(ModelConfig, values["model"], where)
     return kind(**values)
 
 
-def _names(kind: Any) -> set[str]:
+def _field_names(kind: Any) -> set[str]:
     return {field.name for field in dataclasses.fields(kind)}
 
 
-def _needed(kind: Any) -> set[str]:
+def _required_names(kind: Any) -> set[str]:
     """Return the names of the fields without a default."""
-    absent = dataclasses.MISSING
+    missing = dataclasses.MISSING
     fields = dataclasses.fields(kind)
-    return {field.name for field in fields if field.default is absent and field.default_factory is absent}
+    return {field.name for field in fields if field.default is missing and field.default_factory is missing}
 
 
 def _toml(text: str) -> Any:

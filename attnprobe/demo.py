@@ -1,4 +1,4 @@
-"""The demonstration: both recipes on a generated and a real task, several seeds, and what their scores learned."""
+"""Demo: train both recipes on a generated and a real task over several seeds and compare their attention scores."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +20,7 @@ from attnprobe.tasks import configure
 from attnprobe.training.checkpoint import load
 from attnprobe.training.run import Run
 
-# Few evaluations and checkpoints, and less than half of the steps that digits recommends: minutes, not an hour.
+# Few evaluations and checkpoints, and fewer than half of the recommended steps for digits, to take only minutes.
 SETTINGS: dict[str, dict[str, Any]] = {
     "pairs": {"evaluations": 4, "checkpoints": 4},
     "digits": {"evaluations": 4, "checkpoints": 4, "steps": 1000, "pretrain_steps": 700},
@@ -29,19 +29,19 @@ RECIPES = ("supervised", "spt")
 
 
 def demo(out: Path, seeds: int, workers: int) -> None:
-    """Train every task, recipe and seed into ``out``, measure them, and print and draw what came of it."""
+    """Train every task, recipe and seed into ``out``, measure the runs, print a table and draw a figure."""
     if seeds < 1 or workers < 1:
         raise UsageError(f"seeds={seeds}, workers={workers}: both must be at least 1")
     report.prepare(out)
     plan = {
         out / f"{task}-{recipe}-{seed}": configure(task, recipe=recipe, seed=seed, **settings)
-        for task, settings in reversed(SETTINGS.items())  # the longest first, so that no worker idles at the end
+        for task, settings in reversed(SETTINGS.items())  # longest first, so that no worker idles at the end
         for seed in range(seeds)
         for recipe in RECIPES
     }
     for folder, config in plan.items():
         _check_folder(folder, config)
-    print(f"{len(plan)} runs into {out}, {workers} at a time")
+    print(f"training {len(plan)} runs in {out}, {workers} in parallel")
     out.mkdir(parents=True, exist_ok=True)
     results = run_all(_run_one, plan, workers, _lost)
     joined: dict[str, xr.Dataset] = {}
@@ -52,33 +52,33 @@ def demo(out: Path, seeds: int, workers: int) -> None:
         ]
         joined[task] = join(by_recipe, "recipe", RECIPES)
         save(joined[task], out / f"{task}.nc")
-    report.write_figure(draw_recipes(joined), out / "demo", "labels alone, and SPT before them")
+    report.write_figure(draw_recipes(joined), out / "demo", "supervised training and self-pretraining (SPT)")
     print(_table(joined))
-    print("\nmean ± std over seeds; distance, share and contrast of each run's head with the largest contrast;")
-    print("contrast (null): the largest over heads in the same scores with positions permuted, mean over draws")
+    print("\nmean ± std over seeds; distance, share and contrast: head with the largest contrast in each run")
+    print("contrast (null): largest over heads for the same scores with permuted positions, mean over draws\n")
     for task, result in joined.items():
         print(_gain(task, result))
-    print(f"\nfigure: {out / 'demo.png'} (and .pdf); each run's last checkpoint: {out}/RUN/figures/STEP/proximity.png")
-    print(f"next:   attnprobe proximity {out / 'pairs-spt-0'}    # every checkpoint, and the evolution over steps")
+    print(f"\nfigure: {out / 'demo.png'} (and .pdf); of each final checkpoint: {out}/RUN/figures/STEP/proximity.png")
+    print(f"next:   attnprobe proximity {out / 'pairs-spt-0'}    # measure all checkpoints of a run")
 
 
 def _check_folder(folder: Path, config: TrainConfig) -> None:
-    """Raise `UsageError` where a folder holds another run, or one that was cut off."""
+    """Raise `UsageError` if a folder holds another run or an unfinished one."""
     if not (folder / "config.json").exists():
         return
     last = Run(folder).path_of(config.steps)
     if not last.exists() or load(last).config != config:
-        raise UsageError(f"{folder}: holds another run, or an unfinished one; name another folder or remove it")
+        raise UsageError(f"{folder}: holds another run or an unfinished one; choose another folder or delete it")
 
 
 def _run_one(folder: Path, config: TrainConfig, on_step: Callable[[int], None]) -> xr.Dataset:
-    """Train one run, unless the folder holds it already, and measure its last checkpoint."""
+    """Train one run if the folder does not hold it already, and measure its final checkpoint."""
     last = complete(folder, config, on_step).path_of(config.steps)
     return report.write_checkpoint("proximity", load(last), report.default_folder(last))
 
 
-def _lost(folder: Path, why: str) -> xr.Dataset:
-    raise UsageError(f"{folder}: {why}")
+def _lost(folder: Path, reason: str) -> xr.Dataset:
+    raise UsageError(f"{folder}: {reason}")
 
 
 def _table(joined: dict[str, xr.Dataset]) -> str:
@@ -95,21 +95,21 @@ def _table(joined: dict[str, xr.Dataset]) -> str:
             "contrast (null)": null,
         }
         for recipe in RECIPES:
-            shown = {name: _mean_and_std(values.sel(recipe=recipe).values) for name, values in columns.items()}
-            rows.append({"task": task, "recipe": recipe, **shown})
+            cells = {name: _mean_and_std(values.sel(recipe=recipe).values) for name, values in columns.items()}
+            rows.append({"task": task, "recipe": recipe, **cells})
     return pd.DataFrame(rows).to_string(index=False)
 
 
 def _mean_and_std(values: np.ndarray) -> str:
-    spread = f" ± {values.std(ddof=1):.3f}" if len(values) > 1 else ""
-    return f"{values.mean():.3f}{spread}"
+    std = f" ± {values.std(ddof=1):.3f}" if len(values) > 1 else ""
+    return f"{values.mean():.3f}{std}"
 
 
 def _gain(task: str, result: xr.Dataset) -> str:
-    """Say what SPT changed in test accuracy, paired over seeds, whichever way it came out."""
+    """Report the change in test accuracy from supervised training to SPT, paired over seeds."""
     gains = (result["test_accuracy"].sel(recipe="spt") - result["test_accuracy"].sel(recipe="supervised")).values
-    said = f"{task}: SPT changes test accuracy by {gains.mean():+.3f}"
+    message = f"{task}: SPT changes test accuracy by {gains.mean():+.3f} relative to supervised training"
     if len(gains) < 2:
-        return f"{said} (one seed: no interval)"
+        return f"{message} (one seed: no interval)"
     _, low, high = mean_interval(gains)
-    return f"{said}, 95 % t interval {low:+.3f} to {high:+.3f} over {len(gains)} paired seeds"
+    return f"{message}, 95 % t-interval {low:+.3f} to {high:+.3f} over {len(gains)} paired seeds"

@@ -1,14 +1,14 @@
-"""The one exception for what a user can mend."""
+"""The exception for user errors."""
 
 
 class UsageError(ValueError):
-    """Something that was given cannot be used.
+    """An invalid argument, setting or file.
 
-    The message is one line that holds the value that was wrong and the valid ones. The command line prints it and
-    exits with status 2; in Python it is an ordinary ``ValueError``.
+    The message is one line with the invalid value and the valid ones. The command line prints it and exits with status
+    2; in Python it is an ordinary ``ValueError``.
     """
 
 
 def listed(values: object) -> str:
-    """Return the values of an iterable as one comma-separated line, for messages."""
+    """Format an iterable as one comma-separated line for messages."""
     return ", ".join(map(str, values))  # pyright: ignore[reportArgumentType]

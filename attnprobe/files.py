@@ -7,14 +7,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 PART = ".part"
-"""How the name of a file ends that is not whole yet."""
+"""Suffix of incomplete files."""
 
 
 @contextlib.contextmanager
 def whole(path: Path) -> Iterator[Path]:
-    """Give the name of a new file that takes the place of ``path`` at the end, and none at all after an exception.
+    """Yield a temporary path that replaces ``path`` on success and is deleted after an exception.
 
-    Whoever else writes the same path at the same time has another name.
+    The name is unique, so concurrent writers of the same path do not interfere.
     """
     part = path.with_name(f"{path.name}.{uuid.uuid4().hex}{PART}")
     try:
@@ -25,6 +25,6 @@ def whole(path: Path) -> Iterator[Path]:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write a text whole or not at all."""
+    """Write text to a file atomically."""
     with whole(path) as part:
         part.write_text(text)

@@ -1,4 +1,4 @@
-"""Names of earlier versions: files that use them still load, and commands that use them are told the current name."""
+"""Names of earlier versions: files that use them still load; commands that use them fail with the current name."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -18,14 +18,14 @@ SETTINGS = {
     "norm_place": "norm_placement",
     "proximity_range": "length_scale",
 }
-"""Settings of a run: former name, current name."""
+"""Former to current names of run settings."""
 SETTING_VALUES = {"recipe": {"labels": "supervised"}, "pretrain_order": {"own": "original"}}
-"""Values of settings, by the setting."""
+"""Former to current values, per setting."""
 KEYWORDS = {
     "gradients": {"reach": "length_scale"},
     "interventions": {"reach": "length_scale", "donor": "patch_from"},
 }
-"""Keywords of measures, by the measure."""
+"""Former to current keywords, per measure."""
 INTERVENTIONS = {
     "flatten": "uniform_attention",
     "keep toeplitz": "keep_toeplitz",
@@ -38,24 +38,27 @@ INTERVENTIONS = {
     "donor scores": "patch_scores",
     "donor maps": "patch_qk",
 }
+"""Former to current names of interventions."""
 COORDINATES = {
     "recipe": SETTING_VALUES["recipe"],
     "intervention": INTERVENTIONS,
     "direction": {"own profile": "measured profile"},
 }
-"""Values of the coordinates of results, by the axis."""
+"""Former to current coordinate values, per axis of results."""
 AXES = {"within": "window", "kernel": "profile"}
+"""Former to current axes of results."""
 VARIABLES = {"favours": "positive_share", "position_kernel": "position_score"}
-"""Variables of results; what derives from one (``NAME_interval`` ...) follows."""
+"""Former to current variables of results; derived variables (``NAME_interval`` ...) are renamed with them."""
 ATTRIBUTES = {"reach": "length_scale", "donor": "patch_from"}
+"""Former to current attributes of results."""
 STD = ("_sd", "_std")
-"""How the name of a standard deviation ended, and ends."""
+"""Former and current suffix of standard deviations."""
 
 
 def current_settings(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Return settings (of one dataclass, or flat) under their current names, with current values.
+    """Translate former names and values of settings (of one dataclass, or flat) to current ones.
 
-    A former name beside the current one is kept, so that it is refused as unknown.
+    A former name is kept if the current one is also present, so that it is rejected as unknown.
     """
     renamed = {name if SETTINGS.get(name, name) in fields else SETTINGS.get(name, name): name for name in fields}
     values = {name: SETTING_VALUES.get(name, {}) for name in renamed}
@@ -66,7 +69,7 @@ def current_settings(fields: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def former_settings(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Return settings as earlier versions would have written them; nested settings too."""
+    """Translate current names and values of settings, also nested ones, to former ones."""
     names = {current: former for former, current in SETTINGS.items()}
     former: dict[str, Any] = {}
     for name, value in fields.items():
@@ -79,7 +82,7 @@ def former_settings(fields: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def refuse_former_settings(named: Mapping[str, Any]) -> None:
-    """Raise `UsageError` for a setting that has a new name or value; the message says which."""
+    """Raise `UsageError` for a former name or value of a setting; the message gives the current one."""
     for name, value in named.items():
         if name in SETTINGS:
             raise UsageError(f"setting {name!r} is now called {SETTINGS[name]!r}")
@@ -90,9 +93,9 @@ def refuse_former_settings(named: Mapping[str, Any]) -> None:
 def refuse_former_flags(
     arguments: Sequence[str], names: Mapping[str, str], values: Mapping[str, Mapping[str, str]] | None = None
 ) -> None:
-    """Raise `UsageError` for a flag or a flag's value that has a new name.
+    """Raise `UsageError` for a former flag or a former value of a flag; the message gives the current one.
 
-    ``names`` maps former keywords to current ones, ``values`` the former values of a keyword to current ones.
+    ``names`` maps former keywords to current ones; ``values`` maps the former values of each keyword to current ones.
     """
     for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
         flag, _, value = argument.partition("=")

@@ -1,19 +1,19 @@
-r"""Geometry: which pairs of query and key a head can use, and which offset each pair has.
+r"""Geometry of query-key pairs: visibility, offsets, and least-squares fits of functions of the offset.
 
-A function of the offset is fitted to scores in a way that respects what the softmax can see. Adding a constant to a row
-of the score changes nothing, so the model is
+The softmax is invariant to adding a constant to a row of the score, so a function of the offset t is fitted to scores
+together with row constants. The model is
 
 $$S_{ij} = r_i + t(j - i) + \varepsilon_{ij}$$
 
 with a free constant $r_i$ for each query, by least squares over the visible pairs. Centring each row and then averaging
-each diagonal would *not* give t: rows of different lengths, or near an edge, have different means of t itself (the
-profile of a causal $-m\,|j - i|$ would come out with three quarters of its slope). With $N_o$ pairs at offset o, $n_i$
-keys visible to query i and $C_{io} = 1$ where query i has a key at offset o, t solves
+each diagonal does *not* recover t, because rows of different lengths, or near an edge, have different means of t itself
+(the profile of a causal $-m\,|j - i|$ would have three quarters of its slope). With $N_o$ pairs at offset o, $n_i$ keys
+visible to query i, and $C_{io} = 1$ if query i has a key at offset o, t solves
 
 $$(\mathrm{diag}(N) - C^\top \mathrm{diag}(1/n) C)\, t = b, \qquad b_o = \sum_{j - i = o} (S_{ij} - \bar S_{i\cdot}).$$
 
-Nothing here is n x n: in reading order a key is visible or not by its offset alone, so $C t$ (`Geometry.windows`) and
-$C^\top r$ (`Geometry.overlaps`) are running sums, and the system is solved by conjugate gradients, which take about ten
+No array is n x n. In row-major order visibility depends on the offset alone, so $C t$ (`Geometry.windows`) and
+$C^\top r$ (`Geometry.overlaps`) are running sums. The system is solved by conjugate gradients, which need about ten
 steps at any n.
 """
 
@@ -29,16 +29,16 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Geometry:
-    """The pairs of n tokens in a line, or of rows x columns pixels read row by row.
+    """Query-key pairs of n tokens in a line, or of rows x columns pixels in row-major order.
 
-    Axes of offsets are flat: from -(n - 1) to n - 1 in a line; on a grid row offsets by column offsets, in reading
-    order. All tensors are float64 on the CPU.
+    The offset axis has a single dimension: -(n - 1) ... n - 1 in a line, and row offsets x column offsets, flattened in
+    row-major order, on a grid. All tensors are float64 on the CPU.
     """
 
     shape: tuple[int, ...]
     """(n,) for a line, (rows, columns) for a grid."""
     causal: bool = False
-    """Whether a query sees only keys at or before its own place in the reading order."""
+    """Whether a query sees only keys at or before its own position in row-major order."""
 
     @property
     def n(self) -> int:
@@ -52,7 +52,7 @@ class Geometry:
 
     @cached_property
     def keys(self) -> Float[Tensor, " query"]:
-        """Number of keys that each query sees, $n_i$."""
+        """Number of keys visible to each query, $n_i$."""
         return self.sum_over_keys(torch.ones(self.n, dtype=torch.float64))
 
     @cached_property
@@ -73,12 +73,12 @@ class Geometry:
 
     @cached_property
     def uniform(self) -> Float[Tensor, " offset"]:
-        """Sum over queries of the weight at each offset, where attention is uniform over the visible keys."""
+        """Sum over queries of the weight at each offset, for uniform attention over the visible keys."""
         return self.overlaps(1 / self.keys)
 
     @cached_property
     def in_line(self) -> Int[Tensor, " offset"]:
-        """Place of each offset among those of the same tokens in a line: row offset x columns + column offset."""
+        """Index of the 1-D offset that corresponds to each offset: row offset x columns + column offset + n - 1."""
         line = torch.zeros(1, dtype=torch.long)
         for side in self.shape:
             line = (line[:, None] * side + torch.arange(-(side - 1), side)).flatten()
@@ -86,31 +86,31 @@ class Geometry:
 
     @cached_property
     def seen(self) -> Bool[Tensor, " offset"]:
-        """Whether keys at each offset are visible; an offset inside the shape is visible to all queries or to none."""
+        """Whether keys at each offset are visible; this does not depend on the query."""
         return self.in_line < self.n if self.causal else torch.ones(len(self.in_line), dtype=torch.bool)
 
     def sum_over_keys(self, x: Float[Tensor, "*lead key"]) -> Float[Tensor, "*lead query"]:
-        """Return for each query the sum of x over its visible keys."""
+        """Sum x over the visible keys of each query."""
         return x.cumsum(-1) if self.causal else x.sum(-1, keepdim=True).expand_as(x)
 
     def sum_over_queries(self, x: Float[Tensor, "*lead query"]) -> Float[Tensor, "*lead key"]:
-        """Return for each key the sum of x over the queries that see it."""
+        """Sum x over the queries that see each key."""
         return x.flip(-1).cumsum(-1).flip(-1) if self.causal else x.sum(-1, keepdim=True).expand_as(x)
 
     def windows(self, t: Float[Tensor, "*lead offset"]) -> Float[Tensor, "*lead query"]:
-        """Return for each query the sum of t over its visible keys, $C t$."""
+        """Sum t over the visible keys of each query, $C t$."""
         return self._over_axes(_windows, t.where(self.seen, 0.0), self.sides)
 
     def windows_by_key(self, t: Float[Tensor, "*lead offset"]) -> Float[Tensor, "*lead key"]:
-        """Return for each key the sum of t over the queries that see it."""
+        """Sum t over the queries that see each key."""
         return self._over_axes(_windows, t.where(self.seen, 0.0).flip(-1), self.sides)
 
     def overlaps(self, r: Float[Tensor, "*lead query"]) -> Float[Tensor, "*lead offset"]:
-        """Return for each offset the sum of r over the queries that see a key there, $C^T r$."""
+        """Sum r over the queries that see a key at each offset, $C^T r$."""
         return self._over_axes(_overlaps, r, self.shape) * self.seen
 
     def overlaps_by_key(self, u: Float[Tensor, "*lead key"]) -> Float[Tensor, "*lead offset"]:
-        """Return for each offset the sum of u over the keys that a query sees there."""
+        """Sum u over the keys that a query sees at each offset."""
         return self._over_axes(_overlaps, u, self.shape).flip(-1) * self.seen
 
     def inner(self, f: Float[Tensor, "*#lead offset"], g: Float[Tensor, "*#lead offset"]) -> Float[Tensor, "*#lead"]:
@@ -118,21 +118,24 @@ class Geometry:
         return (self.count * f * g).sum(-1) - (self.windows(f) * self.windows(g) / self.keys).sum(-1)
 
     def fold(self, sums: Float[Tensor, "*lead offset"]) -> Float[Tensor, "*lead line_offset"]:
-        """Return sums by offset on a grid as sums by offset of the same tokens in a line."""
+        """Convert sums by 2-D offset to sums by 1-D offset of the same tokens in row-major order."""
         line = torch.zeros(*sums.shape[:-1], 2 * self.n - 1, dtype=sums.dtype)
         return line.index_add(-1, self.in_line, sums)
 
     def offset_profile(self, sums: Float[Tensor, "*lead offset"]) -> Float[Tensor, "*lead offset"]:
-        """Return the least-squares t for the offset sums b of centred scores: mean 0 over pairs, NaN without pairs."""
+        """Return the least-squares t for the offset sums b of row-centred scores.
+
+        Its mean over pairs is 0; it is NaN at offsets without pairs.
+        """
 
         def normal(t: Tensor) -> Tensor:
             return self.count * t - self.overlaps(self.windows(t) / self.keys)
 
-        solved = _conjugate_gradients(normal, sums * self.seen, self.count)
-        return solved.where(self.seen, torch.nan)
+        solution = _conjugate_gradients(normal, sums * self.seen, self.count)
+        return solution.where(self.seen, torch.nan)
 
     def key_constants(self, sums: Float[Tensor, "*lead key"]) -> Float[Tensor, "*lead key"]:
-        """Return the least-squares u in $S_{ij} = r_i + u_j$ for the sums over queries of centred scores."""
+        """Return the least-squares u in $S_{ij} = r_i + u_j$ for the sums over queries of row-centred scores."""
 
         def normal(u: Tensor) -> Tensor:
             return self.queries * u - self.sum_over_queries(self.sum_over_keys(u) / self.keys)
@@ -142,30 +145,30 @@ class Geometry:
     def shared_energy(
         self, by_key: Float[Tensor, "*lead key"], by_offset: Float[Tensor, "*lead offset"]
     ) -> Float[Tensor, "*lead"]:
-        r"""Return the sum of squares that $S_{ij} = r_i + u_j + t(j - i)$ explains of a row-centred array.
+        r"""Return the sum of squares of a row-centred array explained by $S_{ij} = r_i + u_j + t(j - i)$.
 
-        It is given by its sums over queries and at each offset. What functions of the key and of the offset both are
-        (linear ones) is counted once.
+        The array is given by its sums by key and by offset. Linear functions, which are functions of the key as well as
+        of the offset, are counted once.
         """
         n, offsets = self.n, len(self.count)
 
         def normal(x: Tensor) -> Tensor:
             u, t = x[..., :n], x[..., n:]
             r = (self.sum_over_keys(u) + self.windows(t)) / self.keys
-            of_key = self.queries * u + self.windows_by_key(t) - self.sum_over_queries(r)
-            return torch.cat([of_key, self.count * t + self.overlaps_by_key(u) - self.overlaps(r)], dim=-1)
+            key_part = self.queries * u + self.windows_by_key(t) - self.sum_over_queries(r)
+            return torch.cat([key_part, self.count * t + self.overlaps_by_key(u) - self.overlaps(r)], dim=-1)
 
-        # Constants of either kind, and along each axis what is linear: t = offset, u = -position.
+        # Null space: constant u, constant t, and for each axis the linear functions t = offset, u = -position.
         null = torch.zeros(n + offsets, 2 + len(self.shape), dtype=torch.float64)
         null[:n, 0] = null[n:, 1] = 1
-        places = torch.meshgrid(*(torch.arange(side) for side in self.shape), indexing="ij")
-        steps = torch.meshgrid(*(torch.arange(1 - side, side) for side in self.shape), indexing="ij")
-        for axis, (place, step) in enumerate(zip(places, steps, strict=True)):
-            null[:n, 2 + axis], null[n:, 2 + axis] = -place.flatten(), step.flatten()
+        positions = torch.meshgrid(*(torch.arange(side) for side in self.shape), indexing="ij")
+        axis_offsets = torch.meshgrid(*(torch.arange(1 - side, side) for side in self.shape), indexing="ij")
+        for axis, (position, offset) in enumerate(zip(positions, axis_offsets, strict=True)):
+            null[:n, 2 + axis], null[n:, 2 + axis] = -position.flatten(), offset.flatten()
         null[n:] *= self.seen[:, None]
         right = torch.cat([by_key, by_offset * self.seen], dim=-1)
-        solved = _conjugate_gradients(normal, right, torch.cat([self.queries, self.count]), null)
-        return (right * solved).sum(-1)
+        solution = _conjugate_gradients(normal, right, torch.cat([self.queries, self.count]), null)
+        return (right * solution).sum(-1)
 
     def _over_axes(self, function: Callable[[Tensor], Tensor], x: Tensor, sizes: tuple[int, ...]) -> Tensor:
         lead = x.shape[:-1]
@@ -177,12 +180,12 @@ class Geometry:
 
 @lru_cache(maxsize=64)
 def geometry(shape: tuple[int, ...], causal: bool = False) -> Geometry:
-    """Return the geometry of a shape; what it has computed is kept for the next caller."""
+    """Return the cached geometry of a shape, including the properties it has already computed."""
     return Geometry(shape, causal)
 
 
 def _windows(t: Tensor) -> Tensor:
-    """Return [..., n]: for each i the sum of t, [..., 2 n - 1], over offsets -i ... n - 1 - i."""
+    """For each i, sum t, [..., 2 n - 1], over offsets -i ... n - 1 - i; return [..., n]."""
     n = (t.shape[-1] + 1) // 2
     before = t[..., :n].flip(-1).cumsum(-1)
     after = t[..., n:].cumsum(-1).flip(-1)
@@ -190,7 +193,7 @@ def _windows(t: Tensor) -> Tensor:
 
 
 def _overlaps(r: Tensor) -> Tensor:
-    """Return [..., 2 n - 1]: for each offset o the sum of r, [..., n], over those i where i + o is in 0 ... n - 1."""
+    """For each offset o, sum r, [..., n], over i with i + o in 0 ... n - 1; return [..., 2 n - 1]."""
     return torch.cat([r.flip(-1).cumsum(-1), r[..., :-1].cumsum(-1).flip(-1)], dim=-1)
 
 
@@ -200,36 +203,39 @@ def _conjugate_gradients(
     diagonal: Float[Tensor, " unknown"],
     null: Float[Tensor, "unknown vector"] | None = None,
 ) -> Float[Tensor, "*lead unknown"]:
-    """Solve symmetric systems with a known null space (the constants), preconditioned by their diagonals, to rounding.
+    """Solve symmetric systems with a known null space (default: the constants) to machine precision.
 
-    The solution is the one that is orthogonal to the null space, weighted by the diagonal: for constants of mean 0.
+    The diagonal is the preconditioner. The solution is orthogonal to the null space, weighted by the diagonal; for
+    constants this means a weighted mean of 0.
     """
-    given = (right * _quotient(right, diagonal)).sum(-1, keepdim=True)
-    # Sums made in float32 do not cancel quite; what is left over has no solution.
+    scale = (right * _quotient(right, diagonal)).sum(-1, keepdim=True)
+    # Sums computed in float32 do not cancel exactly; their component in the null space has no solution.
     null = torch.ones_like(diagonal)[:, None] if null is None else null
     weighted = diagonal[:, None] * null
     residual = right - (right @ null) @ torch.linalg.pinv(null.mT @ weighted) @ weighted.mT
-    direction = scaled = _quotient(residual, diagonal)
-    solved, size = torch.zeros_like(right), (residual * scaled).sum(-1, keepdim=True)
+    direction = preconditioned = _quotient(residual, diagonal)
+    solution, size = torch.zeros_like(right), (residual * preconditioned).sum(-1, keepdim=True)
     for _ in range(STEPS):
-        left = size > TOLERANCE**2 * given
-        if not left.any():
-            return solved
+        active = size > TOLERANCE**2 * scale
+        if not active.any():
+            return solution
         applied = apply(direction)
-        # Those that are done stand still: their directions are nothing but rounding.
-        length = _quotient(size, (direction * applied).sum(-1, keepdim=True)) * left
-        solved = solved + length * direction
-        residual = residual - length * applied
-        scaled = _quotient(residual, diagonal)
-        size, before = (residual * scaled).sum(-1, keepdim=True), size
-        direction = scaled + _quotient(size, before) * direction
+        # Converged systems are no longer updated: their search directions are rounding errors.
+        step = _quotient(size, (direction * applied).sum(-1, keepdim=True)) * active
+        solution = solution + step * direction
+        residual = residual - step * applied
+        preconditioned = _quotient(residual, diagonal)
+        size, previous = (residual * preconditioned).sum(-1, keepdim=True), size
+        direction = preconditioned + _quotient(size, previous) * direction
     raise ArithmeticError(f"conjugate gradients: not converged after {STEPS} steps")
 
 
 STEPS = 200
+"""Maximum number of conjugate-gradient steps."""
 TOLERANCE = 1e-14
+"""Relative residual at which conjugate gradients stop."""
 
 
-def _quotient(above: Tensor, below: Tensor) -> Tensor:
-    """Return above over below, which is not negative, and 0 where that is 0."""
-    return torch.where(below > 0, above / below, 0.0)
+def _quotient(numerator: Tensor, denominator: Tensor) -> Tensor:
+    """Return the quotient, or 0 if the (nonnegative) denominator is 0."""
+    return torch.where(denominator > 0, numerator / denominator, 0.0)

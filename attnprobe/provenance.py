@@ -1,4 +1,4 @@
-"""Where an artefact comes from: version, commit, command, machine-independent facts of how it was made."""
+"""Provenance of artefacts: versions, commit, command and creation time."""
 
 import hashlib
 import platform
@@ -16,7 +16,7 @@ import numpy as np
 def provenance() -> dict[str, Any]:
     """Return version, commit (with a flag for uncommitted changes), command, torch and Python version, and time.
 
-    The commit is that of attnprobe's own checkout; an installed copy has none, and says ``None``.
+    The commit is read from attnprobe's own checkout; it is ``None`` for an installed copy.
     """
     commit = _git("rev-parse", "HEAD")
     return {
@@ -31,13 +31,12 @@ def provenance() -> dict[str, Any]:
 
 
 def fingerprint(arrays: Iterable[np.ndarray]) -> str:
-    """Return 16 hexadecimal digits that change when any value, shape or type of the arrays changes."""
+    """Hash the values, shapes and types of arrays to 16 hexadecimal digits."""
     digest = hashlib.sha256()
     for array in arrays:
         digest.update(f"{array.dtype.str}{array.shape}".encode())
-        digest.update(
-            np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
-        )  # no copy: it may be larger than memory
+        # Not tobytes(), which copies: a memory-mapped array may be larger than memory.
+        digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
     return digest.hexdigest()[:16]
 
 
@@ -46,7 +45,7 @@ def _git(*arguments: str) -> str | None:
     if not (package.parent / ".git").exists():
         return None
     try:
-        done = subprocess.run(["git", "-C", str(package), *arguments], capture_output=True, text=True, timeout=10)
+        process = subprocess.run(["git", "-C", str(package), *arguments], capture_output=True, text=True, timeout=10)
     except (OSError, subprocess.TimeoutExpired):
         return None
-    return done.stdout.strip() if done.returncode == 0 else None
+    return process.stdout.strip() if process.returncode == 0 else None

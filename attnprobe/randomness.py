@@ -1,8 +1,8 @@
-"""Randomness as a pure function of (seed, purpose, counters).
+"""Random generators as a pure function of (seed, purpose, counters).
 
-Nothing here has a state that moves on. Step 700 of a run draws the same batch and the same masks whether the run came
-there in one go, was resumed at 699, or is one of two processes, and two arms with the same seed share their data, their
-initial weights and their batches: seeds are paired by construction.
+No generator state is carried from step to step. Step 700 of a run draws the same batch and masks whether the run was
+uninterrupted, was resumed at step 699, or is one of two processes. Two arms with the same seed share data, initial
+weights and batches, so seeds are paired by construction.
 """
 
 import zlib
@@ -19,13 +19,13 @@ def _sequence(seed: int, purpose: str, counters: tuple[int, ...]) -> np.random.S
 
 
 def numpy_generator(seed: int, purpose: str, *counters: int) -> np.random.Generator:
-    """Return the NumPy generator that belongs to a seed, a purpose (a word) and counters (step, epoch, ...)."""
+    """Return the NumPy generator of a seed, a purpose (one word) and counters (step, epoch, ...)."""
     return np.random.default_rng(_sequence(seed, purpose, counters))
 
 
 def torch_generator(seed: int, purpose: str, *counters: int) -> "torch.Generator":
-    """Return the CPU torch generator that belongs to a seed, a purpose (a word) and counters (step, epoch, ...)."""
+    """Return the CPU torch generator of a seed, a purpose (one word) and counters (step, epoch, ...)."""
     import torch
 
     state = _sequence(seed, purpose, counters).generate_state(1, np.uint64)
-    return torch.Generator().manual_seed(int(state[0]) >> 1)  # manual_seed takes 63 bits
+    return torch.Generator().manual_seed(int(state[0]) >> 1)  # manual_seed accepts 63 bits

@@ -1,4 +1,4 @@
-"""Results: labelled arrays that carry their units, their method and where they come from."""
+"""Results: labelled arrays with units, method and provenance."""
 
 import json
 import os
@@ -24,7 +24,7 @@ from attnprobe.provenance import provenance
 
 
 def variable(axes: Sequence[str], values: Any, long_name: str, units: str, method: str = "") -> xr.Variable:
-    """Return a variable over axes of the glossary; raise ``KeyError`` for a word that the glossary lacks."""
+    """Build a variable over axes of `attnprobe.axes`; raise ``KeyError`` if an axis is unknown."""
     for axis in axes:
         LABELS[axis]
     attributes = {"long_name": long_name, "units": units}
@@ -32,12 +32,12 @@ def variable(axes: Sequence[str], values: Any, long_name: str, units: str, metho
 
 
 def dataset(variables: dict[str, xr.Variable], coordinates: dict[str, Any], facts: dict[str, Any]) -> xr.Dataset:
-    """Return a result: variables, coordinates with the glossary's labels, and the facts of how it was made.
+    """Build a result from variables, coordinates and facts about the computation.
 
-    Coordinates of axes that no variable has are left out. Facts that are not plain numbers or strings are stored as
-    JSON; provenance is added.
+    Coordinates are labelled, and omitted if no variable has their axis. Facts are stored as attributes, together with
+    the provenance; those that are not plain numbers or strings are encoded as JSON.
     """
-    used = {axis for one in variables.values() for axis in one.dims}
+    used = {axis for array in variables.values() for axis in array.dims}
     labelled = {
         axis: (axis, np.asarray(values), {"long_name": LABELS[axis]})
         for axis, values in coordinates.items()
@@ -49,16 +49,18 @@ def dataset(variables: dict[str, xr.Variable], coordinates: dict[str, Any], fact
 
 
 def _plain(value: Any) -> str | int | float:
-    """Return a fact as netCDF can hold it: truth values as 0 and 1, and what is no number or string as JSON."""
+    """Convert a fact to a netCDF attribute: booleans to 0 or 1, anything except numbers and strings to JSON."""
     if isinstance(value, bool):
         return int(value)
     return value if isinstance(value, str | int | float) else json.dumps(value, default=str)
 
 
 def join(results: Sequence[xr.Dataset], axis: str, values: Sequence[Any]) -> xr.Dataset:
-    """Join results along a new axis; facts that differ between them are left out, and provenance is made anew."""
-    along: list[xr.Dataset] = [one.expand_dims({axis: [value]}) for one, value in zip(results, values, strict=True)]
-    joined = xr.concat(along, dim=axis, combine_attrs="drop_conflicts", join="exact")
+    """Join results along a new axis, drop facts that differ between them, and record new provenance."""
+    expanded: list[xr.Dataset] = [
+        result.expand_dims({axis: [value]}) for result, value in zip(results, values, strict=True)
+    ]
+    joined = xr.concat(expanded, dim=axis, combine_attrs="drop_conflicts", join="exact")
     joined[axis].attrs["long_name"] = LABELS[axis]
     joined.attrs["provenance"] = json.dumps(provenance())
     return joined
@@ -66,39 +68,39 @@ def join(results: Sequence[xr.Dataset], axis: str, values: Sequence[Any]) -> xr.
 
 def over_steps(results: Sequence[xr.Dataset]) -> xr.Dataset:
     """Join the results of a run's checkpoints along ``step``."""
-    return join(results, "step", [one.attrs["step"] for one in results])
+    return join(results, "step", [result.attrs["step"] for result in results])
 
 
 def own_prefix(result: xr.Dataset) -> str:
-    """Return the prefix of the variables in the data's own geometry: pixels for images, tokens for the others."""
+    """Return the prefix of the variables in the geometry of the data: ``grid_`` for images, none for sequences."""
     return "grid_" if "grid_proximity_contrast" in result else ""
 
 
 def most_proximal(result: xr.Dataset) -> dict[Any, xr.DataArray]:
-    """Return the indices of the head with the largest contrast, in the data's own geometry, for ``isel``."""
+    """Return the ``isel`` indices of the head with the largest contrast in the geometry of the data."""
     return result[f"{own_prefix(result)}proximity_contrast"].argmax(("layer", "head"))
 
 
 def save(result: xr.Dataset, path: Path) -> None:
-    """Write a result as netCDF, whole or not at all."""
+    """Write a result as netCDF atomically."""
     part = path.with_name(path.name + ".part")
     result.to_netcdf(part, engine="h5netcdf")
     os.replace(part, path)
 
 
 def open_result(path: str | Path) -> xr.Dataset:
-    """Read a result that `save` wrote; raise `UsageError` where the file is none."""
+    """Read a result written by `save`; raise `UsageError` if the file is not a result."""
     try:
         with xr.open_dataset(path, engine="h5netcdf") as result:
             return with_current_names(result.load())
     except FileNotFoundError:
         raise UsageError(f"{path}: no such file") from None
     except (OSError, ValueError) as error:
-        raise UsageError(f"{path}: not a result of attnprobe ({str(error).strip().splitlines()[0]})") from error
+        raise UsageError(f"{path}: not an attnprobe result ({str(error).strip().splitlines()[0]})") from error
 
 
 def with_current_names(result: xr.Dataset) -> xr.Dataset:
-    """Return a result under current names: variables, axes, coordinate values, attributes and units."""
+    """Rename variables, axes, coordinate values, attributes and units of earlier versions to their current names."""
     variables = {str(name): _current_variable(str(name), result) for name in result.data_vars}
     renamed = result.rename({name: new for name, new in variables.items() if name != new})
     renamed = renamed.rename({axis: new for axis, new in AXES.items() if axis in renamed.dims})

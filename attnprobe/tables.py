@@ -1,7 +1,7 @@
-"""Everything that can be added to, by name: one line here per measure, figure, objective, edit, encoding and task.
+"""Registries of measures, figures, objectives, edits, position encodings and tasks, one line per entry.
 
-An entry is the place of an object, ``module:name``, imported at first use: a list of names costs no torch. From your
-own code, assign the object itself: ``MEASURES["mine"] = mine``.
+An entry is an import path ``module:name``, imported at first use, so that listing names does not import torch. To
+register an object from your own code, assign it: ``MEASURES["mine"] = mine``.
 """
 
 import ast
@@ -16,18 +16,23 @@ from attnprobe.errors import UsageError, listed
 
 
 class Table(MutableMapping[str, Any]):
-    """Names and the objects they stand for; an unknown name raises `UsageError` and lists the valid ones.
+    """Registry of objects by name; an unknown name raises a `UsageError` that lists the valid ones.
 
     >>> Table("shape", {"square": "math:isqrt"})["square"](9)
     3
     """
 
     def __init__(self, what: str, places: dict[str, Any]) -> None:
-        """Take what one entry is called in messages, and the entries."""
+        """Create a registry.
+
+        Args:
+            what: Noun for an entry in messages.
+            places: Import path ``module:name``, or the object itself, of each entry.
+        """
         self._what, self._entries = what, dict(places)
 
     def __getitem__(self, name: str) -> Any:
-        """Return the object of a name."""
+        """Return the object registered under a name."""
         entry = self._entries[self.check(name)]
         if isinstance(entry, str):
             module, attribute = entry.split(":")
@@ -35,17 +40,17 @@ class Table(MutableMapping[str, Any]):
         return entry
 
     def check(self, name: Any) -> str:
-        """Return a name if the table has it."""
+        """Return a name if it is registered; raise `UsageError` otherwise."""
         if name not in self:
             raise UsageError(f"{self._what}={name!r} is unknown; valid: {listed(self)}")
         return name
 
     def get(self, name: str, default: Any = None) -> Any:
-        """Return the object of a name, or a default."""
+        """Return the object registered under a name, or a default."""
         return self[name] if name in self else default
 
     def summary(self, name: str) -> str:
-        """Return the first line of an entry's docstring, or of its module's if it is not imported yet."""
+        """Return the first line of an entry's docstring, or of its module's docstring if it is not imported yet."""
         entry = self._entries[name]
         if not isinstance(entry, str):
             return (inspect.getdoc(entry) or "").partition("\n")[0]
@@ -54,19 +59,19 @@ class Table(MutableMapping[str, Any]):
         return (ast.get_docstring(ast.parse(source)) or "").partition("\n")[0]
 
     def __contains__(self, name: object) -> bool:
-        """Return whether the table has a name, without importing anything."""
+        """Return whether a name is registered, without importing the object."""
         return isinstance(name, str) and name in self._entries
 
     def __setitem__(self, name: str, entry: Any) -> None:
-        """Add an object, or its place."""
+        """Register an object, or its import path, under a name."""
         self._entries[name] = entry
 
     def __delitem__(self, name: str) -> None:
-        """Take an entry out."""
+        """Remove an entry."""
         del self._entries[name]
 
     def __iter__(self) -> Iterator[str]:
-        """Yield the names."""
+        """Iterate over the names."""
         return iter(self._entries)
 
     def __len__(self) -> int:
@@ -80,7 +85,7 @@ NETWORKS = Table(
         "Checkpoint": "attnprobe.networks.own:of_checkpoint",
     },
 )
-"""From an object of a class (by the name of the class, or of one that it extends) to a `Probe`."""
+"""Functions that convert an object to a `Probe`, by the name of its class or of a base class."""
 
 MEASURES = Table(
     "measure",
@@ -91,7 +96,7 @@ MEASURES = Table(
         "interventions": "attnprobe.measures.interventions:interventions",
     },
 )
-"""A measure: a function from a checkpoint (or a probe) and keywords to a result."""
+"""Measures: functions that map a checkpoint (or a probe) and keyword arguments to a result."""
 
 FIGURES = Table(
     "figure",
@@ -102,7 +107,7 @@ FIGURES = Table(
         "interventions": "attnprobe.figures.interventions:interventions",
     },
 )
-"""The figure of a measure's result at one checkpoint; a measure without one gets a default figure."""
+"""Functions that plot a measure's result at one checkpoint, by measure; other measures get a default figure."""
 
 FIGURES_OVER_STEPS = Table(
     "figure over steps",
@@ -113,7 +118,7 @@ FIGURES_OVER_STEPS = Table(
         "interventions": "attnprobe.figures.interventions:interventions_over_steps",
     },
 )
-"""The figure of a measure's results over the checkpoints of a run, likewise."""
+"""Functions that plot a measure's results over the checkpoints of a run, by measure; others get a default figure."""
 
 OBJECTIVES = Table(
     "objective",
@@ -123,7 +128,7 @@ OBJECTIVES = Table(
         "next-token": "attnprobe.training.objectives:next_token",
     },
 )
-"""An objective: an `attnprobe.training.objectives.Objective`."""
+"""Training objectives: instances of `attnprobe.training.objectives.Objective`."""
 
 EDITS = Table(
     "edit",
@@ -140,7 +145,7 @@ EDITS = Table(
         "patch_qk": "attnprobe.measures.edits:patch_qk",
     },
 )
-"""An edit of scores for `interventions`: an `attnprobe.measures.edits.Edit`."""
+"""Edits of scores for `interventions`: instances of `attnprobe.measures.edits.Edit`."""
 
 POSITIONS = Table(
     "position",
@@ -153,7 +158,7 @@ POSITIONS = Table(
         "relative": "attnprobe.model.position:Relative",
     },
 )
-"""A position encoding: a `attnprobe.model.position.PositionEncoding`."""
+"""Position encodings: subclasses of `attnprobe.model.position.PositionEncoding`."""
 
 TASKS = Table(
     "task",
@@ -172,4 +177,4 @@ TASKS = Table(
         "pathfinder": "attnprobe.tasks.pathfinder:Pathfinder",
     },
 )
-"""A task: a settings dataclass that is an `attnprobe.tasks.source.Source`."""
+"""Tasks: settings dataclasses that implement `attnprobe.tasks.source.Source`."""

@@ -1,4 +1,4 @@
-"""The materialised way: every statistic of scores by its definition, from n x n arrays in float64. Slow and plain."""
+"""Materialised reference: every statistic of scores by its definition, from n x n arrays in float64."""
 
 from dataclasses import replace
 
@@ -7,7 +7,7 @@ import torch
 
 
 def pairs(shape, causal):
-    """Yield (query, key, place of the offset) for every visible pair."""
+    """Yield (query, key, index of the offset) for every visible pair."""
     n = int(np.prod(shape))
     sides = [2 * side - 1 for side in shape]
     for i in range(n):
@@ -18,26 +18,26 @@ def pairs(shape, causal):
 
 
 def dense(scores):
-    """Return [batch, head, query, key] in float64, hidden keys and the rows of padding -inf."""
+    """Return [batch, head, query, key] in float64, with -inf at masked keys and in rows of padding."""
     n = scores.shape[2]
     q, k = scores.q.double(), scores.k.double()
-    made = torch.einsum("bhid,bhjd->bhij", q, k) * (q.shape[-1] ** -0.5 if scores.scale is None else scores.scale)
+    result = torch.einsum("bhid,bhjd->bhij", q, k) * (q.shape[-1] ** -0.5 if scores.scale is None else scores.scale)
     position = torch.arange(n)
     if scores.bias is not None:
-        place = position - position[:, None] + n - 1
+        index = position - position[:, None] + n - 1
         if scores.bias.shape[1] != 2 * n - 1:
-            place = torch.tensor([o for _, _, o in pairs(scores.grid, causal=False)]).view(n, n)
-        made = made + scores.bias.double()[:, place]
-    made = rearranged(scores, made)
+            index = torch.tensor([o for _, _, o in pairs(scores.grid, causal=False)]).view(n, n)
+        result = result + scores.bias.double()[:, index]
+    result = rearranged(scores, result)
     if scores.causal:
-        made = made.masked_fill(position > position[:, None], -torch.inf)
+        result = result.masked_fill(position > position[:, None], -torch.inf)
     if scores.real is not None:
-        made = made.masked_fill(~(scores.real[:, None, :, None] & scores.real[:, None, None, :]), -torch.inf)
-    return made
+        result = result.masked_fill(~(scores.real[:, None, :, None] & scores.real[:, None, None, :]), -torch.inf)
+    return result
 
 
 def rearranged(scores, x):
-    """Return [batch, head, query, key] as an order of the scores moves it."""
+    """Permute [batch, head, query, key] by the order of the scores."""
     if scores.order is None:
         return x
     if not scores.causal:
@@ -49,36 +49,36 @@ def rearranged(scores, x):
 
 
 def by_offset(scores, x):
-    """Return the sums of [batch, head, query, key] at each offset, whatever is hidden."""
+    """Sum [batch, head, query, key] at each offset, without any mask."""
     shape = scores.grid or (scores.shape[2],)
     sums = x.new_zeros(*x.shape[:2], int(np.prod([2 * side - 1 for side in shape])))
-    for i, j, place in pairs(shape, causal=False):
-        sums[..., place] += x[..., i, j]
+    for i, j, index in pairs(shape, causal=False):
+        sums[..., index] += x[..., i, j]
     return sums
 
 
-def kernels(scores, visible, centred):
-    """Return [batch, head, offset]: the least-squares kernels, from numpy's solver on the full design."""
+def offset_profiles(scores, visible, centred):
+    """Fit the offset profiles, [batch, head, offset], with numpy's solver on the full design matrix."""
     shape = scores.grid or (scores.shape[2],)
     n, offsets = scores.shape[2], int(np.prod([2 * side - 1 for side in shape]))
-    found = torch.full((*centred.shape[:2], offsets), torch.nan, dtype=torch.float64)
+    profiles = torch.full((*centred.shape[:2], offsets), torch.nan, dtype=torch.float64)
     explained = torch.zeros(centred.shape[:2], dtype=torch.float64)
     for b in range(len(centred)):
-        used = [(i, j, o) for i, j, o in pairs(shape, False) if visible[b, 0, i, j]]
-        row, key, place = np.array(used).T
-        design = np.zeros((len(used), n + offsets))
-        design[np.arange(len(used)), row] = design[np.arange(len(used)), n + place] = 1
+        visible_pairs = [(i, j, o) for i, j, o in pairs(shape, False) if visible[b, 0, i, j]]
+        row, key, index = np.array(visible_pairs).T
+        design = np.zeros((len(visible_pairs), n + offsets))
+        design[np.arange(len(visible_pairs)), row] = design[np.arange(len(visible_pairs)), n + index] = 1
         values = centred[b][:, row, key].T.numpy()
-        solved = np.linalg.lstsq(design, values, rcond=None)[0][n:]
-        count = np.bincount(place, minlength=offsets)
-        solved = solved - count @ solved / count.sum()
-        found[b, :, count > 0] = torch.from_numpy(solved[count > 0].T)
-        explained[b] = torch.from_numpy((values * solved[place]).sum(0))
-    return found, explained
+        solution = np.linalg.lstsq(design, values, rcond=None)[0][n:]
+        count = np.bincount(index, minlength=offsets)
+        solution = solution - count @ solution / count.sum()
+        profiles[b, :, count > 0] = torch.from_numpy(solution[count > 0].T)
+        explained[b] = torch.from_numpy((values * solution[index]).sum(0))
+    return profiles, explained
 
 
 def score_statistics(scores):
-    """Return a dictionary of what `attnprobe.statistics.score_statistics` returns, and of its scales."""
+    """Return the fields of `attnprobe.statistics.score_statistics` as a dictionary."""
     s = dense(scores)
     visible = s.isfinite()
     s = s.masked_fill(~visible, 0.0)
@@ -86,7 +86,7 @@ def score_statistics(scores):
     count = by_offset(scores, visible[:, :1].double())
     mean = s.sum(-1) / keys
     centred = (s - mean.nan_to_num()[..., None]).masked_fill(~visible, 0.0)
-    kernel, explained = kernels(scores, visible, centred)
+    kernel, explained = offset_profiles(scores, visible, centred)
     double = torch.zeros(s.shape[:2], dtype=torch.float64)
     for b, h in np.ndindex(*s.shape[:2]):
         double[b, h] = after_rows_and_keys(s[b, h], visible[b, 0])
@@ -108,7 +108,7 @@ def score_statistics(scores):
 
 
 def after_rows_and_keys(s, visible):
-    """Return the sum of squares that constants of rows and of keys leave over, by numpy's solver."""
+    """Return the residual sum of squares of a fit of row and key constants, by numpy's solver."""
     query, key = visible.nonzero(as_tuple=True)
     n = len(s)
     design = np.zeros((len(query), 2 * n))
@@ -118,12 +118,12 @@ def after_rows_and_keys(s, visible):
 
 
 def pattern(scores):
-    """Return [batch, head, query, key]: the softmax, zero in rows of padding."""
+    """Return the softmax, [batch, head, query, key], with zeros in rows of padding."""
     return dense(scores).softmax(-1).nan_to_num()
 
 
 def pattern_statistics(scores):
-    """Return a dictionary of what `attnprobe.statistics.pattern_statistics` returns."""
+    """Return the fields of `attnprobe.statistics.pattern_statistics` as a dictionary."""
     a = pattern(scores)
     queries = (a.sum(-1) > 0).sum(-1).double()
     visible = dense(scores)[:, :1].isfinite().double()
@@ -137,7 +137,7 @@ def pattern_statistics(scores):
 
 
 def score_gradient(scores, v, dz):
-    """Return [batch, head, query, key]: the gradient with respect to the score, by autograd through softmax and v."""
+    """Return the score gradient, [batch, head, query, key], by autograd through softmax and values."""
     with torch.enable_grad():
         s = dense(replace(scores, order=None))
         leaf = s.masked_fill(~s.isfinite(), 0.0).requires_grad_()
@@ -148,6 +148,6 @@ def score_gradient(scores, v, dz):
 
 
 def double(scores):
-    """Return the scores with everything in float64."""
+    """Convert all tensors of the scores to float64."""
     bias = None if scores.bias is None else scores.bias.double()
     return replace(scores, q=scores.q.double(), k=scores.k.double(), bias=bias)

@@ -1,4 +1,4 @@
-"""Files of an earlier version, written by it, load under the current names; its flags are refused by name."""
+"""Files of an earlier version load under current names; its flags are rejected with the current name."""
 
 import inspect
 import re
@@ -20,7 +20,7 @@ from attnprobe.sweeps.plan import read_sweep
 from attnprobe.tables import EDITS, MEASURES
 
 ARCHIVE = Path(__file__).parent / "former_files.tar.gz"
-"""A sweep of two cells with its file, and a result of every measure on the last checkpoint of the spt cell."""
+"""Files written by that version: a sweep of two cells, and a result of each measure on the last SPT checkpoint."""
 SETTINGS = {
     "learning_rate": 0.004,
     "pretrain_learning_rate": 0.002,
@@ -32,7 +32,7 @@ SETTINGS = {
     "pretrain_order": "shuffled",
 }
 NETWORK = {"init_std": 0.03, "position_std": 0.05, "length_scale": 3.0, "norm_placement": "post"}
-"""What the sweep set under former names."""
+"""Settings that the sweep file has under former names."""
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +52,7 @@ def test_every_former_name_has_a_current_one():
         assert set(keywords.values()) <= set(inspect.signature(MEASURES[measure]).parameters)
 
 
-def test_a_former_sweep_its_runs_and_checkpoints_load(former, tmp_path):
+def test_a_former_sweep_with_its_runs_and_checkpoints_loads(former, tmp_path):
     table = ap.open_sweep(former / "sweep")
     assert table["recipe"].tolist() == ["supervised", "spt"] and table["status"].tolist() == ["done", "done"]
     runs = [ap.Run.open(folder) for folder in table["folder"]]
@@ -64,7 +64,7 @@ def test_a_former_sweep_its_runs_and_checkpoints_load(former, tmp_path):
         for row in (*run.metrics, *checkpoint.metrics):
             assert "learning_rate" in row and "rate" not in row
         assert checkpoint.model(checkpoint.tokens(2)).shape == (2, 4)
-    # The cells are found again: nothing is trained.
+    # The existing cells are recognised, so nothing is trained again.
     text = (former / "sweep.toml").read_text()
     for name, current in former_names.SETTINGS.items():
         text = re.sub(rf"^{name} =", f"{current} =", text, flags=re.MULTILINE)
@@ -80,36 +80,36 @@ def test_a_former_sweep_its_runs_and_checkpoints_load(former, tmp_path):
 def test_a_former_result_has_the_variables_of_a_new_one_and_the_same_values(measure, former):
     result = ap.open_result(former / f"{measure}.nc")
     run = ap.open_sweep(former / "sweep")["folder"][1]
-    donor = Path(ap.open_sweep(former / "sweep")["folder"][0]) / "checkpoints/step-000004.pt"
-    options = {"gradients": {"length_scale": 3, "curvature": 2}, "interventions": {"patch_from": donor}}
-    named = {"nulls": 1, "sequences": 4, **options.get(measure, {})}
-    new = getattr(ap, measure)(ap.load(Path(run) / "checkpoints/step-000004.pt"), **named)
+    patch_from = Path(ap.open_sweep(former / "sweep")["folder"][0]) / "checkpoints/step-000004.pt"
+    options = {"gradients": {"length_scale": 3, "curvature": 2}, "interventions": {"patch_from": patch_from}}
+    arguments = {"nulls": 1, "sequences": 4, **options.get(measure, {})}
+    new = getattr(ap, measure)(ap.load(Path(run) / "checkpoints/step-000004.pt"), **arguments)
     assert set(result.variables) == set(new.variables)
-    assert {name: one.dims for name, one in result.variables.items()} == {
-        name: one.dims for name, one in new.variables.items()
+    assert {name: array.dims for name, array in result.variables.items()} == {
+        name: array.dims for name, array in new.variables.items()
     }
     assert set(result.attrs) == set(new.attrs)
     for name, coordinate in new.coords.items():
         np.testing.assert_array_equal(result[name], coordinate)
-    for name, one in new.data_vars.items():
-        assert result[name].attrs["units"] == one.attrs["units"]
-        if one.dtype.kind == "f" and "null" not in str(name) and "vector" not in str(name):
-            np.testing.assert_allclose(result[name], one, rtol=1e-3, atol=1e-5, err_msg=str(name))
+    for name, array in new.data_vars.items():
+        assert result[name].attrs["units"] == array.attrs["units"]
+        if array.dtype.kind == "f" and "null" not in str(name) and "vector" not in str(name):
+            np.testing.assert_allclose(result[name], array, rtol=1e-3, atol=1e-5, err_msg=str(name))
     assert ap.figures.draw(result) is not None
 
 
-def test_a_former_axis_and_variable_are_renamed_with_what_derives_from_them():
-    axes, ends = ("layer", "kernel"), ("layer", "kernel", "bound")
-    held = {"grid_favours": (axes, [[1.0]]), "grid_favours_interval": (ends, [[[0.0, 1.0]]])}
-    held["grid_favours_sd"], held["searched_sd"] = (axes, [[0.5]]), ((), 1.0)
-    current = with_current_names(xr.Dataset(held, {"kernel": ["band"]}))
-    # A name that only ends like a standard deviation is left alone.
+def test_former_axes_and_variables_are_renamed_with_derived_variables():
+    axes, interval_axes = ("layer", "kernel"), ("layer", "kernel", "bound")
+    variables = {"grid_favours": (axes, [[1.0]]), "grid_favours_interval": (interval_axes, [[[0.0, 1.0]]])}
+    variables["grid_favours_sd"], variables["searched_sd"] = (axes, [[0.5]]), ((), 1.0)
+    current = with_current_names(xr.Dataset(variables, {"kernel": ["band"]}))
+    # A variable without an interval is not a standard deviation, so `searched_sd` keeps its name.
     names = {"grid_positive_share", "grid_positive_share_interval", "grid_positive_share_std", "searched_sd"}
     assert set(current.data_vars) == names and "profile" in current.coords
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["train", "--rate", "0.1"], "--rate is now called --learning-rate"),
         (["train", "--hold-out=5"], "--hold-out is now called --validation-size"),
@@ -121,16 +121,16 @@ def test_a_former_axis_and_variable_are_renamed_with_what_derives_from_them():
         (["interventions", "x.pt", "--donor", "y.pt"], "--donor is now called --patch-from"),
     ],
 )
-def test_a_former_flag_or_value_is_refused_by_a_line_that_names_the_new_one(arguments, said, former, capsys):
+def test_former_flags_and_values_are_rejected_with_the_current_name(arguments, message, former, capsys):
     (former / "old.toml").write_text("rate = 0.1\n")
     with pytest.raises(SystemExit) as stop:
-        main([one.format(former=former) for one in arguments])
+        main([argument.format(former=former) for argument in arguments])
     assert stop.value.code == 2
     error = capsys.readouterr().err
-    assert said in error and error.count("\n") == 1
+    assert message in error and error.count("\n") == 1
 
 
-def test_a_former_setting_is_refused_in_python_too():
+def test_former_settings_are_rejected_in_python_too():
     with pytest.raises(UsageError, match="recipe='labels' is now called 'supervised'"):
         from_flat({"recipe": "labels"})
     with pytest.raises(UsageError, match="setting 'clip' is now called 'grad_clip'"):

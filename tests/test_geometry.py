@@ -16,9 +16,9 @@ SHAPES = [(1,), (2,), (5,), (8,), (1, 1), (1, 4), (4, 1), (3, 2), (3, 4)]
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("causal", [False, True])
 def test_running_sums_follow_their_definition(shape, causal):
-    """Every sum that the geometry takes, in a loop over pairs."""
-    places = Geometry(shape, causal)
-    n, offsets = places.n, int(np.prod(places.sides))
+    """Compare every sum with a loop over pairs."""
+    geom = Geometry(shape, causal)
+    n, offsets = geom.n, int(np.prod(geom.sides))
     rng = np.random.default_rng(0)
     t, x = rng.normal(size=(2, offsets)), rng.normal(size=(2, n))
     names = ("count", "windows", "windows_by_key", "overlaps", "sum_over_keys", "sum_over_queries", "fold")
@@ -34,66 +34,66 @@ def test_running_sums_follow_their_definition(shape, causal):
         sums["sum_over_queries"][:, j] += x[:, i]
         sums["fold"][:, j - i + n - 1] += x[:, i]
         here, there = np.unravel_index(i, shape), np.unravel_index(j, shape)
-        assert places.distance[offset].item() == pytest.approx(np.hypot.reduce(np.subtract(there, here)))
-        assert places.in_line[offset] == j - i + n - 1
-        assert places.seen[offset]
-    np.testing.assert_array_equal(places.count, sums["count"][0])
+        assert geom.distance[offset].item() == pytest.approx(np.hypot.reduce(np.subtract(there, here)))
+        assert geom.in_line[offset] == j - i + n - 1
+        assert geom.seen[offset]
+    np.testing.assert_array_equal(geom.count, sums["count"][0])
     for name in ("windows", "windows_by_key", "overlaps", "sum_over_keys", "sum_over_queries"):
-        given = t if name.startswith("windows") else x
-        np.testing.assert_allclose(getattr(places, name)(torch.from_numpy(given)), sums[name], atol=1e-12)
-    folded = places.fold(places.overlaps(torch.from_numpy(x)))
+        argument = t if name.startswith("windows") else x
+        np.testing.assert_allclose(getattr(geom, name)(torch.from_numpy(argument)), sums[name], atol=1e-12)
+    folded = geom.fold(geom.overlaps(torch.from_numpy(x)))
     np.testing.assert_allclose(folded, sums["fold"], atol=1e-12)
-    np.testing.assert_allclose(places.uniform, places.overlaps(1 / places.keys))
-    assert places.keys.sum() == places.queries.sum() == places.count.sum()
+    np.testing.assert_allclose(geom.uniform, geom.overlaps(1 / geom.keys))
+    assert geom.keys.sum() == geom.queries.sum() == geom.count.sum()
 
 
 @settings(max_examples=25, deadline=None)
 @given(shape=st.sampled_from(SHAPES), causal=st.booleans(), seed=st.integers(0, 99))
-def test_planted_kernels_and_key_constants_are_recovered_under_any_row_constants(shape, causal, seed):
-    places = Geometry(shape, causal)
-    n, offsets = places.n, int(np.prod(places.sides))
+def test_planted_profiles_and_key_constants_are_recovered_under_any_row_constants(shape, causal, seed):
+    geom = Geometry(shape, causal)
+    n, offsets = geom.n, int(np.prod(geom.sides))
     rng = np.random.default_rng(seed)
     rows, t, u = 10 * rng.normal(size=n), rng.normal(size=offsets), rng.normal(size=n)
-    of_kernel, of_keys = np.zeros((2, n, n))
+    of_profile, of_keys = np.zeros((2, n, n))
     visible = np.zeros((n, n), dtype=bool)
     for i, j, offset in materialised.pairs(shape, causal):
         visible[i, j] = True
-        of_kernel[i, j], of_keys[i, j] = rows[i] + t[offset], rows[i] + u[j]
-    centred = [visible * (x - (x.sum(1) / visible.sum(1))[:, None]) for x in (of_kernel, of_keys)]
+        of_profile[i, j], of_keys[i, j] = rows[i] + t[offset], rows[i] + u[j]
+    centred = [visible * (x - (x.sum(1) / visible.sum(1))[:, None]) for x in (of_profile, of_keys)]
     sums = np.zeros(offsets)
     for i, j, offset in materialised.pairs(shape, causal):
         sums[offset] += centred[0][i, j]
-    kernel = places.offset_profile(torch.from_numpy(sums)).numpy()
-    assert (np.isnan(kernel) == (places.count.numpy() == 0)).all()
-    difference = (kernel - t)[~np.isnan(kernel)]
+    profile = geom.offset_profile(torch.from_numpy(sums)).numpy()
+    assert (np.isnan(profile) == (geom.count.numpy() == 0)).all()
+    difference = (profile - t)[~np.isnan(profile)]
     assert difference == pytest.approx(np.full(len(difference), difference[0]), abs=1e-9)
-    assert np.nan_to_num(kernel) @ places.count.numpy() == pytest.approx(0, abs=1e-9)
-    difference = places.key_constants(torch.from_numpy(centred[1].sum(0))).numpy() - u
+    assert np.nan_to_num(profile) @ geom.count.numpy() == pytest.approx(0, abs=1e-9)
+    difference = geom.key_constants(torch.from_numpy(centred[1].sum(0))).numpy() - u
     assert difference == pytest.approx(np.full(n, difference[0]), abs=1e-9)
 
 
 @pytest.mark.parametrize(("shape", "causal"), [((4001,), False), ((4001,), True), ((50, 80), False), ((50, 80), True)])
-def test_fits_are_exact_at_lengths_that_no_dense_solver_takes(shape, causal):
-    """What `kernel` inverts is written out in running sums, so the residual of its equations can be seen at any n."""
-    places = Geometry(shape, causal)
-    planted = torch.randn(int(np.prod(places.sides)), dtype=torch.float64) * places.seen
-    planted = (planted - planted @ places.count / places.count.sum()) * places.seen
-    sums = places.count * planted - places.overlaps(places.windows(planted) / places.keys)
-    error = (places.offset_profile(sums).nan_to_num() - planted).abs().max()
+def test_fits_are_exact_at_lengths_beyond_dense_solvers(shape, causal):
+    """Running sums give the exact right-hand side of a planted profile at any n."""
+    geom = Geometry(shape, causal)
+    planted = torch.randn(int(np.prod(geom.sides)), dtype=torch.float64) * geom.seen
+    planted = (planted - planted @ geom.count / geom.count.sum()) * geom.seen
+    sums = geom.count * planted - geom.overlaps(geom.windows(planted) / geom.keys)
+    error = (geom.offset_profile(sums).nan_to_num() - planted).abs().max()
     assert error < 1e-12 * planted.abs().max()
 
 
-def test_what_a_sum_leaves_over_by_rounding_is_no_obstacle():
-    """Sums that do not add up to zero are fitted as those that do; nothing but constants stays nothing."""
-    places = Geometry((6,), causal=True)
-    sums = places.count * torch.randn(3, 11, dtype=torch.float64)
-    level = (sums.sum(-1) / places.count.sum())[:, None] * places.count
-    torch.testing.assert_close(places.offset_profile(sums), places.offset_profile(sums - level), equal_nan=True)
-    assert places.offset_profile(places.count * 1e-9).nan_to_num().abs().max() < 1e-20
+def test_fits_tolerate_sums_that_do_not_add_up_to_zero():
+    """The constant component of the sums is ignored; constant sums yield a profile of 0."""
+    geom = Geometry((6,), causal=True)
+    sums = geom.count * torch.randn(3, 11, dtype=torch.float64)
+    level = (sums.sum(-1) / geom.count.sum())[:, None] * geom.count
+    torch.testing.assert_close(geom.offset_profile(sums), geom.offset_profile(sums - level), equal_nan=True)
+    assert geom.offset_profile(geom.count * 1e-9).nan_to_num().abs().max() < 1e-20
 
 
-def test_averaging_centred_diagonals_would_bend_the_profile():
-    """Why the kernel is fitted: a causal -distance keeps its slope there; the average has three quarters of it."""
+def test_averaging_centred_diagonals_distorts_the_profile():
+    """The fitted profile of a causal -distance has its slope; the average has three quarters of it."""
     n = 64
     bias = -torch.arange(-(n - 1), n).abs().float()[None]
     found = score_statistics(Scores(torch.zeros(1, 1, n, 1), torch.zeros(1, 1, n, 1), bias=bias, causal=True))
@@ -104,35 +104,35 @@ def test_averaging_centred_diagonals_would_bend_the_profile():
     assert slopes[1] == pytest.approx(-1, abs=1e-9)
 
 
-def test_geometries_are_kept():
+def test_geometries_are_cached():
     assert geometry((7,)) is geometry((7,))
     assert geometry((7,)) is not geometry((7,), True)
 
 
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("shape", [(1,), (2,), (7,), (3, 4), (1, 5), (4, 1)])
-def test_inner_products_and_what_keys_and_offsets_share(shape, causal):
-    """Against dense arrays and numpy's solver."""
-    places, generator = Geometry(shape, causal), torch.Generator().manual_seed(0)
-    used = list(materialised.pairs(shape, causal))
-    query, key, offset = torch.tensor(used).T
-    n, offsets = places.n, len(places.count)
+def test_inner_products_and_shared_energy(shape, causal):
+    """Compare with dense arrays and numpy's solver."""
+    geom, generator = Geometry(shape, causal), torch.Generator().manual_seed(0)
+    pairs = list(materialised.pairs(shape, causal))
+    query, key, offset = torch.tensor(pairs).T
+    n, offsets = geom.n, len(geom.count)
 
     def centred(values):
         x = torch.zeros(n, n, dtype=torch.float64)
         x[query, key] = values
-        x[query, key] -= (x.sum(1) / places.keys)[query]
+        x[query, key] -= (x.sum(1) / geom.keys)[query]
         return x
 
     f, g = torch.randn(2, offsets, generator=generator, dtype=torch.float64)
     expected = (centred(f[offset]) * centred(g[offset])).sum()
-    torch.testing.assert_close(places.inner(f * places.seen, g * places.seen), expected)
-    x = centred(torch.randn(len(used), generator=generator, dtype=torch.float64))
-    design = np.zeros((len(used), 2 * n + offsets))
+    torch.testing.assert_close(geom.inner(f * geom.seen, g * geom.seen), expected)
+    x = centred(torch.randn(len(pairs), generator=generator, dtype=torch.float64))
+    design = np.zeros((len(pairs), 2 * n + offsets))
     for column in (query, n + key, 2 * n + offset):
-        design[np.arange(len(used)), column] = 1
+        design[np.arange(len(pairs)), column] = 1
     values = x[query, key].numpy()
     fitted = design @ np.linalg.lstsq(design, values, rcond=None)[0]
     by_offset = torch.zeros(offsets, dtype=torch.float64).index_add(0, offset, x[query, key])
-    found = places.shared_energy(x.sum(0)[None], by_offset[None])
+    found = geom.shared_energy(x.sum(0)[None], by_offset[None])
     assert found.numpy() == pytest.approx([np.square(fitted).sum()], abs=1e-12)

@@ -1,4 +1,4 @@
-"""Start-up stays cheap, and imports point one way."""
+"""Import order of the modules, and imports at start-up."""
 
 import ast
 import subprocess
@@ -9,21 +9,21 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "attnprobe"
 
-# Each module or folder may import from those before it, and from itself.
+# Each module or folder may import from itself and from earlier entries.
 ORDER = [
     "errors", "former_names", "tables", "files", "axes", "randomness", "provenance", "geometry", "scores", "config",
     "results", "statistics", "model", "tasks", "training", "networks", "measures", "figures", "report", "sweeps",
     "demo", "cli",
     "__main__",
 ]  # fmt: skip
-FIGURES_KNOW = {"errors", "former_names", "tables", "axes", "provenance", "results", "figures"}
-"""Figures stand apart: they know results, never networks."""
-NO_NETWORK = {"statistics", "measures", "figures", "report"}
-"""What may not know any class of network."""
+FIGURE_IMPORTS = {"errors", "former_names", "tables", "axes", "provenance", "results", "figures"}
+"""Modules that figures may import: results, but no networks."""
+WITHOUT_NETWORKS = {"statistics", "measures", "figures", "report"}
+"""Folders that may not import any network class."""
 
 
 def imports(source):
-    """Return the attnprobe modules that a source imports at run time, anywhere in it."""
+    """Return the top-level attnprobe modules imported at run time anywhere in a source."""
     tree = ast.parse(source)
     for node in ast.walk(tree):
         if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
@@ -39,7 +39,7 @@ def imports(source):
 
 
 def full_imports(source):
-    """Return the attnprobe modules that a source imports at run time, by their full names."""
+    """Return the full names of the attnprobe objects imported in a source."""
     return {
         f"{node.module}.{alias.name}"
         for node in ast.walk(ast.parse(source))
@@ -49,11 +49,11 @@ def full_imports(source):
 
 
 def wrong_imports(module, source):
-    allowed = FIGURES_KNOW if module == "figures" else set(ORDER[: ORDER.index(module) + 1])
+    allowed = FIGURE_IMPORTS if module == "figures" else set(ORDER[: ORDER.index(module) + 1])
     return imports(source) - allowed
 
 
-def test_imports_point_one_way():
+def test_imports_follow_the_order():
     modules = set()
     for path in PACKAGE.rglob("*.py"):
         module = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
@@ -76,7 +76,7 @@ def test_imports_point_one_way():
         ("tasks", "from attnprobe import report"),
     ],
 )
-def test_the_check_sees_a_planted_bad_import(module, source):
+def test_the_check_detects_a_planted_bad_import(module, source):
     assert wrong_imports(module, source)
     allowed = f"if TYPE_CHECKING:\n    {source.splitlines()[-1].strip()}\n"
     assert not wrong_imports(module, allowed)
@@ -95,20 +95,20 @@ def test_the_check_sees_a_planted_bad_import(module, source):
     ],
 )
 def test_start_up_imports_only_what_it_needs(arguments, forbidden, spt_run):
-    arguments = [str(spt_run.checkpoints[0].path) if one == "CHECKPOINT" else one for one in arguments]
+    arguments = [str(spt_run.checkpoints[0].path) if argument == "CHECKPOINT" else argument for argument in arguments]
     code = (
         "import sys\nfrom attnprobe.cli import main\n"
         f"try:\n    main({arguments!r})\nexcept SystemExit as stop:\n    assert not stop.code\n"
         f"found = [name for name in {forbidden!r} if name in sys.modules]\nassert not found, found"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert process.returncode == 0, process.stderr
+    assert process.stdout
 
 
-def test_measures_know_no_class_of_network():
-    """They see networks through the seam: `networks.base` alone."""
-    for folder in NO_NETWORK:
+def test_measures_import_no_network_class():
+    """They access networks only through the interface in `networks.base`."""
+    for folder in WITHOUT_NETWORKS:
         for path in (PACKAGE / folder).rglob("*.py"):
             wrong = [
                 name
@@ -119,18 +119,18 @@ def test_measures_know_no_class_of_network():
 
 
 def test_a_folder_of_the_same_name_does_not_hide_the_package(tmp_path):
-    """As in the parent folder of a clone that is named attnprobe."""
+    """As in the parent folder of a clone called attnprobe."""
     (tmp_path / "attnprobe").mkdir()
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", "import attnprobe; print(attnprobe.load.__name__)"],
         cwd=tmp_path,
         capture_output=True,
         text=True,
     )
-    assert done.stdout == "load\n", done.stderr
+    assert process.stdout == "load\n", process.stderr
 
 
-def test_importing_the_package_imports_nothing_heavy_and_names_resolve():
+def test_importing_the_package_is_lazy_and_all_names_resolve():
     code = (
         "import sys, attnprobe as ap\n"
         "assert not {'torch', 'numpy', 'xarray'} & set(sys.modules)\n"

@@ -1,4 +1,4 @@
-"""What cannot be measured is refused before any work, by name and shape; what can is taken in any type and layout."""
+"""Validation of scores, and statistics for any type and memory layout."""
 
 import dataclasses
 
@@ -21,12 +21,15 @@ REAL = torch.tensor([[True] * 6, [True, True, False, True, False, False]])
 
 
 @pytest.mark.parametrize(
-    ("named", "said"),
+    ("options", "message"),
     [
-        ({"q": Q[0]}, r"q of shape \(3, 6, 4\) and type torch.float32: must be real numbers over \[batch, head, token"),
+        (
+            {"q": Q[0]},
+            r"q of shape \(3, 6, 4\) and type torch.float32: must be floating-point with axes \[batch, head, to",
+        ),
         ({"q": Q.int()}, r"q of shape \(2, 3, 6, 4\) and type torch.int32"),
         ({"q": Q[:, :, :0], "k": K[:, :, :0]}, r"q of shape \(2, 3, 0, 4\)"),
-        ({"k": K[..., :3]}, r"k of shape \(2, 3, 6, 3\) .*: must be that of q, \(2, 3, 6, 4\)"),
+        ({"k": K[..., :3]}, r"k of shape \(2, 3, 6, 3\) .*: must match q, of shape \(2, 3, 6, 4\)"),
         ({"k": K.double()}, r"k of shape \(2, 3, 6, 4\) and type torch.float64: .*torch.float32"),
         ({"q": spoiled(Q, torch.nan)}, r"q of shape \(2, 3, 6, 4\): 1 of its values are NaN or infinite"),
         ({"k": spoiled(K, torch.inf)}, r"k of shape \(2, 3, 6, 4\): 1 of its values are NaN or infinite"),
@@ -40,9 +43,9 @@ REAL = torch.tensor([[True] * 6, [True, True, False, True, False, False]])
         ({"bias": torch.full((3, 11), -torch.inf)}, r"bias of shape \(3, 11\): 33 of its values"),
         ({"scale": float("nan")}, "scale=nan: must be finite"),
         ({"real": REAL[:, :5]}, r"real of shape \(2, 5\) .*: must be \[batch, token\] = \(2, 6\)"),
-        ({"real": REAL}, "real of sequence 1: must be one run of tokens, not 2"),
-        ({"real": REAL & False}, "real of sequence 0: must be one run of tokens, not 0"),
-        ({"grid": (2, 4)}, r"grid=\(2, 4\): must be \(rows, columns\) of the 6 tokens of q"),
+        ({"real": REAL}, "real of sequence 1: must be one contiguous run of tokens, not 2"),
+        ({"real": REAL & False}, "real of sequence 0: must be one contiguous run of tokens, not 0"),
+        ({"grid": (2, 4)}, r"grid=\(2, 4\): must be \(rows, columns\) with exactly the 6 tokens of q"),
         ({"grid": (-2, -3)}, r"grid=\(-2, -3\)"),
         (
             {"order": torch.tensor([0, 1, 2, 3, 4, 4])},
@@ -52,22 +55,22 @@ REAL = torch.tensor([[True] * 6, [True, True, False, True, False, False]])
         ({"order": torch.arange(6.0)}, r"order of shape \(6,\) and type torch.float32"),
         ({"real": REAL.float()}, "real of shape .* and type torch.float32: .* torch.bool"),
         ({"bias": torch.zeros(3, 11, dtype=torch.cfloat)}, "bias of shape .* and type torch.complex64"),
-        ({"q": Q.to("meta"), "k": K}, "k of shape .* and on meta"),
+        ({"q": Q.to("meta"), "k": K}, "k of shape .* on meta"),
         (
             {"q": 1e20 * Q, "k": 1e20 * K},
-            r"q, k of shape \(2, 3, 6, 4\): scores of up to .* leave the range of torch.fl",
+            r"q, k of shape \(2, 3, 6, 4\): scores of up to .* exceed the range of torch.fl",
         ),
-        ({"bias": torch.full((3, 11), torch.finfo(torch.float32).min)}, "scores of up to 3.4e.38 leave the range"),
+        ({"bias": torch.full((3, 11), torch.finfo(torch.float32).min)}, "scores of up to 3.4e.38 exceed the range"),
         ({"real": REAL[:1].expand(2, -1), "grid": (2, 3)}, "real with a grid or an order"),
     ],
 )
-def test_scores_that_cannot_be(named, said):
-    with pytest.raises(ValueError, match=said):
-        Scores(**{"q": Q, "k": K, **named}).checked()
+def test_invalid_scores_are_rejected(options, message):
+    with pytest.raises(ValueError, match=message):
+        Scores(**{"q": Q, "k": K, **options}).checked()
 
 
 @pytest.mark.parametrize(
-    ("call", "said"),
+    ("call", "message"),
     [
         (lambda s: pattern_statistics(s, top=7), "top=7: must be 0 ... 6"),
         (lambda s: pattern_statistics(s, top=-1), "top=-1"),
@@ -91,14 +94,14 @@ def test_scores_that_cannot_be(named, said):
         (lambda s: gradient_product((s, Q, K), (s, Q, K[:1])), "dz of shape"),
     ],
 )
-def test_questions_that_have_no_answer(call, said):
-    with pytest.raises(ValueError, match=said):
+def test_invalid_arguments_are_rejected(call, message):
+    with pytest.raises(ValueError, match=message):
         call(Scores(Q, K))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_is_computed_in_float32(dtype):
-    """The error is that of float32 with the same (rounded) queries and keys, not that of the type."""
+    """Given the rounded queries and keys, the error is that of float32."""
     scores = Scores((3 * Q).to(dtype), K.to(dtype), bias=torch.randn(3, 11).to(dtype))
     expected = materialised.pattern_statistics(scores)
     found = pattern_statistics(scores)
@@ -108,11 +111,11 @@ def test_half_precision_is_computed_in_float32(dtype):
     torch.testing.assert_close(score_statistics(scores).offset_profile, kernel, rtol=1e-10, atol=1e-12)
 
 
-def test_neither_layout_nor_autograd_matters():
+def test_statistics_ignore_memory_layout_and_autograd():
     plain = Scores(Q, K)
     odd = Scores(Q.transpose(1, 2).contiguous().transpose(1, 2).requires_grad_(), K.mT.contiguous().mT)
-    for of in (pattern_statistics, score_statistics):
-        one, other = of(plain), of(odd)
+    for statistics in (pattern_statistics, score_statistics):
+        one, other = statistics(plain), statistics(odd)
         for field in dataclasses.fields(one):
             a, b = getattr(one, field.name), getattr(other, field.name)
             if isinstance(a, torch.Tensor):
@@ -122,7 +125,7 @@ def test_neither_layout_nor_autograd_matters():
 
 @pytest.mark.parametrize("size", [1e2, 1e4])
 def test_scores_of_any_size_have_a_pattern(size):
-    """Where one key takes all the entropy is zero, not the difference of large numbers."""
+    """If one key has all the weight, the entropy is zero instead of the difference of large numbers."""
     scores = Scores(size * Q, size * K)
     found, expected = pattern_statistics(scores), materialised.pattern_statistics(scores)
     torch.testing.assert_close(found.mass_by_offset, expected["mass_by_offset"], rtol=1e-4, atol=1e-4)
@@ -130,12 +133,12 @@ def test_scores_of_any_size_have_a_pattern(size):
     torch.testing.assert_close(found.entropy, expected["entropy"], rtol=1e-3, atol=1e-4)
 
 
-def test_directions_share_the_work_and_functions_of_the_offset_may_be_many():
+def test_several_directions_and_functions_of_the_offset_at_once():
     v, dz = torch.randn(2, 2, 3, 6, 4)
     found = gradient_statistics(Scores(Q, K), v, dz, [(Q[0, 0], K[0, 0]), (Q, K)])
     assert found.along.shape == (2, 3, 2)
     functions = torch.randn(5, 11, dtype=torch.float64)
-    each = torch.stack([found.along_offsets(one) for one in functions], dim=-1)
+    each = torch.stack([found.along_offsets(function) for function in functions], dim=-1)
     torch.testing.assert_close(found.along_offsets(functions), each)
     # a direction that is the same for every key of a query is invisible to the softmax
     blind = gradient_statistics(Scores(Q, K), v, dz, [(torch.randn(6, 1), torch.ones(6, 1))])
@@ -150,8 +153,8 @@ def test_small_gradients_keep_their_squares():
     assert torch.equal(gradient_statistics(Scores(Q, K), v, 0 * dz).square, torch.zeros(2, 3).double())
 
 
-def test_a_deep_but_honest_bias_hides_nothing_and_shows_nothing():
-    """Scores near -1e5 are still scores; keys after a causal query have none."""
+def test_a_large_negative_bias_does_not_change_visibility():
+    """Keys with scores near -1e5 are visible; keys after a causal query are not."""
     bias = torch.randn(3, 11) - 1e5
     scores = Scores(Q, K, bias=bias, causal=True, order=torch.tensor([3, 1, 0, 5, 2, 4]))
     plain = dataclasses.replace(scores, order=None)
@@ -161,21 +164,21 @@ def test_a_deep_but_honest_bias_hides_nothing_and_shows_nothing():
         torch.testing.assert_close(score_statistics(one).square_row_centred, expected["square_row_centred"])
         found = pattern_statistics(one)
         assert (found.mass_by_offset[..., 6:] == 0).all()
-        # float32 knows such scores to 1e-2 only
+        # the resolution of float32 at such scores is 1e-2
         torch.testing.assert_close(
             found.mass_by_offset, materialised.pattern_statistics(one)["mass_by_offset"], atol=2e-2, rtol=0
         )
 
 
-def test_sums_on_a_tall_grid_keep_their_digits():
+def test_sums_on_a_tall_grid_are_accurate():
     zero = torch.zeros(1, 1, 4000, 1)
     found = pattern_statistics(Scores(zero, zero, grid=(1000, 4)))
     assert found.mass_by_offset.sum().item() == pytest.approx(1, abs=3e-7)
     torch.testing.assert_close(found.mass_by_offset[0, 0], found.uniform_by_offset[0], rtol=1e-6, atol=0)
 
 
-def test_a_small_structure_on_large_row_constants_is_seen():
-    """1e-5 of noise: a share can be given, and it is that of the noise."""
+def test_a_small_signal_on_large_row_constants_is_measured():
+    """Noise of size 1e-5 keeps its share after adding constants of 1."""
     noise = 1e-5 * torch.randn(1, 1, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     eye = torch.eye(8, dtype=torch.float64).expand(1, 1, 8, 8)
     share = score_statistics(Scores(noise, eye, scale=1.0)).toeplitz_share
@@ -184,7 +187,7 @@ def test_a_small_structure_on_large_row_constants_is_seen():
     )
 
 
-def test_a_level_of_the_bias_costs_no_digits():
+def test_a_constant_in_the_bias_costs_no_accuracy():
     bias = torch.exp(-torch.arange(-5, 6).abs().double())[None]
     zero = torch.zeros(1, 1, 6, 1, dtype=torch.float64)
     low, high = (score_statistics(Scores(zero, zero, bias=level + bias)) for level in (0.0, 2.0**20))
@@ -200,7 +203,7 @@ def test_top_keys_are_those_that_a_query_sees():
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device (or hidden: CUDA_VISIBLE_DEVICES)")
 @pytest.mark.parametrize("causal", [False, True])
-def test_a_gpu_finds_the_same(causal):
+def test_gpu_and_cpu_agree(causal):
     v, dz = torch.randn(2, 2, 3, 6, 4)
     here, there = (
         Scores(Q.to(device), K.to(device), bias=torch.linspace(0, 1, 33).view(3, 11).to(device), causal=causal)

@@ -1,4 +1,4 @@
-"""Sweeps: what is planned, and that every cell is trained once whatever happens to those that train it."""
+"""Sweeps: plans, and exactly-once training of every cell despite failures and interruptions."""
 
 import contextlib
 import dataclasses
@@ -35,7 +35,7 @@ ROOT = Path(__file__).parent.parent
 
 
 def written(path, base=BASE, **grid):
-    """Write a sweep, as YAML (which JSON is), and return its path."""
+    """Write a sweep as YAML (of which JSON is a subset) and return its path."""
     path.write_text(json.dumps({"out": str(path.parent / "out"), "base": base, "grid": grid}))
     return path
 
@@ -52,13 +52,13 @@ def times(folder):
     return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.suffix in (".pt", ".jsonl", ".json")}
 
 
-def wait_for(found, alive=lambda: True):
-    """Wait for an event as long as those that bring it are alive, however busy the machine is."""
+def wait_for(condition, alive=lambda: True):
+    """Wait for a condition while the processes that can fulfil it are alive."""
     for _ in range(600 * 20):
-        if found() or not alive():
+        if condition() or not alive():
             return
         time.sleep(0.05)
-    raise AssertionError("it never came")
+    raise AssertionError("timed out")
 
 
 def environment():
@@ -67,7 +67,7 @@ def environment():
 
 @contextlib.contextmanager
 def started(*arguments):
-    """Start a command as its own process, of which nothing is left at the end."""
+    """Start a command in its own process group, which is killed on exit."""
     code = "from attnprobe.cli import main; main()"
     command = [sys.executable, "-c", code, *map(str, arguments)]
     process = subprocess.Popen(
@@ -82,15 +82,15 @@ def started(*arguments):
 
 
 def same_as_alone(cell, folder):
-    """Say whether a cell ended with the weights and metrics of a run that nothing interrupted."""
-    alone, here = ap.train(cell.config, folder, progress=False), Run(cell.folder)
-    pairs = zip(alone.last.weights.items(), here.last.weights.items(), strict=True)
-    return alone.metrics == here.metrics and all(
-        one == other and torch.equal(first, second) for (one, first), (other, second) in pairs
+    """Return whether a cell has the weights and metrics of an uninterrupted run."""
+    expected, run = ap.train(cell.config, folder, progress=False), Run(cell.folder)
+    pairs = zip(expected.last.weights.items(), run.last.weights.items(), strict=True)
+    return expected.metrics == run.metrics and all(
+        name == other and torch.equal(first, second) for (name, first), (other, second) in pairs
     )
 
 
-# What is planned
+# Plans
 
 
 def test_the_cells_are_the_product_of_the_grid(tmp_path):
@@ -102,7 +102,7 @@ def test_the_cells_are_the_product_of_the_grid(tmp_path):
     assert len({cell.folder for cell in cells}) == len(cells)
 
 
-def test_a_toml_file_has_tables_of_settings_that_go_together_and_parameters_of_the_task(tmp_path):
+def test_a_toml_file_can_have_tables_of_joint_settings_and_task_parameters(tmp_path):
     (tmp_path / "both.toml").write_text(
         "[base]\nseed = 3\ntask_options.test_size = 50\n[grid]\ntask_options.train_size = [8, 16]\n"
         '[[grid.task]]\ntask = "pairs"\ntask_options = { n = 64 }\n'
@@ -117,21 +117,23 @@ def test_a_toml_file_has_tables_of_settings_that_go_together_and_parameters_of_t
     shared = {"test_size": 50, "train_size": 8}
     one, two = (cell.config for cell in sweep.cells[:2])
     assert (one.task, one.task_options, one.model.n_layers) == ("pairs", {**shared, "n": 64}, 1)
-    assert two == configure("bigrams", seed=3, n_layers=2, task_options=shared)  # with what the task recommends
+    assert two == configure(
+        "bigrams", seed=3, n_layers=2, task_options=shared
+    )  # with the recommended settings of the task
     assert two.steps != one.steps
     assert set(sweep.cells[0].settings) >= {"task", "task_options.n", "task_options.train_size", "steps", "n_layers"}
-    assert "learning_rate" not in sweep.cells[0].settings  # one for all
+    assert "learning_rate" not in sweep.cells[0].settings  # the same in all cells
 
 
-def test_a_folder_is_a_function_of_the_settings_and_of_nothing_else(tmp_path):
+def test_a_folder_name_depends_on_the_settings_only(tmp_path):
     (cell,) = planned(tmp_path / "a.yaml").cells
     assert re.fullmatch(r"pairs-spt-0-[0-9a-f]{12}", cell.folder.name)
-    turned = {**dict(reversed(BASE.items())), "task_options": dict(reversed(TINY["task_options"].items()))}
-    turned["task_options"]["train_size"] = 64.0
-    assert planned(tmp_path / "b.yaml", turned).cells[0].folder.name == cell.folder.name
-    del turned["steps"]
-    again = planned(tmp_path / "c.yaml", turned, steps=[TINY["steps"], 13]).cells
-    assert [one.folder.name == cell.folder.name for one in again] == [True, False]
+    reordered = {**dict(reversed(BASE.items())), "task_options": dict(reversed(TINY["task_options"].items()))}
+    reordered["task_options"]["train_size"] = 64.0
+    assert planned(tmp_path / "b.yaml", reordered).cells[0].folder.name == cell.folder.name
+    del reordered["steps"]
+    again = planned(tmp_path / "c.yaml", reordered, steps=[TINY["steps"], 13]).cells
+    assert [other.folder.name == cell.folder.name for other in again] == [True, False]
     others = {
         "recipe": "supervised",
         "seed": 1,
@@ -148,26 +150,26 @@ def test_a_folder_is_a_function_of_the_settings_and_of_nothing_else(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
-        ("grd: {}", "a sweep has no 'grd'; valid: out, base, grid"),
-        ("out: 3", "out=3 must be text"),
-        ("base: [1]", "base=[1] must be a section"),
-        ("grid: {learning_rate: 0.1}", "grid.learning_rate=0.1 must be a list of values, or of tables"),
-        ("grid: {learning_rate: []}", "grid.learning_rate=[] must be a list"),
+        ("grd: {}", "unknown key 'grd'; valid: out, base, grid"),
+        ("out: 3", "out=3: must be a string"),
+        ("base: [1]", "base=[1]: must be a section"),
+        ("grid: {learning_rate: 0.1}", "grid.learning_rate=0.1: must be a non-empty list of values or of tables"),
+        ("grid: {learning_rate: []}", "grid.learning_rate=[]: must be a non-empty list"),
         ("grid: {learning_rate: [0.1, {learning_rate: 1}]}", "grid.learning_rate mixes values and tables"),
         (
             "grid: {learning_rate: [0.1], x: [{learning_rate: 1}]}",
-            "learning_rate is in grid.learning_rate and in grid.x",
+            "learning_rate is in both grid.learning_rate and grid.x",
         ),
         ("grid: {task: [{1: 2}]}", "1 is not the name of a setting"),
-        ("grid: {task_options: [3]}", "task_options=3 must be names and values"),
+        ("grid: {task_options: [3]}", "task_options=3: must be a table of names and values"),
         ("base: {rat: 1}", "cell base: unknown setting 'rat'; valid:"),
         (
             "grid: {validation_size: [1, 500]}",
             "cell validation_size=500: validation_size=500: must be below the 500 training sequences",
         ),
-        ("grid: {task: [listops], validation_size: [9]}", "task listops has a validation split of its own"),
+        ("grid: {task: [listops], validation_size: [9]}", "task listops already has a validation split"),
         ("grid: {patience: [0, 2]}", "cell patience=2: patience=2: needs a validation split"),
         (
             "grid: {learning_rate: [0.1, -1.0], seed: [0]}",
@@ -177,19 +179,19 @@ def test_a_folder_is_a_function_of_the_settings_and_of_nothing_else(tmp_path):
         ("grid: {seed: [0, 1, 0]}", "cells 0 and 2 are the same run (seed=0)"),
     ],
 )
-def test_a_bad_sweep_is_refused_in_one_line_that_names_the_cell(text, said, tmp_path, capsys, monkeypatch):
+def test_a_bad_sweep_is_refused_in_one_line_that_names_the_cell(text, message, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("s.yaml").write_text(text)
     with pytest.raises(SystemExit) as stop:
         main(["sweep", "s.yaml"])
     error = capsys.readouterr().err
     assert stop.value.code == 2
-    assert error.startswith("attnprobe: s.yaml: ") and said in error and error.count("\n") == 1
+    assert error.startswith("attnprobe: s.yaml: ") and message in error and error.count("\n") == 1
     assert os.listdir() == ["s.yaml"]
 
 
 @pytest.mark.parametrize(
-    ("flags", "said"),
+    ("flags", "message"),
     [
         (["--shard", "2/2"], "shard='2/2': must be i/k with 0 <= i < k"),
         (["--shard", "1"], "shard='1': must be"),
@@ -199,19 +201,19 @@ def test_a_bad_sweep_is_refused_in_one_line_that_names_the_cell(text, said, tmp_
         (["--workers", "2", "--ray", "auto"], "workers=2: on a Ray cluster"),
     ],
 )
-def test_bad_flags_are_refused_and_leave_nothing(flags, said, tmp_path, capsys):
+def test_bad_flags_are_refused_and_leave_nothing(flags, message, tmp_path, capsys):
     path = written(tmp_path / "s.yaml")
     with pytest.raises(SystemExit) as stop:
         main(["sweep", str(path), *flags])
     error = capsys.readouterr().err
     assert stop.value.code == 2
-    assert said in error and error.count("\n") == 1
+    assert message in error and error.count("\n") == 1
     assert not (tmp_path / "out").exists()
 
 
-def test_ray_that_is_not_there_is_said_in_one_line(tmp_path, monkeypatch):
+def test_missing_ray_is_reported_in_one_line(tmp_path, monkeypatch):
     sweep = planned(tmp_path / "s.yaml")
-    monkeypatch.setitem(sys.modules, "ray", None)  # as Python knows a module that cannot be imported
+    monkeypatch.setitem(sys.modules, "ray", None)  # makes the import fail
     from attnprobe.sweeps import run_sweep
 
     with pytest.raises(ap.UsageError, match=r"ray='auto': Ray is not installed; pip install 'attnprobe\[ray\]'"):
@@ -227,24 +229,24 @@ def test_shards_are_disjoint_and_cover_the_sweep(count, tmp_path):
     assert sweep.shard(None) == sweep.cells
 
 
-# What is trained
+# Training
 
 
 @pytest.fixture(scope="module")
 def swept(tmp_path_factory):
-    """A sweep of which one cell diverges: its file, its plan, and what the command printed and ended with."""
+    """A sweep with diverging cells: its file, its plan, and the output and exit status of the command."""
     path = tmp_path_factory.mktemp("sweep") / "s.yaml"
     base = {**BASE, "validation_size": 8, "warmup_steps": 0, "grad_clip": 0.0, "recipe": "supervised"}
     sweep = planned(path, base, learning_rate=[1e-3, 1e30], seed=[0, 1])
     with started("sweep", path) as process:
-        said = process.stdout.read()
-        return path, sweep, said, process.wait()
+        output = process.stdout.read()
+        return path, sweep, output, process.wait()
 
 
 def test_a_cell_that_fails_is_recorded_and_does_not_stop_the_others(swept):
-    path, sweep, said, status = swept
+    path, sweep, output, status = swept
     assert status == 1
-    assert f"{sweep.out}: 4 cells: 2 done, 2 failed" in said
+    assert f"{sweep.out}: 4 cells: 2 done, 2 failed" in output
     for cell in sweep.cells:
         state = cells.look(cell.folder)
         if cell.config.learning_rate < 1:
@@ -253,10 +255,10 @@ def test_a_cell_that_fails_is_recorded_and_does_not_stop_the_others(swept):
         assert state.status == "failed"
         reason = json.loads((cell.folder / "failed.json").read_text())["reason"]
         assert reason.startswith("training stopped: the train loss is nan")
-        assert f"failed: {cell.folder}: {reason}" in said
+        assert f"failed: {cell.folder}: {reason}" in output
 
 
-def test_a_finished_sweep_is_left_alone(swept, capsys):
+def test_a_finished_sweep_is_not_trained_again(swept, capsys):
     path, sweep, *_ = swept
     done = [cell.folder for cell in sweep.cells if cell.config.learning_rate < 1]
     before = [times(folder) for folder in done]
@@ -265,7 +267,7 @@ def test_a_finished_sweep_is_left_alone(swept, capsys):
     assert [times(folder) for folder in done] == before
 
 
-def test_what_failed_is_tried_again(swept):
+def test_a_failed_cell_is_retried(swept):
     _, sweep, *_ = swept
     cell = next(cell for cell in sweep.cells if cell.config.learning_rate > 1)
     before = (cell.folder / "failed.json").stat().st_mtime_ns
@@ -274,7 +276,7 @@ def test_what_failed_is_tried_again(swept):
     assert [row["step"] for row in metrics(cell)].count(0) == 1
 
 
-def test_the_table_says_what_the_metrics_say(swept):
+def test_the_table_agrees_with_the_metrics(swept):
     _, sweep, *_ = swept
     table = ap.open_sweep(sweep.out)
     assert list(table["folder"]) == [str(cell.folder) for cell in sweep.cells]
@@ -290,11 +292,11 @@ def test_the_table_says_what_the_metrics_say(swept):
             assert row[f"{name}_loss"] == rows[-1][f"{name}_loss"]
             assert row[f"{name}_accuracy"] == rows[-1][f"{name}_accuracy"]
         if row["status"] == "done":
-            trained = [one for one in rows if one["objective"] == "labels" and one["step"] > 0]
-            best = min(trained, key=lambda one: one["validation_loss"])
+            trained = [entry for entry in rows if entry["objective"] == "labels" and entry["step"] > 0]
+            best = min(trained, key=lambda entry: entry["validation_loss"])
             assert row["best_step"] == best["step"] == Run(cell.folder).finished["best_step"]
             assert row["best_test_accuracy"] == best["test_accuracy"]
-        else:  # it failed before its first evaluation: an untrained network is not the best of anything
+        else:  # failed before the first evaluation after step 0, which does not count as the best
             assert rows[-1]["step"] == 0 and pd.isna(row["best_step"])
     assert table["reason"].notna().tolist() == [False, False, True, True]
     assert "n_layers" not in table
@@ -308,7 +310,7 @@ def test_a_folder_without_a_sweep_is_refused(tmp_path):
         ap.open_sweep(tmp_path)
 
 
-def test_every_state_is_told_and_counted(tmp_path, capsys):
+def test_every_status_is_reported_and_counted(tmp_path, capsys):
     path = written(tmp_path / "s.yaml", seed=list(range(5)), freeze=[["qk", "positions"]])
     sweep = read_sweep(path)
     done, unfinished, running, failed, _ = sweep.cells
@@ -321,13 +323,13 @@ def test_every_state_is_told_and_counted(tmp_path, capsys):
     with FileLock(running.folder / "cell.lock"):
         assert list(look_at(sweep.cells)["status"]) == ["done", "unfinished", "running", "failed", "missing"]
         main(["sweep", str(path), "--status"])
-    said = capsys.readouterr().out
-    assert "5 cells: 1 done, 1 running, 1 unfinished, 1 failed, 1 missing" in said
-    assert f"failed: {failed.folder}: it was too hard" in said
-    assert re.search(rf"{unfinished.folder} unfinished +6 +12\n", said)
+    output = capsys.readouterr().out
+    assert "5 cells: 1 done, 1 running, 1 unfinished, 1 failed, 1 missing" in output
+    assert f"failed: {failed.folder}: it was too hard" in output
+    assert re.search(rf"{unfinished.folder} unfinished +6 +12\n", output)
     assert list(look_at(sweep.cells)["freeze"]) == ["qk,positions"] * 5
     assert summary(look_at([done])) == "1 cell: 1 done"
-    assert not (sweep.out / "sweep.json").exists()  # a look writes nothing
+    assert not (sweep.out / "sweep.json").exists()  # --status writes nothing
 
 
 def interrupt_at(step):
@@ -349,7 +351,7 @@ def test_status_needs_no_torch(swept):
     assert "4 cells: 2 done, 2 failed" in done.stdout
 
 
-def test_a_cell_that_another_process_trains_is_left_to_it(tmp_path, monkeypatch):
+def test_a_cell_that_another_process_trains_is_skipped(tmp_path, monkeypatch):
     (cell,) = planned(tmp_path / "s.yaml").cells
     cell.folder.mkdir(parents=True)
     monkeypatch.setattr(cells, "HELD_AFTER", 0.1)
@@ -374,14 +376,14 @@ def test_an_error_of_any_kind_is_recorded_with_its_traceback(tmp_path, monkeypat
 
 
 def test_another_run_in_a_cell_is_refused(tmp_path):
-    one, two = planned(tmp_path / "s.yaml", seed=[0, 1]).cells
-    cells.attempt(one.folder, one.config)
-    assert cells.attempt(one.folder, two.config) == "failed"
-    assert "holds another run" in (one.folder / "failed.json").read_text()
-    assert Run(one.folder).config == one.config
+    first, second = planned(tmp_path / "s.yaml", seed=[0, 1]).cells
+    cells.attempt(first.folder, first.config)
+    assert cells.attempt(first.folder, second.config) == "failed"
+    assert "holds another run" in (first.folder / "failed.json").read_text()
+    assert Run(first.folder).config == first.config
 
 
-def test_a_run_cut_off_before_its_first_state_has_its_first_metrics_once(tmp_path):
+def test_a_run_interrupted_before_its_first_state_logs_its_first_metrics_once(tmp_path):
     (cell,) = planned(tmp_path / "s.yaml").cells
     run = Run.create(cell.folder, cell.config)
     run.log({"step": 0, "objective": "masked"})
@@ -390,23 +392,23 @@ def test_a_run_cut_off_before_its_first_state_has_its_first_metrics_once(tmp_pat
 
 
 @pytest.mark.slow
-def test_a_sweep_that_is_killed_is_finished_by_the_next(tmp_path, capfd):
+def test_a_killed_sweep_is_completed_by_the_next(tmp_path, capfd):
     path = written(tmp_path / "s.yaml", LONG, seed=[0, 1])
     first, second = read_sweep(path).cells
     with started("sweep", path) as process:
         wait_for(lambda: cells.reached(first.folder) >= 20, lambda: process.poll() is None)
-    # killed with its worker, as when a machine goes down
+    # killed together with its worker, as if the machine had crashed
     assert cells.look(first.folder).status == "unfinished"
     assert cells.look(second.folder).status == "missing"
     begun = times(first.folder)[Run(first.folder).path_of(0)]
     main(["sweep", str(path)])
     assert "2 cells: 2 done" in capfd.readouterr().out
-    assert times(first.folder)[Run(first.folder).path_of(0)] == begun  # resumed, not begun again
+    assert times(first.folder)[Run(first.folder).path_of(0)] == begun  # resumed, not restarted
     assert same_as_alone(first, tmp_path / "alone")
 
 
 @pytest.mark.slow
-def test_a_worker_that_is_killed_does_not_lose_its_cell(tmp_path, capfd):
+def test_the_cell_of_a_killed_worker_is_completed(tmp_path, capfd):
     path = written(tmp_path / "s.yaml", LONG, seed=[0, 1])
     first, second = read_sweep(path).cells
 
@@ -424,7 +426,7 @@ def test_a_worker_that_is_killed_does_not_lose_its_cell(tmp_path, capfd):
 
 
 @pytest.mark.slow
-def test_runs_whose_process_dies_are_given_up_and_an_exception_comes_back_and_stops_the_rest(tmp_path, monkeypatch):
+def test_dead_processes_are_given_up_and_an_exception_stops_the_remaining_runs(tmp_path, monkeypatch):
     names = ["lives", "dies", "refuses", "dies", "never"]
     plan = {tmp_path / f"{index}" / name: configure("pairs") for index, name in enumerate(names)}
     lost = []
@@ -432,66 +434,66 @@ def test_runs_whose_process_dies_are_given_up_and_an_exception_comes_back_and_st
     for folder in plan:
         folder.parent.mkdir()
     with pytest.raises(ap.UsageError, match="mend this"):
-        workers.run_all(in_three_ways, plan, 1, lambda folder, why: lost.append((folder.name, why)))
-    assert lost == [("dies", "its process died in 1 of 1 tries, last by SIGKILL")]
+        workers.run_all(in_three_ways, plan, 1, lambda folder, reason: lost.append((folder.name, reason)))
+    assert lost == [("dies", "its process died in 1 of 1 attempts, last by SIGKILL")]
     assert [(folder.parent / "begun").exists() for folder in plan] == [True, True, True, False, False]
     assert not active_children()
 
 
 @pytest.mark.slow
-def test_two_sweeps_at_once_train_every_cell_once(tmp_path):
+def test_two_concurrent_sweeps_train_every_cell_once(tmp_path):
     path = written(tmp_path / "s.yaml", LONG, seed=[0, 1, 2])
     sweep = read_sweep(path)
-    with started("sweep", path) as one, started("sweep", path) as other:
-        said = [process.stdout.read() for process in (one, other)]
-        assert [process.wait() for process in (one, other)] == [0, 0], said
+    with started("sweep", path) as first, started("sweep", path) as second:
+        output = [process.stdout.read() for process in (first, second)]
+        assert [process.wait() for process in (first, second)] == [0, 0], output
     assert list(ap.open_sweep(sweep.out)["status"]) == ["done"] * 3
     for cell in sweep.cells:
-        # two that train one cell would both write their metrics into its file
+        # if two processes trained one cell, both would log its metrics
         assert [row["step"] for row in metrics(cell)] == list(range(0, 161, 20))
     assert same_as_alone(sweep.cells[0], tmp_path / "alone")
 
 
 @pytest.mark.slow
-def test_a_node_of_a_ray_cluster_that_dies_loses_no_cell(tmp_path, monkeypatch):
+def test_the_cells_of_a_dead_ray_node_are_completed(tmp_path, monkeypatch):
     from ray.cluster_utils import Cluster
 
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))  # for the workers of its nodes
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))  # for the workers on the nodes
     path = written(tmp_path / "s.yaml", LONG, seed=[0, 1])
     sweep = read_sweep(path)
     cluster = Cluster()
 
-    def node(**named):
-        """Add a node; on a busy machine Ray gives up on one that takes more than half a minute to start."""
+    def node(**options):
+        """Add a node, with retries: Ray gives up if a node takes more than half a minute to start."""
         for _ in range(20):
             with contextlib.suppress(Exception):
-                return cluster.add_node(num_cpus=1, **named)
-        raise AssertionError("no node of Ray starts")
+                return cluster.add_node(num_cpus=1, **options)
+        raise AssertionError("no Ray node could be started")
 
     try:
         node(include_dashboard=False)
         second = node()
         with started("sweep", path, "--ray", cluster.address) as process:
-            both = lambda: sum(cells.reached(one.folder) > 0 for one in sweep.cells) > 1  # noqa: E731
+            both = lambda: sum(cells.reached(cell.folder) > 0 for cell in sweep.cells) > 1  # noqa: E731
             wait_for(both, lambda: process.poll() is None)
             cluster.remove_node(second, allow_graceful=False)
-            said = process.stdout.read()
-            assert process.wait() == 0, said
+            output = process.stdout.read()
+            assert process.wait() == 0, output
     finally:
         cluster.shutdown()
-    assert "2 cells: 2 done" in said
+    assert "2 cells: 2 done" in output
     assert all(same_as_alone(cell, tmp_path / cell.folder.name) for cell in sweep.cells)
 
 
 @pytest.mark.slow
-def test_configurations_from_python_are_trained_once_and_shared(tmp_path, capfd):
+def test_train_all_trains_equal_configurations_once(tmp_path, capfd):
     configs = [configure("pairs", seed=seed, recipe="supervised", **BASE) for seed in (3, 4, 3)]
     runs = train_all(configs, tmp_path, 2)
     assert [run.config for run in runs] == configs
     assert runs[0].folder == runs[2].folder != runs[1].folder
     before = times(tmp_path)
     (again,) = train_all(configs[1:2], tmp_path)
-    assert again.folder == runs[1].folder and times(tmp_path) == before, "nothing is touched"
+    assert again.folder == runs[1].folder and times(tmp_path) == before, "files were modified"
     assert took(again.folder) > 0
     with pytest.raises(UsageError, match="unknown part 'nothing'"):
         train_all([dataclasses.replace(configs[0], freeze=("nothing",)), configs[1]], tmp_path)

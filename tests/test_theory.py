@@ -1,9 +1,9 @@
-"""What labels and masked tokens can teach the scores of a head: the facts behind arXiv:2605.21070, in float64.
+"""Score gradients of label losses and masked-token losses: tests of the theory of arXiv:2605.21070, in float64.
 
-In this order: labels of mean-pooled tokens at zero scores (P1), at circulant scores (P2), in the weights (P3); masked
-tokens (P4); each assumption of P1 broken, beside a control; which directions labels see at any pattern, and how much
-of a kernel that is. References are closed forms, autograd through a softmax written out here, and the network, where
-`gradient_statistics` must agree with autograd each time.
+Labels of mean-pooled tokens: at zero scores (P1), at circulant scores (P2) and in the weights (P3). Masked tokens (P4).
+Each assumption of P1 violated, with a control. The directions that labels see at any pattern, and their share of an
+offset profile. References are closed forms, autograd through an explicit softmax, and the network, for which
+`gradient_statistics` is compared with autograd every time.
 """
 
 import math
@@ -23,7 +23,7 @@ N, D = 9, 8
 SPEC = DataSpec(n=N, inputs="tokens", classes=3, vocabulary=5)
 TOKENS = torch.randint(5, (6, N), generator=torch.Generator().manual_seed(0))
 LABELS = torch.arange(6) % 3
-HIDDEN = torch.isin(torch.arange(N), torch.tensor([1, 5, 6]))
+MASKED = torch.isin(torch.arange(N), torch.tensor([1, 5, 6]))
 ZERO, EYE = torch.zeros(N, N, dtype=torch.float64), torch.eye(N, dtype=torch.float64)
 
 
@@ -42,19 +42,19 @@ def equal(found, expected, scale=None):
 
 
 def periodic(values):
-    """Return a function of (j - i) modulo n at offsets -(n - 1) ... n - 1: as a score it is circulant."""
+    """Return a function of (j - i) modulo n at offsets -(n - 1) ... n - 1; its score is circulant."""
     return torch.cat([values[1:], values])
 
 
 def proximity(n):
-    place = torch.arange(n, dtype=torch.float64)
-    distance = torch.minimum(place, n - place)
+    position = torch.arange(n, dtype=torch.float64)
+    distance = torch.minimum(position, n - position)
     return periodic(distance.mean() - distance)
 
 
-def dense(kernel):
-    place = torch.arange((len(kernel) + 1) // 2)
-    return kernel[place - place[:, None] + len(place) - 1]
+def dense(profile):
+    position = torch.arange((len(profile) + 1) // 2)
+    return profile[position - position[:, None] + len(position) - 1]
 
 
 def along(gradient, direction):
@@ -63,10 +63,10 @@ def along(gradient, direction):
 
 
 def circulant_share(gradient):
-    """Return the norm of the projection on all circulant matrices over that of the gradient."""
-    place = torch.arange(gradient.shape[-1])
-    by_offset = gradient[..., place[:, None], (place + place[:, None]) % len(place)].mean(-2)
-    return by_offset.norm(dim=-1) * len(place) ** 0.5 / gradient.norm(dim=(-2, -1))
+    """Return the norm of the projection onto circulant matrices divided by the norm of the gradient."""
+    position = torch.arange(gradient.shape[-1])
+    by_offset = gradient[..., position[:, None], (position + position[:, None]) % len(position)].mean(-2)
+    return by_offset.norm(dim=-1) * len(position) ** 0.5 / gradient.norm(dim=(-2, -1))
 
 
 def is_blind(gradient):
@@ -84,7 +84,7 @@ def attend(s, v):
 
 
 def after(y):
-    """Return a loss that is anything after the pooling."""
+    """Apply a nonlinear loss after the pooling."""
     return (y @ torch.linspace(-1, 2, y.shape[-1] * 3, dtype=y.dtype).reshape(-1, 3)).tanh().square().sum()
 
 
@@ -97,21 +97,21 @@ def slope(function, at):
     return torch.autograd.grad(function(at), at)[0]
 
 
-def network(data=SPEC, **named):
-    """Return a linear network with mean pooling whose scores are 0, but for what is named."""
-    named = {"d_model": D, "norm": "none", "mlp_ratio": 0, "init_std": 0.5, "position_std": 0.5, **named}
-    model = Transformer(ModelConfig(**named), data).double()
+def network(data=SPEC, **overrides):
+    """Build a linear network with mean pooling and scores of 0, except for the overridden settings."""
+    settings = {"d_model": D, "norm": "none", "mlp_ratio": 0, "init_std": 0.5, "position_std": 0.5, **overrides}
+    model = Transformer(ModelConfig(**settings), data).double()
     for block in model.blocks:
         nn.init.zeros_(block.attn.q.weight)
     return model
 
 
-def labels(model, **named):
-    return F.cross_entropy(model(TOKENS, **named), LABELS, reduction="sum")
+def labels(model, **options):
+    return F.cross_entropy(model(TOKENS, **options), LABELS, reduction="sum")
 
 
 def score_gradient(model, loss=labels, layer=0, bias=None, residual=True, real=None, directions=()):
-    """Return dloss/dscore [sequence, head, query, key] of the network by autograd, where the engine agrees."""
+    """Return dloss/dscore [sequence, head, query, key] by autograd, and check that `gradient_statistics` agrees."""
     caught = {}
 
     def catch(tensor, hook):
@@ -141,7 +141,7 @@ def score_gradient(model, loss=labels, layer=0, bias=None, residual=True, real=N
 
 # P1: zero scores.
 @pytest.mark.parametrize("x", [0.0, torch.arange(N * D).reshape(N, D) / 99], ids=["no residual", "residual"])
-def test_at_zero_scores_all_rows_of_the_gradient_are_the_centred_values_along_that_of_the_pooled_output(x):
+def test_at_zero_scores_all_rows_of_the_gradient_are_centred_values_times_the_pooled_gradient(x):
     v = normal(N, D)
     gradient, g = slope(lambda s: pooled(s, v, x), ZERO), slope(after, (v + x).mean(0))
     equal(gradient, ((v - v.mean(0)) @ g / N**2).expand(N, N))
@@ -150,7 +150,7 @@ def test_at_zero_scores_all_rows_of_the_gradient_are_the_centred_values_along_th
 
 
 @pytest.mark.parametrize("position", ["none", "learned", "sinusoidal", "rotary"])
-def test_the_network_at_zero_scores_gets_the_same_gradient(position):
+def test_the_network_at_zero_scores_has_the_same_gradient(position):
     model = network(position=position)
     logits, cache = model.run_with_cache(TOKENS)
     g = (logits.softmax(-1) - F.one_hot(LABELS, 3)) @ model.classify.weight @ model.blocks[0].attn.W_O.mT
@@ -166,9 +166,9 @@ def test_labels_see_n_minus_1_of_the_n_squared_directions():
     gradients = torch.stack([slope(lambda s: pooled(s, normal(N, D)), ZERO).flatten() for _ in range(3 * N)])
     _, size, basis = torch.linalg.svd(gradients, full_matrices=False)
     assert size[N - 2] > 0.01 * size[0] and size[N - 1] < 1e-12 * size[0]
-    kernel = normal(2 * N - 1)
-    direction = (dense(kernel) - dense(kernel).mean(1, keepdim=True)).flatten()
-    equal(visible(kernel), (basis[: N - 1] @ direction).square().sum() / direction.square().sum())
+    profile = normal(2 * N - 1)
+    direction = (dense(profile) - dense(profile).mean(1, keepdim=True)).flatten()
+    equal(visible(profile), (basis[: N - 1] @ direction).square().sum() / direction.square().sum())
 
 
 # P2: any amplitude.
@@ -187,8 +187,8 @@ def test_a_circulant_score_of_any_amplitude_changes_nothing(amplitude):
     circulant, toeplitz = amplitude * (proximity(N) + periodic(normal(N))), 2 * normal(2 * N - 1)
     equal(attend(dense(circulant), v).mean(0), v.mean(0))
 
-    def logits(kernel):
-        hook = ("blocks.0.attn.hook_attn_scores", lambda s, hook: s + dense(kernel))
+    def logits(profile):
+        hook = ("blocks.0.attn.hook_attn_scores", lambda s, hook: s + dense(profile))
         return model.run_with_hooks(TOKENS, fwd_hooks=[hook])
 
     equal(logits(circulant), model(TOKENS))
@@ -213,12 +213,12 @@ def test_the_gradient_of_the_query_key_map_is_the_mean_token_times_one_vector():
 
 
 # P4: masked tokens.
-def test_a_masked_query_is_drawn_to_the_keys_whose_values_help_to_reconstruct_it():
+def test_a_masked_query_attends_to_keys_whose_values_help_to_reconstruct_it():
     v, x = normal(N, D), normal(N, D)
-    g = slope(lambda o: after((o - x)[HIDDEN]), v.mean(0).expand(N, D))  # 0 where nothing is hidden
-    equal(slope(lambda s: after((attend(s, v) - x)[HIDDEN]), ZERO), g @ (v - v.mean(0)).T / N)
+    g = slope(lambda o: after((o - x)[MASKED]), v.mean(0).expand(N, D))  # 0 at unmasked tokens
+    equal(slope(lambda s: after((attend(s, v) - x)[MASKED]), ZERO), g @ (v - v.mean(0)).T / N)
 
-    model, mask = network(), HIDDEN.expand(6, N)
+    model, mask = network(), MASKED.expand(6, N)
     logits, cache = model.run_with_cache(TOKENS, masked=mask, output="tokens")
     error = (logits.softmax(-1) - F.one_hot(TOKENS, SPEC.vocabulary)) * mask[..., None] / mask.sum()
     g, v = (error @ model.unembed.weight)[:, None] @ model.blocks[0].attn.W_O.mT, cache["v", 0].transpose(1, 2)
@@ -228,7 +228,7 @@ def test_a_masked_query_is_drawn_to_the_keys_whose_values_help_to_reconstruct_it
 
 
 def roots(gamma):
-    """Return sequences [number, n, d] over which the sum of a quadratic form is its expectation: nothing is sampled."""
+    """Return sequences [number, n, d] whose sum of a quadratic form is its exact expectation, without sampling."""
     n, _, d, _ = gamma.shape
     return torch.linalg.cholesky(gamma.transpose(1, 2).reshape(n * d, n * d)).T.unflatten(1, (n, d))
 
@@ -238,7 +238,7 @@ def centred(x):
 
 
 @pytest.mark.parametrize("sign", [1, -1])
-@pytest.mark.parametrize("seen", [~HIDDEN, ~HIDDEN | HIDDEN], ids=["masked", "unmasked"])
+@pytest.mark.parametrize("seen", [~MASKED, ~MASKED | MASKED], ids=["masked", "unmasked"])
 def test_the_expected_descent_of_a_reconstruction_follows_the_autocovariance_of_the_data(sign, seen):
     step, w_v = torch.tensor([[0.8, 0.3], [-0.2, 0.6]]).double(), normal(2, 3)
     u = 0.1 * sign * w_v.T @ torch.tensor([[1.0, 0.2], [-0.2, 1.0]]).double()
@@ -247,54 +247,54 @@ def test_the_expected_descent_of_a_reconstruction_follows_the_autocovariance_of_
     x = roots(gamma)
 
     def loss(s):
-        return (attend(s, x * seen[:, None] @ w_v) @ u - x)[:, HIDDEN].square().sum() / 2 / HIDDEN.sum()
+        return (attend(s, x * seen[:, None] @ w_v) @ u - x)[:, MASKED].square().sum() / 2 / MASKED.sum()
 
     follows = torch.einsum("ab,ijba->ij", w_v @ u, gamma) * seen
-    # The rest is of second order in the readout, and the same for all queries.
+    # The second-order term in the readout is the same for all queries.
     common = torch.einsum("ab,kjba,k->j", w_v @ u @ u.T @ w_v.T, gamma, seen.double()) * seen / N
     descent = -slope(loss, ZERO)
-    equal(descent, centred(follows - common) * HIDDEN[:, None] / (N * HIDDEN.sum()))
-    own, at = descent[HIDDEN][:, HIDDEN].diagonal(), descent[HIDDEN]
-    if seen.all():  # lag 0 would beat every other
-        assert torch.equal((sign * at).amax(1), sign * own)
-    else:  # a masked token has nothing to be drawn to, itself included
-        equal(at[:, HIDDEN], own[:, None].expand(3, 3))
+    equal(descent, centred(follows - common) * MASKED[:, None] / (N * MASKED.sum()))
+    diagonal, rows = descent[MASKED][:, MASKED].diagonal(), descent[MASKED]
+    if seen.all():  # lag 0 has the largest descent
+        assert torch.equal((sign * rows).amax(1), sign * diagonal)
+    else:  # all masked keys are equal, including the token itself
+        equal(rows[:, MASKED], diagonal[:, None].expand(3, 3))
 
 
 @pytest.mark.parametrize("readout", [0.1, 1.0])
-def test_the_network_reconstructing_ar1_data_descends_towards_proximity_or_away_if_its_readout_is_negated(readout):
+def test_reconstructing_ar1_data_descends_towards_proximity_or_away_with_a_negated_readout(readout):
     model = network(DataSpec(n=N, inputs="values", classes=2), n_heads=1, position="none")
     nn.init.zeros_(model.embed.weight[:, 1])  # a masked token has value 0
     value = (model.embed.weight[:, 0] @ model.blocks[0].attn.W_V[0] @ model.blocks[0].attn.W_O[0]).detach()
     gamma = 0.9 ** dense(geometry((N,)).distance)
-    x, mask = roots(gamma[..., None, None])[..., 0], HIDDEN.expand(N, N)
-    near = centred(-dense(geometry((N,)).distance)[HIDDEN][:, ~HIDDEN])
+    x, mask = roots(gamma[..., None, None])[..., 0], MASKED.expand(N, N)
+    near = centred(-dense(geometry((N,)).distance)[MASKED][:, ~MASKED])
 
     def loss(model):
-        return (model(x, masked=mask, output="tokens")[..., 0] - x)[mask].square().sum() / 2 / HIDDEN.sum()
+        return (model(x, masked=mask, output="tokens")[..., 0] - x)[mask].square().sum() / 2 / MASKED.sum()
 
     def descent(u):
         model.unembed.weight = nn.Parameter(u * value[None] / value.square().sum())
         return -score_gradient(model, loss).sum((0, 1))
 
     aligned, negated = descent(readout), descent(-readout)
-    follows = centred(readout * gamma * ~HIDDEN) * HIDDEN[:, None] / (N * HIDDEN.sum())
+    follows = centred(readout * gamma * ~MASKED) * MASKED[:, None] / (N * MASKED.sum())
     equal((aligned - negated) / 2, follows)
-    assert along(centred(aligned[HIDDEN][:, ~HIDDEN]), near) > 0.5
-    assert along(centred(negated[HIDDEN][:, ~HIDDEN]), near) < -0.5
+    assert along(centred(aligned[MASKED][:, ~MASKED]), near) > 0.5
+    assert along(centred(negated[MASKED][:, ~MASKED]), near) < -0.5
 
 
-# Each assumption broken, beside a control.
+# Each assumption violated, with a control.
 @pytest.mark.parametrize(
-    "named, module, nonlinear",
+    "overrides, module, nonlinear",
     [
         ({"mlp_ratio": 2}, "blocks.0.mlp", "activation"),
         ({"norm": "layer"}, "", "ln_final"),
         ({"norm": "layer", "norm_placement": "post"}, "blocks.0", "ln1"),
     ],
 )
-def test_a_nonlinearity_after_attention_sees_unless_no_residual_tells_its_tokens_apart(named, module, nonlinear):
-    model = network(**named)
+def test_a_nonlinearity_after_attention_sees_unless_there_is_no_residual(overrides, module, nonlinear):
+    model = network(**overrides)
     assert sees(score_gradient(model))
     assert is_blind(score_gradient(model, residual=False))
     assert sees(score_gradient(model, residual=False, bias=proximity(N)))
@@ -303,19 +303,20 @@ def test_a_nonlinearity_after_attention_sees_unless_no_residual_tells_its_tokens
 
 
 @pytest.mark.parametrize(
-    "named", [{"pooling": "max"}, {"pooling": "last"}, {"pooling": "cls"}, {"causal": True}, {"position": "relative"}]
+    "overrides",
+    [{"pooling": "max"}, {"pooling": "last"}, {"pooling": "cls"}, {"causal": True}, {"position": "relative"}],
 )
-def test_other_poolings_causal_attention_and_position_biases_are_seen(named):
-    assert sees(score_gradient(network(**named))) and is_blind(score_gradient(network()))
+def test_other_poolings_causal_attention_and_position_biases_break_blindness(overrides):
+    assert sees(score_gradient(network(**overrides))) and is_blind(score_gradient(network()))
 
 
-def test_a_class_token_teaches_the_last_layer_its_own_row_alone():
+def test_with_a_class_token_only_its_own_row_has_a_gradient_in_the_last_layer():
     model = network(pooling="cls", n_layers=2)
     last, first = score_gradient(model, layer=1), score_gradient(model, layer=0)
     assert (last[..., 1:, :] == 0).all() and (last[..., 0, :] != 0).all() and (first != 0).all()
 
 
-def test_content_scores_let_labels_see_in_proportion_to_their_size():
+def test_the_circulant_share_is_proportional_to_the_size_of_content_scores():
     model, query = network(), normal(D, D)
 
     def share(size):
@@ -326,14 +327,14 @@ def test_content_scores_let_labels_see_in_proportion_to_their_size():
     assert share(2e-4) / share(1e-4) == pytest.approx(2, rel=0.01)
 
 
-def test_of_two_linear_layers_the_first_is_blind_as_long_as_the_second_is_uniform():
+def test_the_first_of_two_linear_layers_is_blind_if_the_second_is_uniform():
     model = network(n_layers=2)
     assert is_blind(score_gradient(model, layer=0)) and is_blind(score_gradient(model, layer=1))
     nn.init.normal_(model.blocks[1].attn.q.weight)
     assert sees(score_gradient(model, layer=0))
 
 
-def test_padding_is_seen_where_it_is_attended_to_but_not_pooled():
+def test_padding_that_is_attended_to_but_not_pooled_breaks_blindness():
     model, lengths, real = network(), torch.full((6,), N - 3), (torch.arange(N) < N - 3).expand(6, N)
 
     def attended(model):
@@ -343,37 +344,39 @@ def test_padding_is_seen_where_it_is_attended_to_but_not_pooled():
     assert is_blind(score_gradient(model, lambda model: labels(model, lengths=lengths), real=real)[..., :-3, :-3])
 
 
-def test_unnormalised_attention_sees_how_much_a_kernel_attends_but_not_where():
-    v, kernel = normal(N, D), normal(N)
-    equal((dense(periodic(kernel)).sigmoid() @ v).mean(0), kernel.sigmoid().sum() * v.mean(0))
+def test_unnormalised_attention_sees_the_sum_of_a_circulant_profile_but_not_its_shape():
+    v, profile = normal(N, D), normal(N)
+    equal((dense(periodic(profile)).sigmoid() @ v).mean(0), profile.sigmoid().sum() * v.mean(0))
     gradient = slope(lambda s: after((s.sigmoid() @ v).mean(0)), ZERO)
     assert along(gradient, dense(proximity(N) - 1)).abs() > 0.01 and not is_blind(gradient)
-    assert along(gradient, dense(proximity(N))).abs() < 1e-12  # of mean 0
+    assert along(gradient, dense(proximity(N))).abs() < 1e-12  # because proximity has mean 0
     assert is_blind(slope(lambda s: after((F.normalize(s.sigmoid(), p=1, dim=1) @ v).mean(0)), ZERO))
 
 
-# Which directions labels see at any pattern, and how much of a kernel that is not circulant.
+# Directions that labels see at any pattern, and their share of profiles that are not circulant.
 def columns(pattern, direction):
     """Return 1'(A o (D - r 1')) with r_i = sum_k A_ik D_ik."""
     return (pattern * (direction - (pattern * direction).sum(-1, keepdim=True))).sum(-2)
 
 
 def blind_part(pattern, direction):
-    """Return the nearest direction whose `columns` are zero."""
-    matrix = (pattern[..., None, :, :] * (EYE[:, None] - pattern.mT[..., None])).flatten(-2)  # of D -> columns
+    """Return the closest direction whose `columns` are zero."""
+    matrix = (pattern[..., None, :, :] * (EYE[:, None] - pattern.mT[..., None])).flatten(
+        -2
+    )  # the linear map D -> columns
     seen = torch.linalg.pinv(matrix) @ columns(pattern, direction)[..., None]
     return direction - seen[..., 0].unflatten(-1, (N, N))
 
 
 @pytest.mark.parametrize("causal", [False, True])
-def test_labels_are_blind_to_a_direction_whatever_the_values_iff_its_columns_vanish(causal):
+def test_labels_are_blind_to_a_direction_for_all_values_iff_its_columns_vanish(causal):
     s = normal(N, N).masked_fill(torch.ones(N, N).triu(1).bool() & causal, -math.inf)
     direction, w = normal(N, N), normal(D)
     blind, seen = blind_part(attend(s, EYE), direction), columns(attend(s, EYE), direction)
     assert columns(attend(s, EYE), blind).abs().max() < 1e-12 < 0.01 < seen.abs().max()
     for _ in range(5):
         assert along(slope(lambda s: pooled(s, normal(N, D)), s), blind).abs() < 1e-12
-    gradient = slope(lambda s: attend(s, torch.outer(seen, w)).mean(0) @ w, s)  # values that show it
+    gradient = slope(lambda s: attend(s, torch.outer(seen, w)).mean(0) @ w, s)  # values for which it is visible
     equal((gradient * direction).sum(), seen @ seen * (w @ w) / N)
 
 
@@ -386,15 +389,15 @@ def test_the_network_is_blind_to_the_same_directions_at_any_scores():
     assert along(gradient, blind).abs().max() < 1e-12 and along(gradient, direction).abs().mean() > 0.02
 
 
-def visible(kernel):
-    """Return the share of the energy of a row-centred function of the offset that labels see, by its column sums."""
-    line = geometry(((len(kernel) + 1) // 2,))
-    energy = line.count @ kernel.square() - line.windows(kernel).square().sum() / line.n
-    return centred(line.windows_by_key(kernel)).square().sum() / line.n / energy
+def visible(profile):
+    """Return the fraction of the energy of a row-centred profile that labels see, from its column sums."""
+    line = geometry(((len(profile) + 1) // 2,))
+    energy = line.count @ profile.square() - line.windows(profile).square().sum() / line.n
+    return centred(line.windows_by_key(profile)).square().sum() / line.n / energy
 
 
 @pytest.mark.parametrize("n", [32, 64, 128, 1024])
-def test_labels_see_only_the_ends_of_a_short_kernel_but_always_a_part_of_a_long_one(n):
+def test_labels_see_a_vanishing_part_of_a_short_profile_but_a_fixed_part_of_a_long_one(n):
     distance, twice = geometry((n,)).distance, geometry((2 * n,)).distance
     assert visible((-distance / 4).exp()) / visible((-twice / 4).exp()) == pytest.approx(4, rel=3 / n)
     assert visible((distance == 1).double()) == pytest.approx((n - 2) / ((n - 1) ** 3 + 1), rel=1e-11)  # 1 / n^2

@@ -1,10 +1,10 @@
-"""Exact statistics of attention from queries, keys and values at any length, by offset, over samples.
+"""Exact statistics of attention scores, patterns and gradients from queries, keys and values.
 
-Nothing here knows a model or a checkpoint, and nothing holds an n x n array:
+Independent of any model or checkpoint. No n x n array is allocated, at any sequence length:
 
 >>> import torch
 >>> from attnprobe.statistics import Scores, pattern_statistics, score_statistics
->>> q, k = torch.randn(2, 1, 4, 3000, 16)  # [batch, head, token, d_head], of any network
+>>> q, k = torch.randn(2, 1, 4, 3000, 16)  # [batch, head, token, d_head] of any network
 >>> scores = Scores(q, k)
 >>> score_statistics(scores).toeplitz_share.shape, pattern_statistics(scores).mass_by_offset.shape
 (torch.Size([1, 4]), torch.Size([1, 4, 5999]))

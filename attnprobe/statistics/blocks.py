@@ -1,7 +1,7 @@
-"""Arrays over query and key, a block of queries at a time.
+"""Query-key arrays in blocks of queries.
 
-A block holds queries x n numbers. On a grid it holds whole rows of pixels, and the sums by offset need twice n x
-columns numbers: for a square image that is n to the power 1.5.
+A block has queries x n elements. On a grid a block covers full rows of pixels, and the sums by offset need about
+2 n x columns elements: proportional to n^1.5 for a square image.
 """
 
 from collections.abc import Iterator
@@ -16,14 +16,14 @@ from attnprobe.geometry import Geometry
 from attnprobe.scores import Scores, bias_of_pairs
 
 QUERIES = 64
-"""Queries in a block; on a grid the next number of whole rows of pixels."""
+"""Queries per block; rounded up to full rows of pixels on a grid."""
 ELEMENTS = 2**21
-"""Scores held at a time on a CPU, where they should fit its caches; other devices take 64 times as many."""
+"""Scores held at a time on a CPU, where they should fit into its caches; 64 times this number on other devices."""
 
 
 @dataclass(frozen=True)
 class Block:
-    """The queries from start to stop - 1, and the keys before ``keys``, which are all that they see."""
+    """Queries from start to stop - 1, and the number of leading keys that include all keys visible to them."""
 
     start: int
     stop: int
@@ -31,32 +31,32 @@ class Block:
 
     @property
     def queries(self) -> slice:
-        """The queries."""
+        """Slice of the queries."""
         return slice(self.start, self.stop)
 
     def of(self, memory: Float[Tensor, " element"], matrices: int) -> Float[Tensor, "matrix query key"]:
-        """Return the beginning of some memory as an array for this block."""
+        """View the beginning of a buffer as an array for this block."""
         rows = self.stop - self.start
         return memory[: matrices * rows * self.keys].view(matrices, rows, self.keys)
 
 
 @dataclass(frozen=True)
 class Group:
-    """Some (sequence, head) matrices of the scores of one batch without padding, worked on together."""
+    """A set of (sequence, head) score matrices of a batch without padding, processed together."""
 
     scores: Scores
     sequences: Int[Tensor, " matrix"]
-    """The place of each matrix in the batch."""
+    """Index in the batch of each matrix."""
     heads: Int[Tensor, " matrix"]
-    """The head of each matrix."""
+    """Head of each matrix."""
     q: Float[Tensor, "matrix token d_head"]
-    """Queries times the scale, in `Scores.type`."""
+    """Queries times the scale, of type `Scores.type`."""
     k: Float[Tensor, "matrix token d_head"]
     """Keys."""
     bias: Float[Tensor, "matrix offset"] | None
     """Bias at the offsets of the geometry."""
     queries: int
-    """Queries in a block."""
+    """Queries per block."""
 
     @property
     def size(self) -> int:
@@ -65,32 +65,32 @@ class Group:
 
     @property
     def geometry(self) -> Geometry:
-        """The geometry of the scores."""
+        """Geometry of the scores."""
         return self.scores.geometry
 
     def take(self, x: Float[Tensor, "batch head token width"]) -> Float[Tensor, "matrix token width"]:
-        """Return the group's part of values, gradients or factors, in the type of its queries."""
+        """Select the matrices of this group from values, gradients or factors, in the type of its queries."""
         return x[self.sequences.to(x.device), self.heads.to(x.device)].to(self.q)
 
     def memory(self) -> Float[Tensor, " element"]:
-        """Return room for one block of every matrix."""
+        """Allocate a buffer for one block of every matrix."""
         return self.q.new_empty(self.size * self.queries * self.geometry.n)
 
     def totals(self, *shape: int) -> Float[Tensor, "matrix ..."]:
-        """Return zeros to add up in."""
+        """Allocate a float64 accumulator of zeros per matrix."""
         return torch.zeros(self.size, *shape, dtype=torch.float64, device=self.q.device)
 
     def blocks(self) -> Iterator[Block]:
-        """Yield blocks that hold each query once."""
+        """Yield blocks that partition the queries."""
         n = self.geometry.n
         for start in range(0, n, self.queries):
             stop = min(start + self.queries, n)
             yield Block(start, stop, stop if self.scores.causal else n)
 
     def write_scores(self, block: Block, out: Float[Tensor, "matrix query key"]) -> None:
-        """Write the scores of a block, and for keys after a causal query a number far below any score.
+        """Write the scores of a block; keys after a causal query get a number far below any score.
 
-        It is finite, since it is multiplied by the weight 0.
+        That number is finite because it is later multiplied by an attention weight of 0.
         """
         self.write_products(block, self.q, self.k, out, self.bias)
         if self.scores.causal:
@@ -104,9 +104,9 @@ class Group:
         out: Float[Tensor, "matrix query key"],
         bias: Float[Tensor, "matrix offset"] | None = None,
     ) -> None:
-        """Write the products of left with right, plus a bias, for the pairs of a block in their order.
+        """Write the products of left and right, plus a bias, for the pairs of a block, permuted by `Scores.order`.
 
-        What stands at keys after a causal query is finite, and has no meaning.
+        The numbers at keys after a causal query are finite but meaningless.
         """
         causal, order = self.scores.causal, self.scores.order
         queries = torch.arange(block.start, block.stop, device=out.device)
@@ -116,18 +116,18 @@ class Group:
                 out += self._windows(bias, queries, block.keys)
             return
         order = order.to(out.device)
-        taken = queries if causal else order[queries]
-        arranged = left[:, taken] @ right.mT
+        sources = queries if causal else order[queries]
+        products = left[:, sources] @ right.mT
         if bias is not None:
-            arranged += self._windows(bias, taken, self.geometry.n)
-        arranged = arranged[..., order]
+            products += self._windows(bias, sources, self.geometry.n)
+        products = products[..., order]
         if causal:
-            out.zero_().masked_scatter_(self.visible(block), arranged[:, order <= queries[:, None]])
+            out.zero_().masked_scatter_(self.visible(block), products[:, order <= queries[:, None]])
         else:
-            out.copy_(arranged)
+            out.copy_(products)
 
     def visible(self, block: Block) -> Bool[Tensor, "#query key"]:
-        """Return which keys the queries of a block see."""
+        """Return which keys are visible to the queries of a block."""
         key = torch.arange(block.keys, device=self.q.device)
         if not self.scores.causal:
             return (key >= 0)[None]
@@ -136,42 +136,42 @@ class Group:
     def _windows(
         self, bias: Float[Tensor, "matrix offset"], queries: Int[Tensor, " query"], keys: int
     ) -> Float[Tensor, "matrix query key"]:
-        """Return the bias of some queries with the first keys."""
+        """Return the bias of the given queries with the first ``keys`` keys."""
         return bias_of_pairs(bias, self.geometry.shape, queries, torch.arange(keys, device=bias.device))
 
 
 def groups(scores: Scores) -> Iterator[Group]:
-    """Yield all matrices of scores without padding, some together, with the size of their blocks."""
+    """Split the matrices of scores without padding into groups, and choose the block size."""
     batch, heads, n = scores.shape
     rows, columns = rows_and_columns(scores.geometry)
-    step = 1 if rows == 1 else columns
-    queries = min(n, -(-QUERIES // step) * step)
+    multiple = 1 if rows == 1 else columns
+    queries = min(n, -(-QUERIES // multiple) * multiple)
     elements = ELEMENTS if scores.q.device.type == "cpu" else 64 * ELEMENTS
-    at_once = max(1, elements // (queries * n))
-    wide = scores.type
-    for matrices in torch.arange(batch * heads, device=scores.q.device).split(at_once):
+    group_size = max(1, elements // (queries * n))
+    dtype = scores.type
+    for matrices in torch.arange(batch * heads, device=scores.q.device).split(group_size):
         sequence, head = matrices // heads, matrices % heads
-        q, k = (x[sequence, head].to(wide) for x in (scores.q, scores.k))
-        bias = None if scores.bias_by_offset is None else scores.bias_by_offset[head].to(wide)
+        q, k = (x[sequence, head].to(dtype) for x in (scores.q, scores.k))
+        bias = None if scores.bias_by_offset is None else scores.bias_by_offset[head].to(dtype)
         yield Group(scores, sequence.cpu(), head.cpu(), q * scores.factor, k, bias, queries)
 
 
 def rows_and_columns(geometry: Geometry) -> tuple[int, int]:
-    """Return the sides of a grid; a line is one row."""
+    """Return the numbers of rows and columns; a line is a single row."""
     return (1, geometry.n) if len(geometry.shape) == 1 else (geometry.shape[0], geometry.shape[1])
 
 
 class OffsetSums:
-    """Sums by offset of arrays that come in blocks.
+    """Sums by offset of query-key arrays, accumulated over blocks.
 
-    In a line an offset is a diagonal of the block, and with a row stride of one more than its width diagonals are
-    columns: their sums are read off in place, but for the corners, where a diagonal misses some rows. On a grid, where
-    a block is a number of whole rows of pixels, what is added up is the array over (query column, row offset, key
-    column), whose diagonals remain for the end.
+    In a line each offset is a diagonal of the block. A view with a row stride of width + 1 turns diagonals into
+    columns, which are summed in place; the corners, where a diagonal does not cross all rows, are handled separately.
+    On a grid a block covers whole rows of pixels. The accumulator is over (query column, row offset, key column), and
+    its diagonals are summed at the end.
     """
 
     def __init__(self, group: Group) -> None:
-        """Start from zero."""
+        """Initialise the sums to zero."""
         self.rows, self.columns = rows_and_columns(group.geometry)
         if self.rows == 1:
             self.total = group.totals(2 * self.columns - 1)
@@ -182,10 +182,10 @@ class OffsetSums:
         """Add the array of a block."""
         matrices, queries, keys = x.shape
         if self.rows == 1:
-            zero = self.columns - 1 - block.start  # where the offsets of the first query with key 0 are
-            whole = x.as_strided((matrices, queries, keys - queries + 1), (queries * keys, keys + 1, 1))
+            zero = self.columns - 1 - block.start  # index of the offset of the first query and key 0
+            full = x.as_strided((matrices, queries, keys - queries + 1), (queries * keys, keys + 1, 1))
             corners = diagonal_sums(x[..., :queries].tril(-1) + x[..., keys - queries :].triu(1))
-            self.total[:, zero : zero + keys - queries + 1] += over_queries(whole)
+            self.total[:, zero : zero + keys - queries + 1] += over_queries(full)
             self.total[:, zero - queries + 1 : zero] += corners[:, : queries - 1]
             self.total[:, zero + keys - queries + 1 : zero + keys] += corners[:, queries:]
             return
@@ -199,22 +199,23 @@ class OffsetSums:
         """Return the sums, in float64 on the CPU."""
         if self.rows == 1:
             return self.total.cpu()
-        found = self.total.new_zeros(len(self.total), 2 * self.rows - 1, 2 * self.columns - 1)
+        sums = self.total.new_zeros(len(self.total), 2 * self.rows - 1, 2 * self.columns - 1)
         for column in range(self.columns):
             first = self.columns - 1 - column
-            found[..., first : first + self.columns] += self.total[:, column]
-        return found.flatten(1).cpu()
+            sums[..., first : first + self.columns] += self.total[:, column]
+        return sums.flatten(1).cpu()
 
 
 def over_queries(x: Float[Tensor, "matrix query key"]) -> Float[Tensor, "matrix key"]:
-    """Return the sums over the queries of a block, as a product with ones: faster than a reduction."""
+    """Sum over the queries of a block, by a matrix product with ones, which is faster than a reduction."""
     return torch.bmm(x.new_ones(len(x), 1, x.shape[1]), x)[:, 0]
 
 
 def diagonal_sums(x: Float[Tensor, "*lead n n"]) -> Float[Tensor, "*lead offset"]:
-    """Return the sums along the diagonals of squares, from offset -(n - 1) to n - 1.
+    """Sum along the diagonals of square matrices, from offset -(n - 1) to n - 1.
 
-    Rows are turned upside down and padded to 2 n; read with a width of 2 n - 1 the diagonals stand in columns.
+    The order of the rows is reversed and each row is padded to length 2 n. Read with a width of 2 n - 1, the diagonals
+    are columns.
     """
     n = x.shape[-1]
     flat = F.pad(x.flip(-2), (0, n)).flatten(-2)[..., : n * (2 * n - 1)]

@@ -1,11 +1,11 @@
-r"""Directions in the space of scores, as functions of the offset, and the subspaces that a gradient's energy lies in.
+r"""Directions in score space that are functions of the offset, and the gradient energy in subspaces.
 
-A constant added to a row of a score is invisible to every loss, so a direction $D_{ij} = f(j - i)$ counts row-centred,
-and has length 1 there (`unit`). A *circulant* direction is a function of the offset modulo n (on a grid modulo rows and
-columns): with it every key is near to as many queries as any other, which is what makes mean-pooled labels blind to it
-at uniform attention (arXiv:2605.21070). A Toeplitz direction is any function of the offset; its ends betray it: of a
-kernel that falls off within a few tokens a part of order 1 / n² is visible to labels, but of -distance one ninth at any
-length. So each kernel is given in both forms.
+Adding a constant to a row of a score changes no loss, so a direction $D_{ij} = f(j - i)$ is row-centred and then
+normalised (`unit`). A *circulant* direction is a function of the offset modulo n (on a grid, modulo rows and columns).
+It has the same column sum at every key, so mean-pooled labels are blind to it at uniform attention (arXiv:2605.21070).
+A *Toeplitz* direction is any function of the offset. Its column sums differ near the ends of the sequence, so labels
+see part of it: a fraction of order 1 / n² for a profile that decays within a few tokens, but one ninth for -distance at
+any length. Each profile is therefore provided in both forms.
 """
 
 import torch
@@ -20,22 +20,22 @@ SUBSPACES = ("circulant", "toeplitz", "column", "rest")
 
 
 def proximity_profiles(geometry: Geometry, length_scale: int | float) -> dict[str, Float[Tensor, " offset"]]:
-    r"""Return the kernels of proximity, of distance d: circulant ones are of the shortest distance around.
+    r"""Return the proximity profiles by name, as functions of the distance d.
 
-    - band: 1 where d <= length_scale, else 0; exponential: $e^{-d / \lambda}$; linear: $-d$.
+    - band: 1 if d <= length_scale, else 0; exponential: $e^{-d / \lambda}$; linear: $-d$.
 
-    Where attention is causal no direction is circulant.
+    Circulant profiles use the shortest distance around the ring; they do not exist for causal attention.
     """
     axes = [torch.arange(1 - side, side, dtype=torch.float64) for side in geometry.shape]
-    around = [torch.minimum(axis.abs(), len(axis) // 2 + 1 - axis.abs()) for axis in axes]
-    squares = torch.stack([axis.square() for axis in torch.meshgrid(*around, indexing="ij")])
+    ring = [torch.minimum(axis.abs(), len(axis) // 2 + 1 - axis.abs()) for axis in axes]
+    squares = torch.stack([axis.square() for axis in torch.meshgrid(*ring, indexing="ij")])
     distances = {"circulant": squares.sum(0).sqrt().flatten(), "toeplitz": geometry.distance}
     if geometry.causal:
         distances.pop("circulant")
     return {
-        f"{form} {kind}": made
+        f"{form} {kind}": profile
         for form, d in distances.items()
-        for kind, made in (
+        for kind, profile in (
             ("band", (d <= length_scale).double()),
             ("exponential", (-d / length_scale).exp()),
             ("linear", -d),
@@ -44,66 +44,68 @@ def proximity_profiles(geometry: Geometry, length_scale: int | float) -> dict[st
 
 
 def own_pair(geometry: Geometry) -> Float[Tensor, " offset"]:
-    """Return the direction of offset 0: a token's score with itself."""
+    """Return the direction of offset 0: the score of each token with itself."""
     return (geometry.distance == 0).double()
 
 
 def without_own_pair(f: Float[Tensor, "*lead offset"], geometry: Geometry) -> Float[Tensor, "*lead offset"]:
-    """Return a function of the offset whose direction is orthogonal to that of offset 0."""
-    zero = own_pair(geometry)
-    size = geometry.inner(zero, zero)
-    share = torch.where(size > 0, geometry.inner(f, zero) / size, 0.0)
-    return f - share[..., None] * zero
+    """Make a function of the offset orthogonal to the direction of offset 0."""
+    diagonal = own_pair(geometry)
+    square = geometry.inner(diagonal, diagonal)
+    coefficient = torch.where(square > 0, geometry.inner(f, diagonal) / square, 0.0)
+    return f - coefficient[..., None] * diagonal
 
 
 def unit(f: Float[Tensor, "*lead offset"], geometry: Geometry) -> Float[Tensor, "*lead offset"]:
-    """Return a function of the offset whose direction has length 1; NaN where a row's scores are all alike."""
+    """Scale a function of the offset to a direction of length 1; NaN if the function is constant in every row."""
     square = geometry.inner(f, f)
     level = (f.square() * geometry.count).sum(-1)
     return f / square.where(square > SMALLEST * level, torch.nan).sqrt()[..., None]
 
 
 SMALLEST = 1e-12
+"""Fraction of the sum of squares below which a row-centred direction is rounding error."""
 
 
 def dimensions(geometry: Geometry) -> dict[str, float]:
-    """Return the share of each subspace in the dimensions of row-centred scores: the energy share of pure noise."""
+    """Return the fraction of the dimensions of row-centred scores in each subspace: the energy share of white noise."""
     n, pairs = geometry.n, float(geometry.count.sum())
-    whole = pairs - n
+    total = pairs - n
     toeplitz = float(geometry.seen.sum() - 1)
     column = n - 1.0
     shared = toeplitz + column - sum(side > 1 for side in geometry.shape)
-    shares = {"circulant": n - 1.0, "toeplitz": toeplitz, "column": column, "rest": whole - shared}
+    sizes = {"circulant": n - 1.0, "toeplitz": toeplitz, "column": column, "rest": total - shared}
     if geometry.causal:
-        shares["circulant"] = float("nan")
-    return {name: shares[name] / whole if whole else float("nan") for name in SUBSPACES}
+        sizes["circulant"] = float("nan")
+    return {name: sizes[name] / total if total else float("nan") for name in SUBSPACES}
 
 
 def energy_shares(gradient: GradientStatistics) -> Float[Tensor, "batch head subspace"]:
     r"""Return the shares of $\|\partial L / \partial S\|^2$ in the subspaces, in the order of `SUBSPACES`.
 
-    All functions of the offset modulo n, of the offset, of the key, and what neither offset nor key explains. The
-    first lies in the second; linear functions of the offset are functions of the key as well. NaN where the gradient
-    is 0, and for circulant functions where attention is causal. Sequences must have no padding.
+    The subspaces are all functions of the offset modulo n, of the offset, of the key, and the orthogonal complement of
+    the last two. The shares do not add up to 1: the first subspace is part of the second, and linear functions of the
+    offset are also functions of the key. NaN if the gradient is 0, and for circulant functions of causal attention.
+    Sequences must have no padding.
     """
-    places = gradient.geometry
-    if not torch.equal(gradient.pairs, places.count.expand_as(gradient.pairs)):
-        raise UsageError("gradients of padded sequences: measure sequences of one length at a time")
+    geometry = gradient.geometry
+    if not torch.equal(gradient.pairs, geometry.count.expand_as(gradient.pairs)):
+        raise UsageError("gradients of padded sequences: pass sequences of the same length without padding")
     by_offset, by_key = gradient.by_offset, gradient.by_key
-    toeplitz = (by_offset * places.offset_profile(by_offset).nan_to_num()).sum(-1)
-    column = (by_key * places.key_constants(by_key)).sum(-1)
-    circulant = torch.full_like(toeplitz, torch.nan) if places.causal else _around(by_offset, places)
-    shared = places.shared_energy(by_key, by_offset)
+    toeplitz = (by_offset * geometry.offset_profile(by_offset).nan_to_num()).sum(-1)
+    column = (by_key * geometry.key_constants(by_key)).sum(-1)
+    circulant = torch.full_like(toeplitz, torch.nan) if geometry.causal else _circulant_energy(by_offset, geometry)
+    shared = geometry.shared_energy(by_key, by_offset)
     energies = torch.stack([circulant, toeplitz, column, (gradient.square - shared).clamp(min=0)], dim=-1)
     return energies / gradient.square.where(gradient.square > 0, torch.nan)[..., None]
 
 
-def _around(by_offset: Float[Tensor, "*lead offset"], places: Geometry) -> Float[Tensor, "*lead"]:
-    """Return the energy in functions of the offset modulo the sides: each shift has n pairs."""
-    sums = by_offset.unflatten(-1, places.sides)
-    for axis, side in zip(range(-len(places.shape), 0), places.shape, strict=True):
+def _circulant_energy(by_offset: Float[Tensor, "*lead offset"], geometry: Geometry) -> Float[Tensor, "*lead"]:
+    """Return the energy in functions of the offset modulo the sides, where every shift has n pairs."""
+    sums = by_offset.unflatten(-1, geometry.sides)
+    for axis, side in zip(range(-len(geometry.shape), 0), geometry.shape, strict=True):
         sums = sums.movedim(axis, -1)
         wrapped = sums[..., side - 1 :].clone()
         wrapped[..., 1:] += sums[..., : side - 1]
         sums = wrapped.movedim(-1, axis)
-    return sums.flatten(-len(places.shape)).square().sum(-1) / places.n
+    return sums.flatten(-len(geometry.shape)).square().sum(-1) / geometry.n

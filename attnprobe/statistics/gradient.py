@@ -1,12 +1,12 @@
-r"""Score gradients in one pass over blocks of queries: O(block x n) memory at any length.
+r"""Statistics of score gradients in one pass over blocks of queries, with O(block x n) memory.
 
 With $g_i = \partial L / \partial z_i$, the gradient with respect to the output of the head before $W_O$
 (TransformerLens's ``hook_z``), the exact gradient with respect to the score is
 
 $$\frac{\partial L}{\partial S_{ij}} = A_{ij} \Big( g_i \cdot v_j - \sum_k A_{ik}\, g_i \cdot v_k \Big).$$
 
-Its rows sum to 0. Each block of it is made, summed up and dropped; precision is that of `attnprobe.statistics.pattern`,
-relative to the sum of the absolute values of what is summed.
+Its rows sum to 0. Each block of the gradient is computed, reduced and discarded. The precision is that of
+`attnprobe.statistics.pattern`, relative to the sum of the absolute values of the summands.
 """
 
 from collections.abc import Iterator, Sequence
@@ -24,13 +24,13 @@ from attnprobe.statistics.blocks import Block, Group, OffsetSums, groups, over_q
 
 @dataclass(frozen=True)
 class GradientStatistics:
-    """Sums of the score gradient of each sequence and head, over visible pairs of real tokens; float64 on the CPU.
+    """Sums of the score gradient per sequence and head, over visible pairs of non-padding tokens; float64 on the CPU.
 
-    On a grid the axis of offsets is flat (see `Geometry`).
+    On a grid the offset axis is flattened (see `Geometry`).
     """
 
     geometry: Geometry
-    """The pairs of a sequence without padding; shared, not to be changed."""
+    """Query-key pairs of a sequence without padding; shared, do not modify."""
     pairs: Float[Tensor, "batch offset"]
     """Number of pairs at each offset."""
     by_offset: Float[Tensor, "batch head offset"]
@@ -40,19 +40,18 @@ class GradientStatistics:
     square: Float[Tensor, "batch head"]
     """Sum of squares."""
     bilinear: Float[Tensor, "batch head d_model d_model_"] | None
-    r"""$X^\top (\partial L / \partial S) X$ for the inputs X that were given: where $S = X M X^\top$, this is
-    $\partial L / \partial M$."""
+    r"""$X^\top (\partial L / \partial S) X$ for ``inputs`` X; this is $\partial L / \partial M$ if $S = X M X^\top$."""
     along: Float[Tensor, "batch head direction"]
-    r"""$\langle \partial L / \partial S, D \rangle$ for each direction D that was given as factors."""
+    r"""$\langle \partial L / \partial S, D \rangle$ for each direction D in ``directions``."""
 
     def in_line(self) -> "GradientStatistics":
-        """Return the statistics by offset in the reading order, of pixels on a grid."""
+        """Convert the statistics by offset from 2-D offsets to 1-D offsets in row-major order."""
         fold = self.geometry.fold
         line = geometry((self.geometry.n,), self.geometry.causal)
         return replace(self, geometry=line, pairs=fold(self.pairs), by_offset=fold(self.by_offset))
 
     def along_offsets(self, function: Float[Tensor, "*direction offset"]) -> Float[Tensor, "batch head *direction"]:
-        """Return the products with directions that are functions of the offset, $D_{ij} = f(j - i)$."""
+        """Return the inner products with directions that are functions of the offset, $D_{ij} = f(j - i)$."""
         if function.shape[-1] != self.by_offset.shape[-1]:
             raise UsageError(f"function of shape {tuple(function.shape)}: must have {self.by_offset.shape[-1]} offsets")
         check_finite("function", function)
@@ -69,12 +68,20 @@ def gradient_statistics(
 ) -> GradientStatistics:
     r"""Return sums of the gradient of a loss with respect to scores.
 
-    ``v`` and ``dz``, values and $\partial L / \partial z$, are [batch, head, token, d_head]; with one loss a sequence
-    the sums are those of each sequence. A direction is two factors, left [..., query, rank] and right [..., key, rank],
-    with leading axes that broadcast with [batch, head]: $D_{ij} = \sum_r l_{ir}\, r_{jr}$. ``inputs``, [batch, token,
-    d_model], are for `GradientStatistics.bilinear`. With an order (a null) the gradient is that of the scores as they
-    are, and its entries are rearranged as the order rearranges scores. Raises `UsageError` where shapes do not agree or
-    a value is not finite.
+    With `Scores.order` (a null) the gradient is that of the original scores, and its entries are permuted in the same
+    way as the scores.
+
+    Args:
+        scores: The scores.
+        v: Values, [batch, head, token, d_head].
+        dz: $\partial L / \partial z$, [batch, head, token, d_head]; with one loss per sequence the sums are those of
+            each sequence.
+        directions: Pairs of factors, left [..., query, rank] and right [..., key, rank], with leading axes that
+            broadcast to [batch, head]: $D_{ij} = \sum_r l_{ir}\, r_{jr}$.
+        inputs: [batch, token, d_model], for `GradientStatistics.bilinear`.
+
+    Raises:
+        UsageError: If shapes do not match or a value is not finite.
     """
     scores = scores.checked()
     batch, heads, n = scores.shape
@@ -87,9 +94,9 @@ def gradient_statistics(
                 f"{scores.q.device}"
             )
         check_finite("inputs", inputs)
-    expanded = [_factors(number, pair, scores) for number, pair in enumerate(directions)]
+    expanded = [_expand_factors(number, pair, scores) for number, pair in enumerate(directions)]
     offsets = len(scores.geometry.count)
-    made = GradientStatistics(
+    result = GradientStatistics(
         geometry=scores.geometry,
         pairs=torch.zeros(batch, offsets, dtype=torch.float64),
         by_offset=torch.zeros(batch, heads, offsets, dtype=torch.float64),
@@ -100,52 +107,56 @@ def gradient_statistics(
         else torch.zeros(batch, heads, inputs.shape[2], inputs.shape[2], dtype=torch.float64),
         along=torch.zeros(batch, heads, len(expanded), dtype=torch.float64),
     )
-    given = [] if inputs is None else [inputs[:, None].expand(-1, heads, -1, -1)]
+    optional_inputs = [] if inputs is None else [inputs[:, None].expand(-1, heads, -1, -1)]
     for part in scores.unpadded():
-        made.pairs[part.rows, part.offsets] = part.scores.geometry.count
-        own = part.rows.to(v.device)
-        shown = [x[own, :, part.tokens] for x in (v, dz, *given, *(factor for pair in expanded for factor in pair))]
+        result.pairs[part.rows, part.offsets] = part.scores.geometry.count
+        rows = part.rows.to(v.device)
+        unpadded = [
+            x[rows, :, part.tokens]
+            for x in (v, dz, *optional_inputs, *(factor for pair in expanded for factor in pair))
+        ]
         for group in groups(part.scores):
-            _measure(group, part, made, [group.take(x) for x in shown])
-    return made
+            _accumulate(group, part, result, [group.take(x) for x in unpadded])
+    return result
 
 
 @torch.no_grad()
 def gradient_product(a: tuple[Scores, Tensor, Tensor], b: tuple[Scores, Tensor, Tensor]) -> Float[Tensor, "batch head"]:
-    """Return the inner product of the score gradients of two losses, each given as scores, v and dz; no padding."""
-    a, b = ((one[0].checked(), *one[1:]) for one in (a, b))
+    """Return the inner product of two score gradients, each given by (scores, v, dz), of sequences without padding."""
+    a, b = ((loss[0].checked(), *loss[1:]) for loss in (a, b))
     check_alike(a[0], b[0])
     for scores, v, dz in (a, b):
         _check(scores, v, dz)
-    made = torch.zeros(a[0].shape[:2], dtype=torch.float64)
-    plain = [replace(scores, order=None) for scores, _, _ in (a, b)]  # an order changes no product
-    for of_a, of_b in zip(*map(groups, plain), strict=True):
-        total = of_a.totals()
-        given = [(group, group.take(v), group.take(dz)) for group, (_, v, dz) in ((of_a, a), (of_b, b))]
-        units = [_unit(dz) for _, _, dz in given]
-        pairs = [_gradient(group, v, dz / unit) for (group, v, dz), unit in zip(given, units, strict=True)]
-        for (_, one), (_, other) in zip(*pairs, strict=True):
-            total += torch.linalg.vecdot(one, other).sum(1)
-        made[of_a.sequences, of_a.heads] = total.cpu() * (units[0].double() * units[1].double())[:, 0, 0].cpu()
-    return made
+    result = torch.zeros(a[0].shape[:2], dtype=torch.float64)
+    unordered = [replace(scores, order=None) for scores, _, _ in (a, b)]  # products do not depend on the order
+    for group_a, group_b in zip(*map(groups, unordered), strict=True):
+        total = group_a.totals()
+        losses = [(group, group.take(v), group.take(dz)) for group, (_, v, dz) in ((group_a, a), (group_b, b))]
+        units = [_unit(dz) for _, _, dz in losses]
+        gradients = [_gradient(group, v, dz / unit) for (group, v, dz), unit in zip(losses, units, strict=True)]
+        for (_, gradient_a), (_, gradient_b) in zip(*gradients, strict=True):
+            total += torch.linalg.vecdot(gradient_a, gradient_b).sum(1)
+        result[group_a.sequences, group_a.heads] = total.cpu() * (units[0].double() * units[1].double())[:, 0, 0].cpu()
+    return result
 
 
 def _check(scores: Scores, v: Tensor, dz: Tensor) -> None:
+    """Raise `UsageError` if values or output gradients do not match the scores, or are not finite."""
     for name, x in (("v", v), ("dz", dz)):
         check_shape(name, x, ("batch", "head", "token", "d_head"))
         if x.shape[:3] != scores.shape or x.shape != v.shape or x.device != scores.q.device:
             raise UsageError(
-                f"{name} of shape {tuple(x.shape)}: must be {[*scores.shape, 'd_head']} as q, on {scores.q.device}, "
-                "and v as dz"
+                f"{name} of shape {tuple(x.shape)}: must be {[*scores.shape, 'd_head']} like q, on {scores.q.device}, "
+                "and v must match dz"
             )
         check_finite(name, x)
 
 
 def _gradient(group: Group, v: Tensor, dz: Tensor) -> Iterator[tuple[Block, Tensor]]:
-    """Yield the gradient in blocks, [matrix, query, key], each until the next is asked for."""
-    room, more_room = group.memory(), group.memory()
+    """Yield the gradient in blocks, [matrix, query, key]; each is valid until the next one is requested."""
+    gradient_buffer, pattern_buffer = group.memory(), group.memory()
     for block in group.blocks():
-        gradient, pattern = block.of(room, group.size), block.of(more_room, group.size)
+        gradient, pattern = block.of(gradient_buffer, group.size), block.of(pattern_buffer, group.size)
         group.write_scores(block, out=gradient)
         torch.softmax(gradient, -1, out=pattern)
         group.write_products(block, dz, v, out=gradient)
@@ -155,14 +166,14 @@ def _gradient(group: Group, v: Tensor, dz: Tensor) -> Iterator[tuple[Block, Tens
 
 
 def _unit(dz: Tensor) -> Tensor:
-    """Return the size of gradients, [matrix, 1, 1], in units of which their squares do not vanish."""
+    """Return the largest absolute value, [matrix, 1, 1], as a unit in which squares of gradients do not underflow."""
     return dz.abs().amax((1, 2), keepdim=True).clamp(min=torch.finfo(dz.dtype).tiny)
 
 
-def _measure(group: Group, part: Part, made: GradientStatistics, taken: Sequence[Tensor]) -> None:
-    """Fill in the sums of one group of matrices; taken are v, dz, inputs if any, and the factors of the directions."""
-    v, dz, *factors = taken
-    inputs = None if made.bilinear is None else factors.pop(0)
+def _accumulate(group: Group, part: Part, result: GradientStatistics, tensors: Sequence[Tensor]) -> None:
+    """Compute the sums of one group; tensors are v, dz, inputs (if used) and the factors of the directions."""
+    v, dz, *factors = tensors
+    inputs = None if result.bilinear is None else factors.pop(0)
     rows, heads = part.rows[group.sequences], group.heads
     unit = _unit(dz)
     by_offset, by_key, square = OffsetSums(group), group.totals(group.geometry.n), group.totals()
@@ -177,17 +188,17 @@ def _measure(group: Group, part: Part, made: GradientStatistics, taken: Sequence
             along[:, number] += (left[:, block.queries] * (gradient @ right[:, : block.keys])).sum((1, 2))
         if inputs is not None and bilinear is not None:
             bilinear += inputs[:, block.queries].mT @ (gradient @ inputs[:, : block.keys])
-    back = unit[:, 0].double().cpu()
-    made.by_offset[rows, heads, part.offsets] = by_offset.sums() * back
-    made.by_key[rows, heads, part.tokens] = by_key.cpu() * back
-    made.square[rows, heads] = square.cpu() * back[:, 0].square()
-    made.along[rows, heads] = along.cpu() * back
-    if made.bilinear is not None and bilinear is not None:
-        made.bilinear[rows, heads] = bilinear.cpu() * back[..., None]
+    scale = unit[:, 0].double().cpu()
+    result.by_offset[rows, heads, part.offsets] = by_offset.sums() * scale
+    result.by_key[rows, heads, part.tokens] = by_key.cpu() * scale
+    result.square[rows, heads] = square.cpu() * scale[:, 0].square()
+    result.along[rows, heads] = along.cpu() * scale
+    if result.bilinear is not None and bilinear is not None:
+        result.bilinear[rows, heads] = bilinear.cpu() * scale[..., None]
 
 
-def _factors(number: int, pair: tuple[Tensor, Tensor], scores: Scores) -> tuple[Tensor, Tensor]:
-    """Return both factors of a direction as [batch, head, token, rank]."""
+def _expand_factors(number: int, pair: tuple[Tensor, Tensor], scores: Scores) -> tuple[Tensor, Tensor]:
+    """Check the two factors of a direction and expand them to [batch, head, token, rank]."""
     batch, heads, n = scores.shape
     for side, factor in zip(("left", "right"), pair, strict=True):
         name = f"{side} factor of direction {number}"

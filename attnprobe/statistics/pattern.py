@@ -1,12 +1,12 @@
-r"""Pattern statistics in one pass over blocks of queries: O(block x n) memory at any length.
+r"""Statistics of attention patterns in one pass over blocks of queries, with O(block x n) memory.
 
-Each block of scores is made, turned into the pattern by one softmax over all keys of its queries, summed up and
-dropped. With the row maximum m taken away the entropy of a row is
-$-\log \max_j A_{ij} - \sum_j A_{ij} (S_{ij} - m_i)$, two terms that are never negative: nothing cancels.
+Each block of scores is computed, normalised by a softmax over all keys of its queries, reduced and discarded. With the
+row maximum $m_i$ subtracted, the entropy of a row is $-\log \max_j A_{ij} - \sum_j A_{ij} (S_{ij} - m_i)$. Both terms
+are nonnegative, so there is no cancellation.
 
-Work inside a block is done in the type of q (float32 for half precision), sums over blocks in float64. Errors are about
-1e-14 of the largest number for float64 and 1e-6 for float32, where the rounding of the scores themselves adds 1e-7 of
-their size.
+Blocks are computed in the type of q (float32 for half precision) and summed in float64. Relative to the largest number,
+errors are about 1e-14 for float64 and 1e-6 for float32; float32 scores have an additional relative rounding error of
+1e-7.
 """
 
 from collections.abc import Sequence
@@ -25,27 +25,27 @@ from attnprobe.statistics.blocks import Group, OffsetSums, groups, over_queries
 
 @dataclass(frozen=True)
 class PatternStatistics:
-    """Statistics of the pattern of each sequence and head, over real tokens; float64 on the CPU.
+    """Statistics of the pattern per sequence and head, over non-padding tokens; float64 on the CPU.
 
-    On a grid the axis of offsets is flat (see `Geometry`).
+    On a grid the offset axis is flattened (see `Geometry`).
     """
 
     geometry: Geometry
-    """The pairs of a sequence without padding; shared, not to be changed."""
+    """Query-key pairs of a sequence without padding; shared, do not modify."""
     pairs: Float[Tensor, "batch offset"]
     """Number of pairs at each offset."""
     uniform_by_offset: Float[Tensor, "batch offset"]
     """``mass_by_offset`` of uniform attention."""
     mass_by_offset: Float[Tensor, "batch head offset"]
-    """Mean over queries of the attention at each offset; sums to 1."""
+    """Mean over queries of the attention weight at each offset; sums to 1."""
     mass_by_key: Float[Tensor, "batch head key"]
-    """Attention that each key receives, summed over queries: its mean over real keys is 1, and a sink has much more."""
+    """Attention received by each key, summed over queries: 1 on average, much more for an attention sink."""
     entropy: Float[Tensor, "batch head"]
-    """Mean over queries of the entropy, in nats."""
+    """Mean over queries of the attention entropy, in nats."""
     top_keys: Int[Tensor, "batch head query rank"] | None
-    """The keys with the largest weights of each query, largest first; -1 where it sees no more keys."""
+    """Keys with the largest weights of each query, in descending order; -1 if fewer keys are visible."""
     top_weights: Float[Tensor, "batch head query rank"] | None
-    """Their weights."""
+    """Weights of `top_keys`."""
 
     @property
     def mean_distance(self) -> Float[Tensor, "batch head"]:
@@ -54,29 +54,30 @@ class PatternStatistics:
 
     @property
     def mean_distance_ratio(self) -> Float[Tensor, "batch head"]:
-        """The same over that of uniform attention; NaN for a single token."""
+        """Ratio of `mean_distance` to its value for uniform attention; NaN for a single token."""
         return self.mean_distance / (self.uniform_by_offset @ self.geometry.distance)[:, None]
 
     def near_mass(self, distance: int | float) -> Float[Tensor, "batch head"]:
-        """Return the attention at 0 < distance <= the given one over its uniform share."""
+        """Return the attention at 0 < offset distance <= ``distance``, divided by its value for uniform attention."""
         near = ((self.geometry.distance > 0) & (self.geometry.distance <= distance)).double()
         return self.mass_by_offset @ near / (self.uniform_by_offset @ near)[:, None]
 
     def mass(self, offsets: Sequence[int] | Sequence[tuple[int, int]]) -> Float[Tensor, "batch head"]:
-        """Return the mean over queries of the attention at the given offsets together, 0 ... 1.
+        """Return the mean over queries of the total attention at the given offsets, between 0 and 1.
 
-        On a grid an offset is (row offset, column offset). Raises `UsageError` for no offset or one that is not there.
+        On a grid each offset is (row offset, column offset). Raises `UsageError` if there are no offsets, or if one is
+        out of range.
         """
-        shape, asked = np.array(self.geometry.shape), np.asarray(offsets)
-        asked = asked.reshape(len(asked), -1 if len(asked) else 0)
-        if asked.size == 0 or asked.shape[1] != len(shape) or (abs(asked) >= shape).any():
-            farthest = [int(side) - 1 for side in shape]
-            raise UsageError(f"offsets={list(offsets)}: must be one or more, each up to ±{farthest}")
-        places = np.ravel_multi_index(tuple((asked + shape - 1).T), self.geometry.sides)
-        return self.mass_by_offset[..., np.unique(places)].sum(-1)
+        shape, array = np.array(self.geometry.shape), np.asarray(offsets)
+        array = array.reshape(len(array), -1 if len(array) else 0)
+        if array.size == 0 or array.shape[1] != len(shape) or (abs(array) >= shape).any():
+            largest = [int(side) - 1 for side in shape]
+            raise UsageError(f"offsets={list(offsets)}: must be one or more, each up to ±{largest}")
+        indices = np.ravel_multi_index(tuple((array + shape - 1).T), self.geometry.sides)
+        return self.mass_by_offset[..., np.unique(indices)].sum(-1)
 
     def in_line(self) -> "PatternStatistics":
-        """Return the statistics by offset in the reading order, of pixels on a grid."""
+        """Convert the statistics by offset from 2-D offsets to 1-D offsets in row-major order."""
         fold = self.geometry.fold
         return replace(
             self,
@@ -89,16 +90,16 @@ class PatternStatistics:
 
 @torch.no_grad()
 def pattern_statistics(scores: Scores, top: int = 0) -> PatternStatistics:
-    """Return the statistics of the softmax of scores, and for each query the ``top`` keys with the largest weights.
+    """Return statistics of the softmax of scores, and for each query the ``top`` keys with the largest weights.
 
-    Raises `UsageError` where ``top`` is negative or above the number of tokens.
+    Raises `UsageError` if ``top`` is negative or larger than the number of tokens.
     """
     scores = scores.checked()
     batch, heads, n = scores.shape
     if not 0 <= top <= n:
         raise UsageError(f"top={top}: must be 0 ... {n}, the number of tokens")
     offsets = len(scores.geometry.count)
-    made = PatternStatistics(
+    result = PatternStatistics(
         geometry=scores.geometry,
         pairs=torch.zeros(batch, offsets, dtype=torch.float64),
         uniform_by_offset=torch.zeros(batch, offsets, dtype=torch.float64),
@@ -109,34 +110,34 @@ def pattern_statistics(scores: Scores, top: int = 0) -> PatternStatistics:
         top_weights=torch.zeros(batch, heads, n, top, dtype=torch.float64) if top else None,
     )
     for part in scores.unpadded():
-        places = part.scores.geometry
-        made.pairs[part.rows, part.offsets] = places.count
-        made.uniform_by_offset[part.rows, part.offsets] = places.uniform / places.n
+        part_geometry = part.scores.geometry
+        result.pairs[part.rows, part.offsets] = part_geometry.count
+        result.uniform_by_offset[part.rows, part.offsets] = part_geometry.uniform / part_geometry.n
         for group in groups(part.scores):
-            _measure(group, part, made)
-    return made
+            _accumulate(group, part, result)
+    return result
 
 
-def _measure(group: Group, part: Part, made: PatternStatistics) -> None:
-    """Fill in the statistics of one group of matrices."""
+def _accumulate(group: Group, part: Part, result: PatternStatistics) -> None:
+    """Compute the statistics of one group of matrices."""
     rows, heads, n = part.rows[group.sequences], group.heads, group.geometry.n
     by_offset, by_key, entropy = OffsetSums(group), group.totals(n), group.totals()
-    room, more_room = group.memory(), group.memory()
+    score_buffer, pattern_buffer = group.memory(), group.memory()
     for block in group.blocks():
-        score, pattern = block.of(room, group.size), block.of(more_room, group.size)
+        score, pattern = block.of(score_buffer, group.size), block.of(pattern_buffer, group.size)
         group.write_scores(block, out=score)
         score -= score.amax(-1, keepdim=True)
         torch.softmax(score, -1, out=pattern)
         entropy -= (torch.linalg.vecdot(pattern, score) + pattern.amax(-1).log()).sum(1)
         by_key[:, : block.keys] += over_queries(pattern)
         by_offset.add(pattern, block)
-        if made.top_keys is not None and made.top_weights is not None:
-            best = score.topk(min(made.top_keys.shape[-1], block.keys), dim=-1).indices
-            first, found = part.tokens.start, slice(0, best.shape[-1])
+        if result.top_keys is not None and result.top_weights is not None:
+            best = score.topk(min(result.top_keys.shape[-1], block.keys), dim=-1).indices
+            first, ranks = part.tokens.start, slice(0, best.shape[-1])
             queries = slice(first + block.start, first + block.stop)
             keys = (best + first).where(group.visible(block).expand(score.shape).gather(-1, best), -1)
-            made.top_keys[rows, heads, queries, found] = keys.cpu()
-            made.top_weights[rows, heads, queries, found] = pattern.gather(-1, best).double().cpu()
-    made.mass_by_offset[rows, heads, part.offsets] = by_offset.sums() / n
-    made.mass_by_key[rows, heads, part.tokens] = by_key.cpu()
-    made.entropy[rows, heads] = entropy.cpu() / n
+            result.top_keys[rows, heads, queries, ranks] = keys.cpu()
+            result.top_weights[rows, heads, queries, ranks] = pattern.gather(-1, best).double().cpu()
+    result.mass_by_offset[rows, heads, part.offsets] = by_offset.sums() / n
+    result.mass_by_key[rows, heads, part.tokens] = by_key.cpu()
+    result.entropy[rows, heads] = entropy.cpu() / n

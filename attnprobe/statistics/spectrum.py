@@ -1,4 +1,4 @@
-r"""Spectra of kernels: which frequencies a function of the offset is made of, and which offset each prefers."""
+r"""Spectra of offset profiles: amplitude and preferred offset of each frequency."""
 
 import math
 
@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 def circulant_part(sums: Float[Tensor, "*lead offset"]) -> Float[Tensor, "*lead shift"]:
-    """Return the mean over pairs at each shift, offset modulo n, from sums over pairs at each offset in a line."""
+    """Return the mean over pairs at each shift (offset modulo n) from the sums at each offset in a line."""
     n = (sums.shape[-1] + 1) // 2
     shifted = sums[..., n - 1 :].clone()
     shifted[..., 1:] += sums[..., : n - 1]
@@ -16,7 +16,7 @@ def circulant_part(sums: Float[Tensor, "*lead offset"]) -> Float[Tensor, "*lead 
 
 
 def waves(kernel: Float[Tensor, "*lead shift"]) -> tuple[Float[Tensor, "*lead wave"], Float[Tensor, "*lead wave"]]:
-    r"""Return amplitude and preferred offset of the waves of 1 ... n // 2 periods in n tokens.
+    r"""Return the amplitude and preferred offset of the waves with 1 ... n // 2 periods in n tokens.
 
     $$t(o) = \bar t + \sum_f a_f \cos\big(2 \pi f (o - \delta_f) / n\big), \quad a_f \ge 0, \quad
       -\tfrac{n}{2f} < \delta_f \le \tfrac{n}{2f}$$
@@ -24,17 +24,17 @@ def waves(kernel: Float[Tensor, "*lead shift"]) -> tuple[Float[Tensor, "*lead wa
     n = kernel.shape[-1]
     spectrum = torch.fft.rfft(kernel.double(), dim=-1)[..., 1:]
     number = torch.arange(1, n // 2 + 1, dtype=torch.float64, device=kernel.device)
-    both = torch.where(2 * number == n, 1.0, 2.0)  # the highest wave of an even n stands alone
-    return spectrum.abs() * both / n, -spectrum.angle() * n / (2 * math.pi * number)
+    conjugates = torch.where(2 * number == n, 1.0, 2.0)  # the highest wave of an even n has no conjugate
+    return spectrum.abs() * conjugates / n, -spectrum.angle() * n / (2 * math.pi * number)
 
 
 def pair_waves(
     queries: Float[Tensor, "*lead width"], keys: Float[Tensor, "*lead width"], frequency: Float[Tensor, " pair"]
 ) -> tuple[Float[Tensor, "*lead pair"], Float[Tensor, "*lead pair"]]:
-    r"""Return amplitude and preferred offset of each rotary pair's wave, for one query and one key.
+    r"""Return the amplitude and preferred offset of the wave of each rotary pair, for one query and one key.
 
-    Coordinates (2m, 2m + 1) as a complex number: $\mathrm{Re}(\bar q_m k_m e^{i \omega_m o})
-    = |q_m| |k_m| \cos(\omega_m (o - \delta_m))$; the frequency is in periods a token.
+    Coordinates (2m, 2m + 1) are read as complex numbers: $\mathrm{Re}(\bar q_m k_m e^{i \omega_m o})
+    = |q_m| |k_m| \cos(\omega_m (o - \delta_m))$; ``frequency`` is in periods per token.
     """
     q, k = (torch.view_as_complex(x.unflatten(-1, (-1, 2)).contiguous()) for x in (queries, keys))
     product = q * k.conj()
@@ -46,14 +46,14 @@ def vector_waves(
     w_k: Float[Tensor, "*lead d_model d_head"],
     frequency: Float[Tensor, " pair"],
 ) -> tuple[Float[Tensor, "*lead pair"], Float[Tensor, "*lead pair"]]:
-    r"""Return amplitude and preferred offset of each wave of sinusoidal position vectors under $W_Q W_K^\top$.
+    r"""Return the amplitude and preferred offset of each wave of sinusoidal position vectors under $W_Q W_K^\top$.
 
-    With rows 2m of $\sin i \omega_m$ and 2m + 1 of $\cos i \omega_m$ and their 2 x 2 block B of the product,
+    Rows 2m and 2m + 1 belong to $\sin i \omega_m$ and $\cos i \omega_m$. With their 2 x 2 block B of the product,
 
     $$p_i^\top B p_j = \alpha \cos \omega o + \beta \sin \omega o + \dots, \quad
       \alpha = \tfrac{1}{2} (B_{00} + B_{11}), \quad \beta = \tfrac{1}{2} (B_{10} - B_{01}),$$
 
-    where the rest of the block depends on i + j, and other blocks mix frequencies.
+    where the omitted terms depend on i + j. Other blocks mix frequencies and are ignored.
     """
     rows = [x.unflatten(-2, (-1, 2)) for x in (w_q, w_k)]
     block = rows[0] @ rows[1].mT
@@ -63,9 +63,9 @@ def vector_waves(
 
 
 def effective_rank(singular_values: Float[Tensor, "*lead component"]) -> Float[Tensor, "*lead"]:
-    r"""Return $\exp(-\sum_r p_r \log p_r)$, $p_r = \sigma_r / \sum \sigma$: 1 ... number of components.
+    r"""Return the effective rank $\exp(-\sum_r p_r \log p_r)$, $p_r = \sigma_r / \sum \sigma$ (Roy & Vetterli 2007).
 
-    Roy & Vetterli 2007; NaN where all are 0.
+    It is between 1 and the number of components, and NaN if all singular values are 0.
     """
     share = singular_values / singular_values.sum(-1, keepdim=True)
     return torch.special.entr(share).sum(-1).exp()
@@ -76,7 +76,7 @@ def product_svd(
 ) -> tuple[
     Float[Tensor, "*lead component row"], Float[Tensor, "*lead component"], Float[Tensor, "*lead component column"]
 ]:
-    r"""Return left vectors, singular values and right vectors of $a b^\top$, which is never formed."""
+    r"""Return left vectors, singular values and right vectors of $a b^\top$ without forming the product."""
     (q_a, r_a), (q_b, r_b) = torch.linalg.qr(a.double()), torch.linalg.qr(b.double())
     left, values, right = torch.linalg.svd(r_a @ r_b.mT)
     return (q_a @ left).mT, values, (q_b @ right.mT).mT

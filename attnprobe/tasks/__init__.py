@@ -1,4 +1,4 @@
-"""Tasks: where sequences and labels come from. One file each, and one line in `attnprobe.tables.TASKS`."""
+"""Tasks: sources of labelled sequences. One file per task, registered in `attnprobe.tables.TASKS`."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -19,17 +19,18 @@ __all__ = ["PRESETS", "TASKS", "Source", "Split", "Task", "build", "chance", "co
 
 
 def source(name: Any, options: Any = None) -> Source:
-    """Return the task's source with its parameters; raise `UsageError` for an unknown task or parameter.
+    """Return the source of a task with the given parameters.
 
-    A name that ends in .npz is that of a file of your own: see `attnprobe.tasks.own`.
+    A name that ends in .npz is the path of a user file: see `attnprobe.tasks.own`. Raises `UsageError` for an unknown
+    task or parameter.
     """
     if not is_file(name) and (not isinstance(name, str) or name not in TASKS):
-        raise UsageError(f"task={name!r} is unknown; valid: {listed(TASKS)}, or a file that ends in {SUFFIX}")
+        raise UsageError(f"task={name!r} is unknown; valid: {listed(TASKS)}, or an {SUFFIX} file")
     kind: type[Source] = Own if is_file(name) else TASKS[name]
     fixed = {"file": name} if is_file(name) else {}
-    valid = [one.name for one in dataclasses.fields(kind) if one.name not in fixed]  # pyright: ignore[reportArgumentType]
+    valid = [field.name for field in dataclasses.fields(kind) if field.name not in fixed]  # pyright: ignore[reportArgumentType]
     if not isinstance(options or {}, Mapping):
-        raise UsageError(f"task_options={options!r} must be names and values")
+        raise UsageError(f"task_options={options!r}: must map parameter names to values")
     for option in options or {}:
         if option not in valid:
             raise UsageError(f"task {name} has no parameter {option!r}; valid: {listed(valid)}")
@@ -37,24 +38,31 @@ def source(name: Any, options: Any = None) -> Source:
 
 
 def short_name(task: str) -> str:
-    """Return the task's name for a folder or a title: that of the file, where it is one."""
+    """Return the name of the task for folders and titles; for a file, its stem."""
     return PurePath(task).stem
 
 
 def build(config: TrainConfig) -> Task:
-    """Make the instance of the configured task that belongs to the configured seed, with its validation split."""
-    found = source(config.task, config.task_options)
-    _check_splits(config, found)
-    return found.build(config.seed).held_out(config.validation_size)
+    """Build the configured task for the configured seed, including its validation split."""
+    task_source = source(config.task, config.task_options)
+    _check_splits(config, task_source)
+    return task_source.build(config.seed).held_out(config.validation_size)
 
 
 def configure(task: str | Task | None = None, *, preset: str | None = None, **named: Any) -> TrainConfig:
-    """Return the `TrainConfig` of a task: its recommended settings, or those of a preset, and over them the named ones.
+    """Return the `TrainConfig` of a task: its recommended settings or a preset, overridden by keyword arguments.
 
-    The task is one that `TASKS` lists, an .npz file, or a `Task`, which is then written to the data folder once;
-    without one it is that of the preset, or else pairs. ``task_options`` are joined name by name, and ``steps`` alone
-    keep the share of self-pretraining. Raises `UsageError` for an unknown task, preset or setting, and for a preset
-    that is made for another task.
+    ``task_options`` are merged with the preset's by name. Setting ``steps`` alone scales ``pretrain_steps`` in
+    proportion.
+
+    Args:
+        task: A name in `TASKS`, the path of an .npz file, or a `Task`, which is written to the data folder once.
+            Default: the task of the preset, or pairs.
+        preset: A name in `PRESETS`.
+        **named: Settings that override the preset or the recommended settings.
+
+    Raises:
+        UsageError: The task, the preset or a setting is unknown, or the preset is for another task.
 
     >>> configure("digits", recipe="supervised", n_layers=2).model.d_model
     64
@@ -72,25 +80,25 @@ def configure(task: str | Task | None = None, *, preset: str | None = None, **na
     options = named.get("task_options") or {}
     if isinstance(options, Mapping):
         named["task_options"] = options = {**chosen.get("task_options", {}), **options}
-    found = source(name, options)
-    begun = {**(chosen or found.settings), "task": name}
-    config = from_flat({**begun, **_stretched(from_flat(begun), named), **named})
-    _check_splits(config, found)
+    task_source = source(name, options)
+    defaults = {**(chosen or task_source.settings), "task": name}
+    config = from_flat({**defaults, **_scaled_pretraining(from_flat(defaults), named), **named})
+    _check_splits(config, task_source)
     return config
 
 
-def _stretched(begun: TrainConfig, named: Mapping[str, Any]) -> dict[str, int]:
-    """Return the steps of self-pretraining where only those of both stages are named: the same share."""
-    steps, recipe = named.get("steps"), named.get("recipe", begun.recipe)
-    if recipe != "spt" or not isinstance(steps, int) or "pretrain_steps" in named:
+def _scaled_pretraining(defaults: TrainConfig, overrides: Mapping[str, Any]) -> dict[str, int]:
+    """Return ``pretrain_steps`` scaled in proportion to ``steps`` if only ``steps`` is overridden."""
+    steps, recipe = overrides.get("steps"), overrides.get("recipe", defaults.recipe)
+    if recipe != "spt" or not isinstance(steps, int) or "pretrain_steps" in overrides:
         return {}
-    return {"pretrain_steps": max(1, round(steps * begun.pretrain_steps / begun.steps))}
+    return {"pretrain_steps": max(1, round(steps * defaults.pretrain_steps / defaults.steps))}
 
 
 def _check_splits(config: TrainConfig, source: Source) -> None:
-    """Raise `UsageError` where the configuration needs a validation split that there will not be."""
+    """Raise `UsageError` if the validation split is invalid, or missing although the configuration needs one."""
     check_held_out(short_name(config.task), config.validation_size, source.sizes)
     if config.patience and not config.validation_size and "validation" not in source.sizes:
         raise UsageError(
-            f"patience={config.patience}: needs a validation split; validation_size keeps training sequences for it"
+            f"patience={config.patience}: needs a validation split; set validation_size to hold out training sequences"
         )

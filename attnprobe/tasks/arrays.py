@@ -1,7 +1,7 @@
-"""Your own data as arrays: in an .npz file, in memory, or made of a table of text.
+"""Tasks from user data: an .npz file, arrays in memory, or a table.
 
-An .npz file holds the arrays that `ARRAYS` lists; `from_arrays` takes the same by name, and `from_table` makes them of
-a table. Each function gets what makes a task of name, data and splits: `attnprobe.tasks.task.Task`.
+`ARRAYS` lists the arrays of an .npz file. `from_arrays` accepts the same arrays by name, and `from_table` builds them
+from a table. The argument ``make`` of each function constructs the task: `attnprobe.tasks.task.Task`.
 """
 
 import zipfile
@@ -20,52 +20,52 @@ from attnprobe.tasks.split import Split
 
 ARRAYS = {
     "tokens": "[sequence, token] ids, or",
-    "values": "[sequence, token] real numbers (level numbers, where there are levels)",
+    "values": "[sequence, token] real numbers, or level numbers if levels is set",
     "labels": "[sequence] 0 ... classes - 1",
-    "lengths": "[sequence] tokens that are not padding",
+    "lengths": "[sequence] number of tokens before the padding",
     "split": "[sequence] train, validation or test",
     "grid": "rows and columns of an image",
     "vocabulary": "number of ids; otherwise the largest id + 1",
     "classes": "number of classes; otherwise the largest label + 1",
-    "levels": "values hold level numbers 0 ... levels - 1, which stand for -1 to 1",
-    "predicted_levels": "the same number, where hidden values are predicted by cross-entropy over them",
-    "shuffled": "1 where training sequences stand in random order; otherwise they are shuffled, always the same way",
+    "levels": "values are level numbers 0 ... levels - 1, which represent -1 to 1",
+    "predicted_levels": "the same number, if masked values are predicted by cross-entropy over the levels",
+    "shuffled": "1 if training sequences are in random order; otherwise they are shuffled in a fixed order",
 }
-"""What a file may hold; tokens or values, and labels, it must."""
+"""Valid arrays of a file. Labels, and either tokens or values, are required."""
 SPLITS = ("train", "validation", "test")
 SUFFIX = ".npz"
 TEST_SHARE = 0.2
 MOST = 10**7
-"""Largest number of ids or classes: more are surely a slip."""
+"""Largest number of ids or classes; more are surely a mistake."""
 Made = TypeVar("Made")
 Make = Callable[..., Made]
-"""Makes a task of name, data and splits."""
+"""Constructs a task from its name, data and splits."""
 
 
 def load(make: Make[Made], path: Path, test_share: float = TEST_SHARE) -> Made:
-    """Read a task from an .npz file; nothing in it is executed.
+    """Read a task from an .npz file, without unpickling.
 
-    Raises `UsageError`, with file and array, for what cannot be read or does not fit.
+    Raises `UsageError`, naming file and array, if an array is unreadable or invalid.
     """
     try:
-        # Opened here: numpy leaves a file open if it looks like a zip and is not one.
+        # Opened here because numpy does not close a file that only looks like a zip archive.
         with path.open("rb") as file:
-            held = np.load(file, allow_pickle=False)
-            if not isinstance(held, np.lib.npyio.NpzFile):
-                raise UsageError("holds one array without a name: write it with numpy.savez(file, tokens=...)")
-            with held:
-                arrays = {name: _read(held, name) for name in held.files}
+            archive = np.load(file, allow_pickle=False)
+            if not isinstance(archive, np.lib.npyio.NpzFile):
+                raise UsageError("holds a single unnamed array: write it with numpy.savez(file, tokens=...)")
+            with archive:
+                arrays = {name: _read(archive, name) for name in archive.files}
         return _task(make, arrays, path.stem, test_share)
     except UsageError as error:
         raise UsageError(f"{path}: {error}") from None
     except (OSError, EOFError, ValueError, zipfile.BadZipFile) as error:
-        why = getattr(error, "strerror", None) or "it is no zip of arrays, or a damaged one"
+        why = getattr(error, "strerror", None) or "not a zip archive of arrays, or damaged"
         raise UsageError(f"{path}: not an .npz file ({why})") from error
 
 
-def _read(held: Any, name: str) -> np.ndarray:
+def _read(archive: Any, name: str) -> np.ndarray:
     try:
-        array = held[name]
+        array = archive[name]
     except (
         OSError,
         EOFError,
@@ -77,17 +77,15 @@ def _read(held: Any, name: str) -> np.ndarray:
         zlib.error,
     ) as error:
         if "Object arrays" in str(error):
-            raise UsageError(
-                f"{name} holds Python objects: must be numbers (sequences of one length, padded)"
-            ) from None
+            raise UsageError(f"{name} holds Python objects: must hold numbers (pad sequences to one length)") from None
         raise UsageError(f"{name} cannot be read ({' '.join(str(error).split()) or type(error).__name__})") from None
     if not isinstance(array, np.ndarray):
-        raise UsageError(f"{name} is no array; a file may hold {listed(ARRAYS)}")
+        raise UsageError(f"{name} is not an array; valid: {listed(ARRAYS)}")
     return array
 
 
 def save(task: Any, path: Path) -> None:
-    """Write a task to an .npz file, whole or not at all; raise `UsageError` where that cannot be."""
+    """Write a task to an .npz file atomically; raise `UsageError` if that fails."""
     if path.suffix != SUFFIX:
         raise UsageError(f"{path}: the name must end in {SUFFIX}")
     arrays: dict[str, Any] = of_task(task)
@@ -99,19 +97,19 @@ def save(task: Any, path: Path) -> None:
 
 
 def from_arrays(make: Make[Made], name: str = "own", *, test_share: float = TEST_SHARE, **arrays: Any) -> Made:
-    """Return the task that an .npz file with these arrays would give; see `ARRAYS`."""
+    """Build a task from the arrays of an .npz file; see `ARRAYS`."""
     try:
-        given = {key: _array(key, array) for key, array in arrays.items() if array is not None}
-        return _task(make, given, name, test_share)
+        converted = {key: _array(key, array) for key, array in arrays.items() if array is not None}
+        return _task(make, converted, name, test_share)
     except UsageError as error:
         raise UsageError(f"{name}: {error}") from None
 
 
-def _array(name: str, given: Any) -> np.ndarray:
+def _array(name: str, values: Any) -> np.ndarray:
     try:
-        return np.asarray(given)
+        return np.asarray(values)
     except (TypeError, ValueError):
-        raise UsageError(f"{name} is no array: pad sequences to one length, with lengths beside them") from None
+        raise UsageError(f"{name} is not an array: pad sequences to one length and pass their lengths") from None
 
 
 def from_table(
@@ -125,36 +123,36 @@ def from_table(
     name: str = "own",
     test_share: float = TEST_SHARE,
 ) -> Made:
-    """Return the task of a table: see `Task.from_table`."""
+    """Build a task from a table; see `Task.from_table`."""
     try:
         frame, splits = _frame(table, split)
         for column in (inputs, labels, *([split] if split else [])):
             if (count := list(frame.columns).count(column)) != 1:
-                has = f"{count} columns" if count else "no column"
-                raise UsageError(f"has {has} {column!r}; it has {listed(frame.columns)}")
+                noun = f"{count} columns" if count else "no column"
+                raise UsageError(f"has {noun} {column!r}; columns: {listed(frame.columns)}")
         arrays = _sequences(frame[inputs].tolist(), inputs, n)
         arrays["labels"] = _classes(frame[labels].tolist(), labels)
         arrays["classes"] = np.array(arrays["labels"].max() + 1)
         if splits is not None:
-            arrays["split"] = np.array([str(one) for one in splits])
+            arrays["split"] = np.array([str(part) for part in splits])
         return _task(make, arrays, name, test_share)
     except UsageError as error:
         raise UsageError(f"table {name}: {error}") from None
 
 
 def _frame(table: Any, split: str | None) -> tuple[Any, list[Any] | None]:
-    """Return a data frame of all rows, and the split of each where the table tells it."""
+    """Return a data frame of all rows, and the split of each row if the table has splits."""
     import pandas as pd
 
     if isinstance(table, Mapping):
-        unknown = [one for one in table if one not in SPLITS]
+        unknown = [name for name in table if name not in SPLITS]
         if unknown or not table or split is not None:
-            wrong = f"split={split!r} beside its splits" if split is not None else f"splits {listed(table) or 'none'}"
-            raise UsageError(f"has {wrong}: its splits must be some of {listed(SPLITS)}, each with a table")
-        frames = {one: _frame(part, None)[0] for one, part in table.items()}
-        whole = pd.concat(frames.values(), ignore_index=True)
-        names = [one for one, frame in frames.items() for _ in range(len(frame))]
-        return whole, None if list(frames) == ["train"] else names
+            error = f"splits and split={split!r}" if split is not None else f"splits {listed(table) or 'none'}"
+            raise UsageError(f"has {error}: must map names among {listed(SPLITS)} to tables")
+        frames = {name: _frame(part, None)[0] for name, part in table.items()}
+        combined = pd.concat(frames.values(), ignore_index=True)
+        names = [name for name, frame in frames.items() for _ in range(len(frame))]
+        return combined, None if list(frames) == ["train"] else names
     frame = table.to_pandas() if hasattr(table, "to_pandas") else table
     if not isinstance(frame, pd.DataFrame):
         raise UsageError(f"is of type {type(table).__name__}: must be a DataFrame or have to_pandas()")
@@ -164,9 +162,9 @@ def _frame(table: Any, split: str | None) -> tuple[Any, list[Any] | None]:
 
 
 def _sequences(cells: list[Any], column: str, n: int | None) -> dict[str, np.ndarray]:
-    """Return the cells of a column as padded tokens or values, with their lengths where they differ."""
+    """Return the cells of a column as padded tokens or values, with their lengths if they differ."""
     if n is not None and not (isinstance(n, int) and n >= 1):
-        raise UsageError(f"n={n}: must be a number of tokens, at least 1")
+        raise UsageError(f"n={n}: must be an integer of at least 1")
     rows = [_sequence(cell, f"column {column!r}, row {row}")[:n] for row, cell in enumerate(cells)]
     is_text = [isinstance(cell, str | bytes) for cell in cells]
     if len(set(is_text)) > 1:
@@ -192,21 +190,21 @@ def _sequence(cell: Any, where: str) -> np.ndarray:
         try:
             row = np.frombuffer(cell.encode() if isinstance(cell, str) else cell, np.uint8)
         except UnicodeEncodeError as error:
-            raise UsageError(f"{where} holds text that is no Unicode ({error.reason})") from None
+            raise UsageError(f"{where} holds text that is not valid Unicode ({error.reason})") from None
     else:
         try:
             row = np.asarray(cell)
-        except ValueError:  # lists of lists of several lengths
+        except ValueError:  # nested lists of different lengths
             row = np.empty(())
         if row.ndim != 1 or (len(row) and row.dtype.kind not in "iuf"):
-            raise UsageError(f"{where} holds {type(cell).__name__}: must be text, or a list of ids or of numbers")
+            raise UsageError(f"{where} holds {type(cell).__name__}: must be text or a list of ids or numbers")
     if len(row) == 0:
         raise UsageError(f"{where} is empty")
     return row
 
 
 def _classes(cells: list[Any], column: str) -> np.ndarray:
-    """Return labels of any kind as 0 ... classes - 1, in their sorted order."""
+    """Number labels of any sortable type 0 ... classes - 1, in sorted order."""
     import pandas as pd
 
     for row, cell in enumerate(cells):
@@ -215,18 +213,18 @@ def _classes(cells: list[Any], column: str) -> np.ndarray:
         if pd.isna(cell):
             raise UsageError(f"column {column!r}, row {row} has no label ({cell})")
     try:
-        number = {label: i for i, label in enumerate(sorted(set(cells)))}
+        numbers = {label: i for i, label in enumerate(sorted(set(cells)))}
     except TypeError:
         kinds = sorted({type(cell).__name__ for cell in cells})
-        raise UsageError(f"column {column!r} holds {listed(kinds)}: labels must have an order") from None
-    return np.array([number[cell] for cell in cells])
+        raise UsageError(f"column {column!r} holds {listed(kinds)}: labels must be sortable") from None
+    return np.array([numbers[cell] for cell in cells])
 
 
 def of_task(task: Any) -> dict[str, np.ndarray]:
-    """Return the arrays of a file that holds the task."""
+    """Return the arrays of the .npz file of a task."""
     splits, data = list(task.splits.values()), task.data
     if len({split.levels for split in splits}) > 1:
-        raise UsageError(f"{task.name}: one file cannot hold splits of different levels")
+        raise UsageError(f"{task.name}: one file cannot hold splits with different levels")
     arrays = {
         data.inputs: np.concatenate([split.inputs for split in splits]),
         "labels": np.concatenate([split.labels for split in splits]),
@@ -235,8 +233,8 @@ def of_task(task: Any) -> dict[str, np.ndarray]:
         "shuffled": np.array(1),
     }
     if any(split.lengths is not None for split in splits):
-        whole = [np.full(len(split), data.n) if split.lengths is None else split.lengths for split in splits]
-        arrays["lengths"] = np.concatenate(whole)
+        lengths = [np.full(len(split), data.n) if split.lengths is None else split.lengths for split in splits]
+        arrays["lengths"] = np.concatenate(lengths)
     numbers = {"vocabulary": data.vocabulary, "levels": splits[0].levels, "predicted_levels": data.levels}
     if data.grid is not None:
         arrays["grid"] = np.array(data.grid)
@@ -244,12 +242,12 @@ def of_task(task: Any) -> dict[str, np.ndarray]:
 
 
 def _task(make: Make[Made], arrays: Mapping[str, np.ndarray], name: str, test_share: float) -> Made:
-    """Check the arrays and return their task; every error names its array."""
+    """Check the arrays and build their task; every error names its array."""
     arrays = {key: array.astype(array.dtype.newbyteorder("="), copy=False) for key, array in arrays.items()}
     if unknown := sorted(set(arrays) - set(ARRAYS)):
         raise UsageError(f"unknown array {listed(unknown)}; valid: {listed(ARRAYS)}")
     if ("tokens" in arrays) == ("values" in arrays) or "labels" not in arrays:
-        raise UsageError(f"must hold labels, and tokens or values; it holds {listed(arrays) or 'nothing'}")
+        raise UsageError(f"must hold labels, and tokens or values; holds {listed(arrays) or 'nothing'}")
     kind = "tokens" if "tokens" in arrays else "values"
     levels = _number(arrays, "levels", 0)
     if levels == 1:
@@ -261,8 +259,8 @@ def _task(make: Make[Made], arrays: Mapping[str, np.ndarray], name: str, test_sh
         raise UsageError(f"labels hold {labels.max()}: must be below {MOST}")
     classes = _number(arrays, "classes", int(labels.max()) + 1)
     if "classes" not in arrays and (skipped := sorted(set(range(classes)) - set(labels.tolist()))):
-        some = listed(skipped[:5]) + (" ..." if len(skipped) > 5 else "")
-        raise UsageError(f"labels 0 ... {classes - 1} skip {some}; an array classes says how many there are")
+        first = listed(skipped[:5]) + (" ..." if len(skipped) > 5 else "")
+        raise UsageError(f"labels 0 ... {classes - 1} skip {first}; set the number of classes with an array classes")
     if labels.max() >= classes:
         raise UsageError(f"labels hold {labels.max()}: must be 0 ... classes - 1 = {classes - 1}")
     lengths = _integers(arrays, "lengths", (count,), 1, n) if "lengths" in arrays else None
@@ -277,10 +275,10 @@ def _task(make: Make[Made], arrays: Mapping[str, np.ndarray], name: str, test_sh
     if data.vocabulary > MOST:
         raise UsageError(f"tokens of a vocabulary of {data.vocabulary}: must be at most {MOST}")
     rows = _rows(arrays, count, test_share)
-    every = Split(inputs, labels, lengths, levels)
+    full = Split(inputs, labels, lengths, levels)
     if not _number(arrays, "shuffled", 0):
         rows["train"] = numpy_generator(0, "own order").permutation(rows["train"])
-    return make(name, data, **{split: _taken(every, some) for split, some in rows.items()})
+    return make(name, data, **{split: _select(full, selected) for split, selected in rows.items()})
 
 
 def _inputs(inputs: np.ndarray, kind: str, levels: int) -> np.ndarray:
@@ -307,19 +305,19 @@ def _integers(
     if not np.issubdtype(array.dtype, np.integer):
         raise UsageError(f"{name} of type {array.dtype}: must be integers")
     if array.min() < least or (most is not None and array.max() > most):
-        may = f"{least} or more" if most is None else f"{least} ... {most}"
-        raise UsageError(f"{name} hold {array.min()} ... {array.max()}: must be {may}")
+        valid = f"{least} or more" if most is None else f"{least} ... {most}"
+        raise UsageError(f"{name} hold {array.min()} ... {array.max()}: must be {valid}")
     return array.astype(np.int64)
 
 
-def _number(arrays: Mapping[str, np.ndarray], name: str, otherwise: int) -> int:
+def _number(arrays: Mapping[str, np.ndarray], name: str, default: int) -> int:
     if name not in arrays:
-        return otherwise
+        return default
     return int(_integers({name: arrays[name].reshape(-1)}, name, (1,), 0)[0])
 
 
 def _rows(arrays: Mapping[str, np.ndarray], count: int, test_share: float) -> dict[str, np.ndarray]:
-    """Return the rows of each split."""
+    """Return the row indices of each split."""
     if "split" not in arrays:
         if not 0 < test_share < 1:
             raise UsageError(f"test_share={test_share}: must be between 0 and 1")
@@ -331,20 +329,20 @@ def _rows(arrays: Mapping[str, np.ndarray], count: int, test_share: float) -> di
     try:
         split = arrays["split"].astype(str) if arrays["split"].dtype.kind in "US" else arrays["split"]
     except UnicodeDecodeError:
-        raise UsageError(f"split holds bytes that are no words; valid: {listed(SPLITS)}") from None
+        raise UsageError(f"split holds bytes that are not text; valid: {listed(SPLITS)}") from None
     if split.dtype.kind != "U" or split.shape != (count,):
-        raise UsageError(f"split of type {split.dtype} and shape {split.shape}: must be words, [{count}]")
+        raise UsageError(f"split of type {split.dtype} and shape {split.shape}: must be strings of shape [{count}]")
     if test_share != TEST_SHARE:
-        raise UsageError(f"test_share={test_share}: the sequences have their split already")
-    found = np.unique(split)
-    if unknown := sorted(set(found) - set(SPLITS)):
+        raise UsageError(f"test_share={test_share}: the sequences already have a split")
+    present = np.unique(split)
+    if unknown := sorted(set(present) - set(SPLITS)):
         raise UsageError(f"split holds {listed(unknown[:5])}; valid: {listed(SPLITS)}")
     for needed in ("train", "test"):
-        if needed not in found:
-            raise UsageError(f"split has no {needed} sequences; it has {listed(found)}")
-    return {name: np.flatnonzero(split == name) for name in SPLITS if name in found}
+        if needed not in present:
+            raise UsageError(f"split has no {needed} sequences; it has {listed(present)}")
+    return {name: np.flatnonzero(split == name) for name in SPLITS if name in present}
 
 
-def _taken(split: Split, rows: np.ndarray) -> Split:
+def _select(split: Split, rows: np.ndarray) -> Split:
     lengths = None if split.lengths is None else split.lengths[rows]
     return Split(split.inputs[rows], split.labels[rows], lengths, split.levels)

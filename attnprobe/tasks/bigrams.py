@@ -1,4 +1,4 @@
-"""`bigrams`: the label is the transition rule; token counts leak some of it, which makes it a contaminated control."""
+"""`bigrams`: Markov chains labelled by transition rule; a contaminated control, because token counts leak the label."""
 
 from math import comb, lgamma, log
 from typing import Annotated, Any, ClassVar
@@ -16,32 +16,36 @@ from attnprobe.tasks.task import Task
 
 @settings
 class Bigrams(Source):
-    """Markov chains, one permutation of the alphabet a class; the label is the permutation.
+    """Markov chains with one permutation of the alphabet per class; the label is the permutation.
 
-    With probability ``strength`` the next token is the class's permutation of the current one, else it is uniform. The
-    permutations have no fixed points and differ everywhere. Each token is uniform by itself, but the *counts* within a
-    sequence depend on the permutation's cycles and so on the class: a network that only counts does better than chance.
+    With probability ``strength`` the next token is the class's permutation of the current token; otherwise it is
+    uniform. The permutations have no fixed points and differ everywhere. Each token is marginally uniform, but the
+    token *counts* within a sequence depend on the cycles of the permutation and so on the class: a network that only
+    counts does better than chance.
     """
 
     settings: ClassVar[dict[str, Any]] = {"steps": 1500, "pretrain_steps": 1000}
 
     n: Annotated[int, Field(ge=2)] = 32
-    """Tokens in a sequence."""
+    """Tokens per sequence."""
     alphabet: Annotated[int, Field(ge=3)] = 8
-    """Number of ids."""
+    """Number of token ids."""
     classes: Annotated[int, Field(ge=2)] = 4
-    """Number of permutations: below the alphabet."""
+    """Number of permutations; must be below the alphabet."""
     strength: Annotated[float, Field(gt=0, le=1)] = 0.7
-    """Probability with which a transition follows the rule."""
+    """Probability that a transition follows the rule."""
     train_size: Count = 500
-    """Training sequences."""
+    """Number of training sequences."""
     test_size: Count = 2000
-    """Test sequences."""
+    """Number of test sequences."""
 
     def __post_init__(self) -> None:
-        """Check that such permutations exist."""
+        """Check that enough permutations exist."""
         if self.classes >= self.alphabet:
-            raise UsageError(f"bigrams: {self.alphabet} ids have only {self.alphabet - 1} such permutations")
+            raise UsageError(
+                f"bigrams: classes={self.classes}: must be below alphabet={self.alphabet}, which has only "
+                f"{self.alphabet - 1} such permutations"
+            )
 
     @property
     def data(self) -> DataSpec:
@@ -50,12 +54,13 @@ class Bigrams(Source):
 
     @property
     def best_accuracy(self) -> float:
-        """Accuracy of the Bayes-optimal classifier, exactly.
+        """Exact accuracy of the Bayes-optimal classifier.
 
-        It counts the transitions that follow each class's rule and takes the largest count, ties at random. The
-        n - 1 transitions are independent; one follows the true rule with probability q = s + (1 - s) / a, each other
-        rule with p = (1 - s) / a, none with the rest. Multinomial counts are independent Poisson counts given their
-        sum, so the sum over the true count m and over the number of rivals that tie with it is one of convolutions.
+        The classifier counts the transitions that follow each class's rule and predicts the class with the largest
+        count, with random tie-breaking. The n - 1 transitions are independent. A transition follows the true rule with
+        probability q = s + (1 - s) / a, each other rule with p = (1 - s) / a, and no rule otherwise. Multinomial counts
+        are independent Poisson counts conditioned on their sum, so the sum over the true count m and the number of
+        tied rivals reduces to convolutions.
         """
         steps, rivals = self.n - 1, self.classes - 1
         p = (1 - self.strength) / self.alphabet
@@ -74,7 +79,7 @@ class Bigrams(Source):
         return float(total / _poisson(np.array([steps]), float(steps))[0])
 
     def build(self, seed: int) -> Task:
-        """Draw permutations, training and test sequences."""
+        """Draw the permutations and the training and test sequences."""
         rules = self.rules(numpy_generator(seed, "bigrams rules"))
         train, test = (
             self._draw(rules, size, numpy_generator(seed, f"bigrams {split}")) for split, size in self.sizes.items()
@@ -82,7 +87,7 @@ class Bigrams(Source):
         return Task("bigrams", self.data, train, test)
 
     def rules(self, rng: np.random.Generator) -> np.ndarray:
-        """Return [class, id]: permutations without fixed points that differ everywhere, by random assignment."""
+        """Return [class, id]: random permutations without fixed points that differ everywhere."""
         from scipy.optimize import linear_sum_assignment
 
         taken = np.eye(self.alphabet, dtype=bool)
@@ -104,7 +109,7 @@ class Bigrams(Source):
 
 
 def _poisson(counts: np.ndarray, mean: float) -> np.ndarray:
-    """Return the probabilities of counts under a Poisson law."""
+    """Return the probabilities of counts under a Poisson distribution."""
     if mean == 0:
         return (counts == 0).astype(float)
     return np.exp(counts * log(mean) - mean - np.array([lgamma(count + 1) for count in counts.tolist()]))

@@ -1,4 +1,4 @@
-"""Generated data in numbered chunks, several at a time, in an order that does not depend on how many that are."""
+"""Parallel generation of data in numbered chunks, in an order independent of the number of threads."""
 
 import itertools
 import os
@@ -13,14 +13,14 @@ import numpy as np
 from attnprobe.tasks.folder import Create
 
 Chunk = Mapping[str, np.ndarray]
-"""Arrays of as many rows, by name."""
+"""Arrays by name, all with the same number of rows."""
 
 
 def in_order(make: Callable[[int], Chunk], threads: int | None = None) -> Iterator[Chunk]:
-    """Yield ``make(0)``, ``make(1)`` and so on without end, made by some threads (None: one for each core).
+    """Yield ``make(0)``, ``make(1)``, ... indefinitely, computed by ``threads`` threads (None: one per core).
 
-    Threads, because NumPy lets go of the interpreter's lock while it works on large arrays, and because they can be
-    started from anywhere: a notebook, a script without a main guard, the worker of a sweep.
+    Threads suffice because NumPy releases the GIL for large arrays. Unlike processes, they can be started anywhere: in
+    a notebook, a script without a main guard or the worker of a sweep.
     """
     threads = threads or _cores()
     if threads == 1:
@@ -33,19 +33,21 @@ def in_order(make: Callable[[int], Chunk], threads: int | None = None) -> Iterat
                 yield ahead.popleft().result()
                 ahead.append(pool.submit(make, chunk))
         finally:
-            for one in ahead:
-                one.cancel()
+            for future in ahead:
+                future.cancel()
 
 
 def pour(create: Create, sizes: Mapping[str, int], columns: Mapping[str, Any], chunks: Iterator[Chunk]) -> None:
-    """Create the arrays ``SPLIT_COLUMN`` and fill them with the rows of the chunks, one split after the other.
+    """Create the arrays ``SPLIT_COLUMN`` and fill them with the rows of the chunks, split by split.
 
-    ``columns`` gives the shape of a row and the type of each column. The chunks are closed when every split is full.
+    ``columns`` maps each column to the shape of a row and the dtype. The chunks are closed when all splits are full.
     """
     with closing(chunks):  # pyright: ignore[reportArgumentType]
         chunk, used = next(chunks), 0
         for split, size in sizes.items():
-            arrays = {name: create(f"{split}_{name}", (size, *shape), kind) for name, (shape, kind) in columns.items()}
+            arrays = {
+                name: create(f"{split}_{name}", (size, *shape), dtype) for name, (shape, dtype) in columns.items()
+            }
             filled = 0
             while filled < size:
                 rows = len(next(iter(chunk.values())))

@@ -1,4 +1,4 @@
-"""`digits`: real handwritten digits, 8 x 8 pixels of 17 grey levels, bundled with scikit-learn."""
+"""`digits`: handwritten digits, 8 x 8 pixels with 17 grey levels, bundled with scikit-learn."""
 
 from typing import Annotated, Any, ClassVar
 
@@ -16,9 +16,9 @@ IMAGES = 1797
 
 @settings
 class Digits(Source):
-    """Handwritten digits of scikit-learn, read row by row; one grey level a token.
+    """Handwritten digits from scikit-learn, read row by row; a token is the grey level of one pixel.
 
-    The split into training and test images is one fixed random split, the same for every seed.
+    The training and test images are a fixed random split, the same for every seed.
     """
 
     settings: ClassVar[dict[str, Any]] = {
@@ -33,7 +33,7 @@ class Digits(Source):
     origin: ClassVar[str] = "UCI optical recognition of handwritten digits (Alpaydin & Kaynak 1998), in scikit-learn"
 
     test_size: Annotated[int, Field(ge=1, le=IMAGES - 1)] = 600
-    """Test images; the others of the 1797 are for training."""
+    """Number of test images; the rest of the 1797 images are for training."""
 
     @property
     def data(self) -> DataSpec:
@@ -42,7 +42,7 @@ class Digits(Source):
 
     @property
     def sizes(self) -> dict[str, int]:
-        """Sequences of each split."""
+        """Number of sequences in each split."""
         return {"train": IMAGES - self.test_size, "test": self.test_size}
 
     def build(self, seed: int) -> Task:

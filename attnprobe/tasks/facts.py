@@ -1,4 +1,4 @@
-"""What can be measured of a task: the facts a reader needs to judge a number."""
+"""Summary statistics of a built task: sizes, class shares, chance and best accuracy."""
 
 import dataclasses
 from typing import Any
@@ -11,10 +11,10 @@ from attnprobe.tasks.task import Task
 
 
 def facts(source: Source, task: Task) -> dict[str, Any]:
-    """Return the facts of a task that was built, counted in its arrays.
+    """Return summary statistics of a built task, counted in its arrays.
 
-    *chance* is the share of the largest class in the test split, *best* the accuracy of the Bayes-optimal classifier
-    where it is known. ``splits`` has a row for each split.
+    ``chance`` is the share of the largest class in the test split. ``best`` is the accuracy of the Bayes-optimal
+    classifier, or None if unknown. ``splits`` has one row per split.
     """
     chance = np.bincount(task.test.labels).max() / len(task.test)
     return {
@@ -33,11 +33,11 @@ def facts(source: Source, task: Task) -> dict[str, Any]:
 
 
 def _lengths(split: Split) -> dict[str, int | float]:
-    """Return the shortest, the median and the longest length, where lengths differ."""
+    """Return the minimum, median and maximum length if sequences are padded."""
     if split.lengths is None:
         return {}
-    least, median, most = np.quantile(split.lengths, [0, 0.5, 1])
-    return {"length_min": int(least), "length_median": float(median), "length_max": int(most)}
+    shortest, median, longest = np.quantile(split.lengths, [0, 0.5, 1])
+    return {"length_min": int(shortest), "length_median": float(median), "length_max": int(longest)}
 
 
 def _shares(split: Split, classes: int) -> dict[str, float]:

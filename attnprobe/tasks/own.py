@@ -1,7 +1,7 @@
-"""Your own file of arrays as a task, and tasks of your own that are kept in the data folder.
+"""User-provided .npz files as tasks, and storage of `Task` objects in the data folder.
 
-A `Task` that a configuration names is written to the data folder under its name and content, so that the configuration
-stays plain and a checkpoint finds its data again.
+A `Task` in a configuration is written to the data folder, under its name and a hash of its content. The configuration
+stores only that path, and a checkpoint can reload its data.
 """
 
 import re
@@ -22,51 +22,51 @@ from attnprobe.tasks.task import Task
 
 @settings
 class Own(Source):
-    """Your own file of arrays."""
+    """A user-provided .npz file of arrays."""
 
     licence: ClassVar[str] = "your own"
     origin: ClassVar[str] = "your own file"
 
     file: str
-    """Where it is: seen from the working directory, or else from the data folder."""
+    """Path of the file, relative to the working directory or else to the data folder."""
     test_share: Share = TEST_SHARE
-    """Share of the sequences that is for testing, where the file does not split them: one fixed random split."""
+    """Share of the sequences for testing if the file has no split: one fixed random split."""
 
     def __post_init__(self) -> None:
-        """Read the file, so that a wrong one is refused at once."""
+        """Read the file, so that an invalid one fails early."""
         self.build(0)
 
     @property
     def data(self) -> DataSpec:
-        """What the arrays are."""
+        """Specification of the arrays."""
         return self._task.data
 
     @property
     def sizes(self) -> dict[str, int]:
-        """Sequences of each split."""
+        """Number of sequences in each split."""
         return {name: len(split) for name, split in self._task.splits.items()}
 
     @property
     def balance(self) -> tuple[float, ...]:
-        """Share of each class in the training split."""
+        """Proportion of each class in the training split."""
         labels = self._task.train.labels
         return tuple(np.bincount(labels, minlength=self.data.classes) / len(labels))
 
     def build(self, seed: int) -> Task:
-        """Return the arrays of the file; they are the same for every seed."""
+        """Return the task of the file; it is the same for every seed."""
         return self._task
 
     @cached_property
     def _task(self) -> Task:
-        tried = dict.fromkeys((Path(self.file).expanduser(), data_folder() / self.file))
-        for path in tried:
+        candidates = dict.fromkeys((Path(self.file).expanduser(), data_folder() / self.file))
+        for path in candidates:
             if path.is_file():
                 return load(Task, path, self.test_share)
-        raise UsageError(f"{self.file}: no such file; looked for {listed(tried)}; {advice()}")
+        raise UsageError(f"{self.file}: no such file; tried {listed(candidates)}; {advice()}")
 
 
 def kept(task: Task) -> str:
-    """Return where a task is in the data folder, seen from there; it is written if it is not there yet."""
+    """Save a task in the data folder if it is missing, and return its path relative to that folder."""
     arrays = of_task(task)
     names = sorted(arrays)
     content = fingerprint([np.array(names), *(arrays[name] for name in names)])
@@ -76,11 +76,11 @@ def kept(task: Task) -> str:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise UsageError(f"{path.parent}: cannot be made ({error.strerror}); {advice()}") from error
+            raise UsageError(f"{path.parent}: cannot be created ({error.strerror}); {advice()}") from error
         task.save(path)
     return file
 
 
 def is_file(name: Any) -> bool:
-    """Return whether the name of a task is that of a file."""
+    """Return whether the name of a task is the path of an .npz file."""
     return isinstance(name, str) and PurePath(name).suffix == SUFFIX

@@ -1,4 +1,4 @@
-"""`pairs`: the label is which tokens stand side by side, and nothing else about the sequence tells it."""
+"""`pairs`: the label depends only on which tokens are adjacent."""
 
 from typing import Annotated
 
@@ -17,27 +17,27 @@ from attnprobe.tasks.task import Task
 class Pairs(Source):
     """Adjacent pairs of one of several matchings of the alphabet; the label is the matching.
 
-    Each class is a perfect matching of the alphabet; no pair belongs to two classes. A sequence holds every pair of its
-    class equally often, in random order and orientation; some pairs are broken (their tokens are shuffled among
-    themselves), and half the sequences are rolled by one. Every token occurs n / alphabet times in *every* sequence, so
-    a bag of tokens says nothing about the label: only neighbours do.
+    Each class is a perfect matching of the alphabet; no pair belongs to two classes. A sequence contains every pair of
+    its class equally often, in random order and orientation. Some pairs are broken (the tokens of all broken pairs are
+    shuffled), and half of the sequences are rolled by one token. Every token occurs n / alphabet times in *every*
+    sequence, so token counts carry no information about the label: only adjacency does.
     """
 
     n: Count = 32
-    """Tokens in a sequence: a multiple of the alphabet."""
+    """Tokens per sequence; must be a multiple of the alphabet."""
     alphabet: Annotated[int, Field(ge=4)] = 8
-    """Number of ids: even."""
+    """Number of token ids; must be even."""
     classes: Annotated[int, Field(ge=2)] = 4
-    """Number of matchings: below the alphabet."""
+    """Number of matchings; must be below the alphabet."""
     broken: Annotated[float, Field(ge=0, le=1)] = 0.1
-    """Probability with which a pair is broken."""
+    """Probability that a pair is broken."""
     train_size: Count = 500
-    """Training sequences."""
+    """Number of training sequences."""
     test_size: Count = 2000
-    """Test sequences."""
+    """Number of test sequences."""
 
     def __post_init__(self) -> None:
-        """Check that such matchings and sequences exist."""
+        """Check that the matchings and sequences exist."""
         check_matchings("pairs", self.n, self.alphabet, self.classes)
 
     @property
@@ -46,7 +46,7 @@ class Pairs(Source):
         return DataSpec(n=self.n, inputs="tokens", classes=self.classes, vocabulary=self.alphabet)
 
     def build(self, seed: int) -> Task:
-        """Draw matchings, training and test sequences."""
+        """Draw the matchings and the training and test sequences."""
         matchings = disjoint_matchings(self.alphabet, self.classes, numpy_generator(seed, "pairs matchings"))
         train, test = (
             self._draw(matchings, size, numpy_generator(seed, f"pairs {split}")) for split, size in self.sizes.items()
@@ -62,19 +62,19 @@ class Pairs(Source):
 
 
 def check_matchings(task: str, n: int, alphabet: int, classes: int) -> None:
-    """Raise `UsageError` where there are no such matchings, or no sequence of n tokens holds a whole number of them."""
+    """Raise `UsageError` unless ``classes`` matchings exist and n is a multiple of the even alphabet."""
     if alphabet % 2 or n % alphabet:
         raise UsageError(f"{task}: alphabet={alphabet} must be even and divide n={n}")
     if classes >= alphabet:
-        raise UsageError(f"{task}: {alphabet} ids have only {alphabet - 1} disjoint matchings")
+        raise UsageError(f"{task}: classes={classes}: alphabet={alphabet} has only {alphabet - 1} disjoint matchings")
 
 
 def disjoint_matchings(alphabet: int, classes: int, rng: np.random.Generator) -> np.ndarray:
-    """Return [class, pair, 2]: perfect matchings that share no pair, from a random round-robin schedule of the ids."""
+    """Return [class, pair, 2]: disjoint perfect matchings, from a random round-robin schedule of the ids."""
     players = np.arange(alphabet - 1)
     rounds = []
-    for turn in range(alphabet - 1):
-        circle = np.roll(players, turn)
+    for shift in range(alphabet - 1):
+        circle = np.roll(players, shift)
         half = alphabet // 2 - 1
         facing = np.stack([circle[1 : half + 1], circle[::-1][:half]], axis=1)
         rounds.append(np.concatenate([[[circle[0], alphabet - 1]], facing]))
@@ -83,10 +83,10 @@ def disjoint_matchings(alphabet: int, classes: int, rng: np.random.Generator) ->
 
 
 def drawn_pairs(matchings: np.ndarray, count: int, broken: float, rng: np.random.Generator) -> np.ndarray:
-    """Return [sequence, pair, 2]: ``count`` pairs a sequence, each of its matching [sequence, pair, 2] equally often.
+    """Return [sequence, pair, 2]: ``count`` pairs per sequence, drawn from ``matchings`` [sequence, pair, 2].
 
-    Order and orientation are random. A pair is broken with probability ``broken``; the tokens of a sequence's broken
-    pairs are shuffled among themselves.
+    Each pair of a sequence's matching occurs equally often, in random order and orientation. A pair is broken with
+    probability ``broken``; within a sequence, the tokens of all broken pairs are shuffled.
     """
     size = len(matchings)
     pairs = np.tile(matchings, (1, count // matchings.shape[1], 1))

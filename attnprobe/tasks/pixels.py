@@ -1,4 +1,4 @@
-"""What the tasks of images share: pixels from 0 to 255 as values or as tokens, and smaller images."""
+"""Helpers of the image tasks: pixels from 0 to 255 as values or tokens, and downsampling."""
 
 from typing import Literal
 
@@ -10,21 +10,21 @@ Inputs = Literal["values", "tokens"]
 
 
 def pixel_data(inputs: Inputs, grid: tuple[int, int] | None, n: int, classes: int, levels: int = 256) -> DataSpec:
-    """Return the specification of images of so many grey levels.
+    """Return the specification of images with ``levels`` grey levels.
 
-    As values (from -1 to 1) a hidden pixel is predicted by absolute error, as in Amos et al.; as tokens by
-    cross-entropy over the levels.
+    Masked pixels are predicted with absolute error if they are values (from -1 to 1), as in Amos et al., and with
+    cross-entropy over the levels if they are tokens.
     """
     return DataSpec(n=n, inputs=inputs, classes=classes, vocabulary=levels if inputs == "tokens" else 0, grid=grid)
 
 
 def split_levels(inputs: Inputs, levels: int = 256) -> int:
-    """Return the levels of a `Split` that holds the level numbers of pixels."""
+    """Return the ``levels`` of a `Split` of pixels."""
     return levels if inputs == "values" else 0
 
 
 def halved(images: np.ndarray) -> np.ndarray:
-    """Return [image, row, column] at half the size: means of 2 x 2 pixels, rounded (halves up).
+    """Return images [image, row, column] at half the size: rounded means of 2 x 2 pixels (halves round up).
 
     >>> halved(np.array([[[0, 1], [2, 3]]]))
     array([[[2]]])

@@ -1,4 +1,4 @@
-"""`planted`: the label is which tokens stand a known distance apart, the ground truth of every measure of proximity."""
+"""`planted`: the label depends only on tokens a known distance apart; ground truth for measures of proximity."""
 
 from typing import Annotated
 
@@ -18,31 +18,32 @@ from attnprobe.tasks.task import Task
 class Planted(Source):
     """Pairs of one of several matchings of the alphabet, a known distance apart; the label is the matching.
 
-    With ``distance=1`` these are the sequences of `pairs`, and as there a bag of tokens says nothing about the label.
-    A sequence consists of blocks of 2 distance tokens, and the tokens r and r + distance of a block are a pair. It is
-    rolled by 0 ... 2 distance - 1 at random, so that the partner is as often ahead as behind, wherever a token stands.
+    With ``distance=1`` these are the sequences of `pairs`. As in `pairs`, token counts carry no information about the
+    label. A sequence consists of blocks of 2 * distance tokens, in which tokens r and r + distance are a pair. It is
+    rolled by a random 0 ... 2 * distance - 1 tokens, so that at every position the partner is equally often ahead and
+    behind.
     """
 
     distance: Count = 3
-    """Tokens from one of a pair to the other."""
+    """Offset between the two tokens of a pair."""
     n: Count = 48
-    """Tokens in a sequence: a multiple of twice the distance, and of the alphabet."""
+    """Tokens per sequence; must be a multiple of twice the distance and of the alphabet."""
     alphabet: Annotated[int, Field(ge=4)] = 8
-    """Number of ids: even."""
+    """Number of token ids; must be even."""
     classes: Annotated[int, Field(ge=2)] = 4
-    """Number of matchings: below the alphabet."""
+    """Number of matchings; must be below the alphabet."""
     broken: Annotated[float, Field(ge=0, le=1)] = 0.1
-    """Probability with which a pair is broken."""
+    """Probability that a pair is broken."""
     train_size: Count = 500
-    """Training sequences."""
+    """Number of training sequences."""
     test_size: Count = 2000
-    """Test sequences."""
+    """Number of test sequences."""
 
     def __post_init__(self) -> None:
-        """Check that such matchings and sequences exist."""
+        """Check that the matchings and sequences exist."""
         check_matchings("planted", self.n, self.alphabet, self.classes)
         if self.n % (2 * self.distance):
-            raise UsageError(f"planted: blocks of 2 distance={2 * self.distance} tokens must fill n={self.n}")
+            raise UsageError(f"planted: n={self.n}: must be a multiple of 2 * distance={2 * self.distance}")
 
     @property
     def data(self) -> DataSpec:
@@ -50,7 +51,7 @@ class Planted(Source):
         return DataSpec(n=self.n, inputs="tokens", classes=self.classes, vocabulary=self.alphabet)
 
     def build(self, seed: int) -> Task:
-        """Draw matchings, training and test sequences."""
+        """Draw the matchings and the training and test sequences."""
         matchings = disjoint_matchings(self.alphabet, self.classes, numpy_generator(seed, "planted matchings"))
         train, test = (
             self._draw(matchings, size, numpy_generator(seed, f"planted {split}")) for split, size in self.sizes.items()
@@ -60,7 +61,7 @@ class Planted(Source):
     def _draw(self, matchings: np.ndarray, size: int, rng: np.random.Generator) -> Split:
         labels = rng.integers(self.classes, size=size)
         pairs = drawn_pairs(matchings[labels], self.n // 2, self.broken, rng)
-        blocks = pairs.reshape(size, -1, self.distance, 2).swapaxes(2, 3)  # [sequence, block, one or other, pair]
+        blocks = pairs.reshape(size, -1, self.distance, 2).swapaxes(2, 3)  # [sequence, block, token of the pair, pair]
         rolls = rng.integers(2 * self.distance, size=size)
         inputs = np.take_along_axis(blocks.reshape(size, self.n), (np.arange(self.n) - rolls[:, None]) % self.n, axis=1)
         return Split(inputs, labels)

@@ -1,14 +1,19 @@
-"""Settings under a name: the published ones of a paper, and small ones that a laptop trains in minutes.
+"""Named training settings: published ones, and small ones that train on a laptop in minutes.
 
-``amos-...`` are the Transformers of Amos et al. 2024 (arXiv:2310.02980, and the configurations in their repository,
-IdoAmos/not-from-scratch) on the Long Range Arena: pre-norm, GELU, no dropout, fixed sinusoidal positions, AdamW with a
-constant rate after the warm-up, self-pretraining and then the labels. Differences: their label head has a hidden layer
-and ours is linear; they pretrain `image` in batches of 32 and finetune in batches of 50, here both have 50; the two
-stages share one warm-up; initial weights are Xavier's. `retrieval` is one sequence here and two there, and Path-X has
-full attention here and windows of 4,096 tokens with their neighbours there.
+``amos-...`` presets are the Transformers of Amos et al. 2024 (arXiv:2310.02980, and the configurations in their
+repository, IdoAmos/not-from-scratch) on the Long Range Arena: pre-norm, GELU, no dropout, fixed sinusoidal positions,
+AdamW with a constant learning rate after warm-up, self-pretraining followed by supervised training. Our settings differ
+from theirs as follows:
 
-``small-...`` keep the tasks and shrink sequences, networks and data: two layers, some minutes on two cores. They
-are for trying things out and not for conclusions.
+- Our classification head is linear; theirs has a hidden layer.
+- `image` uses batch size 50 in both stages; they pretrain with 32 and finetune with 50.
+- The two stages share one warm-up.
+- Initial weights are Xavier.
+- `retrieval` joins the two documents in one sequence; they encode two sequences.
+- Path-X uses full attention; they use windows of 4,096 tokens plus the neighbouring windows.
+
+``small-...`` presets keep the tasks and shrink sequences, networks and data: two layers, minutes on two cores. They are
+for experimenting, not for drawing conclusions.
 """
 
 from typing import Any
@@ -21,7 +26,11 @@ _AMOS: dict[str, Any] = {
     "batch_size": 32,
 }
 _IDS = {**_AMOS, "init_std": 1.0}
-_VALUES = {**_AMOS, "init_std": 0.4, "mask_probability": 0.5}  # the spread of torch's own Linear from two inputs
+_VALUES = {
+    **_AMOS,
+    "init_std": 0.4,
+    "mask_probability": 0.5,
+}  # std of torch's default Linear initialisation with two inputs
 
 _SMALL: dict[str, Any] = {
     "n_layers": 2,
@@ -37,9 +46,9 @@ _SMALL: dict[str, Any] = {
 }
 
 
-def _epochs(pretraining: int, labels: int, sequences: int, batch: int = 32) -> dict[str, int]:
-    """Return the steps of both stages, whose lengths are given in passes through the training sequences."""
-    first, second = (round(epochs * sequences / batch) for epochs in (pretraining, labels))
+def _epochs(pretraining: int, supervised: int, sequences: int, batch_size: int = 32) -> dict[str, int]:
+    """Convert the lengths of the two stages from epochs to steps."""
+    first, second = (round(epochs * sequences / batch_size) for epochs in (pretraining, supervised))
     return {"pretrain_steps": first, "steps": first + second}
 
 
@@ -86,7 +95,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
     "amos-image": {
         **_VALUES,
-        **_epochs(50, 200, 45000, batch=50),
+        **_epochs(50, 200, 45000, batch_size=50),
         "task": "image",
         "validation_size": 5000,
         "n_layers": 3,
@@ -179,6 +188,6 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 
 def recommended(preset: str) -> dict[str, Any]:
-    """Return what a preset says of network and training, for the task that it was made for."""
-    of_the_data = ("task", "task_options", "validation_size")
-    return {name: value for name, value in PRESETS[preset].items() if name not in of_the_data}
+    """Return the network and training settings of a preset, without its data settings."""
+    data_settings = ("task", "task_options", "validation_size")
+    return {name: value for name, value in PRESETS[preset].items() if name not in data_settings}

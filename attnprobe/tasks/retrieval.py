@@ -1,4 +1,4 @@
-"""`retrieval`: do two papers cite each other, byte by byte, from your own copy of Long Range Arena's files."""
+"""`retrieval`: byte-level detection of citations between two papers, from user-provided Long Range Arena files."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -24,17 +24,17 @@ FILES = {
 COLUMNS = ("label", "id1", "id2", "text1", "text2")
 SEPARATOR = 256
 LONGEST = 2**26
-"""Bytes of a line at most."""
+"""Largest number of bytes of a line."""
 
 
 @settings
 class Retrieval(Source):
-    """Do two papers cite each other (ACL Anthology Network): both texts in one sequence.
+    """Whether two papers cite each other (ACL Anthology Network); both texts are in one sequence.
 
-    A token is a byte; each text is cut at ``document`` bytes, the separator 256 stands between them, and 0 pads. Long
-    Range Arena encodes the two texts apart and joins two vectors, here every token of one may attend to the other: the
-    numbers cannot be compared one to one. The split is that of the files; ``train_size``, ``validation_size`` and
-    ``test_size`` take their first lines, which are shuffled once, the same way for every seed.
+    A token is a byte. Each text is truncated to ``document`` bytes; token 256 separates the texts, and 0 is padding.
+    The Long Range Arena encodes the two texts separately and combines two vectors; here every token may attend to both
+    texts, so results are not directly comparable. The split is that of the files. ``train_size``, ``validation_size``
+    and ``test_size`` select their first lines, which are shuffled in a fixed order, the same for every seed.
     """
 
     settings: ClassVar[dict[str, Any]] = recommended("amos-retrieval")
@@ -44,17 +44,17 @@ class Retrieval(Source):
     )
 
     document: Count = 4000
-    """Bytes of each of the two texts; longer ones are cut."""
+    """Bytes per text; longer texts are truncated."""
     train_size: Count = 147086
-    """Training pairs."""
+    """Number of training pairs."""
     validation_size: Count = 18090
-    """Validation pairs."""
+    """Number of validation pairs."""
     test_size: Count = 17437
-    """Test pairs."""
+    """Number of test pairs."""
 
     @property
     def data(self) -> DataSpec:
-        """Bytes and a separator."""
+        """Byte ids and a separator."""
         return DataSpec(n=2 * self.document + 1, inputs="tokens", classes=2, vocabulary=SEPARATOR + 1)
 
     def build(self, seed: int) -> Task:
@@ -70,7 +70,7 @@ class Retrieval(Source):
 
 @dataclass(frozen=True)
 class Documents:
-    """What the arrays of one split on disk depend on, beside the file."""
+    """Cache key of the arrays of one split on disk, in addition to the file."""
 
     split: str
     document: int
@@ -81,7 +81,7 @@ def _read(pairs: Documents) -> dict[str, np.ndarray]:
     path = data_folder() / FILES[pairs.split]
     if not path.is_file():
         raise UsageError(
-            f"{path}: no such file; it cannot be downloaded: put your own copy of Long Range Arena's there, "
+            f"{path}: no such file, and it cannot be downloaded; put your own copy of the Long Range Arena file there, "
             f"or {advice()}"
         )
 
@@ -99,13 +99,13 @@ def _read(pairs: Documents) -> dict[str, np.ndarray]:
         if count < pairs.size:
             raise UsageError(f"{path}: holds {count} pairs, fewer than {pairs.split}_size={pairs.size}")
 
-    # The files can hold gigabytes: their size and age stand for their checksum.
-    found = path.stat()
-    return made_once(pairs, make, file=str(path.resolve()), bytes=found.st_size, changed=found.st_mtime_ns)
+    # The files can be gigabytes: size and modification time replace a checksum.
+    status = path.stat()
+    return made_once(pairs, make, file=str(path.resolve()), bytes=status.st_size, changed=status.st_mtime_ns)
 
 
 def _lines(path: Path, size: int) -> Iterator[tuple[int, bytes, bytes]]:
-    """Yield label and texts of the first lines; raise `UsageError`, with the number of the line, for a wrong one."""
+    """Yield label and texts of the first lines; raise `UsageError` with the line number of an invalid line."""
     with path.open("rb") as file:
         for number in range(1, size + 1):
             line = file.readline(LONGEST + 1)

@@ -1,4 +1,4 @@
-"""Where a task comes from: what a settings dataclass needs to be a task, and what most of them share."""
+"""Base class of task sources: the interface of a task's settings dataclass, with defaults for generated data."""
 
 from typing import Any, ClassVar
 
@@ -7,44 +7,45 @@ from attnprobe.tasks.task import Task
 
 
 class Source:
-    """The base of every task: a settings dataclass whose fields are the task's parameters.
+    """Base class of every task: a settings dataclass whose fields are the task's parameters.
 
-    A subclass has ``data`` and ``build``, and overrides what differs from generated data with the fields
-    ``train_size`` and ``test_size`` (perhaps ``validation_size``), classes drawn alike and an unknown best accuracy.
+    A subclass implements ``data`` and ``build``. The defaults suit generated data with the fields ``train_size``,
+    ``test_size`` and optionally ``validation_size``, classes of equal probability and an unknown best accuracy;
+    override the ones that differ.
     """
 
     settings: ClassVar[dict[str, Any]] = {}
-    """Training settings that suit the task; flags and files win over them."""
+    """Recommended training settings; flags and configuration files override them."""
     licence: ClassVar[str] = "generated"
     origin: ClassVar[str] = "attnprobe"
-    """Where the data come from."""
+    """Provenance of the data."""
 
     @property
     def data(self) -> DataSpec:
-        """What a network has to know, without making the data."""
+        """Specification of the data that a network needs, without building the data."""
         raise NotImplementedError
 
     def build(self, seed: int) -> Task:
-        """Make the instance of the task that belongs to the seed."""
+        """Build the task for a seed."""
         raise NotImplementedError
 
     @property
     def sizes(self) -> dict[str, int]:
-        """Sequences of each split (train, perhaps validation, test), without making the data."""
+        """Number of sequences in each split (train, optionally validation, test), without building the data."""
         splits = ("train", "validation", "test")
         return {name: getattr(self, f"{name}_size") for name in splits if hasattr(self, f"{name}_size")}
 
     @property
     def balance(self) -> tuple[float, ...] | None:
-        """Share of each class; None if they are drawn alike."""
+        """Proportion of each class; None if all are equally likely."""
         return None
 
     @property
     def best_accuracy(self) -> float | None:
-        """Accuracy of the Bayes-optimal classifier if it is known."""
+        """Accuracy of the Bayes-optimal classifier; None if unknown."""
         return None
 
 
 def chance(source: Source) -> float:
-    """Return the accuracy of giving every sequence the commonest label."""
+    """Return the accuracy of always predicting the most frequent class."""
     return max(source.balance or (1 / source.data.classes,))

@@ -1,4 +1,4 @@
-"""What every task is made of: arrays, and the facts a reader needs to judge a number."""
+"""Tasks in memory: a data specification with checked training, test and optional validation splits."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -18,9 +18,9 @@ from attnprobe.tasks.split import Split
 
 @dataclass(frozen=True)
 class Task:
-    """A training and a test split of one kind of data, and a validation split if there is one.
+    """A data specification with a training split, a test split and an optional validation split.
 
-    It is checked when it is made. Training sequences stand in random order.
+    The arrays are checked on construction. Training sequences must be in random order.
     """
 
     name: str
@@ -30,20 +30,20 @@ class Task:
     validation: Split | None = None
 
     def __post_init__(self) -> None:
-        """Check that the arrays are what the specification says; the error names the array."""
+        """Check the arrays against the specification; errors name the array."""
         for name, split in self.splits.items():
             self._check(split, f"{self.name} {name}")
 
     @property
     def splits(self) -> dict[str, Split]:
-        """The splits that there are, by name."""
+        """The existing splits by name."""
         validation = {} if self.validation is None else {"validation": self.validation}
         return {"train": self.train, **validation, "test": self.test}
 
     def held_out(self, count: int) -> "Task":
-        """Return the task with its last ``count`` training sequences as validation split; with 0, the task itself.
+        """Return the task with its last ``count`` training sequences held out for validation; itself if ``count`` is 0.
 
-        Raises `UsageError` where there is a validation split already, or no sequence would be left to train on.
+        Raises `UsageError` if the task already has a validation split or no training sequence would remain.
         """
         if count == 0:
             return self
@@ -51,7 +51,7 @@ class Task:
         return replace(self, train=self.train[:-count], validation=self.train[-count:])
 
     def shuffled(self, seed: int) -> "Task":
-        """Return the task with the tokens of each sequence (not the padding) in one random order, each in its own."""
+        """Return the task with the tokens of each sequence independently permuted; padding stays in place."""
         splits = {}
         for name, split in self.splits.items():
             key = numpy_generator(seed, f"shuffled {name}").random(split.inputs.shape)
@@ -63,11 +63,11 @@ class Task:
 
     @classmethod
     def from_arrays(cls, name: str = "own", **arrays: Any) -> "Task":
-        """Return the task of arrays: ``labels`` [sequence], and ``tokens`` or ``values`` [sequence, token].
+        """Build a task from arrays: ``labels`` [sequence], and ``tokens`` or ``values`` [sequence, token].
 
-        ``lengths`` and ``split`` ("train", "validation" or "test" for each sequence), ``grid``, ``vocabulary`` and
-        ``classes`` are optional, and ``test_share`` (0.2) is for sequences without a split: what an .npz file may hold,
-        and means the same.
+        The arrays are those of an .npz file (see `attnprobe.tasks.arrays.ARRAYS`). Optional: ``lengths``, ``split``
+        ("train", "validation" or "test" for each sequence), ``grid``, ``vocabulary`` and ``classes``. Without
+        ``split``, a share ``test_share`` (0.2) of the sequences is drawn for testing.
 
         >>> Task.from_arrays(tokens=[[0, 1], [1, 0], [2, 0]], labels=[0, 1, 1]).data.vocabulary
         3
@@ -76,13 +76,16 @@ class Task:
 
     @classmethod
     def from_table(cls, table: Any, inputs: str = "text", labels: str = "label", **named: Any) -> "Task":
-        """Return the task of a pandas ``DataFrame``, a Hugging Face ``Dataset`` or ``DatasetDict``, or {split: table}.
+        """Build a task from a pandas ``DataFrame``, a Hugging Face ``Dataset`` or ``DatasetDict``, or {split: table}.
 
-        The column ``inputs`` holds text (its UTF-8 bytes are the ids, 256 of them), lists of ids, or lists of real
-        values; rows of several lengths are padded, with their lengths kept, and ``n=`` cuts. The column ``labels`` may
-        hold anything that can be sorted: the classes are numbered in that order. ``split=`` names a column with
-        "train", "validation" and "test"; without it ``test_share=`` (0.2) of the rows are drawn for testing, always the
-        same ones. ``name=`` names the task.
+        Args:
+            table: The data.
+            inputs: Column of text (its UTF-8 bytes are the ids, 256 in all), lists of ids or lists of real values.
+                Rows of different lengths are padded, and their lengths are kept.
+            labels: Column of labels of any sortable type. Classes are numbered in sorted order.
+            **named: ``n`` truncates the sequences; ``split`` names a column of "train", "validation" and "test";
+                without it a fixed random share ``test_share`` (0.2) of the rows is for testing; ``name`` names the
+                task.
 
         >>> import pandas as pd
         >>> Task.from_table(pd.DataFrame({"text": ["ab", "c", "def"], "label": ["x", "y", "x"]})).data.n
@@ -91,7 +94,7 @@ class Task:
         return arrays_.from_table(cls, table, inputs, labels, **named)
 
     def save(self, path: str | Path) -> None:
-        """Write the task to an .npz file, which is a task of that name: ``attnprobe train --task FILE.npz``."""
+        """Write the task to an .npz file, which can be used as a task: ``attnprobe train --task FILE.npz``."""
         arrays_.save(self, Path(path))
 
     def _check(self, split: Split, where: str) -> None:
@@ -101,23 +104,25 @@ class Task:
         if inputs.ndim != 2 or inputs.shape[1] != data.n:
             raise UsageError(f"{where} inputs of shape {inputs.shape}: must be [sequence, token={data.n}]")
         if data.levels and split.levels != data.levels:
-            raise UsageError(f"{where} inputs with levels={split.levels}: must be {data.levels}, as the data say")
+            raise UsageError(
+                f"{where} inputs with levels={split.levels}: must be {data.levels}, as in the specification"
+            )
         if split.levels and data.inputs == "tokens":
-            raise UsageError(f"{where} inputs with levels={split.levels}: tokens have none")
+            raise UsageError(f"{where} inputs with levels={split.levels}: must be 0 for tokens")
         kind = np.integer if data.inputs == "tokens" or split.levels else np.floating
         if not np.issubdtype(inputs.dtype, kind):
             raise UsageError(f"{where} inputs of type {inputs.dtype}: must be {kind.__name__} for {data.inputs}")
-        ids, what = (split.levels, "levels") if split.levels else (data.vocabulary, "ids")
-        if ids and not (0 <= inputs.min() and inputs.max() < ids):
-            raise UsageError(f"{where} inputs hold {what} {inputs.min()} ... {inputs.max()}: must be 0 ... {ids - 1}")
-        if not ids and not (np.isfinite(inputs).all() and np.abs(inputs).max() <= np.finfo(np.float32).max):
+        count, noun = (split.levels, "levels") if split.levels else (data.vocabulary, "ids")
+        if count and not (0 <= inputs.min() and inputs.max() < count):
+            raise UsageError(f"{where} inputs hold {noun} {inputs.min()} ... {inputs.max()}: must be 0 ... {count - 1}")
+        if not count and not (np.isfinite(inputs).all() and np.abs(inputs).max() <= np.finfo(np.float32).max):
             raise UsageError(f"{where} inputs: hold NaN or infinite values")
         if labels.shape != (len(inputs),):
-            raise UsageError(f"{where} labels of shape {labels.shape}: must be [{len(inputs)}], one a sequence")
+            raise UsageError(f"{where} labels of shape {labels.shape}: must be [{len(inputs)}], one per sequence")
         if not (0 <= labels.min() and labels.max() < data.classes):
             raise UsageError(f"{where} labels {labels.min()} ... {labels.max()}: must be 0 ... {data.classes - 1}")
         if split.lengths is not None and data.grid is not None:
-            raise UsageError(f"{where} lengths: images on a grid have one size")
+            raise UsageError(f"{where} lengths: not allowed for images on a grid")
         if split.lengths is not None and not (
             split.lengths.shape == labels.shape and 1 <= split.lengths.min() and split.lengths.max() <= data.n
         ):
@@ -125,7 +130,7 @@ class Task:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Sixteen digits that change with any value of the data."""
+        """Hash of all arrays: 16 hexadecimal digits."""
         arrays = [array for split in self.splits.values() for array in (split.inputs, split.labels)]
         lengths = [split.lengths for split in self.splits.values() if split.lengths is not None]
         levels = [split.levels for split in self.splits.values()]
@@ -133,10 +138,10 @@ class Task:
 
 
 def check_held_out(name: str, count: int, sizes: Mapping[str, int]) -> None:
-    """Raise `UsageError` where so many training sequences cannot be kept for validation."""
+    """Raise `UsageError` if ``count`` training sequences cannot be held out for validation."""
     if count and "validation" in sizes:
         raise UsageError(
-            f"validation_size={count}: task {name} has a validation split of its own; validation_size 0 takes it"
+            f"validation_size={count}: task {name} already has a validation split; use it with validation_size=0"
         )
     if count >= sizes["train"]:
         raise UsageError(f"validation_size={count}: must be below the {sizes['train']} training sequences")

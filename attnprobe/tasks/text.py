@@ -1,4 +1,4 @@
-"""`text`: film reviews byte by byte, from the official archive."""
+"""`text`: sentiment of film reviews at the byte level, from the official archive."""
 
 import re
 from dataclasses import dataclass
@@ -23,18 +23,18 @@ ARCHIVE = archives.Archive(
 )
 MEMBER = re.compile(r"aclImdb/(train|test)/(neg|pos)/\d+_\d+\.txt")
 REVIEWS = 12500
-"""Reviews of one class in one split."""
+"""Number of reviews of one class in one split."""
 LONGEST = 2**20
-"""Bytes of a review at most."""
+"""Largest number of bytes of a review."""
 
 
 @settings
 class Text(Source):
-    """Is a film review good or bad, byte by byte: the Text task of Long Range Arena (IMDB).
+    """Byte-level sentiment of film reviews (IMDB): the Text task of the Long Range Arena.
 
-    A token is a byte of the file as it is (256 ids); longer reviews are cut at n, shorter ones padded with 0. The split
-    is the official one. The archive is sorted by class, so each split is shuffled once, the same way for every seed;
-    ``train_size`` and ``test_size`` take the first reviews of that.
+    A token is a raw byte of the file (256 ids). Reviews are truncated to n bytes or padded with 0. The split is the
+    official one. The archive is sorted by class, so each split is shuffled in a fixed order, the same for every seed;
+    ``train_size`` and ``test_size`` select the first reviews in that order.
     """
 
     settings: ClassVar[dict[str, Any]] = recommended("amos-text")
@@ -42,15 +42,15 @@ class Text(Source):
     origin: ClassVar[str] = f"Large Movie Review Dataset (Maas et al. 2011), {ARCHIVE.address}"
 
     n: Count = 4096
-    """Bytes of the longest sequence; longer reviews are cut."""
+    """Tokens per padded sequence; longer reviews are truncated."""
     train_size: Annotated[int, Field(ge=1, le=25000)] = 25000
-    """Training reviews."""
+    """Number of training reviews."""
     test_size: Annotated[int, Field(ge=1, le=25000)] = 25000
-    """Test reviews."""
+    """Number of test reviews."""
 
     @property
     def data(self) -> DataSpec:
-        """Bytes."""
+        """Byte ids."""
         return DataSpec(n=self.n, inputs="tokens", classes=2, vocabulary=256)
 
     def build(self, seed: int) -> Task:
@@ -62,26 +62,26 @@ class Text(Source):
 
 @dataclass(frozen=True)
 class Reviews:
-    """What the arrays on disk depend on."""
+    """Cache key of the arrays on disk."""
 
     n: int
 
 
 def read(n: int) -> dict[str, np.ndarray]:
-    """Return NAME_inputs [review, byte], NAME_labels and NAME_lengths [review] for NAME train and test."""
+    """Return the arrays NAME_inputs [review, byte], NAME_labels and NAME_lengths [review]; NAME is train or test."""
     path = ARCHIVE.find()
 
     def make(create: Create) -> None:
-        found: dict[str, list[tuple[str, int, bytes]]] = {"train": [], "test": []}
+        splits: dict[str, list[tuple[str, int, bytes]]] = {"train": [], "test": []}
         for name, content in archives.members(path, _sizes):
             _, split, label, _ = name.split("/")
-            found[split].append((name, int(label == "pos"), content[:n]))
-        for split, reviews in found.items():
-            for label, what in enumerate(("neg", "pos")):
+            splits[split].append((name, int(label == "pos"), content[:n]))
+        for split, reviews in splits.items():
+            for label, folder in enumerate(("neg", "pos")):
                 count = sum(review[1] == label for review in reviews)
                 if count != REVIEWS:
-                    raise UsageError(f"{path}: holds {count} reviews in aclImdb/{split}/{what}: must hold {REVIEWS}")
-            reviews.sort()  # by name, whatever the order of the archive
+                    raise UsageError(f"{path}: holds {count} reviews in aclImdb/{split}/{folder}: must hold {REVIEWS}")
+            reviews.sort()  # by name, to be independent of the archive order
             inputs = create(f"{split}_inputs", (len(reviews), n), np.uint8)
             labels = create(f"{split}_labels", (len(reviews),), np.uint8)
             lengths = create(f"{split}_lengths", (len(reviews),), np.int32)

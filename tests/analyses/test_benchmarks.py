@@ -1,4 +1,4 @@
-"""The benchmarks of analyses/ run, and compare what they say they compare."""
+"""Benchmarks of analyses/: they run, and the compared implementations compute the same numbers."""
 
 import importlib.util
 from pathlib import Path
@@ -25,7 +25,7 @@ def bench():
     return script("bench_statistics")
 
 
-def test_the_benchmark_of_measures_runs_and_its_committed_table_has_them_all(tmp_path):
+def test_the_benchmark_of_measures_runs_and_its_committed_table_has_all_measures(tmp_path):
     script("bench_measures").main(n=16, sequences=4, only=("proximity",), out=tmp_path / "table.csv")
     found, committed = (pd.read_csv(path) for path in (tmp_path / "table.csv", FOLDER / "results/bench_measures.csv"))
     assert (found[["seconds", "peak MiB"]] > 0).all(axis=None)
@@ -34,7 +34,7 @@ def test_the_benchmark_of_measures_runs_and_its_committed_table_has_them_all(tmp
     assert (committed["n"] == 1024).all() and (committed["sequences"] == 16).all()
 
 
-def test_the_materialised_way_of_the_benchmark_finds_the_engines_numbers(bench):
+def test_the_materialised_implementation_agrees_with_the_engine(bench):
     q, k, v, dz = torch.randn(4, 1, bench.HEADS, 40, bench.D_HEAD, dtype=torch.float64)
     scores = Scores(q, k)
     score, pattern, gradient = score_statistics(scores), pattern_statistics(scores), gradient_statistics(scores, v, dz)
@@ -56,7 +56,7 @@ def test_the_materialised_way_of_the_benchmark_finds_the_engines_numbers(bench):
         torch.testing.assert_close(square, gradient.square[0, head])
 
 
-def test_the_plain_network_of_the_benchmark_is_ours_without_hooks():
+def test_the_plain_network_agrees_with_attnprobe():
     bench = script("bench_training")
     found = bench.ways(20, torch.device("cpu"))
     inputs = torch.randint(bench.VOCABULARY, (3, 20), generator=torch.Generator().manual_seed(0))
@@ -64,12 +64,12 @@ def test_the_plain_network_of_the_benchmark_is_ours_without_hooks():
     torch.testing.assert_close(plain(inputs), ours(inputs, output="tokens"))
     batch, mask = bench.Batch(inputs, torch.zeros(3, dtype=torch.long)), torch.arange(20).expand(3, 20) % 2 == 0
     torch.testing.assert_close(plain_loss(batch, mask), loss(batch, mask))
-    # the label head has no part in it
+    # plain has no label head
     sizes = {name: sum(weight.numel() for weight in model.parameters()) for name, (model, _) in found.items()}
     assert sizes["attnprobe"] - sizes["plain"] == sum(weight.numel() for weight in ours.classify.parameters())
 
 
-def test_the_operations_of_a_step_are_those_that_torch_counts():
+def test_operations_agree_with_torch_flop_counter():
     from torch.utils.flop_counter import FlopCounterMode
 
     bench = script("bench_training")
@@ -81,7 +81,7 @@ def test_the_operations_of_a_step_are_those_that_torch_counts():
     assert counter.get_total_flops() == bench.operations(2, 24)
 
 
-def test_the_benchmark_of_training_compares_what_it_says(tmp_path):
+def test_the_benchmark_of_training_runs_and_activations_are_linear_in_n(tmp_path):
     bench = script("bench_training")
     bench.main(lengths=(16, 32), turns=2, out=tmp_path / "table.csv")
     found = pd.read_csv(tmp_path / "table.csv")
@@ -92,7 +92,7 @@ def test_the_benchmark_of_training_compares_what_it_says(tmp_path):
     assert kept["TransformerLens"].iloc[1] > kept["TransformerLens"].iloc[0] * 1.05
 
 
-def test_the_benchmark_runs_and_its_committed_table_is_its_own(bench, tmp_path, capsys):
+def test_the_benchmark_of_statistics_runs_and_its_committed_table_is_current(bench, tmp_path, capsys):
     bench.main(longest=256, out=tmp_path / "table.csv")
     found, committed = (pd.read_csv(path) for path in (tmp_path / "table.csv", FOLDER / "results/bench_statistics.csv"))
     assert (found[["milliseconds", "over engine", "peak MiB"]] > 0).all(axis=None)
@@ -101,7 +101,7 @@ def test_the_benchmark_runs_and_its_committed_table_is_its_own(bench, tmp_path, 
     assert sorted(committed["n"].unique()) == list(bench.LENGTHS)
 
 
-def test_the_committed_table_of_training_is_the_benchmarks_own():
+def test_the_committed_table_of_training_is_current():
     committed = pd.read_csv(FOLDER / "results/bench_training.csv")
     assert sorted(committed["n"].unique()) == [256, 1024, 4096]
     assert set(committed["way"]) == {"attnprobe", "plain", "nn.TransformerEncoder", "TransformerLens"}

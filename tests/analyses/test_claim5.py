@@ -1,4 +1,4 @@
-"""Claim 5: its table is computed, not asserted, and its verdict follows from the rule."""
+"""Claim 5: the table is computed from the cases, and the verdict follows the rule."""
 
 import blind_cases
 import claim5_blindness as claim
@@ -16,7 +16,7 @@ SEEDS, TASKS, STEPS = (11, 12, 13), ("pairs", "digits"), (0, 5, 100)
 
 
 @pytest.mark.parametrize("profile", blind_cases.PROFILES.values(), ids=blind_cases.PROFILES)
-def test_the_visible_share_is_that_of_the_projection_on_all_column_directions(profile):
+def test_the_visible_share_is_the_energy_of_the_projection_on_column_directions(profile):
     n = 12
     values, place = profile(geometry((n,)).distance), torch.arange(n)
     dense = values[place - place[:, None] + n - 1]
@@ -26,7 +26,7 @@ def test_the_visible_share_is_that_of_the_projection_on_all_column_directions(pr
     assert blind_cases.visible_share(values) == pytest.approx(float(seen @ seen / (centred @ centred)), rel=1e-10)
 
 
-def test_what_labels_see_of_short_kernels_falls_with_the_square_of_the_length_but_not_of_a_linear_one():
+def test_the_visible_share_of_short_profiles_falls_with_the_squared_length_but_not_of_a_linear_one():
     found = blind_cases.of_profiles()
     powers = dict(zip(blind_cases.PROFILES, found["visible_power"].values, strict=True))
     assert powers["exponential"] == pytest.approx(-2, abs=0.05)
@@ -35,7 +35,7 @@ def test_what_labels_see_of_short_kernels_falls_with_the_square_of_the_length_bu
     assert linear == pytest.approx(np.full(len(blind_cases.LENGTHS), 1 / 9), rel=0.01)
 
 
-def test_the_circulant_share_is_that_of_the_engine_and_all_of_a_circulant():
+def test_the_circulant_share_agrees_with_the_engine_and_is_1_for_a_circulant():
     q, k, v, dz = torch.randn(4, 2, 3, 10, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     scores = (q @ k.mT / 2).requires_grad_()
     gradient = torch.autograd.grad(((scores.softmax(-1) @ v) * dz).sum(), scores)[0]
@@ -57,7 +57,7 @@ def test_a_case_is_blind_exactly_where_the_theory_says_so(name):
         assert share > 1e-5 and not change < 1e-5
 
 
-def test_content_scores_have_the_size_that_is_asked_for_and_are_seen_in_proportion_to_it():
+def test_content_scores_have_the_requested_std_and_a_proportional_effect():
     def share(size):
         case = blind_cases.Case(False, content=size)
         scores = blind_cases.losses(blind_cases.network(case, seed=3), case, seed=3)[1]
@@ -67,7 +67,7 @@ def test_content_scores_have_the_size_that_is_asked_for_and_are_seen_in_proporti
     assert share(2e-3) / share(1e-3) == pytest.approx(4, rel=0.02)  # an energy
 
 
-def test_the_signal_counts_either_sign_and_so_does_its_null():
+def test_the_signal_and_its_null_count_both_signs():
     rest = ("loss", "layer", "head", "direction")
     shape = (1, 1, 2, len(claim.DIRECTIONS))
     snr = np.broadcast_to(np.array([3.0, -4.0])[:, None], shape)
@@ -77,14 +77,14 @@ def test_the_signal_counts_either_sign_and_so_does_its_null():
         "snr": variable(rest, snr, "", "1"),
         "snr_null": variable(("null", "draw", *rest), nulls, "", "1"),
     }
-    one = dataset(variables, {"direction": list(claim.DIRECTIONS), "null": ["permuted", "initial"]}, {})
-    assert claim.signal(one).values == pytest.approx(np.sqrt(12.5))
-    assert (claim.raised(one) == 0.5).all()
-    assert claim.permuted_signal(one).values == pytest.approx(1)
+    result = dataset(variables, {"direction": list(claim.DIRECTIONS), "null": ["permuted", "initial"]}, {})
+    assert claim.signal(result).values == pytest.approx(np.sqrt(12.5))
+    assert (claim.raised(result) == 0.5).all()
+    assert claim.permuted_signal(result).values == pytest.approx(1)
 
 
-def made(lead=0.5, labels_see=1e-30, exceptions=1e-3, everywhere=False):
-    """Return a result in which masked tokens lead by 0.5, on the last task by so much, along proximity alone."""
+def make_result(lead=0.5, labels_see=1e-30, exceptions=1e-3, everywhere=False):
+    """Return a result in which the masked SNR along proximity leads by 0.5, and by `lead` on the last task."""
     rng = np.random.default_rng(0)
     snr = 0.2 + 0.05 * rng.random((len(TASKS), len(SEEDS), 2, len(claim.DIRECTIONS)))
     along = slice(None) if everywhere else claim.DIRECTIONS.index(claim.PROXIMITY)
@@ -92,7 +92,7 @@ def made(lead=0.5, labels_see=1e-30, exceptions=1e-3, everywhere=False):
     snr[1, :, 1, along] += lead
     blind = np.array([case.blind for case in blind_cases.CASES.values()])
     share = np.where(blind, labels_see, exceptions)[:, None].repeat(len(SEEDS), 1)
-    one = np.ones((len(TASKS), len(SEEDS), len(claim.DIRECTIONS)))
+    ones = np.ones((len(TASKS), len(SEEDS), len(claim.DIRECTIONS)))
     circulant = [case.invisible == "circulant" for case in blind_cases.CASES.values()]
     change = np.where(np.array(circulant)[:, None], np.sqrt(share), np.nan)
     shape = (len(TASKS), len(claim.STAGES), len(STEPS))
@@ -107,7 +107,7 @@ def made(lead=0.5, labels_see=1e-30, exceptions=1e-3, everywhere=False):
         "snr": variable(("task", "seed", "loss", "direction"), snr, "", "1"),
         "snr_permuted": variable(("task", "seed", "loss", "direction"), 0.3 * snr, "", "1"),
         "snr_of_noise": variable(("task",), [0.1] * len(TASKS), "", "1"),
-        "raised": variable(("task", "seed", "loss", "direction"), np.stack([0.25 * one, one], 2), "", "1"),
+        "raised": variable(("task", "seed", "loss", "direction"), np.stack([0.25 * ones, ones], 2), "", "1"),
         "positive_share": variable(("task", "seed", "loss", "direction"), np.full(snr.shape, 0.625), "", "1"),
         "energy_share": variable(
             ("task", "seed", "loss", "subspace"), rng.random((len(TASKS), len(SEEDS), 2, len(SUBSPACES))), "", "1"
@@ -136,25 +136,25 @@ def made(lead=0.5, labels_see=1e-30, exceptions=1e-3, everywhere=False):
 
 
 @pytest.mark.parametrize(
-    "named, expected",
+    "options, expected",
     [
         ({}, "holds"),
-        ({"lead": -0.15}, "holds in part"),  # labels see more on one task
-        ({"lead": 0.0}, "holds in part"),  # the interval has 0 in it
-        ({"everywhere": True}, "does not hold here"),  # along a function of the key as much
+        ({"lead": -0.15}, "holds in part"),  # labels have more signal on one task
+        ({"lead": 0.0}, "holds in part"),  # the interval contains 0
+        ({"everywhere": True}, "does not hold here"),  # the same along a function of the key
         ({"labels_see": 1e-9}, "does not hold here"),
         ({"exceptions": 1e-11}, "does not hold here"),
     ],
 )
-def test_the_verdict_follows_the_rule(named, expected):
-    found = claim.conclude(made(**named))
-    assert found.verdict == expected and found.seeds == len(SEEDS)
-    assert all("in 100% of heads, labels in 25%" in part.found for part in found.parts[1:])
-    assert all(f"{task} +0." in found.effect or f"{task} -0." in found.effect for task in TASKS)
+def test_the_verdict_follows_the_rule(options, expected):
+    conclusion = claim.conclude(make_result(**options))
+    assert conclusion.verdict == expected and conclusion.seeds == len(SEEDS)
+    assert all("in 100% of heads, labels in 25%" in part.found for part in conclusion.parts[1:])
+    assert all(f"{task} +0." in conclusion.effect or f"{task} -0." in conclusion.effect for task in TASKS)
 
 
-def test_the_figure_shows_every_seed_of_a_result_and_the_caption_says_how_many():
-    result = made()
+def test_the_figure_shows_every_seed_and_the_caption_gives_their_number():
+    result = make_result()
     figure = claim.draw(result)
     assert figure.get_size_inches()[0] <= WIDTH
     figure.draw_without_rendering()

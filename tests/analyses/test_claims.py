@@ -1,4 +1,4 @@
-"""The claims: what they ask for can be trained, verdicts follow the rules, figures come from the results alone."""
+"""Analyses of the claims: configurations are valid, verdicts follow the rules, figures need only the results."""
 
 import json
 
@@ -20,7 +20,7 @@ RESULTS = sorted(run.CLAIMS.keys() & {path.stem for path in (FOLDER / "results")
 
 
 class Planned(Exception):
-    """What was asked of a lab that only listens."""
+    """Raised with the requested configurations, instead of training."""
 
 
 class Listening(Lab):
@@ -35,41 +35,41 @@ def committed(request):
 
 @pytest.mark.parametrize("scale", SEEDS)
 @pytest.mark.parametrize("name", run.CLAIMS)
-def test_what_is_asked_for_fits_together_at_every_scale(name, scale):
+def test_requested_configurations_are_valid_at_every_scale(name, scale):
     with pytest.raises(Planned) as caught:
         run.ANALYSES[name].study(Listening(scale))
     configs = caught.value.args[0].values()
     assert {config.seed for config in configs} <= {SEARCHED, *SEEDS[scale]}
 
 
-def test_both_recipes_are_searched_alike_and_seeds_are_fresh():
+def test_both_recipes_have_the_same_search_and_reported_seeds_are_new():
     assert len(candidates("supervised")) == len(candidates("spt"))
     assert [choice[:2] for choice in candidates("supervised")] == [choice[:2] for choice in candidates("spt")]
     assert all(SEARCHED not in seeds for seeds in SEEDS.values())
     assert set(CHOSEN) == {(task, recipe) for task in claim1_spt_gain.ROWS for recipe in ("supervised", "spt")}
     for task in TASKS:
-        labels, spt = (
-            [setting(task, recipe, 1, one) for one in candidates(recipe)] for recipe in ("supervised", "spt")
+        supervised, spt = (
+            [setting(task, recipe, 1, choice) for choice in candidates(recipe)] for recipe in ("supervised", "spt")
         )
-        assert max(config.steps for config in labels) == spt[0].steps
+        assert max(config.steps for config in supervised) == spt[0].steps
         assert {config.steps for config in spt} == {spt[0].steps}
 
 
 def test_the_settings_of_all_claims_are_those_that_the_search_chose():
     result = open_result(FOLDER / "results/claim1_spt_gain.nc")
     for (task, recipe), choice in CHOSEN.items():
-        one = result.sel(task=task, recipe=recipe)
-        assert str(one["tried"][int(one["chosen"])].values) == str(choice)
+        row = result.sel(task=task, recipe=recipe)
+        assert str(row["tried"][int(row["chosen"])].values) == str(choice)
         if task.endswith(SMALL):
-            one = one.isel(candidate=["small" in tried for tried in one["tried"].values])
-        (number,) = np.flatnonzero(one["tried"] == str(choice))
-        assert float(one["validation_accuracy"][number]) == float(one["validation_accuracy"].max())
+            row = row.isel(candidate=["small" in tried for tried in row["tried"].values])
+        (number,) = np.flatnonzero(row["tried"] == str(choice))
+        assert float(row["validation_accuracy"][number]) == float(row["validation_accuracy"].max())
 
 
-def test_settings_of_their_own_win_and_steps_are_those_before_the_split():
-    labels = setting("pairs", "supervised", 3, (1e-3, "small", 0.5), steps=100, n_layers=2, task_options={"n": 64})
-    assert (labels.steps, labels.model.n_layers, labels.task_options["n"]) == (50, 2, 64)
-    assert labels.task_options["train_size"] == TASKS["pairs"]["task_options"]["train_size"]
+def test_keyword_arguments_override_settings_and_steps_are_counted_before_the_split():
+    supervised = setting("pairs", "supervised", 3, (1e-3, "small", 0.5), steps=100, n_layers=2, task_options={"n": 64})
+    assert (supervised.steps, supervised.model.n_layers, supervised.task_options["n"]) == (50, 2, 64)
+    assert supervised.task_options["train_size"] == TASKS["pairs"]["task_options"]["train_size"]
     spt = setting("pairs", "spt", 3, (1e-3, "small", 0.75), steps=100)
     assert (spt.steps, spt.pretrain_steps) == (100, 75)
 
@@ -80,51 +80,51 @@ def test_settings_of_their_own_win_and_steps_are_those_before_the_split():
     ([True, False], "holds in part"),
     ([False, False], "does not hold here"),
     ([False, None], "does not hold here"),
-    ([None, None], "cannot be told here"),
+    ([None, None], "undecided"),
 ])  # fmt: skip
 def test_verdicts(held, expected):
     assert verdict(held) == expected
 
 
-def test_a_committed_result_says_where_it_comes_from(committed):
+def test_a_committed_result_has_its_provenance(committed):
     name, result = committed
     assert result.attrs["analysis"] == name and result.attrs["scale"] == "default"
     assert result.sizes["seed"] >= 5 and "created" in result.attrs["provenance"]
     assert (FOLDER / f"results/{name}.nc").stat().st_size < 500_000
-    for one in result.data_vars.values():
-        assert one.attrs["long_name"], f"{name}: {one.name}"
+    for values in result.data_vars.values():
+        assert values.attrs["long_name"], f"{name}: {values.name}"
 
 
-def test_a_committed_result_was_made_with_the_choices_of_today(committed):
+def test_a_committed_result_was_computed_with_the_current_choices(committed):
     _, result = committed
-    of_today = json.loads(run.choices(setting(task, "supervised", 1) for task in TASKS))
-    assert json.loads(result.attrs["choices"]).items() <= of_today.items()
+    current = json.loads(run.choices(setting(task, "supervised", 1) for task in TASKS))
+    assert json.loads(result.attrs["choices"]).items() <= current.items()
 
 
 def test_figure_caption_and_conclusion_come_from_the_result_alone(committed, monkeypatch, tmp_path):
     name, result = committed
     monkeypatch.setattr(run, "figure_path", lambda name, scale: tmp_path / name)
-    told = run.shown(name, result, "default")
+    conclusion = run.shown(name, result, "default")
     drawn = (tmp_path / f"{name}.pdf").read_bytes()
-    assert len(drawn) > 5000 and b"/CreationDate" not in drawn, "drawn again, it should be the same file"
+    assert len(drawn) > 5000 and b"/CreationDate" not in drawn, "drawing again must produce the same file"
     assert (tmp_path / f"{name}.txt").read_text() == (FOLDER / f"figures/{name}.txt").read_text()
-    assert told.seeds == result.sizes["seed"] and told.effect
-    assert told.verdict == verdict([part.held for part in told.parts if part.decides])
+    assert conclusion.seeds == result.sizes["seed"] and conclusion.effect
+    assert conclusion.verdict == verdict([part.held for part in conclusion.parts if part.decides])
 
 
-def test_the_page_holds_the_table_and_the_parts_of_the_committed_results():
+def test_the_page_contains_the_table_and_the_parts_of_the_committed_results():
     page = (FOLDER / "README.md").read_text()
     assert run.table() in page and run.details() in page
 
 
-def test_the_command_line_lists_and_refuses_in_one_line(capsys):
+def test_the_command_line_lists_analyses_and_reports_errors_in_one_line(capsys):
     run.main(["--list"])
     listed = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in listed] == list(run.ANALYSES)
     for arguments, words in (
-        (["claim9"], "no analysis 'claim9'"),
-        ([], "name an analysis"),
-        (["all", "--quick", "--full"], "choose one"),
+        (["claim9"], "unknown analysis 'claim9'"),
+        ([], "no analysis named"),
+        (["all", "--quick", "--full"], "mutually exclusive"),
         (["full_lra", "--device", "cuda"], "in pieces"),
     ):
         with pytest.raises(SystemExit) as stop:
@@ -133,7 +133,7 @@ def test_the_command_line_lists_and_refuses_in_one_line(capsys):
         assert words in capsys.readouterr().err
 
 
-def test_numbers_are_said_with_their_intervals_or_why_there_is_none():
+def test_numbers_are_formatted_with_their_intervals():
     assert said(-0.5, -0.75, -0.25) == "-0.50 (-0.75 to -0.25)"
     assert said(-0.004, -0.006, 0.004) == "-0.004 (-0.006 to +0.004)"
     assert said(-0.005, -0.0098, -0.0002) == "-0.0050 (-0.0098 to -0.0002)"
@@ -144,8 +144,8 @@ def test_numbers_are_said_with_their_intervals_or_why_there_is_none():
     assert said_share(0.5, -np.inf, np.inf) == "undetermined (there may be no gap)"
 
 
-def made(effects, **axes):
-    """Return a result whose effects, over the axes that are named for each, all have the interval 0.6 to 0.9."""
+def make_result(effects, **axes):
+    """Return a result whose effects, each over its listed axes, all have the interval 0.6 to 0.9."""
     axes = {name: list(values) for name, values in axes.items()} | {"seed": [1, 2, 3], "bound": ["lower", "upper"]}
     sizes = {name: len(values) for name, values in axes.items()}
     variables = {}
@@ -157,7 +157,7 @@ def made(effects, **axes):
 
 
 def shifted(result, name, place, bounds):
-    """Return the result with an interval and its middle put where a test wants them."""
+    """Return the result with an interval and its midpoint replaced at one place."""
     result = result.copy(deep=True)
     result[name].loc[place] = np.mean(bounds)
     result[f"{name}_interval"].loc[place] = np.array(bounds)
@@ -165,7 +165,7 @@ def shifted(result, name, place, bounds):
 
 
 def held(name, result):
-    """Return which of the parts that decide hold."""
+    """Return which of the parts that count hold."""
     return [part.held for part in run.CLAIMS[name].conclude(result).parts if part.decides]
 
 
@@ -173,18 +173,18 @@ BELOW, ACROSS, HALF = (-0.2, -0.1), (-0.1, 0.2), (0.4, 0.8)
 
 
 def test_claim_1_counts_the_tasks_by_their_adjusted_p_values():
-    result = made({"gain": ["task"]}, task=["pairs", "digits", "text", f"pairs{SMALL}"])
+    result = make_result({"gain": ["task"]}, task=["pairs", "digits", "text", f"pairs{SMALL}"])
     result["p"] = ("task", [0.04, 0.001, 0.06, np.nan])
     assert held("claim1_spt_gain", result) == [True, True, False]
     assert held("claim1_spt_gain", shifted(result, "gain", {"task": "digits"}, BELOW)) == [True, False, False]
 
 
-def test_p_values_are_adjusted_over_the_tasks_that_decide():
+def test_p_values_are_corrected_over_the_tasks_that_count():
     noise = np.array([-1.0, 1.0, -1.0, 1.0, 0.0]) * 0.01
     gains = xr.DataArray(np.tile(noise, (9, 1)), {"task": [*"abcdefgh", f"a{SMALL}"], "seed": range(5)})
     assert (claim1_spt_gain.p_values(gains)[:-1] == 1).all()
     assert (claim1_spt_gain.p_values(gains + 0.2)[:-1] < 0.001).all()
-    gains[0] += 0.0135  # p about 0.04 alone, and no more than chance among eight
+    gains[0] += 0.0135  # p is about 0.04 alone, but not significant among eight
     assert claim1_spt_gain.p_values(gains[:1])[0] < 0.05 < claim1_spt_gain.p_values(gains)[0]
     before = claim1_spt_gain.p_values(gains)
     gains[-1] += 0.2
@@ -192,30 +192,32 @@ def test_p_values_are_adjusted_over_the_tasks_that_decide():
     assert np.isnan(before[-1])
 
 
-def test_claim_2_asks_for_every_depth_and_for_training_accuracy_on_the_most_sequences():
+def test_claim_2_requires_every_depth_and_training_accuracy_on_the_most_sequences():
     name = "claim2_not_depth_not_generalisation"
     effects = {"depth_test_gain": ["depth"], "size_train_gain": ["size"], "searched_gain": []}
-    result = made(effects, depth=[1, 6], size=[125, 8000]).assign(searched_choice="chosen")
+    result = make_result(effects, depth=[1, 6], size=[125, 8000]).assign(searched_choice="chosen")
     assert held(name, result) == [True, True]
     assert held(name, shifted(result, "depth_test_gain", {"depth": 6}, ACROSS)) == [False, True]
     assert held(name, shifted(result, "size_train_gain", {"size": 8000}, ACROSS)) == [True, False]
     assert held(name, shifted(result, "size_train_gain", {"size": 125}, ACROSS)) == [True, True]
 
 
-def test_claim_3_holds_only_where_the_maps_recover_and_the_rest_does_not():
+def test_claim_3_holds_only_if_the_maps_recover_the_gap_and_the_rest_does_not():
     arms = claim3_query_key.ARMS
-    result = made({"share": ["task", "arm"], "gap": ["task"]}, task=["pairs", "digits", f"pairs{SMALL}"], arm=arms)
+    result = make_result(
+        {"share": ["task", "arm"], "gap": ["task"]}, task=["pairs", "digits", f"pairs{SMALL}"], arm=arms
+    )
     result["contrast"] = (("task", "arm", "seed"), np.ones((3, len(arms), 3)))
     for arm in ("all but QK", "SPT, QK frozen at random"):
         result = shifted(result, "share", {"arm": arm}, (0.1, 0.4))
     assert held("claim3_query_key", result) == [True, True]
     assert held("claim3_query_key", shifted(result, "gap", {"task": "digits"}, ACROSS)) == [True, None]
     for arm in ("QK + positions", "all but QK", "SPT, QK frozen at random"):
-        one = shifted(result, "share", {"arm": arm, "task": "pairs"}, HALF)
-        assert held("claim3_query_key", one) == [None, True], arm
+        changed = shifted(result, "share", {"arm": arm, "task": "pairs"}, HALF)
+        assert held("claim3_query_key", changed) == [None, True], arm
         other_way = (0.1, 0.4) if arm == "QK + positions" else (0.6, 0.9)
-        one = shifted(one, "share", {"arm": arm, "task": "digits"}, other_way)
-        assert held("claim3_query_key", one) == [None, False], arm
+        changed = shifted(changed, "share", {"arm": arm, "task": "digits"}, other_way)
+        assert held("claim3_query_key", changed) == [None, False], arm
 
 
 def test_claim_4_has_four_parts_on_each_task():
@@ -223,7 +225,7 @@ def test_claim_4_has_four_parts_on_each_task():
     effects = {**dict.fromkeys(of_task, ["task"]), "given": ["task", "arm"]}
     effects |= dict.fromkeys(("edit", "edit_excess"), ["task", "intervention"])
     axes = {"arm": claim4_proximity.GIVEN, "intervention": claim4_proximity.EDITS}
-    result = made(effects, task=["pairs", "digits", f"pairs{SMALL}"], **axes)
+    result = make_result(effects, task=["pairs", "digits", f"pairs{SMALL}"], **axes)
     for name in ("edit", "edit_excess"):
         result = shifted(result, name, {}, BELOW)
     assert held("claim4_proximity", result) == [True] * 8
@@ -236,20 +238,22 @@ def test_claim_4_has_four_parts_on_each_task():
 
 def test_claim_6_compares_learned_positions_with_each_relative_encoding():
     encodings = ("none", "learned", "sinusoidal", "rotary", "alibi", "relative")
-    result = made(dict.fromkeys(("gain", "less"), ["task", "encoding"]), task=["pairs", "digits"], encoding=encodings)
-    for encoding in encodings[:3]:  # these decide nothing
+    result = make_result(
+        dict.fromkeys(("gain", "less"), ["task", "encoding"]), task=["pairs", "digits"], encoding=encodings
+    )
+    for encoding in encodings[:3]:  # these do not count
         result = shifted(result, "less", {"encoding": encoding}, ACROSS)
     assert held("claim6_encodings", result) == [True] * 6
-    one = shifted(result, "less", {"task": "pairs", "encoding": "alibi"}, ACROSS)
-    assert held("claim6_encodings", one) == [True, False, True, True, True, True]
-    none = shifted(result, "gain", {"task": "digits", "encoding": "learned"}, ACROSS)
-    assert held("claim6_encodings", none) == [True] * 3 + [None] * 3
+    changed = shifted(result, "less", {"task": "pairs", "encoding": "alibi"}, ACROSS)
+    assert held("claim6_encodings", changed) == [True, False, True, True, True, True]
+    no_gain = shifted(result, "gain", {"task": "digits", "encoding": "learned"}, ACROSS)
+    assert held("claim6_encodings", no_gain) == [True] * 3 + [None] * 3
 
 
-def test_claim_7_needs_every_mask_share_a_quarter_of_the_steps_and_next_tokens():
-    arms = [f"mask {one:g}" for one in claim7_objectives.MASKED] + ["budget 0.25"]
+def test_claim_7_requires_every_mask_probability_a_quarter_of_the_steps_and_next_tokens():
+    arms = [f"mask {p:g}" for p in claim7_objectives.MASKED] + ["budget 0.25"]
     effects = {"share": ["task", "arm"], "gap": ["task"], "causal_gain": ["task", "objective"]}
-    result = made(effects, task=["pairs", "digits"], arm=arms, objective=["masked", "next-token"])
+    result = make_result(effects, task=["pairs", "digits"], arm=arms, objective=["masked", "next-token"])
     assert held("claim7_objectives", result) == [True] * 6
     for part, name, place, bounds in (
         (0, "share", {"arm": "mask 0.75"}, HALF),
@@ -263,4 +267,4 @@ def test_claim_7_needs_every_mask_share_a_quarter_of_the_steps_and_next_tokens()
         found = held("claim7_objectives", shifted(result, "share", {"task": "pairs", "arm": arm}, (0.1, 0.4)))
         assert found[part] is False
     found = held("claim7_objectives", shifted(result, "gap", {"task": "digits"}, BELOW))
-    assert found == [True, True, True, None, None, True], "what recovers a loss recovers nothing"
+    assert found == [True, True, True, None, None, True], "without a gap nothing can be recovered"

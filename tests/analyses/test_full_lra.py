@@ -1,4 +1,4 @@
-"""The Long Range Arena in pieces: published settings, equal compute, one end for any pieces, and the rule."""
+"""Long Range Arena script: published settings, equal compute, interrupted runs, and the rule."""
 
 import itertools
 import math
@@ -28,7 +28,7 @@ PLAN = Plan(("listops",), (11,), share=1e-5, sizes={"listops": {**QUICK["listops
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """The folder of the finished runs of two seeds."""
+    """Folder with the finished runs of two seeds."""
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(shared, "RUNS", tmp_path_factory.mktemp("trained"))
         assert all(advance(Lab(), PLAN, "listops", seed) for seed in (11, 12))
@@ -37,7 +37,7 @@ def trained(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def result(trained):
-    """The result of one complete comparison."""
+    """Result of one complete comparison."""
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(shared, "RUNS", trained)
         return gather(PLAN)
@@ -45,7 +45,7 @@ def result(trained):
 
 @pytest.fixture
 def runs(tmp_path, monkeypatch):
-    """Keep runs and result of a test to itself."""
+    """Redirect runs and result to a temporary folder."""
     monkeypatch.setattr(shared, "RUNS", tmp_path / "runs")
     monkeypatch.setattr(full_lra, "RESULT", tmp_path / "results" / "full_lra.nc")
     return tmp_path / "runs"
@@ -53,7 +53,7 @@ def runs(tmp_path, monkeypatch):
 
 @pytest.fixture
 def command(runs, trained, monkeypatch):
-    """Give the command's plan tiny runs, which are copied and not trained, and note what the file holds before each."""
+    """Replace training by copying tiny runs; record, per seed, the seeds in the result file before its comparison."""
     monkeypatch.setattr(full_lra, "Plan", lambda tasks, seeds, *rest: replace(PLAN, seeds=seeds))
     seen = {}
 
@@ -70,8 +70,8 @@ def command(runs, trained, monkeypatch):
     return seen
 
 
-def made(gains, share=1.0, seeds=3):
-    """Return a result in which SPT gains so much on each task, around which the seeds lie 0.01 apart."""
+def make_result(gains, share=1.0, seeds=3):
+    """Return a result with the given mean gain of SPT on each task and seeds 0.01 apart."""
     test = np.full((len(gains), len(ARMS), seeds), 0.5)
     for place, gain in enumerate(gains.values()):
         test[place, 0] += gain + 0.01 * (np.arange(seeds) - (seeds - 1) / 2)
@@ -86,18 +86,18 @@ def made(gains, share=1.0, seeds=3):
     ("pathfinder", 1_250_000, 1_000_000, 1024, 4),
     ("listops", 600_000, 300_000, 2048, 6),
 ])  # fmt: skip
-def test_all_steps_are_the_preset_and_both_recipes_have_as_many(task, steps, second, n, layers):
-    spt, labels = (Plan(tuple(NAMES), (11,)).config(task, recipe, 11) for recipe in ("spt", "supervised"))
+def test_all_steps_give_the_preset_and_both_recipes_have_equal_steps(task, steps, second, n, layers):
+    spt, supervised = (Plan(tuple(NAMES), (11,)).config(task, recipe, 11) for recipe in ("spt", "supervised"))
     assert spt == configure(preset=f"amos-{task}", recipe="spt", seed=11)
-    assert labels == replace(spt, recipe="supervised")
-    assert labels.stages == (("labels", steps),)
+    assert supervised == replace(spt, recipe="supervised")
+    assert supervised.stages == (("labels", steps),)
     assert spt.stages == (("masked", steps - second), ("labels", second))
     assert (spt.model.n_layers, full_lra.tasks.source(task, {}).data.n) == (layers, n)
 
 
 @pytest.mark.parametrize("share", [1.0, 0.37, 0.05, 1e-5])
 @pytest.mark.parametrize("task", NAMES)
-def test_a_share_of_the_steps_keeps_the_split_and_evaluates_where_the_short_arm_ends(task, share):
+def test_a_steps_share_keeps_the_split_and_evaluates_at_the_end_of_the_short_arm(task, share):
     whole, part = (Plan((task,), (11,), one).config(task, "spt", 11) for one in (1.0, share))
     assert part.pretrain_steps * whole.steps == whole.pretrain_steps * part.steps
     assert part.steps == pytest.approx(share * whole.steps, abs=20)
@@ -105,12 +105,12 @@ def test_a_share_of_the_steps_keeps_the_split_and_evaluates_where_the_short_arm_
     assert (part.steps - part.pretrain_steps) % (part.steps // part.evaluations) == 0
 
 
-def test_a_share_above_all_steps_is_refused():
+def test_a_steps_share_above_1_is_an_error():
     with pytest.raises(UsageError, match="steps_share=1.5: must be above 0 and at most 1"):
         Plan(("image",), (11,), 1.5)
 
 
-def test_the_short_arm_is_the_run_of_labels_that_ends_there(result, tmp_path):
+def test_the_short_arm_equals_a_supervised_run_of_that_length(result, tmp_path):
     config = PLAN.config("listops", "supervised", 11)
     alone = train(replace(config, steps=config.steps - config.pretrain_steps), tmp_path / "short", progress=False)
     found, last = result.sel(task="listops", arm="supervised short", seed=11), alone.metrics[-1]
@@ -120,9 +120,11 @@ def test_the_short_arm_is_the_run_of_labels_that_ends_there(result, tmp_path):
 
 
 @pytest.mark.parametrize("recipe", full_lra.RECIPES)
-def test_pieces_reach_the_end_of_one_piece_bit_by_bit(recipe, trained, runs, monkeypatch):
+def test_several_pieces_equal_one_piece_bit_by_bit(recipe, trained, runs, monkeypatch):
     config, pieces = PLAN.config("listops", recipe, 11), 1
-    monkeypatch.setattr(full_lra.time, "monotonic", map(float, itertools.count()).__next__)  # a call takes a second
+    monkeypatch.setattr(
+        full_lra.time, "monotonic", map(float, itertools.count()).__next__
+    )  # every call advances the clock by a second
     while not go_on(Lab(), config, full_lra.time.monotonic() + 20):
         pieces += 1
     assert 2 < pieces < config.steps
@@ -131,16 +133,16 @@ def test_pieces_reach_the_end_of_one_piece_bit_by_bit(recipe, trained, runs, mon
     weights, expected = (one.last.weights for one in (run, whole))
     assert all(torch.equal(weights[name], expected[name]) for name in expected)
     taken = full_lra.noted(run.folder)
-    assert taken["steps"] == config.steps - pieces, "the first step of a piece only starts its clock"
+    assert taken["steps"] == config.steps - pieces, "the first step of a piece only starts the clock"
     assert 0 < taken["stepping"] < taken["seconds"]
 
 
-def test_a_run_is_not_begun_when_the_time_is_over(runs):
+def test_a_run_is_not_started_after_the_time_limit(runs):
     assert not go_on(Lab(), PLAN.config("listops", "spt", 11), full_lra.time.monotonic())
     assert not runs.exists()
 
 
-def test_the_result_says_what_was_trained(result, tmp_path):
+def test_the_result_records_the_training(result, tmp_path):
     full_lra.keep(result, tmp_path / "one.nc")
     found = open_result(tmp_path / "one.nc").sel(task="listops", seed=11)
     assert found["published_accuracy"].sel(arm="supervised short") == pytest.approx(0.3637)
@@ -152,7 +154,7 @@ def test_the_result_says_what_was_trained(result, tmp_path):
     assert (found["steps_per_second"] > 0).all() and (found["seconds"] > 0).all()
 
 
-def test_the_file_is_whole_after_each_comparison(command, capsys):
+def test_the_result_is_complete_after_each_comparison(command, capsys):
     main(["--seeds", "11", "12"])
     assert command == {11: False, 12: [11]}
     assert open_result(full_lra.RESULT)["test_accuracy"].notnull().all()
@@ -161,7 +163,7 @@ def test_the_file_is_whole_after_each_comparison(command, capsys):
     assert len(printed) == 5 and all(line.split()[3:5] == ["20", "20"] for line in printed[1:])
 
 
-def test_a_file_that_a_killed_piece_did_not_write_is_written_by_the_next(command, runs, trained):
+def test_a_result_that_a_killed_piece_did_not_write_is_written_by_the_next(command, runs, trained):
     shutil.copytree(trained, runs)
     main(["--seeds", "12"])
     assert command == {} and open_result(full_lra.RESULT)["seed"].values.tolist() == [12]
@@ -181,7 +183,7 @@ def test_status_trains_nothing_and_writes_nothing(command, capsys):
     assert "not measured" in capsys.readouterr().out
 
 
-def test_a_file_keeps_the_tasks_that_the_new_result_has_not(result, tmp_path):
+def test_a_file_keeps_tasks_missing_from_the_new_result(result, tmp_path):
     path = tmp_path / "one.nc"
     full_lra.keep(result.assign_coords(task=["image"], seed=[12]), path)
     full_lra.keep(result.assign(steps_share=2 * result["steps_share"]), path)
@@ -204,7 +206,7 @@ ALL = dict.fromkeys(NAMES, 0.1)
 @pytest.mark.parametrize("gains, share, seeds, verdict", [
     (ALL, 1.0, 3, "holds"),
     (ALL, 0.5, 3, "holds in part"),
-    (ALL, 1.0, 1, "cannot be told here"),
+    (ALL, 1.0, 1, "undecided"),
     ({"image": 0.1, "listops": 0.1}, 1.0, 3, "holds in part"),
     ({**ALL, "image": -0.1}, 1.0, 3, "holds in part"),
     ({**ALL, "image": 0.01}, 1.0, 3, "holds in part"),  # t(2) = 4.3: the interval is 0.01 +- 0.025
@@ -212,19 +214,19 @@ ALL = dict.fromkeys(NAMES, 0.1)
     (dict.fromkeys(NAMES, -0.1), 1.0, 3, "does not hold here"),
 ])  # fmt: skip
 def test_the_rule(gains, share, seeds, verdict):
-    found = conclude(made(gains, share, seeds))
-    assert (found.verdict, found.seeds) == (verdict, seeds)
-    assert ("one seed: no interval" in found.effect) == (seeds == 1)
-    assert ("of the published steps" in found.effect) == (share < 1)
-    assert ("Pathfinder left out" in found.effect) == ("pathfinder" not in gains)
+    conclusion = conclude(make_result(gains, share, seeds))
+    assert (conclusion.verdict, conclusion.seeds) == (verdict, seeds)
+    assert ("one seed: no interval" in conclusion.effect) == (seeds == 1)
+    assert ("of the published steps" in conclusion.effect) == (share < 1)
+    assert ("Pathfinder left out" in conclusion.effect) == ("pathfinder" not in gains)
 
 
-def test_the_effect_is_told_in_points_with_its_interval():
+def test_the_effect_is_in_percentage_points_with_its_interval():
     # s = 0.01, n = 3: 4.303 * 0.01 / sqrt(3) = 0.0248
-    assert "Image +10.0 [7.5, 12.5]" in conclude(made(ALL)).effect
+    assert "Image +10.0 [7.5, 12.5]" in conclude(make_result(ALL)).effect
 
 
-def test_the_figure_has_a_panel_for_each_task_and_says_what_it_lacks(result):
+def test_the_figure_has_a_panel_per_task_and_the_caption_names_missing_tasks(result):
     figure = draw(result)
     (axis,) = figure.axes
     assert axis.get_title() == "ListOps, n = 64"
@@ -232,12 +234,12 @@ def test_the_figure_has_a_panel_for_each_task_and_says_what_it_lacks(result):
     heights = [line.get_ydata()[0] for line in axis.lines]
     assert 0.3637 in heights and float(result["constant_accuracy"].item()) in heights
     assert caption(result).endswith("Left out: Image, Pathfinder.")
-    assert "20 and 10 steps (0.001 % of the published), 1 seed, float32" in caption(result)
+    assert "20 and 10 steps (0.001 % of the published steps), 1 seed, float32" in caption(result)
 
 
-def test_the_state_of_a_run_that_is_not_finished_is_told(runs):
+def test_progress_of_an_unfinished_run(runs):
     go_on(Lab(), PLAN.config("listops", "spt", 11), full_lra.time.monotonic() + 0.01)
     run = PLAN.run("listops", "spt", 11)
-    spt, labels = full_lra.progress(PLAN).to_dict("records")
+    spt, supervised = full_lra.progress(PLAN).to_dict("records")
     assert run.finished is None and spt["step"] == load(run.latest_path).step >= 1
-    assert (spt["of"], labels["step"], labels["of"]) == (20, 0, 20)
+    assert (spt["of"], supervised["step"], supervised["of"]) == (20, 0, 20)

@@ -1,4 +1,4 @@
-"""Gathering: every number of a result is that of its own task, recipe, seed, step and head."""
+"""Gathering of results: every number belongs to its task, recipe, seed, step and head."""
 
 from types import SimpleNamespace
 
@@ -20,12 +20,12 @@ RECIPES = ("supervised", "spt")
 
 
 def code(config, step, head=0):
-    """Return a number that says whose it is; later steps and heads have larger ones."""
+    """Return a number that encodes recipe, seed, step and head, and increases with step and head."""
     return 1000 * RECIPES.index(config.recipe) + 100 * SEED.get(config.seed, 9) + step / config.steps + 0.1 * head
 
 
 class Coded(Lab):
-    """A lab whose runs and measures say whose they are."""
+    """Lab whose runs and measures return encoded numbers."""
 
     def train(self, configs):
         return {
@@ -43,21 +43,21 @@ class Coded(Lab):
         }
 
     def measure(self, asked):
-        return {key: self.of(one) for key, one in asked.items()}
+        return {key: self.result_of(request) for key, request in asked.items()}
 
-    def of(self, one):
-        values = np.array([[code(one.run.config, one.step, head) for head in range(2)]])
+    def result_of(self, request):
+        values = np.array([[code(request.run.config, request.step, head) for head in range(2)]])
         heads = ("layer", "head")
-        if one.measure == "interventions":
+        if request.measure == "interventions":
             edits = list(reversed(claim4_proximity.EDITS))
-            changes = np.array([code(one.run.config, one.step, edits.index(edit)) for edit in edits])
+            changes = np.array([code(request.run.config, request.step, edits.index(edit)) for edit in edits])
             null = np.broadcast_to(changes / 2, (3, 1, len(edits)))
             found = {
                 "all_accuracy_change": ("intervention", changes),
                 "all_accuracy_change_null": (("draw", "null", "intervention"), null),
             }
             return xr.Dataset(found, {"intervention": edits})
-        if one.measure == "positions":
+        if request.measure == "positions":
             terms = np.stack([-values, values / 4])
             return xr.Dataset(
                 {"proximity_contrast": (("term", *heads), terms)}, {"term": ["content-content", "position-position"]}
@@ -75,7 +75,7 @@ def proximity():
     return claim4_proximity.study(Coded("quick"))
 
 
-def test_claim_4_puts_contrasts_at_their_recipe_checkpoint_and_seed(proximity):
+def test_claim_4_stores_contrasts_by_recipe_checkpoint_and_seed(proximity):
     for recipe in RECIPES:
         for seed in SEED:
             config = setting("pairs", recipe, seed, steps=400)
@@ -99,7 +99,7 @@ def test_claim_4_compares_the_ends_of_training_and_of_self_pretraining(proximity
     assert (proximity["gain_by_task"] == 1000).all()
 
 
-def test_claim_4_puts_edits_at_their_names_and_seeds(proximity):
+def test_claim_4_stores_edits_by_name_and_seed(proximity):
     for number, edit in enumerate(reversed(claim4_proximity.EDITS)):
         for seed in SEED:
             changed = code(setting("pairs", "spt", seed, steps=400), 1) // 1 + 1 + 0.1 * number
@@ -108,16 +108,16 @@ def test_claim_4_puts_edits_at_their_names_and_seeds(proximity):
             assert float(one["edited_null"]) == pytest.approx(changed / 2)
 
 
-def test_claim_2_searches_labels_again_at_the_largest_depth():
-    asked = []
+def test_claim_2_repeats_the_supervised_search_at_the_largest_depth():
+    requested = []
 
     class Watched(Coded):
         def train(self, configs):
-            asked.append(list(configs.values()))
+            requested.append(list(configs.values()))
             return super().train(configs)
 
     found = claim2_not_depth_not_generalisation.study(Watched("quick"))
-    _, tried, chosen = asked
+    _, tried, chosen = requested
     assert {config.seed for config in tried} == {SEARCHED} and [config.learning_rate for config in tried] == [
         one[0] for one in candidates("supervised")[-2:]
     ]
@@ -131,7 +131,7 @@ def test_claim_2_searches_labels_again_at_the_largest_depth():
     assert found["searched_test_accuracy"].values.tolist() == [0, 100]
 
 
-def test_contrasts_at_the_end_are_of_the_last_step_and_nan_without_a_run():
+def test_contrasts_at_the_end_are_from_the_last_step_and_nan_without_a_run():
     axes = {"recipe": list(RECIPES), "seed": list(SEED)}
     configs = {(recipe, seed): setting("pairs", recipe, seed, steps=400) for recipe in RECIPES for seed in SEED}
     lab, last = Coded("quick"), ("spt", 12)
@@ -144,13 +144,13 @@ def test_contrasts_at_the_end_are_of_the_last_step_and_nan_without_a_run():
         assert float(found["contrast_null"].sel(at)) == pytest.approx(largest / 2, nan_ok=True)
 
 
-def test_claim_5_puts_signals_at_their_task_stage_step_and_seed():
+def test_claim_5_stores_signals_by_task_stage_step_and_seed():
     directions, losses = list(claim5_blindness.DIRECTIONS), list(claim5_blindness.LOSSES)
 
-    def of(number, of_losses):
-        """Return a measure whose numbers say whose they are, with its directions in another order."""
+    def result_with(number, of_losses):
+        """Return a result with encoded numbers and its directions in another order."""
         shape = (len(of_losses), 1, 2, len(directions))
-        along = np.arange(len(directions))[::-1] + 100.0 * np.array([losses.index(o) for o in of_losses])[:, None]
+        along = np.arange(len(directions))[::-1] + 100.0 * np.array([losses.index(loss) for loss in of_losses])[:, None]
         snr = number + np.broadcast_to(along[:, None, None], shape)
         rest = ("loss", "layer", "head")
         shares = np.broadcast_to(number + np.arange(len(SUBSPACES)), (*shape[:3], len(SUBSPACES)))
@@ -172,9 +172,9 @@ def test_claim_5_puts_signals_at_their_task_stage_step_and_seed():
     tasks, seeds, stage = ("pairs", "bigrams"), (12, 11), claim5_blindness.STAGES[1]
     uniform = claim5_blindness.UNIFORM
     numbers = {(task, seed): 1e4 * (i + 1) + 1e3 * j for i, task in enumerate(tasks) for j, seed in enumerate(seeds)}
-    measured = {(task, uniform, 0, seed): of(number, losses) for (task, seed), number in numbers.items()}
+    measured = {(task, uniform, 0, seed): result_with(number, losses) for (task, seed), number in numbers.items()}
     measured |= {
-        (task, stage, step, seed): of(number + 500 + step, ["masked"])
+        (task, stage, step, seed): result_with(number + 500 + step, ["masked"])
         for (task, seed), number in numbers.items()
         for step in (30, 0)
     }

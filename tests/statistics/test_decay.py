@@ -26,14 +26,14 @@ def test_a_planted_exponential_is_recovered(length, height, floor):
         (-DISTANCE, "longer than the sequence can show"),
     ],
 )
-def test_where_nothing_decays_there_is_a_reason_and_no_number(profile, reason):
+def test_profiles_without_decay_have_a_reason_and_no_length(profile, reason):
     fitted = fit_decay(profile, DISTANCE, WEIGHT)
     assert fitted.reason == reason
     assert np.isnan(fitted.length)
 
 
-def test_a_poor_fit_gives_no_length():
-    """R² of a decay under noise of the variance v, from far below one half to above it."""
+def test_a_poor_fit_has_no_length():
+    """R² of a noisy decay, below and above one half."""
     rng, clean = np.random.default_rng(0), np.exp(-DISTANCE / 5)
     noise = rng.normal(size=63) * np.sqrt(np.average((clean - np.average(clean, weights=WEIGHT)) ** 2, weights=WEIGHT))
     poor, good = (fit_decay(clean + scale * noise, DISTANCE, WEIGHT) for scale in (1.5, 0.5))
@@ -42,12 +42,12 @@ def test_a_poor_fit_gives_no_length():
     assert np.isfinite(good.length)
 
 
-def test_what_has_no_weight_has_no_say():
+def test_distances_of_weight_0_are_ignored():
     profile, weight = np.exp(-DISTANCE / 5), WEIGHT.astype(float)
     profile[40:], weight[40:] = 7.0, 0.0
     assert fit_decay(profile, DISTANCE, weight).length == pytest.approx(5, rel=1e-3)
 
 
-def test_profiles_are_fitted_one_by_one():
+def test_profiles_are_fitted_independently():
     profiles = np.stack([[np.exp(-DISTANCE / 2), np.exp(-DISTANCE / 9)]])
     assert fit_decay(profiles, DISTANCE, WEIGHT).length == pytest.approx(np.array([[2, 9]]), rel=1e-3)

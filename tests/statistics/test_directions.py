@@ -20,7 +20,7 @@ SHAPES = [((5,), False), ((6,), True), ((3, 4), False), ((2, 3), True)]
 
 
 def dense(f, shape, causal):
-    """Return the row-centred array of a function of the offset, and which pairs are visible."""
+    """Return the row-centred array of a function of the offset, and the mask of visible pairs."""
     n = int(np.prod(shape))
     x, visible = torch.zeros(n, n, dtype=torch.float64), torch.zeros(n, n, dtype=torch.bool)
     for i, j, o in materialised.pairs(shape, causal):
@@ -29,27 +29,29 @@ def dense(f, shape, causal):
 
 
 @pytest.mark.parametrize(("shape", "causal"), SHAPES)
-def test_directions_have_length_1_and_no_part_in_offset_0(shape, causal):
-    places = geometry(shape, causal)
-    zero, _ = dense(unit(own_pair(places), places), shape, causal)
+def test_directions_have_length_1_and_are_orthogonal_to_offset_0(shape, causal):
+    geom = geometry(shape, causal)
+    zero, _ = dense(unit(own_pair(geom), geom), shape, causal)
     assert zero.square().sum() == pytest.approx(1)
-    for f in proximity_profiles(places, 1.5).values():
-        d, _ = dense(unit(without_own_pair(f, places), places), shape, causal)
+    for f in proximity_profiles(geom, 1.5).values():
+        d, _ = dense(unit(without_own_pair(f, geom), geom), shape, causal)
         assert float(d.square().sum()) == pytest.approx(1)
         assert float((d * zero).sum()) == pytest.approx(0, abs=1e-12)
 
 
-def test_kernels_are_what_their_names_say():
+def test_proximity_profiles_match_their_names():
     offset = torch.arange(-5, 6.0).double()
-    made = proximity_profiles(geometry((6,)), 2)
+    profiles = proximity_profiles(geometry((6,)), 2)
     around = torch.tensor([1.0, 2, 3, 2, 1, 0, 1, 2, 3, 2, 1]).double()
-    torch.testing.assert_close(made["circulant linear"], -around)
-    torch.testing.assert_close(made["toeplitz linear"], -offset.abs())
-    torch.testing.assert_close(made["toeplitz band"], (offset.abs() <= 2).double())
-    torch.testing.assert_close(made["circulant exponential"], (-around / 2).exp())
+    torch.testing.assert_close(profiles["circulant linear"], -around)
+    torch.testing.assert_close(profiles["toeplitz linear"], -offset.abs())
+    torch.testing.assert_close(profiles["toeplitz band"], (offset.abs() <= 2).double())
+    torch.testing.assert_close(profiles["circulant exponential"], (-around / 2).exp())
     assert not any(name.startswith("circulant") for name in proximity_profiles(geometry((6,), causal=True), 2))
     grid = proximity_profiles(geometry((3, 4)), 1)["circulant linear"].reshape(5, 7)
-    assert float(grid[0, 0]) == pytest.approx(-(2**0.5))  # two up and three left is one down and one right
+    assert float(grid[0, 0]) == pytest.approx(
+        -(2**0.5)
+    )  # modulo (3, 4), two up and three left is one down and one right
 
 
 @pytest.mark.parametrize("shape", [(4,), (5,), (3, 4)])
@@ -62,17 +64,17 @@ def test_circulant_directions_have_equal_column_sums_and_others_do_not(shape):
             assert float(columns.abs().max()) > 0.1
 
 
-def test_a_direction_that_is_constant_in_each_row_has_no_length():
-    places = geometry((4,))
-    assert torch.isnan(unit(torch.ones(7, dtype=torch.float64), places)).all()
+def test_a_direction_that_is_constant_in_each_row_is_nan():
+    geom = geometry((4,))
+    assert torch.isnan(unit(torch.ones(7, dtype=torch.float64), geom)).all()
 
 
 def bases(shape, causal):
-    """Return orthonormal bases of the subspaces, [pair, dimension], by numpy from dense arrays."""
-    places = geometry(shape, causal)
-    n = places.n
-    visible = dense(places.count, shape, causal)[1]
-    rows = np.stack([dense(one, shape, causal)[0][visible].numpy() for one in torch.eye(len(places.count)).double()], 1)
+    """Return orthonormal bases of the subspaces, [pair, dimension], computed by numpy from dense arrays."""
+    geom = geometry(shape, causal)
+    n = geom.n
+    visible = dense(geom.count, shape, causal)[1]
+    rows = np.stack([dense(f, shape, causal)[0][visible].numpy() for f in torch.eye(len(geom.count)).double()], 1)
     columns = []
     for key in range(n):
         x = torch.zeros(n, n, dtype=torch.float64)
@@ -86,37 +88,37 @@ def bases(shape, causal):
     around = np.stack([(x - x.mean(1, keepdim=True))[visible].numpy() for x in wrapped.values()], 1)
     spans = {"circulant": around, "toeplitz": rows, "column": np.stack(columns, 1)}
     spans["both"] = np.concatenate([rows, spans["column"]], 1)
-    made = {}
+    orthonormal = {}
     for name, x in spans.items():
         left, values, _ = np.linalg.svd(x, full_matrices=False)
-        made[name] = left[:, values > 1e-9]
-    return made, visible
+        orthonormal[name] = left[:, values > 1e-9]
+    return orthonormal, visible
 
 
 @pytest.mark.parametrize(("shape", "causal"), SHAPES)
-def test_energy_shares_are_projections_on_the_subspaces(shape, causal):
+def test_energy_shares_are_projections_onto_the_subspaces(shape, causal):
     generator = torch.Generator().manual_seed(1)
     n = int(np.prod(shape))
     q, k, v, dz = torch.randn(4, 2, 3, n, 4, generator=generator, dtype=torch.float64)
     scores = Scores(q, k, causal=causal, grid=shape if len(shape) == 2 else None)
-    found = energy_shares(gradient_statistics(scores, v, dz))
+    shares = energy_shares(gradient_statistics(scores, v, dz))
     spans, visible = bases(shape, causal)
     values = materialised.score_gradient(scores, v, dz)[..., visible].numpy()
-    whole = np.square(values).sum(-1)
-    expected = {name: np.square(values @ span).sum(-1) / whole for name, span in spans.items()}
+    total = np.square(values).sum(-1)
+    expected = {name: np.square(values @ span).sum(-1) / total for name, span in spans.items()}
     expected["rest"] = 1 - expected.pop("both")
     sizes = dimensions(geometry(shape, causal))
     for number, name in enumerate(SUBSPACES):
         if causal and name == "circulant":
-            assert found[..., number].isnan().all() and np.isnan(sizes[name])
+            assert shares[..., number].isnan().all() and np.isnan(sizes[name])
             continue
-        assert found[..., number].numpy() == pytest.approx(expected[name], abs=1e-10), name
+        assert shares[..., number].numpy() == pytest.approx(expected[name], abs=1e-10), name
     spans["rest"] = np.empty((0, len(values[0, 0]) - n - spans["both"].shape[1]))
     for name in set(SUBSPACES) - ({"circulant"} if causal else set()):
         assert sizes[name] == pytest.approx(spans[name].shape[1] / (len(values[0, 0]) - n)), name
 
 
-def test_shares_of_padded_gradients_are_refused():
+def test_padded_gradients_are_rejected():
     q = torch.randn(2, 1, 5, 3)
     scores = Scores(q, q, real=torch.arange(5) < torch.tensor([[5], [3]]))
     with pytest.raises(UsageError, match="padded"):

@@ -1,4 +1,4 @@
-"""The streaming engine against the materialised way, over drawn shapes, masks, biases and types."""
+"""Streaming statistics against the materialised reference, over random shapes, masks, biases and types."""
 
 from dataclasses import replace
 
@@ -19,7 +19,7 @@ TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4}
 
 @pytest.fixture(autouse=True, scope="module")
 def small_blocks():
-    """Several blocks, groups and chunks even at tiny sizes."""
+    """Use several blocks, groups and chunks even at tiny sizes."""
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(blocks, "QUERIES", 3)
         patched.setattr(blocks, "ELEMENTS", 60)
@@ -28,7 +28,7 @@ def small_blocks():
         yield
 
 
-DRAWN = st.fixed_dictionaries(
+OPTIONS = st.fixed_dictionaries(
     {
         "seed": st.integers(0, 2**31),
         "grid": st.none() | st.tuples(st.integers(1, 4), st.integers(1, 4)),
@@ -47,8 +47,8 @@ DRAWN = st.fixed_dictionaries(
 )
 
 
-def made(seed, grid, n, batch, heads, d_head, dtype, causal, size, scale, bias, bias_on_grid, special):
-    """Return scores of any kind, and a generator for what else is drawn."""
+def random_scores(seed, grid, n, batch, heads, d_head, dtype, causal, size, scale, bias, bias_on_grid, special):
+    """Return random scores with the drawn options, and a generator for further draws."""
     generator = torch.Generator().manual_seed(seed)
     n = n if grid is None else grid[0] * grid[1]
 
@@ -70,7 +70,7 @@ def made(seed, grid, n, batch, heads, d_head, dtype, causal, size, scale, bias, 
 
 
 def close(found, expected, tolerance, scale=None):
-    """Assert that each matrix is right to a tolerance relative to the largest number in it, or to a given scale."""
+    """Assert that each matrix is correct to a tolerance relative to its largest number, or to ``scale``."""
     assert torch.equal(found.isfinite(), expected.isfinite())
     found, expected = found.nan_to_num(), expected.nan_to_num()
     if scale is None:
@@ -80,13 +80,13 @@ def close(found, expected, tolerance, scale=None):
 
 
 @settings(max_examples=150, deadline=None)
-@given(drawn=DRAWN)
+@given(drawn=OPTIONS)
 def test_score_statistics(drawn):
-    scores, _ = made(**drawn)
+    scores, _ = random_scores(**drawn)
     found, expected = score_statistics(scores), materialised.score_statistics(scores)
     tolerance = 1e-10  # float64 whatever the type of q
     assert torch.equal(found.pairs, expected["pairs"])
-    # Numbers that may nearly vanish by chance are compared on the scale of the scores.
+    # Numbers that may be close to 0 by chance are compared on the scale of the scores.
     size = expected["square"] + expected["square_row_centred"]
     largest = (size / found.pairs.sum(1, keepdim=True)).sqrt() + 1e-3
     for name in (
@@ -98,9 +98,8 @@ def test_score_statistics(drawn):
         "offset_profile",
         "std",
     ):
-        one = getattr(found, name)
         scale = largest * found.pairs.sum(1, keepdim=True).sqrt()
-        close(one, expected[name], tolerance, scale)
+        close(getattr(found, name), expected[name], tolerance, scale)
     for name in ("square", "square_row_centred", "square_double_centred"):
         close(getattr(found, name), expected[name], tolerance, size + 1e-6)
     constant = expected["square_row_centred"] <= 1e-10 * (size + 1e-6)
@@ -109,25 +108,25 @@ def test_score_statistics(drawn):
 
 
 @settings(max_examples=100, deadline=None)
-@given(drawn=DRAWN, other=st.sampled_from([None, 0.5]))
+@given(drawn=OPTIONS, other=st.sampled_from([None, 0.5]))
 def test_covariance(drawn, other):
-    one, generator = made(**drawn | {"special": "nothing"})
-    q, k = torch.randn(2, *one.shape, 3, generator=generator, dtype=one.q.dtype)
-    bias = None if other is None else other * torch.randn(one.shape[1], 2 * one.shape[2] - 1, generator=generator)
-    two = Scores(q, k, 0.3, bias, one.causal, grid=one.grid)
-    visible = materialised.dense(one).isfinite()
+    first, generator = random_scores(**drawn | {"special": "nothing"})
+    q, k = torch.randn(2, *first.shape, 3, generator=generator, dtype=first.q.dtype)
+    bias = None if other is None else other * torch.randn(first.shape[1], 2 * first.shape[2] - 1, generator=generator)
+    second = Scores(q, k, 0.3, bias, first.causal, grid=first.grid)
+    visible = materialised.dense(first).isfinite()
     centred = []
-    for scores in (one, two):
+    for scores in (first, second):
         s = materialised.dense(scores).masked_fill(~visible, 0.0)
         centred.append((s - s.sum(-1, keepdim=True) / visible.sum(-1, keepdim=True)) * visible)
-    sizes = [materialised.dense(scores).masked_fill(~visible, 0.0).square().sum((-2, -1)) for scores in (one, two)]
-    close(covariance(one, two), (centred[0] * centred[1]).sum((-2, -1)), 1e-10, sizes[0] + sizes[1] + 1e-6)
+    sizes = [materialised.dense(scores).masked_fill(~visible, 0.0).square().sum((-2, -1)) for scores in (first, second)]
+    close(covariance(first, second), (centred[0] * centred[1]).sum((-2, -1)), 1e-10, sizes[0] + sizes[1] + 1e-6)
 
 
 @settings(max_examples=150, deadline=None)
-@given(drawn=DRAWN)
+@given(drawn=OPTIONS)
 def test_pattern_statistics(drawn):
-    scores, _ = made(**drawn)
+    scores, _ = random_scores(**drawn)
     n = scores.shape[2]
     found, expected = pattern_statistics(scores, top=min(2, n)), materialised.pattern_statistics(scores)
     tolerance = TOLERANCE[scores.q.dtype]
@@ -143,9 +142,9 @@ def test_pattern_statistics(drawn):
 
 
 @settings(max_examples=100, deadline=None)
-@given(drawn=DRAWN, leading=st.sampled_from([(), ("heads",), (1,), ("batch", 1), ("batch", "heads")]))
+@given(drawn=OPTIONS, leading=st.sampled_from([(), ("heads",), (1,), ("batch", 1), ("batch", "heads")]))
 def test_gradient_statistics(drawn, leading):
-    scores, generator = made(**drawn)
+    scores, generator = random_scores(**drawn)
     batch, heads, n = scores.shape
     v, dz = torch.randn(2, batch, heads, n, 3, generator=generator, dtype=scores.q.dtype)
     shape = [*(drawn.get(axis, axis) for axis in leading), n, 2]
@@ -153,30 +152,30 @@ def test_gradient_statistics(drawn, leading):
     found = gradient_statistics(scores, v, dz, [(left, right), (right, left[..., :2, :].sum(-2, keepdim=True) + right)])
     gradient = materialised.score_gradient(scores, v, dz)
     tolerance = TOLERANCE[scores.q.dtype]
-    # What is subtracted from what: where one key takes all, a small gradient is the difference of large numbers.
+    # The scale of the terms: if one key has all the weight, a small gradient is the difference of large numbers.
     products = torch.einsum("bhid,bhjd->bhij", dz.double(), v.double()).abs()
     scale = (materialised.pattern(replace(scores, order=None)) * products).sum((-2, -1))
     close(found.by_offset, materialised.by_offset(scores, gradient), tolerance, scale)
     close(found.by_key, gradient.sum(-2), tolerance, scale)
     close(found.square, gradient.square().sum((-2, -1)), tolerance, scale.square())
-    planes = [(left, right), (right, left[..., :2, :].sum(-2, keepdim=True) + right)]
-    for number, (a, b) in enumerate(planes):
+    directions = [(left, right), (right, left[..., :2, :].sum(-2, keepdim=True) + right)]
+    for number, (a, b) in enumerate(directions):
         along = (gradient * (a.double() @ b.double().mT)).sum((-2, -1))
         close(found.along[..., number], along, tolerance, 10 * scale)
     function = torch.randn(found.by_offset.shape[-1], generator=generator, dtype=torch.float64)
     close(found.along_offsets(function), materialised.by_offset(scores, gradient) @ function, tolerance, 10 * scale)
     x = torch.randn(batch, n, 3, generator=generator, dtype=scores.q.dtype)
-    given = gradient_statistics(scores, v, dz, inputs=x).bilinear
+    bilinear = gradient_statistics(scores, v, dz, inputs=x).bilinear
     x = x.double()[:, None]
-    close(given, x.mT @ gradient @ x, tolerance, 10 * scale)
+    close(bilinear, x.mT @ gradient @ x, tolerance, 10 * scale)
     line = materialised.by_offset(replace(scores, grid=None, bias=None), gradient)
     close(found.in_line().by_offset, line, tolerance, scale)
 
 
 @settings(max_examples=60, deadline=None)
-@given(drawn=DRAWN)
+@given(drawn=OPTIONS)
 def test_gradient_product(drawn):
-    one, generator = made(**drawn | {"special": "order"})
+    one, generator = random_scores(**drawn | {"special": "order"})
     size = (*one.shape, 3)
     v, dz, other_v, other_dz, q, k = torch.randn(6, *size, generator=generator, dtype=one.q.dtype)
     other = Scores(q, k, causal=one.causal, grid=one.grid, order=one.order)
@@ -186,6 +185,6 @@ def test_gradient_product(drawn):
         (v.double().abs().sum((-2, -1)) * dz.double().abs().sum((-2, -1))) for v, dz in ((v, dz), (other_v, other_dz))
     ]
     close(found, (gradients[0] * gradients[1]).sum((-2, -1)), TOLERANCE[one.q.dtype], sizes[0] * sizes[1])
-    none = replace(one, order=None), replace(other, order=None)
-    plain = gradient_product((none[0], v, dz), (none[1], other_v, other_dz))
-    close(found, plain, TOLERANCE[one.q.dtype], sizes[0] * sizes[1])  # rearranging both changes nothing
+    unordered = replace(one, order=None), replace(other, order=None)
+    product = gradient_product((unordered[0], v, dz), (unordered[1], other_v, other_dz))
+    close(found, product, TOLERANCE[one.q.dtype], sizes[0] * sizes[1])  # invariant to permuting both

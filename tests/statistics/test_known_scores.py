@@ -1,4 +1,4 @@
-"""Scores whose statistics are known in closed form."""
+"""Scores with statistics known in closed form."""
 
 import dataclasses
 import math
@@ -10,18 +10,18 @@ from materialised import dense
 from attnprobe.statistics import Scores, pattern_statistics, score_statistics
 
 N = 16
-NOTHING = torch.zeros(1, 1, N, 1, dtype=torch.float64)
+ZERO = torch.zeros(1, 1, N, 1, dtype=torch.float64)
 OFFSET = torch.arange(-(N - 1), N, dtype=torch.float64)
 
 
-def given(scores, **named):
-    """Return statistics input for any [..., query, key] array: it is its own query, and the keys are unit vectors."""
+def from_array(scores, **options):
+    """Wrap any [..., query, key] array as `Scores`, with its rows as queries and unit vectors as keys."""
     scores = scores.reshape(1, -1, N, N).double()
-    return Scores(scores, torch.eye(N, dtype=torch.float64).expand_as(scores), scale=1.0, **named)
+    return Scores(scores, torch.eye(N, dtype=torch.float64).expand_as(scores), scale=1.0, **options)
 
 
 @pytest.mark.parametrize("causal", [False, True])
-def test_a_planted_toeplitz_score_has_share_1_whatever_the_row_constants(causal):
+def test_a_planted_toeplitz_score_has_share_1_for_any_row_constants(causal):
     kernel = torch.exp(-OFFSET.abs() / 3) + 0.1 * OFFSET
     rows = 5 * torch.randn(1, 1, N, 1, dtype=torch.float64)
     found = score_statistics(Scores(rows, torch.ones_like(rows), bias=kernel[None], causal=causal))
@@ -31,19 +31,19 @@ def test_a_planted_toeplitz_score_has_share_1_whatever_the_row_constants(causal)
     torch.testing.assert_close(found.offset_profile[0, 0, seen], (kernel - level)[seen])
 
 
-def test_a_random_score_has_share_of_about_two_over_n():
-    """2 n - 2 of the n (n - 1) directions that a row-centred score has; (2 n - 1) / n² to leading order."""
+def test_a_random_score_has_a_toeplitz_share_of_about_two_over_n():
+    """2 n - 2 of the n (n - 1) dimensions of row-centred scores are Toeplitz; (2 n - 1) / n² to leading order."""
     scores = torch.randn(400, N, N, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    grid = score_statistics(given(scores, grid=(4, 4))).toeplitz_share
+    grid = score_statistics(from_array(scores, grid=(4, 4))).toeplitz_share
     assert grid.mean().item() == pytest.approx((7 * 7 - 1) / (N * (N - 1)), abs=4 * grid.std().item() / 20)
-    share = score_statistics(given(scores)).toeplitz_share
+    share = score_statistics(from_array(scores)).toeplitz_share
     assert share.mean().item() == pytest.approx((2 * N - 2) / (N * (N - 1)), abs=4 * share.std().item() / 20)
     assert share.mean().item() == pytest.approx((2 * N - 1) / N**2, rel=0.1)
 
 
 @pytest.mark.parametrize(("grid", "causal"), [(None, False), (None, True), ((4, 4), False)])
-def test_uniform_attention_has_every_ratio_1(grid, causal):
-    found = pattern_statistics(Scores(NOTHING, NOTHING, causal=causal, grid=grid))
+def test_all_ratios_are_1_for_uniform_attention(grid, causal):
+    found = pattern_statistics(Scores(ZERO, ZERO, causal=causal, grid=grid))
     assert found.mean_distance_ratio.item() == pytest.approx(1)
     assert [found.near_mass(distance).item() for distance in (1, 2)] == pytest.approx([1, 1])
     if not causal:
@@ -56,9 +56,9 @@ def test_uniform_attention_has_every_ratio_1(grid, causal):
 
 
 @pytest.mark.parametrize("value", [0.0, 3.0, 0.1, 1e6 / 3])
-def test_a_constant_score_has_no_share_and_no_contrast(value):
+def test_share_and_contrast_of_a_constant_score_are_nan(value):
     q = torch.full((1, 1, N, 3), value, dtype=torch.float64)
-    for scores in (Scores(q, torch.ones_like(q)), Scores(NOTHING, NOTHING, bias=torch.full((1, 2 * N - 1), value))):
+    for scores in (Scores(q, torch.ones_like(q)), Scores(ZERO, ZERO, bias=torch.full((1, 2 * N - 1), value))):
         found = score_statistics(scores)
         assert found.toeplitz_share.isnan().all()
         assert found.contrast(2).isnan().all()
@@ -66,9 +66,9 @@ def test_a_constant_score_has_no_share_and_no_contrast(value):
 
 @pytest.mark.parametrize("causal", [False, True])
 def test_derived_numbers_follow_their_definitions(causal):
-    """A loop over pairs, straight from the definitions."""
+    """Compare with a loop over pairs that follows the definitions."""
     array = torch.randn(N, N, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-    scores = given(array, causal=causal)
+    scores = from_array(array, causal=causal)
     score, pattern = score_statistics(scores), pattern_statistics(scores)
     near, far, everything, distance, mass, uniform, least = [], [], [], 0.0, 0.0, 0.0, 0.0
     for i in range(N):
@@ -88,13 +88,13 @@ def test_derived_numbers_follow_their_definitions(causal):
     assert pattern.mean_distance.item() == pytest.approx(distance)
     assert pattern.mean_distance_ratio.item() == pytest.approx(distance / least)
     assert pattern.near_mass(3).item() == pytest.approx(mass / uniform)
-    assert score.contrast(N).isnan().all()  # nothing is far
+    assert score.contrast(N).isnan().all()  # no far pairs
 
 
-def test_row_constants_change_nothing_that_the_softmax_ignores():
+def test_row_constants_change_only_statistics_of_the_raw_score():
     torch.manual_seed(0)
     array = torch.randn(N, N, dtype=torch.float64)
-    one, other = (given(x) for x in (array, array + torch.randn(N, 1)))
+    one, other = (from_array(x) for x in (array, array + torch.randn(N, 1)))
     for name in (
         "offset_profile",
         "centred_by_offset",
@@ -108,7 +108,7 @@ def test_row_constants_change_nothing_that_the_softmax_ignores():
         torch.testing.assert_close(getattr(pattern_statistics(one), name), getattr(pattern_statistics(other), name))
 
 
-def test_a_score_of_keys_alone_is_gone_when_double_centred():
+def test_double_centring_removes_a_function_of_the_key():
     q = torch.ones(1, 1, N, 1, dtype=torch.float64)
     k = torch.randn(1, 1, N, 1, dtype=torch.float64)
     for causal in (False, True):
@@ -117,7 +117,7 @@ def test_a_score_of_keys_alone_is_gone_when_double_centred():
         assert found.square_double_centred.item() == pytest.approx(0, abs=1e-12)
 
 
-def test_a_grid_seen_in_a_line_is_the_line():
+def test_statistics_on_a_grid_convert_to_statistics_in_a_line():
     q, k = torch.randn(2, 2, 3, 12, 4, dtype=torch.float64)
     for causal in (False, True):
         line = pattern_statistics(Scores(q, k, causal=causal))
@@ -139,17 +139,17 @@ def same_in_line(on_grid, line):
 
 
 @pytest.mark.parametrize("causal", [False, True])
-def test_scores_with_a_bias_on_the_grid_have_statistics_in_the_line_too(causal):
-    """No bias over offsets in the line gives the same scores: there they are an array like any other."""
+def test_statistics_with_a_bias_on_the_grid_convert_to_a_line(causal):
+    """No bias over 1-D offsets yields the same scores, so the reference is the dense array."""
     zero = torch.zeros(1, 2, N, 1, dtype=torch.float64)
     bias = torch.randn(2, 49, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     scores = Scores(zero, zero, bias=bias, causal=causal, grid=(4, 4))
     array = dense(dataclasses.replace(scores, causal=False))
-    same_in_line(score_statistics(scores), score_statistics(given(array, causal=causal)))
+    same_in_line(score_statistics(scores), score_statistics(from_array(array, causal=causal)))
 
 
-def test_constant_scores_on_a_grid_have_no_share_in_the_line():
-    """Queries and keys at right angles: nothing but rounding is left, and that is no score."""
+def test_constant_scores_on_a_grid_have_no_share_in_a_line():
+    """Orthogonal queries and keys: the scores are rounding errors only."""
     q, k = torch.randn(2, 1, 20, 15, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     right_angles = torch.tensor([[0.1, 0.3], [0.3, -0.1]], dtype=torch.float64)
     found = score_statistics(Scores(q * right_angles[0], k * right_angles[1], grid=(3, 5)))
@@ -157,7 +157,7 @@ def test_constant_scores_on_a_grid_have_no_share_in_the_line():
     assert found.in_line().toeplitz_share.isnan().all()
 
 
-def test_mass_on_a_grid_takes_offsets_in_rows_and_columns():
-    found = pattern_statistics(Scores(NOTHING, NOTHING, grid=(4, 4)))
+def test_mass_on_a_grid_accepts_row_and_column_offsets():
+    found = pattern_statistics(Scores(ZERO, ZERO, grid=(4, 4)))
     assert found.mass([(0, 1), (0, -1)]).item() == pytest.approx(2 * 12 / N / N)
     assert found.mass([(3, -3), (3, -3)]).item() == pytest.approx(1 / N / N)

@@ -9,7 +9,7 @@ from attnprobe.statistics.moments import Moments, jackknife_error
 
 @settings(max_examples=50, deadline=None)
 @given(seed=st.integers(0, 999), sizes=st.lists(st.integers(0, 5), min_size=1, max_size=6), level=st.integers(0, 1))
-def test_moments_are_those_of_all_samples_at_once_however_they_come(seed, sizes, level):
+def test_moments_do_not_depend_on_the_chunks(seed, sizes, level):
     rng = np.random.default_rng(seed)
     samples = rng.normal(size=(sum(sizes), 3, 4)) + 1e6 * level
     samples[rng.random(samples.shape) < 0.2] = np.nan
@@ -18,31 +18,31 @@ def test_moments_are_those_of_all_samples_at_once_however_they_come(seed, sizes,
         moments.add(part)
     count = np.isfinite(samples).sum(0)
     np.testing.assert_array_equal(moments.count, count)
-    for place in np.ndindex(3, 4):
-        known = samples[(slice(None), *place)]
+    for index in np.ndindex(3, 4):
+        known = samples[(slice(None), *index)]
         known = known[np.isfinite(known)]
-        assert moments.mean[place] == pytest.approx(known.mean() if len(known) else np.nan, nan_ok=True)
+        assert moments.mean[index] == pytest.approx(known.mean() if len(known) else np.nan, nan_ok=True)
         variance = known.var(ddof=1) if len(known) > 1 else np.nan
-        assert moments.variance[place] == pytest.approx(variance, nan_ok=True, rel=1e-6)
+        assert moments.variance[index] == pytest.approx(variance, nan_ok=True, rel=1e-6)
         if len(known) > 1:
             expected = scipy.stats.t.interval(0.9, len(known) - 1, known.mean(), scipy.stats.sem(known))
-            assert moments.interval(0.9)[place] == pytest.approx(expected)
+            assert moments.interval(0.9)[index] == pytest.approx(expected)
         else:
-            assert np.isnan(moments.interval()[place]).all()
+            assert np.isnan(moments.interval()[index]).all()
 
 
-def test_the_mean_without_a_part_is_that_of_the_rest():
+def test_mean_without_a_part_is_the_mean_of_the_remaining_samples():
     values = np.random.default_rng(0).normal(size=(9, 5))
     values[4:, 1] = values[2:, 2] = values[:, 3] = np.nan
-    whole, part = Moments(), Moments()
-    whole.add(values)
+    total, part = Moments(), Moments()
+    total.add(values)
     part.add(values[:3])
     expected = np.append([np.nanmean(values[3:, column]) for column in (0, 1)], [np.nan, np.nan])
-    np.testing.assert_allclose(whole.mean_without(part)[:4], expected)
+    np.testing.assert_allclose(total.mean_without(part)[:4], expected)
 
 
 @pytest.mark.parametrize("size", [4, 100])
-def test_the_interval_covers_the_truth_as_often_as_it_says(size):
+def test_the_interval_has_its_nominal_coverage(size):
     values = np.random.default_rng(0).normal(size=(size, 4000))  # 4000 experiments
     moments = Moments()
     moments.add(values)
@@ -51,7 +51,7 @@ def test_the_interval_covers_the_truth_as_often_as_it_says(size):
     assert covered == pytest.approx(0.95, abs=4 * np.sqrt(0.95 * 0.05 / 4000))
 
 
-def test_the_jackknife_of_a_mean_is_its_standard_error():
+def test_the_jackknife_error_of_a_mean_is_its_standard_error():
     values = np.random.default_rng(0).normal(size=(12, 3))
     left_out = (values.sum(0) - values) / 11
     assert jackknife_error(left_out) == pytest.approx(values.std(0, ddof=1) / np.sqrt(12))

@@ -30,10 +30,10 @@ def here(tmp_path, monkeypatch):
 
 
 def never(create):
-    raise AssertionError("made again")
+    raise AssertionError("generated again")
 
 
-def test_arrays_are_made_once_and_cannot_be_written_to(here):
+def test_arrays_are_generated_once_and_are_read_only(here):
     assert made_once(Squares(), fill(5))["squares"].tolist() == [0, 1, 4, 9, 16]
     again = made_once(Squares(), never)["squares"]
     assert isinstance(again, np.memmap)
@@ -42,7 +42,7 @@ def test_arrays_are_made_once_and_cannot_be_written_to(here):
 
 
 @pytest.mark.parametrize("change", ["parameters", "more", "code"])
-def test_what_they_are_made_of_decides_which_arrays_they_are(here, change, monkeypatch):
+def test_the_cache_key_covers_parameters_extra_values_and_code(here, change, monkeypatch):
     made_once(Squares(), fill(5), seed=0)
     source, seed = Squares(), 0
     if change == "parameters":
@@ -55,7 +55,7 @@ def test_what_they_are_made_of_decides_which_arrays_they_are(here, change, monke
     assert len(made_once(Squares(), fill(7), seed=0)["squares"]) == (7 if change == "code" else 5)
 
 
-def test_the_code_of_helpers_counts(here, monkeypatch):
+def test_the_cache_key_covers_the_code_of_helpers(here, monkeypatch):
     from attnprobe.tasks import chunks
 
     made_once(Squares(), fill(5), helpers=[chunks])
@@ -63,21 +63,21 @@ def test_the_code_of_helpers_counts(here, monkeypatch):
     assert len(made_once(Squares(), never, helpers=[chunks])["squares"]) == 5
 
 
-def test_what_breaks_off_leaves_nothing(here):
+def test_an_interrupted_generation_leaves_no_files(here):
     def breaks(create):
         create("squares", (3,), np.int32)[:] = 1
-        raise RuntimeError("broken off")
+        raise RuntimeError("interrupted")
 
-    with pytest.raises(RuntimeError, match="broken off"):
+    with pytest.raises(RuntimeError, match="interrupted"):
         made_once(Squares(), breaks)
     assert [path.name for path in (here / "made").iterdir() if path.suffix != ".lock"] == []
     assert made_once(Squares(), fill(5))["squares"][2] == 4
 
 
-def _make_slowly(begun):
+def _make_slowly(calls):
     def make(create):
-        with begun.get_lock():
-            begun.value += 1
+        with calls.get_lock():
+            calls.value += 1
         array = create("squares", (5,), np.int32)
         time.sleep(0.2)
         array[:] = np.arange(5) ** 2
@@ -85,31 +85,31 @@ def _make_slowly(begun):
     assert made_once(Squares(), make)["squares"].tolist() == [0, 1, 4, 9, 16]
 
 
-def test_runs_at_the_same_time_make_them_once_and_all_see_the_whole(here):
+def test_concurrent_runs_generate_once_and_all_read_complete_arrays(here):
     context = multiprocessing.get_context("fork")
-    begun = context.Value("i", 0)
-    runs = [context.Process(target=_make_slowly, args=(begun,)) for _ in range(4)]
+    calls = context.Value("i", 0)
+    runs = [context.Process(target=_make_slowly, args=(calls,)) for _ in range(4)]
     for run in runs:
         run.start()
     for run in runs:
         run.join()
     assert [run.exitcode for run in runs] == [0] * 4
-    assert begun.value == 1
+    assert calls.value == 1
 
 
-def test_a_folder_that_cannot_be_written_is_named(tmp_path, monkeypatch):
+def test_an_unwritable_data_folder_is_reported(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv(folder.VARIABLE, str(tmp_path / "file"))
     with pytest.raises(UsageError, match=r"file.made.*cannot be written.*--data DIR or ATTNPROBE_DATA"):
         made_once(Squares(), fill(5))
 
 
-def test_others_may_read_what_was_made(here):
+def test_generated_arrays_are_readable_by_other_users(here):
     made_once(Squares(), fill(5))
-    (made,) = (path for path in (here / "made").iterdir() if path.is_dir())
-    assert stat.S_IMODE(made.stat().st_mode) == 0o755
+    (cached,) = (path for path in (here / "made").iterdir() if path.is_dir())
+    assert stat.S_IMODE(cached.stat().st_mode) == 0o755
 
 
-def test_without_a_name_it_is_the_users_cache(monkeypatch):
+def test_the_default_data_folder_is_the_users_cache(monkeypatch):
     monkeypatch.delenv(folder.VARIABLE)
     assert data_folder().name == "attnprobe"

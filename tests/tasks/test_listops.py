@@ -12,7 +12,12 @@ from attnprobe.tasks.chunks import in_order
 from attnprobe.tasks.listops import WORDS, ListOps
 
 SMALL = ListOps(min_length=20, max_length=60, n=64, max_depth=4, train_size=500, validation_size=30, test_size=30)
-OPERATORS = {"[MIN": min, "[MAX": max, "[MED": lambda given: int(median(given)), "[SM": lambda given: sum(given) % 10}
+OPERATORS = {
+    "[MIN": min,
+    "[MAX": max,
+    "[MED": lambda values: int(median(values)),
+    "[SM": lambda values: sum(values) % 10,
+}
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +26,7 @@ def task():
 
 
 def read(words):
-    """Value, depth and operators of the expression that an iterator of words begins with."""
+    """Return value, depth, operators and argument counts of the first expression in an iterator of words."""
     word = next(words)
     if word in "0123456789":
         return int(word), 1, [], []
@@ -39,13 +44,13 @@ def read(words):
 
 
 def words_of(split):
-    """The words of each sequence, without padding; what comes after its length must be padding."""
+    """Yield the words of each sequence without padding; check that tokens after its length are padding."""
     for inputs, length in zip(split.inputs, split.lengths, strict=True):
         assert not inputs[length:].any()
         yield [WORDS[token] for token in inputs[:length]]
 
 
-def test_every_label_is_what_an_interpreter_of_the_words_finds(task):
+def test_every_label_is_the_value_of_its_expression(task):
     for split in task.splits.values():
         for words, label in zip(words_of(split), split.labels, strict=True):
             rest = iter(words)
@@ -59,7 +64,7 @@ def test_every_label_is_what_an_interpreter_of_the_words_finds(task):
             assert len(words) == leaves + 2 * len(operators)
 
 
-def test_reference_sequences_are_long_and_their_labels_right():
+def test_reference_sequences_have_the_right_lengths_and_labels():
     chunk = ListOps().chunk(0, 0)
     depths = []
     assert chunk["inputs"].shape[1] == 2048
@@ -76,14 +81,14 @@ def test_reference_sequences_are_long_and_their_labels_right():
 
 
 def tree(rng, depth, max_depth):
-    """A tree as words, slowly."""
+    """Draw one tree as words (slow reference)."""
     if depth == max_depth or rng.random() > 0.25:
         return [rng.choice("0123456789")]
     inner = [word for _ in range(rng.randint(2, 10)) for word in tree(rng, depth + 1, max_depth)]
     return [rng.choice(list(OPERATORS)), *inner, "]"]
 
 
-def test_the_distribution_is_that_of_trees_drawn_one_by_one():
+def test_the_distribution_matches_trees_drawn_one_by_one():
     rng, slow = random.Random(0), []
     draws = 0
     while len(slow) < 4000:
@@ -115,39 +120,39 @@ def test_the_distribution_is_that_of_trees_drawn_one_by_one():
         "last is digit": lambda words: words[-2] in "0123456789",
     }
     for name, statistic in statistics.items():
-        one, other = (np.array([statistic(words) for words in some], dtype=float) for some in (slow, fast))
+        expected, drawn = (np.array([statistic(words) for words in sample], dtype=float) for sample in (slow, fast))
         for power in (1, 2):
-            a, b = one**power, other**power
+            a, b = expected**power, drawn**power
             error = np.sqrt(a.var() / len(a) + b.var() / len(b))
             assert abs(a.mean() - b.mean()) < 4.5 * error, (name, power)
-    values = [np.bincount([read(iter(words))[0] for words in some], minlength=10) for some in (slow, fast)]
-    one, other = (count / count.sum() for count in values)
-    assert (abs(one - other) < 4.5 * np.sqrt(one / len(slow) + one / len(fast))).all()
+    values = [np.bincount([read(iter(words))[0] for words in sample], minlength=10) for sample in (slow, fast)]
+    expected, drawn = (count / count.sum() for count in values)
+    assert (abs(expected - drawn) < 4.5 * np.sqrt(expected / len(slow) + expected / len(fast))).all()
 
 
 def test_no_sequence_occurs_twice_in_any_split():
-    few = ListOps(min_length=3, max_length=5, n=4, train_size=200, validation_size=50, test_size=50)  # 400 there are
-    task = few.build(0)
+    kind = ListOps(min_length=3, max_length=5, n=4, train_size=200, validation_size=50, test_size=50)  # only 400 exist
+    task = kind.build(0)
     counts = Counter(bytes(row) for split in task.splits.values() for row in split.inputs)
     assert max(counts.values()) == 1
-    with pytest.raises(UsageError, match="hardly more than 400 sequences of 4 ... 4 tokens"):
-        replace(few, train_size=400).build(0)
+    with pytest.raises(UsageError, match="cannot draw 500 different sequences of 4 ... 4 tokens: hardly more than 400"):
+        replace(kind, train_size=400).build(0)
 
 
-def test_the_number_of_threads_changes_nothing():
+def test_results_do_not_depend_on_the_number_of_threads():
     def first(threads):
         chunks = in_order(lambda number: SMALL.chunk(3, number), threads)
-        found = [next(chunks) for _ in range(4)]
+        result = [next(chunks) for _ in range(4)]
         chunks.close()
-        return found
+        return result
 
-    for one, two, five in zip(first(1), first(2), first(5), strict=True):
-        for name in one:
-            np.testing.assert_array_equal(one[name], two[name])
-            np.testing.assert_array_equal(one[name], five[name])
+    for single, double, quintuple in zip(first(1), first(2), first(5), strict=True):
+        for name in single:
+            np.testing.assert_array_equal(single[name], double[name])
+            np.testing.assert_array_equal(single[name], quintuple[name])
 
 
-def test_shares_are_those_of_the_labels():
+def test_class_shares_match_the_labels():
     labels = np.concatenate([ListOps().chunk(1, number)["labels"] for number in range(3)])
     shares = np.array(ListOps().balance)
     assert shares.sum() == pytest.approx(1, abs=0.001)
@@ -157,7 +162,7 @@ def test_shares_are_those_of_the_labels():
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         ({"n": 1000}, "up to 1999 tokens do not fit n=1000"),
         ({"max_length": 501}, "longer than min_length=500 and shorter than max_length=501"),
@@ -165,6 +170,6 @@ def test_shares_are_those_of_the_labels():
         ({"max_args": 1}, "max_args=1"),
     ],
 )
-def test_lengths_that_cannot_be_are_refused(options, said):
-    with pytest.raises(UsageError, match=said):
+def test_impossible_lengths_are_refused(options, message):
+    with pytest.raises(UsageError, match=message):
         ListOps(**options)

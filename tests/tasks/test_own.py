@@ -26,7 +26,7 @@ def here(tmp_path, monkeypatch):
 
 
 def rows(task):
-    """Return every sequence with its label and split, in no order."""
+    """Return every sequence with its split and label, sorted."""
     return sorted(
         (name, *row.tolist(), int(label))
         for name, split in task.splits.items()
@@ -39,7 +39,7 @@ def build(path, arrays, **options):
     return source(str(path), options).build(0)
 
 
-def test_a_file_is_the_task_of_its_arrays(here):
+def test_a_file_builds_the_task_of_its_arrays(here):
     task = build("mine.npz", {**GOOD, "split": SPLIT})
     assert task.name == "mine"
     assert task.data == DataSpec(n=3, inputs="tokens", classes=2, vocabulary=4)
@@ -72,7 +72,7 @@ def test_training_sequences_that_are_sorted_by_class_are_shuffled_with_their_lab
     assert task.test.labels.tolist() == [0] * 25 + [1] * 25
 
 
-def test_options_of_a_file_are_those_of_its_arrays(here):
+def test_optional_arrays_set_grid_classes_vocabulary_and_levels(here):
     arrays = {"values": np.zeros((4, 6), np.float32), "labels": GOOD["labels"], "grid": [2, 3], "classes": 5}
     task = build("mine.npz", arrays)
     assert (task.data.grid, task.data.classes) == ((2, 3), 5)
@@ -89,20 +89,20 @@ def test_a_file_is_looked_for_in_the_working_directory_and_then_in_the_data_fold
     assert source("mine.npz").data.vocabulary == 9
     with pytest.raises(UsageError) as caught:
         source("none.npz").build(0)
-    assert f"none.npz: no such file; looked for none.npz, {here / 'data' / 'none.npz'}; --data DIR" in str(caught.value)
+    assert f"none.npz: no such file; tried none.npz, {here / 'data' / 'none.npz'}; --data DIR" in str(caught.value)
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
-        ({"tokens": None}, "must hold labels, and tokens or values; it holds labels"),
-        ({"labels": None}, "must hold labels, and tokens or values; it holds tokens"),
+        ({"tokens": None}, "must hold labels, and tokens or values; holds labels"),
+        ({"labels": None}, "must hold labels, and tokens or values; holds tokens"),
         (
             {"values": np.zeros((4, 3))},
-            "must hold labels, and tokens or values; it holds tokens, labels, split, values",
+            "must hold labels, and tokens or values; holds tokens, labels, split, values",
         ),
         ({"length": [1, 1, 1, 1]}, "unknown array length; valid: tokens, values, labels, lengths"),
-        ({"tokens": np.array([[1], [1, 2]], dtype=object)}, "tokens holds Python objects: must be numbers"),
+        ({"tokens": np.array([[1], [1, 2]], dtype=object)}, "tokens holds Python objects: must hold numbers"),
         ({"tokens": np.zeros((4, 3))}, "tokens of type float64: must be ids"),
         ({"tokens": np.zeros(4, int)}, "tokens of shape (4,): must be [sequence, token]"),
         ({"tokens": np.zeros((0, 3), int)}, "tokens of shape (0, 3)"),
@@ -113,7 +113,7 @@ def test_a_file_is_looked_for_in_the_working_directory_and_then_in_the_data_fold
         ({"labels": [0, 1, 0]}, "labels of shape (3,): must be [4]"),
         ({"labels": [0.0, 1.0, 0.0, 1.0]}, "labels of type float64: must be integers"),
         ({"labels": [0, -1, 0, 1]}, "labels hold -1 ... 1: must be 0 or more"),
-        ({"labels": [0, 3, 0, 5]}, "labels 0 ... 5 skip 1, 2, 4; an array classes says how many there are"),
+        ({"labels": [0, 3, 0, 5]}, "labels 0 ... 5 skip 1, 2, 4; set the number of classes with an array classes"),
         ({"labels": [0, 3, 0, 2], "classes": 3}, "labels hold 3: must be 0 ... classes - 1 = 2"),
         ({"labels": [0, 0, 0, 0]}, "classes=1"),
         ({"lengths": [1, 2, 3, 4]}, "lengths hold 1 ... 4: must be 1 ... 3"),
@@ -122,27 +122,27 @@ def test_a_file_is_looked_for_in_the_working_directory_and_then_in_the_data_fold
         ({"split": ["train"] * 4}, "split has no test sequences; it has train"),
         ({"split": ["test"] * 4}, "split has no train sequences; it has test"),
         ({"split": ["train", "test", "dev", "train"]}, "split holds dev; valid: train, validation, test"),
-        ({"split": [0, 1, 0, 1]}, "split of type int64 and shape (4,): must be words, [4]"),
-        ({"split": ["train", "test"]}, "and shape (2,): must be words, [4]"),
+        ({"split": [0, 1, 0, 1]}, "split of type int64 and shape (4,): must be strings of shape [4]"),
+        ({"split": ["train", "test"]}, "and shape (2,): must be strings of shape [4]"),
         ({"grid": [2, 2]}, "n=3: grid 2 x 2 has 4 tokens"),
         ({"grid": [3]}, "grid of shape (1,): must be [2]"),
-        ({"grid": [1, 3], "lengths": [1, 2, 3, 3]}, "images on a grid have one size"),
+        ({"grid": [1, 3], "lengths": [1, 2, 3, 3]}, "lengths: not allowed for images on a grid"),
         ({"vocabulary": 2}, "hold ids 0 ... 2: must be 0 ... 1"),
         ({"vocabulary": [2, 3]}, "vocabulary of shape (2,): must be [1]"),
     ],
 )
-def test_arrays_that_do_not_fit_are_refused_with_file_and_array(here, change, said):
+def test_invalid_arrays_are_refused_naming_file_and_array(here, change, message):
     arrays = {name: array for name, array in {**GOOD, "split": ["train", "test"] * 2, **change}.items()}
     np.savez("mine.npz", **{name: array for name, array in arrays.items() if array is not None})
     with pytest.raises(UsageError) as caught:
         source("mine.npz").build(0)
     assert str(caught.value).startswith("mine.npz: ")
-    assert said in str(caught.value)
+    assert message in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
-def test_a_share_beside_a_split_is_refused(here):
-    with pytest.raises(UsageError, match=r"test_share=0\.3: the sequences have their split already"):
+def test_a_test_share_together_with_a_split_is_refused(here):
+    with pytest.raises(UsageError, match=r"test_share=0\.3: the sequences already have a split"):
         build("mine.npz", {**GOOD, "split": SPLIT}, test_share=0.3)
     with pytest.raises(UsageError, match=r"no parameter 'file'; valid: test_share"):
         source("mine.npz", {"file": "x.npz"})
@@ -154,43 +154,43 @@ class Trap:
 
 
 def npz(member, content):
-    held = io.BytesIO()
-    with zipfile.ZipFile(held, "w") as file:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as file:
         file.writestr(member, content)
-    return held.getvalue()
+    return buffer.getvalue()
 
 
 def header(shape):
-    held = io.BytesIO()
-    np.lib.format.write_array_header_1_0(held, {"descr": "<i8", "fortran_order": False, "shape": shape})
-    return held.getvalue()
+    buffer = io.BytesIO()
+    np.lib.format.write_array_header_1_0(buffer, {"descr": "<i8", "fortran_order": False, "shape": shape})
+    return buffer.getvalue()
 
 
-def one_array():
-    held = io.BytesIO()
-    np.save(held, np.zeros(3))
-    return held.getvalue()
+def unnamed_array():
+    buffer = io.BytesIO()
+    np.save(buffer, np.zeros(3))
+    return buffer.getvalue()
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [
         (b"", "not an .npz file"),
         (b"something else", "not an .npz file"),
         (pickle.dumps(Trap()), "not an .npz file"),
         (npz("tokens.npy", b"x")[:30], "not an .npz file"),
-        (one_array(), "holds one array without a name"),
-        (npz("tokens.npy", pickle.dumps(Trap())), "tokens is no array"),
+        (unnamed_array(), "holds a single unnamed array"),
+        (npz("tokens.npy", pickle.dumps(Trap())), "tokens is not an array"),
         (npz("tokens.npy", header((2**50,))), "tokens cannot be read"),
         (npz("tokens.npy", header((4,)) + bytes(9)), "tokens cannot be read"),
     ],
-    ids=range(8),  # the bytes of an archive hold the time
+    ids=range(8),  # the bytes of a zip file contain its creation time
 )
-def test_files_that_are_no_arrays_are_refused(here, content, said, capsys):
+def test_files_that_are_not_arrays_are_refused(here, content, message, capsys):
     (here / "mine.npz").write_bytes(content)
     with pytest.raises(UsageError) as caught:
         source("mine.npz").build(0)
-    assert said in str(caught.value)
+    assert message in str(caught.value)
     assert str(caught.value).startswith("mine.npz: ")
     assert capsys.readouterr().out == ""
 
@@ -220,7 +220,7 @@ TASKS = {
 
 
 @pytest.mark.parametrize("kind", TASKS)
-def test_what_is_saved_comes_back(here, kind):
+def test_saved_tasks_round_trip(here, kind):
     task = TASKS[kind]
     task.save("saved.npz")
     again = source("saved.npz").build(0)
@@ -235,36 +235,37 @@ def test_what_is_saved_comes_back(here, kind):
 
 
 @pytest.mark.parametrize(
-    ("path", "said"), [("saved.zip", "must end in .npz"), ("none/saved.npz", "cannot be written"), ("", "must end in")]
+    ("path", "message"),
+    [("saved.zip", "must end in .npz"), ("none/saved.npz", "cannot be written"), ("", "must end in")],
 )
-def test_where_a_task_cannot_be_saved_is_told(here, path, said):
-    with pytest.raises(UsageError, match=said):
+def test_saving_to_an_invalid_path_is_refused(here, path, message):
+    with pytest.raises(UsageError, match=message):
         TASKS["tokens"].save(path)
 
 
 @pytest.mark.parametrize("kind", TASKS)
-def test_a_task_is_kept_in_the_data_folder_under_its_content(here, kind):
+def test_a_task_is_stored_in_the_data_folder_under_a_hash_of_its_content(here, kind):
     task = TASKS[kind]
     name = ap.configure(task).task
     assert ap.configure(task).task == name
     path = here / "data" / name
     assert name.startswith("own/")
-    assert [one.name for one in path.parent.iterdir()] == [path.name]
+    assert [file.name for file in path.parent.iterdir()] == [path.name]
     assert source(name).build(0).fingerprint == task.fingerprint
     other = replace(task, train=replace(task.train, labels=1 - task.train.labels))
     assert ap.configure(other).task != name
     wider = replace(task, data=replace(task.data, classes=task.data.classes + 1))
-    assert ap.configure(wider).task != name, "the arrays are the same, the task is not"
+    assert ap.configure(wider).task != name, "the arrays are the same but the tasks differ"
 
 
-def test_a_folder_that_cannot_be_written_is_named(here, monkeypatch):
+def test_an_unwritable_data_folder_is_reported(here, monkeypatch):
     (here / "file").write_text("")
     monkeypatch.setenv(folder.VARIABLE, str(here / "file"))
-    with pytest.raises(UsageError, match=r"file.own: cannot be made .*--data DIR or ATTNPROBE_DATA"):
+    with pytest.raises(UsageError, match=r"file.own: cannot be created .*--data DIR or ATTNPROBE_DATA"):
         ap.configure(TASKS["tokens"])
 
 
-def test_a_checkpoint_finds_the_data_of_a_task_again(here, monkeypatch):
+def test_a_checkpoint_reloads_the_data_of_a_stored_task(here, monkeypatch):
     task = Task.from_arrays("mine", tokens=RNG.integers(5, size=(40, 6)), labels=np.arange(40) % 2)
     settings = {**TINY, "task_options": {}, "d_model": 8, "recipe": "supervised", "steps": 2}
     run = ap.train(ap.configure(task, **settings), here / "run", progress=False)
@@ -275,10 +276,10 @@ def test_a_checkpoint_finds_the_data_of_a_task_again(here, monkeypatch):
     (here / "data" / checkpoint.config.task).unlink()
     with pytest.raises(UsageError) as caught:
         ap.load(run.checkpoint_paths[-1]).tokens(2)
-    assert f"looked for {checkpoint.config.task}, {here / 'data' / checkpoint.config.task}" in str(caught.value)
+    assert f"tried {checkpoint.config.task}, {here / 'data' / checkpoint.config.task}" in str(caught.value)
 
 
-def test_arrays_in_memory_are_those_of_a_file(here):
+def test_arrays_in_memory_give_the_same_task_as_a_file(here):
     arrays = {**GOOD, "split": SPLIT, "lengths": [1, 2, 3, 3]}
     assert Task.from_arrays(**arrays).fingerprint == build("mine.npz", arrays).fingerprint
     with pytest.raises(UsageError, match="reviews: labels of shape"):
@@ -295,22 +296,22 @@ def table(frame=TABLE, **named):
 def test_text_becomes_bytes_and_labels_numbers_in_sorted_order():
     task = table(name="mine")
     assert task.name == "mine"
-    held = {
+    label_of_text = {
         bytes(row[:length].astype(np.uint8)): int(label)
         for split in task.splits.values()
         for row, length, label in zip(split.inputs, split.lengths, split.labels, strict=True)
     }
-    assert held == {"Zoë".encode(): 0, b"ab": 1, b"c": 0, b"abcdef": 1}
+    assert label_of_text == {"Zoë".encode(): 0, b"ab": 1, b"c": 0, b"abcdef": 1}
     assert task.data == DataSpec(n=6, inputs="tokens", classes=2, vocabulary=256)
     assert bytes(task.test.inputs[0].astype(np.uint8)) == b"ab\0\0\0\0"
 
 
-def test_text_is_cut():
+def test_text_is_truncated():
     task = table(n=2)
     assert task.data.n == 2
     assert task.validation.lengths.tolist() == [1]
     assert sorted(bytes(row) for row in task.train.inputs) == [b"Zo", b"ab"]
-    assert table(n=1).train.lengths is None  # all are as long
+    assert table(n=1).train.lengths is None  # all have the same length
 
 
 @pytest.mark.parametrize(
@@ -330,7 +331,7 @@ def test_lists_become_ids_or_values(cells, inputs, vocabulary, kind):
     assert task.train.lengths is None
 
 
-def test_labels_may_be_anything_with_an_order():
+def test_labels_may_be_of_any_sortable_type():
     assert table(TABLE.assign(label=[5.5, -1, 5.5, 3]), n=1).train.labels.tolist() in ([2, 1], [1, 2])
     assert table(TABLE.assign(label=[True, False, False, True])).data.classes == 2
 
@@ -341,7 +342,7 @@ def test_a_table_without_a_split_is_split():
     assert (len(task.train), len(task.test)) == (2, 2)
 
 
-def test_a_mapping_of_tables_has_its_splits():
+def test_a_mapping_of_tables_defines_the_splits():
     halves = {"train": TABLE[:2], "test": TABLE[2:]}
     task = Task.from_table(halves)
     assert sorted(task.train.lengths) == [2, 4]
@@ -349,11 +350,11 @@ def test_a_mapping_of_tables_has_its_splits():
     assert len(Task.from_table({"train": TABLE}, test_share=0.25).test) == 1
 
 
-def test_data_sets_of_hugging_face_are_tables():
+def test_hugging_face_datasets_are_tables():
     datasets = pytest.importorskip("datasets")
-    whole = datasets.Dataset.from_pandas(TABLE)
-    assert table(whole).fingerprint == table().fingerprint
-    split = datasets.DatasetDict({"train": whole, "test": whole})
+    dataset = datasets.Dataset.from_pandas(TABLE)
+    assert table(dataset).fingerprint == table().fingerprint
+    split = datasets.DatasetDict({"train": dataset, "test": dataset})
     assert Task.from_table(split).fingerprint == Task.from_table({"train": TABLE, "test": TABLE}).fingerprint
     ids = datasets.Dataset.from_dict({"ids": [[1, 2], [3]], "label": [0, 1]})
     task = Task.from_table(ids, inputs="ids", test_share=0.5)
@@ -361,11 +362,11 @@ def test_data_sets_of_hugging_face_are_tables():
 
 
 @pytest.mark.parametrize(
-    ("frame", "named", "said"),
+    ("frame", "named", "message"),
     [
-        (TABLE, {"inputs": "txt"}, "table own: has no column 'txt'; it has text, label, part"),
+        (TABLE, {"inputs": "txt"}, "table own: has no column 'txt'; columns: text, label, part"),
         (TABLE, {"split": "fold"}, "has no column 'fold'"),
-        (TABLE, {"n": 0}, "n=0: must be a number of tokens, at least 1"),
+        (TABLE, {"n": 0}, "n=0: must be an integer of at least 1"),
         (TABLE[:0], {}, "has no rows"),
         (3, {}, "is of type int: must be a DataFrame or have to_pandas()"),
         (TABLE.assign(text=["a", None, "b", "c"]), {}, "column 'text', row 1 holds"),
@@ -376,19 +377,19 @@ def test_data_sets_of_hugging_face_are_tables():
         (TABLE.assign(text=[[1], "a", [2], [3]]), {}, "mixes text and lists of numbers, first in row 1"),
         (TABLE.assign(text=[[1], [-1], [2], [3]]), {}, "tokens hold -1"),
         (TABLE.assign(label=[0, None, 1, 0]), {}, "column 'label', row 1 has no label"),
-        (TABLE.assign(label=[0, "a", 1, 0]), {}, "column 'label' holds int, str: labels must have an order"),
+        (TABLE.assign(label=[0, "a", 1, 0]), {}, "column 'label' holds int, str: labels must be sortable"),
         (TABLE.assign(label=[[0], [1], [1], [0]]), {}, "column 'label', row 0 holds list: must be one label"),
         (TABLE.assign(part=["train", "dev", "test", "train"]), {}, "split holds dev; valid: train, validation, test"),
-        ({"train": TABLE, "dev": TABLE}, {"split": None}, "has splits train, dev: its splits must be some of train"),
+        ({"train": TABLE, "dev": TABLE}, {"split": None}, "has splits train, dev: must map names among train"),
         ({}, {"split": None}, "has splits none"),
-        ({"train": TABLE}, {}, "has split='part' beside its splits"),
+        ({"train": TABLE}, {}, "has splits and split='part': must map names among train, validation, test to tables"),
         ({"train": TABLE, "validation": TABLE}, {"split": None}, "split has no test sequences"),
     ],
 )
-def test_tables_that_do_not_fit_are_refused_in_one_line(frame, named, said):
+def test_invalid_tables_are_refused_in_one_line(frame, named, message):
     with pytest.raises(UsageError) as caught:
         table(frame, **named)
-    assert said in str(caught.value)
+    assert message in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
@@ -397,10 +398,10 @@ def test_facts_are_counted(here):
 
     np.savez("mine.npz", **GOOD, split=SPLIT, lengths=[1, 2, 3, 3])
     kind = source("mine.npz")
-    found = facts(kind, kind.build(0))
-    assert (found["n"], found["vocabulary"], found["chance"], found["best"]) == (3, 4, 1.0, None)
-    assert found["fingerprint"] == kind.build(0).fingerprint
-    assert found["splits"][0] == {
+    result = facts(kind, kind.build(0))
+    assert (result["n"], result["vocabulary"], result["chance"], result["best"]) == (3, 4, 1.0, None)
+    assert result["fingerprint"] == kind.build(0).fingerprint
+    assert result["splits"][0] == {
         "split": "train",
         "sequences": 2,
         "length_min": 1,
@@ -409,46 +410,49 @@ def test_facts_are_counted(here):
         "class_0": 0.5,
         "class_1": 0.5,
     }
-    assert own.Own.licence == found["licence"] == "your own"
+    assert own.Own.licence == result["licence"] == "your own"
 
 
 @pytest.mark.parametrize(
-    ("arrays", "said"),
+    ("arrays", "message"),
     [
-        ({"tokens": [[0, 1], [1]], "labels": [0, 1]}, "tokens is no array: pad sequences to one length"),
+        ({"tokens": [[0, 1], [1]], "labels": [0, 1]}, "tokens is not an array: pad sequences to one length"),
         ({"tokens": [[0], [1]], "labels": [0, 300_000_000]}, "labels hold 300000000: must be below"),
         ({"tokens": [[0], [2**40]], "labels": [0, 1]}, "vocabulary of 1099511627777: must be at most"),
         ({"tokens": [[0]] * 4, "labels": [0, 1] * 2, "test_share": 2.0}, "test_share=2.0: must be between 0 and 1"),
         ({"tokens": [[0]] * 4, "labels": [0, 1] * 2, "test_share": float("nan")}, "test_share=nan: must be"),
-        ({"tokens": [[0]] * 2, "labels": [0, 1], "split": [b"\xff", b"test"]}, "split holds bytes that are no words"),
+        ({"tokens": [[0]] * 2, "labels": [0, 1], "split": [b"\xff", b"test"]}, "split holds bytes that are not text"),
     ],
 )
-def test_slips_in_arrays_are_refused_in_one_line(arrays, said):
-    with pytest.raises(UsageError, match=said):
+def test_mistakes_in_arrays_are_refused_in_one_line(arrays, message):
+    with pytest.raises(UsageError, match=message):
         Task.from_arrays("mine", **arrays)
 
 
 @pytest.mark.parametrize(
-    ("columns", "said"),
+    ("columns", "message"),
     [
         ({"label": pd.array(["a", pd.NA], dtype="string")}, "'label', row 1 has no label"),
         ({"label": pd.array([0, None], dtype="Int64")}, "'label', row 1 has no label"),
         ({"label": [[0], [1]]}, "'label', row 0 holds list: must be one label"),
-        ({"text": pd.Series(["fine", "not \ud800"], dtype=object)}, "'text', row 1 holds text that is no Unicode"),
+        (
+            {"text": pd.Series(["fine", "not \ud800"], dtype=object)},
+            "'text', row 1 holds text that is not valid Unicode",
+        ),
     ],
 )
-def test_slips_in_tables_are_refused_in_one_line(columns, said):
-    with pytest.raises(UsageError, match=said):
+def test_mistakes_in_tables_are_refused_in_one_line(columns, message):
+    with pytest.raises(UsageError, match=message):
         Task.from_table(pd.DataFrame({"text": ["ab", "cd"], "label": [0, 1]} | columns))
 
 
-def test_two_columns_of_one_name_are_refused():
+def test_duplicate_columns_are_refused():
     frame = pd.DataFrame([["ab", "cd", 0], ["ef", "gh", 1]], columns=["text", "text", "label"])
     with pytest.raises(UsageError, match="has 2 columns 'text'"):
         Task.from_table(frame)
 
 
-def test_tasks_of_the_same_numbers_under_other_names_have_files_of_their_own():
+def test_tasks_with_equal_numbers_but_different_array_names_have_separate_files():
     numbers = np.array([[0, 1], [1, 0]] * 4)
     tokens = Task.from_arrays("mine", tokens=numbers, labels=[0, 1] * 4)
     levels = Task.from_arrays("mine", values=numbers, labels=[0, 1] * 4, levels=2)

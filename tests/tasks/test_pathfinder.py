@@ -23,57 +23,58 @@ def many():
 
 
 def distances(drawing, image):
-    """[paddle, paddle]: between paddles, from many points on each; and the indices of the paddles that are there."""
-    there = np.flatnonzero(~np.isnan(drawing.tails[image]))
+    """Return distances [paddle, paddle], from many points on each, and the indices of the existing paddles."""
+    present = np.flatnonzero(~np.isnan(drawing.tails[image]))
     along = np.linspace(0, drawing.scale.paddle, 41)
-    points = drawing.tails[image, there, None] + along * drawing.directions[image, there, None]
+    points = drawing.tails[image, present, None] + along * drawing.directions[image, present, None]
     flat = points.ravel()
-    return abs(flat[:, None] - flat).reshape(len(there), 41, len(there), 41).min(axis=(1, 3)), there
+    return abs(flat[:, None] - flat).reshape(len(present), 41, len(present), 41).min(axis=(1, 3)), present
 
 
 def components(linked):
-    """The number of each node's component."""
+    """Return the component number of each node."""
     number = np.arange(len(linked))
     for _ in number:
         number = np.where(linked, number, len(linked)).min(axis=1)
     return number
 
 
-def test_the_label_says_whether_the_marked_ends_are_those_of_one_curve(drawing):
+def test_the_label_is_whether_the_marked_ends_belong_to_one_curve(drawing):
     ends = drawing.ends
     assert set(drawing.labels) == {0, 1}
-    for image, (one, other) in enumerate(drawing.markers):
-        first = np.flatnonzero(np.isclose(ends[image, :, 0], one))
-        last = np.flatnonzero(np.isclose(ends[image, :, 1], other))
+    for image, (start, end) in enumerate(drawing.markers):
+        first = np.flatnonzero(np.isclose(ends[image, :, 0], start))
+        last = np.flatnonzero(np.isclose(ends[image, :, 1], end))
         assert len(first) == len(last) == 1
         assert (first[0] == last[0]) == drawing.labels[image]
 
 
-def test_following_the_nearest_paddles_from_one_marker_finds_the_label(drawing):
+def test_following_the_nearest_paddles_from_a_marker_gives_the_label(drawing):
     for image in range(12):
-        apart, there = distances(drawing, image)
+        apart, present = distances(drawing, image)
         linked = apart < 2 * drawing.margins[image] * (1 - 1e-9)
-        found = components(linked)
-        curves = drawing.curves[there]
-        assert ((found[:, None] == found) == (curves[:, None] == curves)).all()
-        tails, heads = drawing.tails[image, there], drawing.heads[image, there]
-        one, other = (
-            found[np.minimum(abs(tails - marker), abs(heads - marker)).argmin()] for marker in drawing.markers[image]
+        component = components(linked)
+        curves = drawing.curves[present]
+        assert ((component[:, None] == component) == (curves[:, None] == curves)).all()
+        tails, heads = drawing.tails[image, present], drawing.heads[image, present]
+        start, end = (
+            component[np.minimum(abs(tails - marker), abs(heads - marker)).argmin()]
+            for marker in drawing.markers[image]
         )
-        assert (one == other) == drawing.labels[image]
+        assert (start == end) == drawing.labels[image]
 
 
 def test_paddles_keep_their_distance_and_stay_inside(drawing):
     length = 5 if drawing.side == 16 else Pathfinder().contour_length
     for image in range(12):
-        apart, there = distances(drawing, image)
-        follows = np.eye(len(there), k=1, dtype=bool) & (drawing.curves[there] == drawing.curves[there][:, None])
-        follows |= follows.T | np.eye(len(there), dtype=bool)
+        apart, present = distances(drawing, image)
+        follows = np.eye(len(present), k=1, dtype=bool) & (drawing.curves[present] == drawing.curves[present][:, None])
+        follows |= follows.T | np.eye(len(present), dtype=bool)
         assert apart[~follows].min() >= 2 * drawing.margins[image] * (1 - 1e-9)
-        ends = np.concatenate([drawing.tails[image, there], drawing.heads[image, there]])
+        ends = np.concatenate([drawing.tails[image, present], drawing.heads[image, present]])
         for part in (ends.real, ends.imag):
             assert 1 < part.min() <= part.max() < drawing.side - 1
-        counts = np.bincount(drawing.curves[there])
+        counts = np.bincount(drawing.curves[present])
         assert (counts[:2] == length).all()
         assert set(counts[2:]) <= {0, length // 3}
     assert set(drawing.margins) == set(drawing.scale.margins)
@@ -92,61 +93,62 @@ def test_successive_paddles_meet_at_a_point_one_margin_away(drawing):
 
 
 @pytest.mark.parametrize("side", SCALES)
-def test_where_there_is_room_the_turn_has_the_density_that_it_says(side):
+def test_turns_have_the_documented_density_if_there_is_room(side):
     tails = np.array([[side / 2 * (1 + 1j), np.nan]] * 4000)
     nothing = np.zeros((4000, 2))
-    one = Drawing(side, np.zeros(2), np.ones(4000), tails, np.ones((4000, 2), complex), nothing, nothing[:, 0])
-    assert one.extend(np.arange(4000), np.ones(4000, int), np.random.default_rng(0)).all()
-    turns = np.angle(one.directions[:, 1]) * SCALES[side].continuity
+    drawing = Drawing(side, np.zeros(2), np.ones(4000), tails, np.ones((4000, 2), complex), nothing, nothing[:, 0])
+    assert drawing.extend(np.arange(4000), np.ones(4000, int), np.random.default_rng(0)).all()
+    turns = np.angle(drawing.directions[:, 1]) * SCALES[side].continuity
     assert kstest(turns, lambda x: 0.5 + (x + np.sin(x) * np.cos(x)) / np.pi).pvalue > 0.01
 
 
-def test_images_are_what_each_sample_of_each_pixel_sees(drawing):
-    few, side, scale = drawing.kept(np.arange(2)), drawing.side, drawing.scale
+def test_images_match_a_sample_by_sample_rendering(drawing):
+    subset, side, scale = drawing.kept(np.arange(2)), drawing.side, drawing.scale
     samples = (np.arange(2 * side) + 0.5) / 2
     places = samples + 1j * samples[:, None]
 
     def seen(distance, thickness):
         return (0.5 + 2 * (thickness / 2 - distance)).clip(0, 1).reshape(side, 2, side, 2).mean(axis=(1, 3))
 
-    for image, grey in enumerate(rendered(few)):
+    for image, grey in enumerate(rendered(subset)):
         expected = np.zeros((side, side))
-        for tail, direction in zip(few.tails[image], few.directions[image], strict=True):
+        for tail, direction in zip(subset.tails[image], subset.directions[image], strict=True):
             if not np.isnan(tail):
                 part = ((places - tail) / direction).real.clip(0, scale.paddle)
                 ink = seen(abs(places - tail - part * direction), scale.thickness) / min(1, scale.thickness)
                 expected = np.maximum(expected, scale.contrast * ink)
-        for marker in few.markers[image]:
+        for marker in subset.markers[image]:
             expected = np.maximum(expected, seen(abs(places - marker), 2 * scale.marker))
         np.testing.assert_allclose(grey, 255 * expected.clip(0, 1), atol=0.51)
 
 
-def test_pixels_by_themselves_do_not_tell_the_label(many):
+def test_pixel_statistics_do_not_predict_the_label(many):
     images = rendered(many).astype(float)
     labels = many.labels.astype(bool)
     assert labels.mean() == pytest.approx(0.5, abs=2 / np.sqrt(len(labels)))
     distance = abs(many.markers[:, 0] - many.markers[:, 1])
     assert distance.min() > 2 * many.scale.marker
     for statistic in (images.mean(axis=(1, 2)), (images > 0).mean(axis=(1, 2)), (images > 200).mean(axis=(1, 2))):
-        one, other = statistic[labels], statistic[~labels]
-        assert abs(one.mean() - other.mean()) < 4 * np.sqrt(one.var() / len(one) + other.var() / len(other))
-    one, other = images[labels], images[~labels]
-    error = np.sqrt(one.var(axis=0) / len(one) + other.var(axis=0) / len(other)) + 0.1
-    assert (abs(one.mean(axis=0) - other.mean(axis=0)) < 5 * error).all()
+        positive, negative = statistic[labels], statistic[~labels]
+        error = np.sqrt(positive.var() / len(positive) + negative.var() / len(negative))
+        assert abs(positive.mean() - negative.mean()) < 4 * error
+    positive, negative = images[labels], images[~labels]
+    error = np.sqrt(positive.var(axis=0) / len(positive) + negative.var(axis=0) / len(negative)) + 0.1
+    assert (abs(positive.mean(axis=0) - negative.mean(axis=0)) < 5 * error).all()
 
 
-def test_the_docstring_knows_how_many_short_curves_find_room(many):
+def test_three_of_five_short_curves_fit_on_average(many):
     short = many.tails[:, many.curves > 1].reshape(len(many.labels), 5, 4)
     assert (np.isnan(short).all(axis=2) | ~np.isnan(short).any(axis=2)).all()
     assert (~np.isnan(short[:, :, 0])).sum(axis=1).mean() == pytest.approx(3, abs=0.1)
 
 
-def test_threads_pour_the_same_images_as_one_by_one(monkeypatch):
+def test_threads_give_the_same_images_as_sequential_drawing(monkeypatch):
     monkeypatch.setattr(pathfinder, "DRAWS", 64)
     kind = Pathfinder(contour_length=5, train_size=60, validation_size=10, test_size=30, distractors=1)
     drawings = [kind.drawing(2, number) for number in range(3)]
-    expected = np.concatenate([rendered(one) for one in drawings])[:100].reshape(100, -1)
-    labels = np.concatenate([one.labels for one in drawings])[:100]
+    expected = np.concatenate([rendered(drawing) for drawing in drawings])[:100].reshape(100, -1)
+    labels = np.concatenate([drawing.labels for drawing in drawings])[:100]
     task = kind.build(2)
     np.testing.assert_array_equal(np.concatenate([split.inputs for split in task.splits.values()]), expected)
     np.testing.assert_array_equal(np.concatenate([split.labels for split in task.splits.values()]), labels)
@@ -156,6 +158,6 @@ def test_threads_pour_the_same_images_as_one_by_one(monkeypatch):
 
 
 @pytest.mark.parametrize("options", [{"side": 64}, {"contour_length": 2}, {"distractors": -1}])
-def test_other_images_are_refused(options):
+def test_invalid_parameters_are_refused(options):
     with pytest.raises(UsageError, match=f"{next(iter(options))}="):
         Pathfinder(**options)

@@ -6,14 +6,15 @@ from attnprobe.tasks import PRESETS, TASKS, configure, source
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-def test_every_preset_is_a_configuration_of_its_task(preset):
+def test_every_preset_is_a_valid_configuration_of_its_task(preset):
     config = configure(preset=preset)
     assert config.task == PRESETS[preset]["task"] in TASKS
     assert source(config.task, config.task_options).data.n > 0
     assert 0 < config.pretrain_steps < config.steps
 
 
-# layers, d_model, heads, d_mlp, batch, rates of labels and of pretraining, share masked, pooling, n: as published
+# as published: layers, d_model, heads, d_mlp, batch size, learning rate (supervised, pretraining), mask probability,
+# pooling, n
 AMOS = {
     "amos-listops": (6, 512, 8, 2048, 32, 1e-4, 1e-3, 0.1, "mean", 2048),
     "amos-text": (6, 512, 8, 2048, 32, 1e-4, 5e-4, 0.15, "mean", 4096),
@@ -28,9 +29,9 @@ AMOS = {
 def test_the_published_numbers(preset):
     config = configure(preset=preset)
     model = config.model
-    found = (model.n_layers, model.d_model, model.n_heads, model.d_mlp, config.batch_size, config.learning_rate)
+    settings = (model.n_layers, model.d_model, model.n_heads, model.d_mlp, config.batch_size, config.learning_rate)
     n = source(config.task, config.task_options).data.n
-    assert (*found, config.pretrain_learning_rate, config.mask_probability, model.pooling, n) == AMOS[preset]
+    assert (*settings, config.pretrain_learning_rate, config.mask_probability, model.pooling, n) == AMOS[preset]
     assert (model.position, model.norm_placement, model.activation) == ("sinusoidal", "pre", "gelu")
     assert (config.schedule, config.weight_decay) == ("constant", 0.1 if preset == "amos-text" else 0.0)
 
@@ -42,7 +43,7 @@ def test_epochs_are_passes_through_the_training_sequences():
     assert (config.steps - config.pretrain_steps) * config.batch_size == 200 * sequences
 
 
-def test_named_settings_win_over_the_preset_and_options_are_joined():
+def test_keyword_settings_override_the_preset_and_options_are_merged():
     config = configure(preset="amos-path-x", learning_rate=0.5, task_options={"train_size": 10})
     assert config.learning_rate == 0.5
     assert config.task_options == {"side": 128, "train_size": 10}
@@ -51,12 +52,12 @@ def test_named_settings_win_over_the_preset_and_options_are_joined():
 
 
 @pytest.mark.parametrize(
-    ("named", "said"),
+    ("named", "message"),
     [
         ({"preset": "amos"}, "preset='amos' is unknown; valid: amos-listops"),
         ({"preset": "amos-image", "task": "text"}, "preset='amos-image' is for task image, not text"),
     ],
 )
-def test_presets_that_do_not_fit_are_refused(named, said):
-    with pytest.raises(UsageError, match=said):
+def test_invalid_presets_are_refused(named, message):
+    with pytest.raises(UsageError, match=message):
         configure(**named)

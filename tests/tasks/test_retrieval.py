@@ -26,15 +26,15 @@ def build(**options):
 
 def read(split):
     """Return {(first text, second text): label}."""
-    found = {}
+    pairs = {}
     for row, length, label in zip(split.inputs, split.lengths, split.labels, strict=True):
         (middle,) = np.flatnonzero(row == 256)
-        found[bytes(row[:middle].tolist()), bytes(row[middle + 1 : length].tolist())] = int(label)
+        pairs[bytes(row[:middle].tolist()), bytes(row[middle + 1 : length].tolist())] = int(label)
         assert (row[length:] == 0).all()
-    return found
+    return pairs
 
 
-def test_a_sequence_is_two_texts_with_a_separator_between_them(here):
+def test_a_sequence_is_two_texts_joined_by_a_separator(here):
     task = build()
     assert read(task.train) == {(b"one paper", b"another"): 1, (b"x", b"\xc3\xa9"): 0, (b"", b"last"): 1}
     assert read(task.validation) == {(b"p", b"q"): 0, (b"r", b"s"): 1}
@@ -43,11 +43,11 @@ def test_a_sequence_is_two_texts_with_a_separator_between_them(here):
     assert len(task.train.tensor()) == 3
 
 
-def test_each_text_is_cut_by_itself(here):
+def test_each_text_is_truncated_separately(here):
     assert read(build(document=5).test) == {(b"longe", b"short"): 0}
 
 
-def test_sizes_take_the_first_lines(here):
+def test_sizes_select_the_first_lines(here):
     assert set(read(build(train_size=2).train)) == {(b"one paper", b"another"), (b"x", b"\xc3\xa9")}
 
 
@@ -59,7 +59,7 @@ def test_a_changed_file_is_read_again(here):
 
 
 @pytest.mark.parametrize(
-    ("lines", "said"),
+    ("lines", "message"),
     [
         ([b"1\ta\tb\tx\ty", b"1\ta\tb\tx"], "line 2 has 4 columns: must have 5 (label, id1, id2, text1, text2)"),
         ([b"2\ta\tb\tx\ty"], "line 1 has label b'2': must be 0 or 1"),
@@ -68,17 +68,17 @@ def test_a_changed_file_is_read_again(here):
         ([b"1\ta\tb\tx\t" + b"y" * 99], "line 1 is longer than 60 bytes"),
     ],
 )
-def test_wrong_lines_are_refused_with_file_and_number(here, lines, said, monkeypatch):
+def test_invalid_lines_are_refused_naming_file_and_line(here, lines, message, monkeypatch):
     monkeypatch.setattr(retrieval, "LONGEST", 60)
     (here / retrieval.FILES["train"]).write_bytes(b"\n".join(lines) + b"\n")
     with pytest.raises(UsageError) as caught:
         build()
-    assert str(caught.value).startswith(f"{here / retrieval.FILES['train']}: {said}")
+    assert str(caught.value).startswith(f"{here / retrieval.FILES['train']}: {message}")
 
 
-def test_a_file_that_is_missing_is_named_with_where_to_put_it(here):
+def test_a_missing_file_is_reported_with_its_location(here):
     (here / retrieval.FILES["validation"]).unlink()
     with pytest.raises(
-        UsageError, match=r"eval\.tsv: no such file; .*put your own copy .*--data DIR or ATTNPROBE_DATA"
+        UsageError, match=r"eval\.tsv: no such file, .*put your own copy .*--data DIR or ATTNPROBE_DATA"
     ):
         build()

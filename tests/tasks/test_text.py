@@ -17,7 +17,7 @@ REVIEWS = {
 
 
 @pytest.fixture
-def few(tmp_path, monkeypatch):
+def small_archive(tmp_path, monkeypatch):
     monkeypatch.setenv(folder.VARIABLE, str(tmp_path))
     monkeypatch.setattr(text, "REVIEWS", 2)
     imdb(tmp_path / FILE, REVIEWS)
@@ -34,7 +34,7 @@ def read(split):
     return {bytes(row[:length]): int(label) for row, length, label in rows}
 
 
-def test_tokens_are_the_bytes_of_the_reviews_as_they_are(few):
+def test_tokens_are_the_raw_bytes_of_the_reviews(small_archive):
     task = build()
     for split in ("train", "test"):
         expected = {review: label == "pos" for (part, label), all in REVIEWS.items() if part == split for review in all}
@@ -44,41 +44,41 @@ def test_tokens_are_the_bytes_of_the_reviews_as_they_are(few):
     assert (task.train.inputs[padding] == 0).all()
 
 
-def test_longer_reviews_are_cut(few):
+def test_longer_reviews_are_truncated(small_archive):
     task = build(n=4)
     assert read(task.train) == {b"Awfu": 0, b"No.": 0, "Très".encode()[:4]: 1, b"Yes<": 1}
     assert sorted(task.train.lengths) == [3, 4, 4, 4]
     assert task.data.n == 4
 
 
-def test_sizes_take_the_first_reviews_of_a_fixed_order(few):
-    whole, part = build(), build(train_size=3, test_size=1)
-    assert (part.train.inputs == whole.train.inputs[:3]).all()
-    assert (part.train.lengths == whole.train.lengths[:3]).all()
+def test_sizes_select_the_first_reviews_of_a_fixed_order(small_archive):
+    full, part = build(), build(train_size=3, test_size=1)
+    assert (part.train.inputs == full.train.inputs[:3]).all()
+    assert (part.train.lengths == full.train.lengths[:3]).all()
     assert len(part.test) == 1
-    assert source("text", {"n": 12, "train_size": 4, "test_size": 4}).build(1).fingerprint == whole.fingerprint
+    assert source("text", {"n": 12, "train_size": 4, "test_size": 4}).build(1).fingerprint == full.fingerprint
 
 
-def test_the_order_of_the_archive_does_not_matter(few, tmp_path, monkeypatch):
+def test_the_order_of_the_archive_does_not_matter(small_archive, tmp_path, monkeypatch):
     first = build()
     imdb(tmp_path / FILE, dict(reversed(REVIEWS.items())))
     assert build().fingerprint == first.fingerprint
 
 
 @pytest.mark.parametrize(
-    ("more", "said"),
+    ("more", "message"),
     [
         ({"aclImdb/train/pos/9_9.txt": b"more"}, "holds 3 reviews in aclImdb/train/pos: must hold 2"),
         ({"aclImdb/test/neg/1_7.txt": b""}, "member 'aclImdb/test/neg/1_7.txt' has 0 bytes: must have 1 ... 1048576"),
         ({"aclImdb/test/neg/1_7.txt": b"x" * (2**20 + 1)}, "has 1048577 bytes"),
-        ({"aclImdb/../../x.txt": b"x"}, "leads out of the archive"),
+        ({"aclImdb/../../x.txt": b"x"}, "points outside the archive"),
     ],
 )
-def test_archives_that_are_not_the_official_layout_are_refused(few, tmp_path, more, said):
+def test_archives_with_an_unofficial_layout_are_refused(small_archive, tmp_path, more, message):
     imdb(tmp_path / FILE, REVIEWS, **more)
     with pytest.raises(UsageError) as caught:
         build()
-    assert said in str(caught.value)
+    assert message in str(caught.value)
     assert FILE in str(caught.value)
 
 
@@ -90,7 +90,7 @@ def test_the_real_archive_is_balanced_and_shuffled(real_archive):
         assert 30 < split.labels[:100].sum() < 70
         assert split.lengths.min() >= 10
         assert split.inputs.max() < 256
-    found = read(task.train)
+    labels = read(task.train)
     with tarfile.open(text.ARCHIVE.find()) as archive:
         first = next(member for member in archive if member.name.startswith("aclImdb/train/neg/") and member.isreg())
-        assert found[archive.extractfile(first).read()[:512]] == 0
+        assert labels[archive.extractfile(first).read()[:512]] == 0
