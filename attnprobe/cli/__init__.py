@@ -1,4 +1,4 @@
-"""The command line: one module a command, and only the one that was typed is built.
+"""Command line: one module per command, imported only if the command is used.
 
 User errors print one line and exit with status 2.
 """
@@ -13,25 +13,32 @@ from attnprobe.tables import MEASURES
 
 PROG = "attnprobe"
 COMMANDS = {
-    "demo": "Train both recipes on two tasks, and show what their scores learned.",
+    "demo": "Train both recipes on two tasks and compare what their scores learned.",
     "train": "Train a network with one of the two recipes; every setting is a flag.",
-    "sweep": "Train every combination of the settings in a file, each once, into one table.",
-    "tasks": "List the tasks, or build one and count what is in it.",
-    "show": "Show what a checkpoint holds, or which checkpoints a run has.",
-    "report": "Write every measure with its figures, and one page with a section for each.",
+    "sweep": "Train every combination of the settings in a file once, and collect the results in one table.",
+    "tasks": "List the tasks, or build one task and report its statistics.",
+    "show": "Show the contents of a checkpoint, or list the checkpoints of a run.",
+    "report": "Run every measure and write its figures and one HTML page.",
 }
-"""Commands besides the measures; each is a module of this package with a function ``run``."""
+"""Commands other than measures; each is a module of this package with a function ``run``."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run one command; raise ``SystemExit`` with status 2 for a user error."""
+    """Run one command.
+
+    Args:
+        arguments: Command and its arguments; ``sys.argv[1:]`` by default.
+
+    Raises:
+        SystemExit: With status 2 for a user error.
+    """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     try:
         _dispatch(arguments)
     except UsageError as error:
         print(f"{PROG}: {error}", file=sys.stderr)
         raise SystemExit(2) from None
-    except BrokenPipeError:  # the reader of the output has gone, as head does
+    except BrokenPipeError:  # the reader of the output has exited, such as head
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(1) from None
     except KeyboardInterrupt:
@@ -44,7 +51,7 @@ def _dispatch(arguments: list[str]) -> None:
     if name in ("-h", "--help"):
         print(_help())
     elif name == "--version":
-        from importlib.metadata import version  # a tenth of this command's time
+        from importlib.metadata import version  # slow, so only if needed
 
         print(version(PROG))
     elif name in COMMANDS:
@@ -52,25 +59,25 @@ def _dispatch(arguments: list[str]) -> None:
     elif name in MEASURES:
         import_module(f"{__name__}.measure").run(name, rest)
     else:
-        raise UsageError(f"{name!r} is no command; valid: {listed([*COMMANDS, *MEASURES])}")
+        raise UsageError(f"unknown command {name!r}; valid: {listed([*COMMANDS, *MEASURES])}")
 
 
 def _help() -> str:
     width = max(map(len, [*COMMANDS, *MEASURES])) + 2
-    commands = [f"  {name:<{width}}{said}" for name, said in COMMANDS.items()]
+    commands = [f"  {name:<{width}}{summary}" for name, summary in COMMANDS.items()]
     measures = [f"  {name:<{width}}{MEASURES.summary(name)}" for name in MEASURES]
     return "\n".join(
         [
             f"usage: {PROG} COMMAND ...",
             "",
-            "What did the query-key scores learn?",
+            "Train small Transformers and measure what their query-key scores learn.",
             "",
             "commands:",
             *commands,
             "",
-            "measures, of a checkpoint or of every checkpoint of a run:",
+            "measures, for a checkpoint or for every checkpoint of a run:",
             *measures,
             "",
-            f"{PROG} COMMAND --help says what a command takes; {PROG} --version says which version this is.",
+            f"{PROG} COMMAND --help lists the arguments of a command; {PROG} --version prints the version.",
         ]
     )

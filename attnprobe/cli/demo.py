@@ -9,14 +9,14 @@ from attnprobe.cli.parse import parse
 
 @dataclasses.dataclass(frozen=True)
 class Demo:
-    """Train both recipes on pairs (generated) and digits (real), and show what their scores learned."""
+    """Train both recipes on pairs (generated) and digits (real) and compare what their scores learned."""
 
     out: Path = Path("runs/demo")
-    """Folder for the runs and figures; finished runs in it are taken as they are."""
+    """Folder for runs and figures; finished runs in it are reused."""
     seeds: int = 3
-    """Seeds of each task and recipe."""
+    """Number of seeds per task and recipe."""
     workers: int = 2
-    """Runs at a time, one thread each."""
+    """Number of concurrent runs, one thread each."""
 
 
 def run(arguments: list[str]) -> None:

@@ -1,4 +1,4 @@
-"""The command of a measure: its keywords are the flags, its docstring their help."""
+"""Commands of the measures: flags come from a measure's keyword arguments, help from its docstring."""
 
 import dataclasses
 import inspect
@@ -20,18 +20,18 @@ from attnprobe.training.run import Run
 
 @dataclasses.dataclass(frozen=True)
 class Measure(ReadsData):
-    """What the commands of all measures share; each adds its measure's keywords as fields."""
+    """Arguments shared by the commands of all measures; each measure adds its keyword arguments as fields."""
 
     path: tyro.conf.Positional[Path] = dataclasses.field(kw_only=True)
-    """A checkpoint; or a run folder: then every checkpoint, and the evolution over steps."""
+    """Checkpoint, or run folder: measures every checkpoint and the evolution over steps."""
     out: Path | None = None
-    """Folder for the result (.nc) and the figures (.png, .pdf); figures/NAME beside the checkpoint, or in the run."""
+    """Folder for the result (.nc) and figure (.png, .pdf); default: figures/NAME in the run or by the checkpoint."""
     json: bool = False
     """Print the table as JSON."""
 
 
 def run(name: str, arguments: list[str]) -> None:
-    """Measure, write and print."""
+    """Run a measure, write its result and figure, and print its table."""
     refuse_former_flags(arguments, KEYWORDS.get(name, {}))
     keywords = _keywords(name)
     flags: Any = parse(_flags(name, keywords), name, arguments)
@@ -52,20 +52,23 @@ def run(name: str, arguments: list[str]) -> None:
 
 def _keywords(name: str) -> dict[str, inspect.Parameter]:
     parameters = inspect.signature(MEASURES[name]).parameters
-    return {key: one for key, one in parameters.items() if one.kind is one.KEYWORD_ONLY}
+    return {key: parameter for key, parameter in parameters.items() if parameter.kind is parameter.KEYWORD_ONLY}
 
 
 def _flags(name: str, keywords: dict[str, inspect.Parameter]) -> type[Measure]:
     measure = MEASURES[name]
     texts, types = helps(measure), typing.get_type_hints(inspect.unwrap(measure), include_extras=True)
-    fields = [flag(key, types.get(key, one.annotation), texts.get(key), one.default) for key, one in keywords.items()]
-    made = dataclasses.make_dataclass(name, fields, bases=(Measure,), frozen=True)
-    made.__doc__ = (inspect.getdoc(measure) or "").split("\n")[0]
-    return made
+    fields = [
+        flag(key, types.get(key, keyword.annotation), texts.get(key), keyword.default)
+        for key, keyword in keywords.items()
+    ]
+    flags = dataclasses.make_dataclass(name, fields, bases=(Measure,), frozen=True)
+    flags.__doc__ = (inspect.getdoc(measure) or "").split("\n")[0]
+    return flags
 
 
 def _print_numbers(result: Any) -> None:
-    """Print the numbers of the whole network, and a table a head: with intervals and the ranges of the nulls."""
+    """Print one table for the whole network and one per head, with intervals and the ranges of the nulls."""
     level = result.attrs["ci_prob"]
     for row in rows.whole_rows(result):
         if lines := rows.table(row, level):

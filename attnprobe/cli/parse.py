@@ -1,4 +1,4 @@
-"""From the arguments of one command to a dataclass of its flags."""
+"""Parse the arguments of a command into a dataclass of flags."""
 
 import contextlib
 import dataclasses
@@ -19,21 +19,32 @@ Flags = TypeVar("Flags")
 
 @dataclasses.dataclass(frozen=True)
 class ReadsData:
-    """What the commands share that need the data of a task."""
+    """Flags of all commands that read the data of a task."""
 
     data: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
-    """Data folder: archives are read there and data made once are kept there; ATTNPROBE_DATA, or your cache folder."""
+    """Folder of archives and generated data; by default ATTNPROBE_DATA or the user cache folder."""
 
 
 def parse(kind: type[Flags], command: str, arguments: list[str], pairs: bool = False) -> Flags:
-    """Return the flags of a command; raise `UsageError` with one line for bad ones, ``SystemExit`` after ``--help``.
+    """Parse the arguments of a command.
 
-    With ``pairs`` every truth value has a flag for either, --NAME and --no-NAME.
+    Args:
+        kind: Dataclass of the flags.
+        command: Name of the command, for the usage message.
+        arguments: Arguments after the command.
+        pairs: Give every boolean the two flags --NAME and --no-NAME, instead of --NAME only.
+
+    Returns:
+        Instance of ``kind``.
+
+    Raises:
+        UsageError: With a one-line message if an argument is invalid.
+        SystemExit: After ``--help``.
     """
-    # tyro reports a bad flag in a box of many lines and exits; that text is caught and told in one.
-    said = io.StringIO()
+    # tyro prints a multi-line box for an invalid flag and exits: capture the box and raise a one-line error
+    stderr = io.StringIO()
     try:
-        with contextlib.redirect_stderr(said):
+        with contextlib.redirect_stderr(stderr):
             flags = tyro.cli(
                 cast(Any, kind),
                 prog=f"attnprobe {command}",
@@ -43,22 +54,22 @@ def parse(kind: type[Flags], command: str, arguments: list[str], pairs: bool = F
     except SystemExit as stop:
         if stop.code in (0, None):
             raise
-        raise UsageError(_one_line(said.getvalue())) from None
+        raise UsageError(_one_line(stderr.getvalue())) from None
     if getattr(flags, "data", None) is not None:
         os.environ[VARIABLE] = str(flags.data)  # for worker processes as well
     return flags
 
 
-def _one_line(boxed: str) -> str:
-    """Return what tyro says in its box: without frame and title, up to the part that repeats the help."""
-    inside = [line.strip("│| \n") for line in boxed.splitlines()[1:]]
-    text = " ".join(line for line in inside if re.search(r"\w", line))
+def _one_line(box: str) -> str:
+    """Return the message in tyro's box, without frame, title and repeated help."""
+    lines = [line.strip("│| \n") for line in box.splitlines()[1:]]
+    text = " ".join(line for line in lines if re.search(r"\w", line))
     text = re.split(r" *(?:For full helptext|Argument helptext|Perhaps you meant|in attnprobe )", text)[0]
-    return text or "the arguments cannot be read"
+    return text or "invalid arguments"
 
 
 def flag(name: str, kind: Any, help: str | None, default: Any) -> tuple[str, Any, Any]:
-    """Return a field of a dataclass of flags, for ``dataclasses.make_dataclass``."""
+    """Return the field of a flag for ``dataclasses.make_dataclass``."""
     if isinstance(default, dict):
         values = dict(default)
         return name, Annotated[kind, tyro.conf.arg(help=help)], dataclasses.field(default_factory=lambda: values)
@@ -66,6 +77,6 @@ def flag(name: str, kind: Any, help: str | None, default: Any) -> tuple[str, Any
 
 
 def helps(documented: Any) -> dict[str, str | None]:
-    """Return what a function or a dataclass says of its arguments or fields."""
+    """Return the description of each argument of a function or field of a dataclass, from its docstrings."""
     parsed = docstring_parser.parse_from_object(documented)
-    return {one.arg_name: " ".join((one.description or "").split()) or None for one in parsed.params}
+    return {param.arg_name: " ".join((param.description or "").split()) or None for param in parsed.params}

@@ -1,4 +1,4 @@
-"""Tables and JSON on the terminal."""
+"""Print tables and JSON."""
 
 import json
 import math
@@ -7,10 +7,10 @@ from typing import Any
 
 
 def print_table(rows: Sequence[Mapping[str, Any]]) -> None:
-    """Print rows as columns, right-aligned, with three decimals; rows may lack some columns."""
+    """Print rows as a right-aligned table with three decimals; columns missing from a row are NaN."""
     columns = list(dict.fromkeys(name for row in rows for name in row))
     cells = [[_shown(name, row.get(name, math.nan)) for name in columns] for row in rows]
-    widths = [max(len(one) for one in column) for column in zip(columns, *cells, strict=True)]
+    widths = [max(len(cell) for cell in column) for column in zip(columns, *cells, strict=True)]
     for line in [columns, *cells]:
         print(" ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)))
 
@@ -22,12 +22,12 @@ def _shown(name: str, value: Any) -> str:
 
 
 def print_json(content: Any) -> None:
-    """Print JSON, which has no NaN: null takes its place."""
+    """Print content as JSON, with null instead of NaN and infinity."""
     print(json.dumps(_without_nan(content), indent=1, default=str, allow_nan=False))
 
 
 def _without_nan(content: Any) -> Any:
-    """Return the content with null for NaN and infinity, which JSON does not have."""
+    """Replace NaN and infinity, which JSON lacks, by None."""
     if isinstance(content, dict):
         return {name: _without_nan(value) for name, value in content.items()}
     if isinstance(content, list | tuple):

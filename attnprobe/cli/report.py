@@ -11,15 +11,15 @@ from attnprobe.cli.parse import ReadsData, parse
 
 @dataclasses.dataclass(frozen=True)
 class Report(ReadsData):
-    """Write every measure with its figures, and one page (report.html) with a section for each."""
+    """Run every measure and write its figures and one HTML page, report.html."""
 
     path: tyro.conf.Positional[Path] = dataclasses.field(kw_only=True)
-    """A checkpoint, or a run folder: then every checkpoint."""
+    """Checkpoint, or run folder: measures every checkpoint."""
     out: Path | None = None
-    """Folder for it all; figures/NAME beside the checkpoint, or in the run."""
+    """Output folder; default: figures/NAME in the run or next to the checkpoint."""
 
 
 def run(arguments: list[str]) -> None:
-    """Write it."""
+    """Write the report and print its path."""
     flags = parse(Report, "report", arguments)
     print(report.page.write_report(flags.path, flags.out or report.write.default_folder(flags.path)))

@@ -13,26 +13,29 @@ from attnprobe.training.run import Run
 
 @dataclasses.dataclass(frozen=True)
 class Show:
-    """Show what a checkpoint holds, or which checkpoints a run has."""
+    """Show the contents of a checkpoint, or list the checkpoints of a run."""
 
     path: tyro.conf.Positional[Path]
-    """A checkpoint or a run folder."""
+    """Checkpoint or run folder."""
     json: bool = False
     """Print JSON."""
 
 
 def run(arguments: list[str]) -> None:
-    """Print it."""
+    """Print the description of a checkpoint, or the table of a run's checkpoints."""
     flags = parse(Show, "show", arguments)
     if flags.path.is_dir():
-        rows = [{"checkpoint": one.path, **one.last_metrics} for one in Run.open(flags.path).checkpoints]
+        rows = [
+            {"checkpoint": checkpoint.path, **checkpoint.last_metrics}
+            for checkpoint in Run.open(flags.path).checkpoints
+        ]
         (print_json if flags.json else print_table)(rows)
         return
-    described = load(flags.path).describe()
+    description = load(flags.path).describe()
     if flags.json:
-        print_json(described)
+        print_json(description)
         return
-    for section, facts in described.items():
+    for section, facts in description.items():
         print(section)
         for name, value in facts.items():
             print(f"  {name:<20} {value}")

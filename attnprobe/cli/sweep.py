@@ -14,27 +14,27 @@ from attnprobe.errors import UsageError
 
 @dataclasses.dataclass(frozen=True)
 class Sweep(ReadsData):
-    """Train every combination of the settings in a file, each once, into one table; exit status 1 if some failed."""
+    """Train every combination of the settings in a file once, and collect the results; exit status 1 if a run fails."""
 
     file: tyro.conf.Positional[Path] = dataclasses.field(kw_only=True)
-    """TOML or YAML file: [base], the settings that all runs share, and [grid], lists of those that vary."""
+    """TOML or YAML file with the shared settings in [base] and lists of the varied settings in [grid]."""
     out: Path | None = None
-    """Folder of the runs, sweep.json and sweep.csv; else the one that the file names, or runs/NAME-OF-THE-FILE."""
+    """Folder of the runs, sweep.json and sweep.csv; by default that of the file, or runs/FILE-NAME."""
     workers: int | None = None
-    """Runs at a time on this machine, one thread each; 1 by default."""
+    """Number of concurrent runs on this machine, one thread each; 1 by default."""
     ray: Annotated[str | None, tyro.conf.arg(metavar="ADDRESS")] = None
-    """Run on the Ray cluster at this address (auto finds it on its own nodes), which shares the folder."""
+    """Run on the Ray cluster at this address (auto on a node of the cluster); it must share the folder."""
     shard: Annotated[str | None, tyro.conf.arg(metavar="I/K")] = None
-    """Only every K-th run from run I on (0 ... K-1), as in the job arrays of SLURM."""
+    """Train only every K-th run, starting at run I (0 ... K-1), for instance in a SLURM job array."""
     status: bool = False
-    """Only say how far the runs are."""
+    """Only print the progress of the runs."""
 
 
 def run(arguments: list[str]) -> None:
-    """Train what is missing, and say what came of it."""
+    """Train the missing runs and print a summary."""
     flags, sweeps = parse(Sweep, "sweep", arguments), ap.sweeps
     if flags.ray is not None and flags.workers is not None:
-        raise UsageError(f"workers={flags.workers}: on a Ray cluster its CPUs say how many run at a time")
+        raise UsageError(f"workers={flags.workers}: on a Ray cluster, its CPUs set the number of concurrent runs")
     plan = sweeps.read_sweep(flags.file, flags.out)
     cells = plan.shard(flags.shard)
     if not flags.status:

@@ -14,83 +14,85 @@ from attnprobe.tables import OBJECTIVES, POSITIONS
 from attnprobe.training.rank import writes_here
 
 ACCURACIES = ("train_accuracy", "validation_accuracy", "test_accuracy")
-BESIDE_RESUME = {"resume", "log", "minutes", "data", "help"}
+ALLOWED_WITH_RESUME = {"resume", "log", "minutes", "data", "help"}
 
 
 @dataclasses.dataclass(frozen=True)
 class Train(ReadsData):
     """Train a network with one of the two recipes; every setting is a flag.
 
-    Settings come from the task or the preset, over them those of a file, and over both the flags. The defaults below
-    are those of no task.
+    Flags override the settings of the file, which override those of the task or preset. The defaults below apply if
+    none of these sets a value.
     """
 
     out: Path | None = None
     """Run folder; runs/TASK-RECIPE-SEED by default."""
     preset: str | None = None
-    """Settings to start from, under a name: amos-image, small-listops, ...; `attnprobe tasks` lists them."""
+    """Named settings to start from (amos-image, small-listops, ...); `attnprobe tasks` lists them."""
     config: Path | None = None
-    """TOML or YAML file with the same settings, and perhaps a preset; flags win over it."""
+    """TOML or YAML file of settings, optionally with a preset; flags override it."""
     resume: Path | None = None
-    """Continue the run in this folder, with its own settings; a finished one is left alone."""
+    """Resume the run in this folder with its own settings; a finished run is not changed."""
     log: tuple[Literal["tensorboard", "wandb"], ...] = ()
-    """Trackers that get the metrics too, in the run folder (wandb: WANDB_MODE=offline needs no account)."""
+    """Trackers that also log the metrics, into the run folder (wandb with WANDB_MODE=offline needs no account)."""
     minutes: float | None = None
-    """Save the state and stop after this many minutes of training; --resume continues."""
+    """Minutes of training after which to save the state and stop; --resume continues."""
 
 
 def run(arguments: list[str]) -> None:
-    """Train, and say where the run is."""
+    """Train or resume a run, and print its folder and last accuracies."""
     refuse_former_flags(arguments, SETTINGS, SETTING_VALUES)
-    words = (one[2:].split("=")[0].replace("-", "_") for one in arguments if one.startswith("--"))
-    given = {word.removeprefix("no_") for word in words}
-    if "resume" in given and (others := [f"--{one.replace('_', '-')}" for one in given - BESIDE_RESUME]):
-        raise UsageError(f"--resume continues a run with its own settings: {min(others)} cannot be given beside it")
+    names = (argument[2:].split("=")[0].replace("-", "_") for argument in arguments if argument.startswith("--"))
+    provided = {name.removeprefix("no_") for name in names}
+    if "resume" in provided and (others := [f"--{name.replace('_', '-')}" for name in provided - ALLOWED_WITH_RESUME]):
+        raise UsageError(f"--resume uses the settings of the run: {min(others)} cannot be combined with it")
     flags = parse(_with_settings(), "train", arguments, pairs=True)
     if flags.resume is not None:
         trained = ap.resume(flags.resume, log=flags.log, minutes=flags.minutes)
     else:
-        trained = ap.train(_settings(flags, given), flags.out, log=flags.log, minutes=flags.minutes)
+        trained = ap.train(_settings(flags, provided), flags.out, log=flags.log, minutes=flags.minutes)
     if not writes_here():
         return
     if not trained.finished:
-        again = f"next: attnprobe train --resume {trained.folder}"
-        print(f"{trained.folder}: stopped after {flags.minutes:g} minutes\n{again}")
+        command = f"next: attnprobe train --resume {trained.folder}"
+        print(f"{trained.folder}: stopped after {flags.minutes:g} minutes\n{command}")
         return
     last = trained.metrics[-1]
-    shown = ", ".join(f"{name.replace('_', ' ')} {last[name]:.3f}" for name in ACCURACIES if last.get(name) is not None)
-    print(f"{trained.folder}: {last['objective']} {shown}\nnext: attnprobe proximity {trained.folder}")
+    accuracies = ", ".join(
+        f"{name.replace('_', ' ')} {last[name]:.3f}" for name in ACCURACIES if last.get(name) is not None
+    )
+    print(f"{trained.folder}: {last['objective']} {accuracies}\nnext: attnprobe proximity {trained.folder}")
 
 
-def _settings(flags: Any, given: set[str]) -> TrainConfig:
-    """Return the settings of the task or preset, over them those of the file, and over both the flags given."""
-    of_file = read_settings(flags.config) if flags.config else {}
-    named = of_file | {name: getattr(flags, name) for name in given & (_fields().keys() | {"preset"})}
-    if "task_options" in given and isinstance(of_file.get("task_options"), dict):
-        named["task_options"] = of_file["task_options"] | flags.task_options  # a flag names single options
-    return ap.configure(**named)
+def _settings(flags: Any, provided: set[str]) -> TrainConfig:
+    """Combine the settings: flags override the file, which overrides the task or preset."""
+    from_file = read_settings(flags.config) if flags.config else {}
+    settings = from_file | {name: getattr(flags, name) for name in provided & (_fields().keys() | {"preset"})}
+    if "task_options" in provided and isinstance(from_file.get("task_options"), dict):
+        settings["task_options"] = from_file["task_options"] | flags.task_options  # the flag overrides single options
+    return ap.configure(**settings)
 
 
 def _fields() -> dict[str, tuple[Any, Any, str | None]]:
-    """Return type, default and help of every setting."""
-    found = {}
+    """Return type, default and help text of every setting."""
+    settings = {}
     for kind in (TrainConfig, ModelConfig):
         types, texts = typing.get_type_hints(kind, include_extras=True), helps(kind)
-        for one in dataclasses.fields(kind):
-            default = one.default
-            if not isinstance(one.default_factory, dataclasses._MISSING_TYPE):
-                default = one.default_factory()
-            found[one.name] = types[one.name], default, texts.get(one.name)
-    del found["model"]
-    found["position"] = Literal[tuple(POSITIONS)], *found["position"][1:]
+        for field in dataclasses.fields(kind):
+            default = field.default
+            if not isinstance(field.default_factory, dataclasses._MISSING_TYPE):
+                default = field.default_factory()
+            settings[field.name] = types[field.name], default, texts.get(field.name)
+    del settings["model"]
+    settings["position"] = Literal[tuple(POSITIONS)], *settings["position"][1:]
     pretraining = tuple(name for name in OBJECTIVES if name != "labels")
-    found["pretrain_objective"] = Literal[pretraining], *found["pretrain_objective"][1:]
-    return found
+    settings["pretrain_objective"] = Literal[pretraining], *settings["pretrain_objective"][1:]
+    return settings
 
 
 def _with_settings() -> Any:
-    """Return the flags of the command: its own, and every setting."""
+    """Return the dataclass of all flags: those of the command, and one per setting."""
     fields = [flag(name, kind, text, default) for name, (kind, default, text) in _fields().items()]
-    made = dataclasses.make_dataclass("Train", fields, bases=(Train,), frozen=True)
-    made.__doc__ = Train.__doc__
-    return made
+    flags = dataclasses.make_dataclass("Train", fields, bases=(Train,), frozen=True)
+    flags.__doc__ = Train.__doc__
+    return flags

@@ -1,4 +1,7 @@
-"""Figures: functions from a result to a figure. One file a measure; a measure without one gets the default."""
+"""Figures of results.
+
+Each measure has one file with a figure of one checkpoint and a figure of a run. Measures without one use the default.
+"""
 
 import xarray as xr
 from matplotlib.figure import Figure
@@ -25,12 +28,26 @@ __all__ = [
 
 
 def draw(result: xr.Dataset) -> Figure:
-    """Draw the result of a measure at one checkpoint."""
+    """Draw the result of a measure at one checkpoint.
+
+    Args:
+        result: Result of any measure, computed or opened from a file.
+
+    Returns:
+        The measure's own figure, or the default figure if the measure has none.
+    """
     measure = result.attrs["measure"]
     return (FIGURES[measure] if measure in FIGURES else default.figure)(result)
 
 
 def draw_over_steps(result: xr.Dataset) -> Figure:
-    """Draw the results of a measure at the checkpoints of a run, joined along ``step``."""
+    """Draw the results of a measure over the checkpoints of a run.
+
+    Args:
+        result: Results of any measure, joined along ``step``.
+
+    Returns:
+        The measure's own figure over steps, or the default one if the measure has none.
+    """
     measure = result.attrs["measure"]
     return (FIGURES_OVER_STEPS[measure] if measure in FIGURES_OVER_STEPS else default.figure_over_steps)(result)

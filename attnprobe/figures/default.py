@@ -1,4 +1,4 @@
-"""The figure of a measure that has none of its own: profiles by offset, and layer x head maps of single numbers."""
+"""Default figures, for measures without their own: profiles by offset and layer x head maps."""
 
 from typing import Any
 
@@ -13,13 +13,20 @@ from attnprobe.figures.panels import caption, draws, interval_text, null_text, o
 from attnprobe.figures.style import DIVERGING, WIDTH, Page, paper
 
 COLUMNS = 3
-"""Maps in a row."""
+"""Number of maps per row."""
 
 
 def figure(result: xr.Dataset) -> Figure:
-    """Draw one checkpoint: each number by offset as profiles, a row a layer; each single number as a layer x head map.
+    """Draw every variable of a result that has an interval, at one checkpoint.
 
-    A cell is framed if its number lies outside all draws of both nulls.
+    Variables by offset are drawn as profiles with one row per layer: lines are means over test sequences, ribbons their
+    t-intervals, the grey band and the dashed lines the ranges of the two nulls (permuted positions, networks at
+    initialisation) over heads and draws. Variables with one value per head are drawn as layer x head maps; a map with
+    negative values is centred at 0 (red positive, blue negative). A cell is framed if its value is outside all draws of
+    both nulls.
+
+    Args:
+        result: Result of any measure at one checkpoint.
     """
     profiles, maps = _names(result, ("offset",)), _names(result, ())
     layers, heads = result.sizes["layer"], result.sizes["head"]
@@ -59,37 +66,41 @@ def figure(result: xr.Dataset) -> Figure:
 
 
 def figure_over_steps(result: xr.Dataset) -> Figure:
-    """Draw a run: accuracies, and each single number of every head at each checkpoint."""
+    """Draw accuracy and every variable with one value per head over the checkpoints of a run.
+
+    Args:
+        result: Results of any measure, joined along ``step``.
+    """
     return over_steps(result, {name: _label(result, name) for name in _names(result.isel(step=0), ())})
 
 
 def _names(result: xr.Dataset, axes: tuple[str, ...]) -> list[str]:
-    """Return the numbers over layer, head and some axes that have an interval."""
-    over = {"layer", "head", *axes}
-    return [str(name) for name, one in result.items() if set(one.dims) == over and f"{name}_interval" in result]
+    """Return the variables over layer, head and ``axes`` that have an interval."""
+    dims = {"layer", "head", *axes}
+    return [str(name) for name, values in result.items() if set(values.dims) == dims and f"{name}_interval" in result]
 
 
 def _label(result: xr.Dataset, name: str, layer: int | None = None) -> str:
-    words = name.replace("_", " ")
-    return words if layer is None or result.sizes["layer"] == 1 else f"layer {layer}\n{words}"
+    text = name.replace("_", " ")
+    return text if layer is None or result.sizes["layer"] == 1 else f"layer {layer}\n{text}"
 
 
 def _map(axis: Axes, result: xr.Dataset, name: str) -> None:
     values = result[name].transpose("head", "layer").values
-    drawn: dict[str, Any] = {"cmap": "viridis"}
+    style: dict[str, Any] = {"cmap": "viridis"}
     if np.nanmin(values, initial=0) < 0:
-        most = float(np.nanmax(np.abs(values)))
-        drawn = {"cmap": DIVERGING, "vmin": -most, "vmax": most}
-    image = axis.imshow(values, aspect="auto", **drawn)
+        largest = float(np.nanmax(np.abs(values)))
+        style = {"cmap": DIVERGING, "vmin": -largest, "vmax": largest}
+    image = axis.imshow(values, aspect="auto", **style)
     axis.figure.colorbar(image, ax=axis, aspect=12).outline.set_visible(False)  # pyright: ignore
     nulls = [null for kind in ("permuted", "initial") if (null := draws(result, name, kind)) is not None]
     for head, layer in np.ndindex(values.shape):
-        ranges = [null.isel(head=head, layer=layer).values for null in nulls]
-        if ranges and all(not one.min() <= values[head, layer] <= one.max() for one in ranges):
+        cell_draws = [null.isel(head=head, layer=layer).values for null in nulls]
+        if cell_draws and all(not null.min() <= values[head, layer] <= null.max() for null in cell_draws):
             corner = (layer - 0.46, head - 0.46)
             axis.add_patch(Rectangle(corner, 0.92, 0.92, fill=False, edgecolor="black", linewidth=0.9))
-    axis.set_xticks(range(values.shape[1]), [str(one) for one in result["layer"].values])
-    axis.set_yticks(range(values.shape[0]), [str(one) for one in result["head"].values])
-    axis.set(xlabel=label("layer"), ylabel=label("head"), title=f"{name.replace('_', ' ')} ({result[name].units})")
+    axis.set_xticks(range(values.shape[1]), [str(layer) for layer in result["layer"].values])
+    axis.set_yticks(range(values.shape[0]), [str(head) for head in result["head"].values])
+    axis.set(xlabel=label("layer"), ylabel=label("head"), title=f"{name.replace('_', ' ')}\n({result[name].units})")
     axis.spines[:].set_visible(False)
     axis.tick_params(length=0)

@@ -1,4 +1,4 @@
-"""Figures of the interventions measure: one page a checkpoint, one a run."""
+"""Figures of the interventions measure, for one checkpoint and for a run."""
 
 import re
 
@@ -12,11 +12,22 @@ from attnprobe.figures.style import COLOURS, DIVERGING, PERMUTED, WIDTH, Page, p
 
 
 def interventions(result: xr.Dataset) -> Figure:
-    """Draw one checkpoint: what each intervention does in all heads at once, and in each layer and head.
+    """Draw the effect of each intervention in all heads, in each layer and in each head, at one checkpoint.
 
-    Left the change of accuracy (of the loss, where answers are real values) with its interval, on the range of the
-    null; right the same change head by head, and for all heads of a layer. A cell whose interval leaves out 0 has its
-    number.
+    Left: change in accuracy (in loss, if the targets are real values) when all heads are edited at once. Dots are means
+    of the paired changes over test sequences, with t-intervals. Grey bars are the range of the null: edits of the same
+    size with their values at other offsets or positions. A change outside the grey bar depends on where the edited
+    values are, not only on their size.
+
+    Right: the same change when one head is edited (``layer.head``) and, for several layers, when all heads of a layer
+    are edited (columns after the vertical line). Blue is a decrease. Cells are annotated if their interval excludes 0,
+    without correction for the number of cells; figures with many columns have no annotations.
+
+    A head relies on its offset profile if *ablate toeplitz* lowers the accuracy; the profile suffices if *keep
+    toeplitz* does not lower it. A head that tolerates *uniform attention* is not needed for the task.
+
+    Args:
+        result: Result of `attnprobe.interventions` at one checkpoint.
     """
     name = _shown(result)
     height = 0.21 * result.sizes["intervention"]
@@ -32,25 +43,33 @@ def interventions(result: xr.Dataset) -> Figure:
 
 
 def interventions_over_steps(result: xr.Dataset) -> Figure:
-    """Draw a run: accuracy, and what taking away or keeping the Toeplitz part of each head does at each checkpoint."""
+    """Draw accuracy and the effects of interventions in each head over the checkpoints of a run.
+
+    Interventions: the Toeplitz part ablated, the Toeplitz part kept alone, uniform attention, proximity imposed.
+    Ribbons are t-intervals of the paired changes over sequences; the grey band is the range of the null over heads and
+    draws.
+
+    Args:
+        result: Results of `attnprobe.interventions`, joined along ``step``.
+    """
     name = _shown(result)
-    about = {
-        "ablate_toeplitz": "without its\nToeplitz part",
-        "keep_toeplitz": "its Toeplitz\npart alone",
-        "uniform_attention": "uniform",
+    labels = {
+        "ablate_toeplitz": "Toeplitz part\nablated",
+        "keep_toeplitz": "Toeplitz part\nalone",
+        "uniform_attention": "uniform\nattention",
         "impose_proximity": "proximity\nimposed",
     }
     shown = {
         f"{kind}{tail}": result[f"{name}{tail}"].sel(intervention=kind, drop=True)
-        for kind in about
+        for kind in labels
         for tail in tails(result, name)
     }
     kept = result[["objective", "train_accuracy", "test_accuracy"]].assign(shown).assign_attrs(result.attrs)
-    return over_steps(kept, {kind: f"{text}:\n{name.replace('_', ' ')}" for kind, text in about.items()})
+    return over_steps(kept, {kind: f"{text}:\n{name.replace('_', ' ')}" for kind, text in labels.items()})
 
 
 def _shown(result: xr.Dataset) -> str:
-    """Return the change that is drawn: of the accuracy, where there is one."""
+    """Return the variable to draw: the change in accuracy if it is defined, else the change in loss."""
     return "accuracy_change" if np.isfinite(result["all_accuracy"]).any() else "loss_change"
 
 
@@ -60,50 +79,50 @@ def _everywhere(axis: Axes, result: xr.Dataset, name: str) -> None:
     interval = result[f"all_{name}_interval"].transpose("bound", "intervention").values
     null = draws(result, f"all_{name}", "permuted")
     if null is not None:
-        ends = null.transpose("draw", "intervention").values
-        known = np.isfinite(ends).all(0)
-        low, high = ends[:, known].min(0), ends[:, known].max(0)
-        axis.barh(rows[known], high - low, 0.7, low, color=PERMUTED, alpha=0.5, linewidth=0)
-    drawn = {"fmt": "o", "markersize": 3, "color": COLOURS[0], "elinewidth": 0.9}
-    axis.errorbar(change, rows, xerr=np.abs(interval - change), **drawn)
+        changes = null.transpose("draw", "intervention").values
+        defined = np.isfinite(changes).all(0)
+        low, high = changes[:, defined].min(0), changes[:, defined].max(0)
+        axis.barh(rows[defined], high - low, 0.7, low, color=PERMUTED, alpha=0.5, linewidth=0)
+    style = {"fmt": "o", "markersize": 3, "color": COLOURS[0], "elinewidth": 0.9}
+    axis.errorbar(change, rows, xerr=np.abs(interval - change), **style)
     axis.axvline(0, color="black", linewidth=0.6)
     left, right = axis.get_xlim()
     axis.set_xlim(left - 0.03 * (right - left), right + 0.03 * (right - left))
-    axis.set_yticks(rows, [name.replace("_", " ") for name in result["intervention"].values.tolist()])
+    axis.set_yticks(rows, [edit.replace("_", " ") for edit in result["intervention"].values.tolist()])
     axis.set_ylim(len(rows) - 0.5, -0.5)
     kind, base = name.split("_")[0], float(result[f"base_{name.split('_')[0]}"])
-    axis.set_xlabel(f"change of the {kind}, all heads\n({kind} without intervention: {base:.3f})")
+    axis.set_xlabel(f"change in {kind}, all heads\n({kind} without intervention: {base:.3f})")
 
 
 def _by_head(axis: Axes, result: xr.Dataset, name: str) -> None:
     layers, heads = result.sizes["layer"], result.sizes["head"]
     values = result[name].values.reshape(len(result["intervention"]), -1)
-    ends = result[f"{name}_interval"].transpose("bound", "intervention", "layer", "head").values
-    ends = ends.reshape(2, *values.shape)
+    intervals = result[f"{name}_interval"].transpose("bound", "intervention", "layer", "head").values
+    intervals = intervals.reshape(2, *values.shape)
     labels = [f"{layer}.{head}" for layer, head in np.ndindex(layers, heads)]
     if layers > 1:
         values = np.concatenate([values, result[f"layer_{name}"].values], axis=1)
-        ends = np.concatenate([ends, result[f"layer_{name}_interval"].transpose("bound", ...).values], axis=2)
+        intervals = np.concatenate([intervals, result[f"layer_{name}_interval"].transpose("bound", ...).values], axis=2)
         labels += [f"{layer}" for layer in range(layers)]
         axis.axvline(layers * heads - 0.5, color="black", linewidth=0.8)
-    most = float(np.nanmax(np.abs(values), initial=1e-9))
-    image = axis.imshow(values, cmap=DIVERGING, vmin=-most, vmax=most, aspect="auto")
+    largest = float(np.nanmax(np.abs(values), initial=1e-9))
+    image = axis.imshow(values, cmap=DIVERGING, vmin=-largest, vmax=largest, aspect="auto")
     axis.figure.colorbar(image, ax=axis, aspect=30, pad=0.02).outline.set_visible(False)  # pyright: ignore
-    sure = (ends[0] > 0) | (ends[1] < 0)
-    if _columns(result) <= WRITTEN:
+    excludes_zero = (intervals[0] > 0) | (intervals[1] < 0)
+    if _columns(result) <= ANNOTATED_COLUMNS:
         for (row, column), value in np.ndenumerate(values):
-            if sure[row, column]:
-                ink = "white" if abs(value) > 0.6 * most else "black"
+            if excludes_zero[row, column]:
+                colour = "white" if abs(value) > 0.6 * largest else "black"
                 text = re.sub(r"^(-?)0\.", r"\1.", f"{value:.2f}")
-                axis.text(column, row, text, ha="center", va="center", fontsize=5.5, color=ink)
+                axis.text(column, row, text, ha="center", va="center", fontsize=5.5, color=colour)
     axis.set_xticks(range(len(labels)), labels, rotation=90 if len(labels) > 10 else 0)
     axis.set_xlabel("layer.head" + (" | layer" if layers > 1 else ""))
     axis.spines[:].set_visible(False)
     axis.tick_params(length=0)
 
 
-WRITTEN = 16
-"""Columns, at most, whose cells have numbers."""
+ANNOTATED_COLUMNS = 16
+"""Largest number of columns whose cells are annotated."""
 
 
 def _columns(result: xr.Dataset) -> int:
@@ -113,14 +132,14 @@ def _columns(result: xr.Dataset) -> int:
 
 def _caption(part: SubFigure, result: xr.Dataset, name: str) -> None:
     objective = result.attrs["of_objective"]
-    written = "; a number where the interval leaves out 0 (not corrected for the number of cells)"
-    written = written if _columns(result) <= WRITTEN else ""
+    annotation = "; annotated if the interval excludes 0 (not corrected for the number of cells)"
+    annotation = annotation if _columns(result) <= ANNOTATED_COLUMNS else ""
     caption(
         part,
-        f"Scores edited in {result.attrs['sequences']} test sequences; objective: {objective}. Means of paired changes "
+        f"Scores edited in {result.attrs['sequences']} test sequences; objective: {objective}. Mean paired changes "
         f"with {interval_text(result)}. "
-        + null_text(result, "Grey: as large an edit with its numbers at other offsets or positions ({draws} draws).")
-        + "Toeplitz: the head's mean function of the offset; position: its "
+        + null_text(result, "Grey: edits of the same size with values at other offsets or positions ({draws} draws).")
+        + "Toeplitz: the head's mean offset profile; position: its "
         f"position-position term; imposed: -distance / {result.attrs['length_scale']:g}. "
-        f"Right: the change in one head or in all heads of a layer{written}.",
+        f"Right: the change in one head or in all heads of a layer{annotation}.",
     )

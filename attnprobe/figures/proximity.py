@@ -1,4 +1,4 @@
-"""Figures of the proximity measure: one page a checkpoint, one a run. They see a result and never a model."""
+"""Figures of the proximity measure, for one checkpoint and for a run. They need a result but no model."""
 
 import numpy as np
 import xarray as xr
@@ -25,16 +25,30 @@ from attnprobe.figures.style import DIVERGING, WIDTH, Page, paper
 from attnprobe.results import own_prefix
 
 ROW = 1.5
-"""Inches: height of one row of panels."""
+"""Height of one row of panels, in inches."""
 
 
 def proximity(result: xr.Dataset) -> Figure:
-    """Draw one checkpoint: profiles of score and pattern by offset against both nulls, and the map of the contrast.
+    """Draw scores and attention by offset and the proximity contrast of every head, at one checkpoint.
 
-    Each layer is a row. Ribbons are 95 % t intervals over sequences. The shaded band and the dashed lines are the
-    envelopes, over heads and draws, of the two nulls. Offsets up to half the sequence are shown: farther ones have few
-    pairs; long sequences have a logarithmic axis. A cell of the map is framed where the contrast lies outside the range
-    of all draws of both nulls of its head. On images the pattern over two-dimensional offsets follows.
+    The first two columns have one row per layer. Left: the offset profile that best fits the centred score
+    (``score_by_offset``); 0 at every offset means no dependence on the offset. Middle: the mean attention weight by
+    offset, divided by that of uniform attention; the black line at 1 is uniform attention. Right: the proximity
+    contrast as a layer x head map: red heads score near keys higher than far keys, blue heads lower. For images, a
+    second part shows attention over uniform attention by row and column offset, and the contrast uses distances
+    between pixels.
+
+    Lines are means over test sequences; ribbons are t-intervals of the mean. The grey band (permuted positions) and the
+    dashed lines (networks at initialisation) are the ranges of the two nulls over heads and draws: a profile that stays
+    inside them shows no more structure than these controls. A cell of the map is framed if the contrast is outside all
+    draws of both nulls of that head. With N draws, an unstructured head exceeds all draws of one null with probability
+    1 / (N + 1).
+
+    Offsets are shown up to half the sequence length, since larger ones have few pairs. Long sequences have a
+    logarithmic axis.
+
+    Args:
+        result: Result of `attnprobe.proximity` at one checkpoint.
     """
     layers, heads = result.sizes["layer"], result.sizes["head"]
     grid = bool(own_prefix(result))
@@ -51,12 +65,15 @@ def proximity(result: xr.Dataset) -> Figure:
 
 
 def proximity_over_steps(result: xr.Dataset) -> Figure:
-    """Draw a run: accuracy, contrast, Toeplitz share, near attention and mean distance at each checkpoint.
+    """Draw accuracy and the proximity statistics of every head over the checkpoints of a run.
 
-    On images distances are in pixels, elsewhere in tokens.
+    The statistics are the proximity contrast, the Toeplitz share, the attention at distance 1 and the mean attention
+    distance, the last two relative to uniform attention. Distances are in tokens, or in pixels for images. Ribbons are
+    t-intervals over sequences; the grey band is the range of the permuted null over heads and draws. Vertical lines
+    separate the stages of training; accuracies are those of the stage's objective.
 
-    Ribbons are 95 % t intervals over sequences, the shaded band is the envelope of the permuted null over heads and
-    draws.
+    Args:
+        result: Results of `attnprobe.proximity`, joined along ``step``.
     """
     prefix = own_prefix(result)
     panels = {
@@ -99,11 +116,11 @@ def _contrast_map(axis: Axes, result: xr.Dataset) -> None:
     if f"{name}_null" in result:
         null = result[f"{name}_null"].transpose("head", "layer", "null", "draw").values.reshape(*values.shape, -1)
         outside = (values < null.min(-1)) | (values > null.max(-1))
-    most = float(np.nanmax(np.abs(values), initial=0.1))
-    axis.imshow(values, cmap=DIVERGING, vmin=-most, vmax=most, aspect="auto")
+    largest = float(np.nanmax(np.abs(values), initial=0.1))
+    axis.imshow(values, cmap=DIVERGING, vmin=-largest, vmax=largest, aspect="auto")
     for (head, layer), value in np.ndenumerate(values):
-        ink = "white" if abs(value) > 0.6 * most else "black"
-        axis.text(layer, head, f"{value:.2f}", ha="center", va="center", fontsize=6, color=ink)
+        colour = "white" if abs(value) > 0.6 * largest else "black"
+        axis.text(layer, head, f"{value:.2f}", ha="center", va="center", fontsize=6, color=colour)
         if outside[head, layer]:
             corner = (layer - 0.46, head - 0.46)
             axis.add_patch(Rectangle(corner, 0.92, 0.92, fill=False, edgecolor="black", linewidth=0.9))
@@ -142,7 +159,5 @@ def _caption(part: SubFigure, result: xr.Dataset) -> None:
             "draws).",
         )
         + f"Contrast: score of keys within {window} {unit}{'' if window == 1 else 's'} minus score of keys beyond, in "
-        "std of the score"
-        + (null_text(result, "; framed where it lies outside every draw of both nulls.") or ". ")
-        + CUT,
+        "std of the score" + (null_text(result, "; framed if outside every draw of both nulls.") or ". ") + CUT,
     )

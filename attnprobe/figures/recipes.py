@@ -1,4 +1,4 @@
-"""The figure of the demonstration: the recipes side by side, accuracy and attention."""
+"""Figure of the demonstration: accuracy and attention of both recipes, side by side."""
 
 from collections.abc import Mapping
 
@@ -18,9 +18,13 @@ NAMES = {"supervised": "supervised only", "spt": "SPT, then supervised"}
 def recipes(results: Mapping[str, xr.Dataset]) -> Figure:
     """Draw, for each task, the accuracies of both recipes and the attention of their most proximal heads.
 
-    Takes final results joined along ``recipe`` and ``seed``. A dot is a seed; filled is test, open is training. For
-    sequences a line is the head with the largest contrast of one run, and the band is the envelope of the permuted null
-    over all of them; for images a map is the mean over seeds of those heads.
+    Left: one dot per seed, filled for test and open for training accuracy. Right: attention over uniform attention of
+    the head with the largest proximity contrast. For sequences, one line per run by offset; the grey band is the range
+    of the permuted null over these heads. For images, one map per recipe, averaged over seeds.
+
+    Args:
+        results: Maps each task to its results of `attnprobe.proximity` at the last checkpoints, joined along ``recipe``
+            and ``seed``.
     """
     with paper():
         figure = Page(figsize=(WIDTH, 1.8 * len(results)), layout="constrained")
@@ -34,11 +38,11 @@ def recipes(results: Mapping[str, xr.Dataset]) -> Figure:
 
 
 def _accuracies(axis: Axes, result: xr.Dataset) -> None:
-    for place, recipe in enumerate(NAMES):
-        one, colour = result.sel(recipe=recipe), COLOURS[place]
-        spread = [place + 0.12 * (seed - (result.sizes["seed"] - 1) / 2) for seed in range(result.sizes["seed"])]
-        axis.scatter(spread, one["train_accuracy"], s=14, facecolors="none", edgecolors=colour, linewidths=0.8)
-        axis.scatter(spread, one["test_accuracy"], s=14, color=colour, linewidths=0.8)
+    for number, recipe in enumerate(NAMES):
+        runs, colour = result.sel(recipe=recipe), COLOURS[number]
+        x = [number + 0.12 * (seed - (result.sizes["seed"] - 1) / 2) for seed in range(result.sizes["seed"])]
+        axis.scatter(x, runs["train_accuracy"], s=14, facecolors="none", edgecolors=colour, linewidths=0.8)
+        axis.scatter(x, runs["test_accuracy"], s=14, color=colour, linewidths=0.8)
     chance = 1 / result.attrs["classes"]
     axis.axhline(chance, color="black", linewidth=0.5, linestyle=(0, (3, 2)))
     axis.text(1.48, chance, "chance", fontsize=5.8, va="bottom", ha="right")
@@ -48,18 +52,18 @@ def _accuracies(axis: Axes, result: xr.Dataset) -> None:
 
 def _lines(part: SubFigure, result: xr.Dataset) -> None:
     axis = part.add_subplot()
-    best = most_proximal(result)
+    head = most_proximal(result)
     shown = result.where(abs(result["offset"]) <= int(result.attrs["n"]) // 2, drop=True)
     uniform = shown["uniform_pattern_by_offset"].isel(recipe=0, seed=0, missing_dims="ignore")
-    null = shown["pattern_by_offset_null"].sel(null="permuted").isel(best) / uniform
-    ends = null.min(("draw", "recipe", "seed")), null.max(("draw", "recipe", "seed"))
-    axis.fill_between(shown["offset"], *ends, color=PERMUTED, alpha=0.35, linewidth=0, label="positions permuted")
-    ratio = shown["pattern_by_offset"].isel(best) / uniform
-    for place, (recipe, name) in enumerate(NAMES.items()):
+    null = shown["pattern_by_offset_null"].sel(null="permuted").isel(head) / uniform
+    band = null.min(("draw", "recipe", "seed")), null.max(("draw", "recipe", "seed"))
+    axis.fill_between(shown["offset"], *band, color=PERMUTED, alpha=0.35, linewidth=0, label="positions permuted")
+    ratio = shown["pattern_by_offset"].isel(head) / uniform
+    for number, (recipe, name) in enumerate(NAMES.items()):
         for seed in range(result.sizes["seed"]):
-            drawn = {"color": COLOURS[place], "linestyle": ["-", (0, (4, 1))][place == 0], "linewidth": 0.9}
-            one = ratio.sel(recipe=recipe).isel(seed=seed)
-            axis.plot(shown["offset"], one, label=name if seed == 0 else None, **drawn)
+            style = {"color": COLOURS[number], "linestyle": ["-", (0, (4, 1))][number == 0], "linewidth": 0.9}
+            of_run = ratio.sel(recipe=recipe).isel(seed=seed)
+            axis.plot(shown["offset"], of_run, label=name if seed == 0 else None, **style)
     axis.axhline(1, color="black", linewidth=0.5)
     axis.set(xlabel=label("offset"), ylabel="attention / uniform")
     axis.margins(x=0)
@@ -68,8 +72,8 @@ def _lines(part: SubFigure, result: xr.Dataset) -> None:
 
 
 def _maps(part: SubFigure, result: xr.Dataset) -> None:
-    best = most_proximal(result)
-    ratio = (result["grid_pattern_by_offset"] / result["grid_uniform_pattern_by_offset"]).isel(best).mean("seed")
+    head = most_proximal(result)
+    ratio = (result["grid_pattern_by_offset"] / result["grid_uniform_pattern_by_offset"]).isel(head).mean("seed")
     axes = part.subplots(1, len(NAMES), sharey=True)
     image = None
     for axis, (recipe, name) in zip(axes, NAMES.items(), strict=True):

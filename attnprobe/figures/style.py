@@ -1,4 +1,4 @@
-"""One look for every figure: text width of a one-column paper, readable in print and without colour vision."""
+"""Style of all figures: one-column text width, readable in print and with colour-vision deficiency."""
 
 import io
 from contextlib import AbstractContextManager
@@ -8,9 +8,9 @@ import matplotlib
 from matplotlib.figure import Figure
 
 WIDTH = 5.5
-"""Inches: the text width of most one-column venues; two-column venues set it across both."""
+"""Figure width in inches: the text width of most one-column venues, both columns of two-column ones."""
 
-# Okabe & Ito's palette, which stays apart under all common kinds of colour blindness; black last.
+# Okabe & Ito's palette is distinguishable with all common kinds of colour blindness; black last
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#B8A900", "#000000")
 DASHES = ("-", (0, (4, 1)), (0, (4, 1, 1, 1)), (0, (1, 0.8)))
 PERMUTED = "#9A9A9A"
@@ -19,7 +19,7 @@ DIVERGING = "RdBu_r"
 
 
 def paper() -> AbstractContextManager[None]:
-    """Return the context in which every figure is made and saved."""
+    """Return the Matplotlib context in which all figures are drawn and saved."""
     return matplotlib.rc_context(
         {
             "font.size": 7.5,
@@ -37,23 +37,23 @@ def paper() -> AbstractContextManager[None]:
             "legend.frameon": False,
             "figure.dpi": 150,
             "savefig.dpi": 300,
-            "pdf.fonttype": 42,  # text stays text in the PDF
+            "pdf.fonttype": 42,  # keep text as text in the PDF
             "svg.fonttype": "none",
         }
     )
 
 
 class Page(Figure):
-    """A figure that Jupyter shows without pyplot, and so without its global state."""
+    """A figure that Jupyter can display without pyplot and its global state."""
 
     def _repr_png_(self) -> bytes:
-        """Return the picture at the resolution of a screen."""
-        made = io.BytesIO()
+        """Return the figure as PNG at screen resolution."""
+        buffer = io.BytesIO()
         with paper():
-            self.savefig(made, format="png", dpi=150)
-        return made.getvalue()
+            self.savefig(buffer, format="png", dpi=150)
+        return buffer.getvalue()
 
 
 def line(number: int) -> dict[str, Any]:
-    """Return colour and dash of the n-th line: both change, so that lines stay apart in greyscale."""
+    """Return colour and dash pattern of the n-th line; both vary, so lines are distinguishable in greyscale."""
     return {"color": COLOURS[number % len(COLOURS)], "linestyle": DASHES[number % len(DASHES)]}

@@ -1,4 +1,4 @@
-"""From a checkpoint or a run to files and pages; the parts are imported when they are first used."""
+"""Write results, figures and reports of a checkpoint or a run. Submodules are imported at first use."""
 
 from importlib import import_module
 from types import ModuleType
@@ -7,7 +7,7 @@ PARTS = ("page", "rows", "write")
 
 
 def __getattr__(name: str) -> ModuleType:
-    """Return a part."""
+    """Import and return a submodule."""
     if name in PARTS:
         return import_module(f"attnprobe.report.{name}")
-    raise AttributeError(f"module 'attnprobe.report' has no attribute {name!r}; it has {', '.join(PARTS)}")
+    raise AttributeError(f"module 'attnprobe.report' has no attribute {name!r}; valid: {', '.join(PARTS)}")

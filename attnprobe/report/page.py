@@ -1,4 +1,4 @@
-"""One page (report.html) with a section for every measure."""
+"""HTML report with a section for every measure."""
 
 import html
 import inspect
@@ -16,9 +16,17 @@ from attnprobe.training.run import Run
 
 
 def write_report(path: Path, folder: Path, progress: bool = True) -> Path:
-    """Write every measure of a run or a checkpoint, and one page, report.html, with a section for each.
+    """Run every measure on a checkpoint or a run, and write all results, figures and the page report.html.
 
-    A measure that makes no sense there has its reason in the place of its figures.
+    If a measure does not apply to the network, its section has the reason instead of figures.
+
+    Args:
+        path: Checkpoint file or run folder. For a run, every checkpoint is measured.
+        folder: Folder for all files; created if it does not exist.
+        progress: Show progress bars.
+
+    Returns:
+        Path of report.html.
     """
     run = Run.open(path) if path.is_dir() else None
     checkpoint = run.checkpoints[-1] if run is not None else load(path)
@@ -26,24 +34,26 @@ def write_report(path: Path, folder: Path, progress: bool = True) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     sections = []
     for name, measure in MEASURES.items():
-        said = (inspect.getdoc(measure) or "").split("\n")[0]
+        summary = (inspect.getdoc(measure) or "").split("\n")[0]
         try:
             if run is not None:
                 result = write_run(name, run, folder, progress=progress).isel(step=-1)
-                pages = [f"{name}_over_steps", f"{run.checkpoint_paths[-1].stem}/{name}"]
+                stems = [f"{name}_over_steps", f"{run.checkpoint_paths[-1].stem}/{name}"]
             else:
-                result, pages = write_checkpoint(name, checkpoint, folder), [name]
+                result, stems = write_checkpoint(name, checkpoint, folder), [name]
         except UsageError as error:
-            sections.append(f"<h2>{name}</h2><p>{html.escape(said)}</p><p>Not measured: {html.escape(str(error))}</p>")
+            sections.append(
+                f"<h2>{name}</h2><p>{html.escape(summary)}</p><p>Not measured: {html.escape(str(error))}</p>"
+            )
             continue
-        images = "".join(f'<p><a href="{page}.pdf"><img src="{page}.png" alt="{page}"></a></p>' for page in pages)
-        numbers = ""
+        images = "".join(f'<p><a href="{stem}.pdf"><img src="{stem}.png" alt="{stem}"></a></p>' for stem in stems)
+        tables = ""
         for row in whole_rows(result) + shown_rows(result):
             if lines := table(row, result.attrs["ci_prob"]):
-                about = f"layer {row['layer']}, head {row['head']}" if "layer" in row else "whole network"
-                text = pd.DataFrame(lines).to_html(index=False, border=0)
-                numbers += f"<details><summary>{about}</summary>{text}</details>"
-        sections.append(f"<h2>{name}</h2><p>{html.escape(said)}</p>{images}{numbers}")
+                heading = f"layer {row['layer']}, head {row['head']}" if "layer" in row else "whole network"
+                content = pd.DataFrame(lines).to_html(index=False, border=0)
+                tables += f"<details><summary>{heading}</summary>{content}</details>"
+        sections.append(f"<h2>{name}</h2><p>{html.escape(summary)}</p>{images}{tables}")
     page = folder / "report.html"
     write_whole(page, PAGE.format(title=html.escape(checkpoint.title), body="".join(sections)))
     return page

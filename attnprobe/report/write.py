@@ -1,4 +1,4 @@
-"""From a checkpoint or a run to files: each result as netCDF, each figure as PNG and PDF."""
+"""Write results as netCDF and figures as PNG and PDF."""
 
 import os
 import tempfile
@@ -20,9 +20,9 @@ from attnprobe.training.run import Run
 
 
 def default_folder(path: Path) -> Path:
-    """Return where figures go: for a run its ``figures``; for a checkpoint a folder of its name in there.
+    """Return the default output folder: ``figures`` of a run, or ``figures/NAME`` for a checkpoint.
 
-    A checkpoint that lies in no run has ``figures`` beside it.
+    The ``figures`` of a checkpoint is in its run folder or, if it belongs to no run, next to the checkpoint.
     """
     if path.is_dir():
         return path / "figures"
@@ -33,7 +33,17 @@ def default_folder(path: Path) -> Path:
 def write_checkpoint(
     measure: str, checkpoint: Checkpoint, folder: Path, options: Mapping[str, Any] | None = None
 ) -> xr.Dataset:
-    """Measure a checkpoint, write MEASURE.nc, .png and .pdf into the folder, and return the result."""
+    """Measure a checkpoint, and write the result and its figure.
+
+    Args:
+        measure: Name of the measure.
+        checkpoint: Checkpoint to measure.
+        folder: Folder for MEASURE.nc, .png and .pdf; created if it does not exist.
+        options: Keyword arguments of the measure.
+
+    Returns:
+        Result of the measure.
+    """
     prepare(folder)
     result = MEASURES[measure](checkpoint, **(options or {}))
     _write(result, draw(result), folder / measure)
@@ -43,10 +53,17 @@ def write_checkpoint(
 def write_run(
     measure: str, run: Run, folder: Path, options: Mapping[str, Any] | None = None, progress: bool = True
 ) -> xr.Dataset:
-    """Measure every checkpoint of a run, and join the results along the steps.
+    """Measure every checkpoint of a run, and write the results and figures of each and of the run.
 
-    Writes each checkpoint's files into a folder of its name, MEASURE_over_steps.nc, .png and .pdf beside them, and
-    returns the joined result.
+    Args:
+        measure: Name of the measure.
+        run: Run to measure.
+        folder: Folder for MEASURE_over_steps.nc, .png and .pdf, with a subfolder for each checkpoint.
+        options: Keyword arguments of the measure.
+        progress: Show a progress bar.
+
+    Returns:
+        The results, joined along ``step``.
     """
     prepare(folder)
     results = []
@@ -59,22 +76,22 @@ def write_run(
 
 
 def prepare(folder: Path) -> None:
-    """See that files can be written into a folder, there already or not, before the work starts; make nothing yet."""
+    """Raise `UsageError` if the folder, which may not exist yet, is not writable; create nothing."""
     try:
-        with tempfile.TemporaryFile(dir=next(one for one in (folder, *folder.absolute().parents) if one.exists())):
+        with tempfile.TemporaryFile(dir=next(path for path in (folder, *folder.absolute().parents) if path.exists())):
             pass
     except OSError as error:
         raise UsageError(f"{folder}: cannot be written ({error.strerror})") from error
 
 
 def write_figure(figure: Figure, stem: Path, title: str) -> None:
-    """Write a figure as STEM.png and STEM.pdf, each whole or not at all, and the same bytes for the same figure."""
+    """Write a figure as STEM.png and STEM.pdf, atomically and reproducibly (the same figure gives the same bytes)."""
     stem.parent.mkdir(parents=True, exist_ok=True)
-    made_by = {".pdf": {"Creator": "attnprobe", "CreationDate": None}, ".png": {"Software": "attnprobe"}}
+    metadata = {".pdf": {"Creator": "attnprobe", "CreationDate": None}, ".png": {"Software": "attnprobe"}}
     with paper():
-        for suffix, maker in made_by.items():
+        for suffix, fields in metadata.items():
             part = stem.with_name(f"{stem.name}.part{suffix}")
-            figure.savefig(part, metadata={**maker, "Title": title})
+            figure.savefig(part, metadata={**fields, "Title": title})
             os.replace(part, stem.with_suffix(suffix))
 
 

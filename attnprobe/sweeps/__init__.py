@@ -1,30 +1,30 @@
-"""Sweeps: every combination of settings and seeds, each trained once, into one table.
+"""Sweeps: train every combination of settings and seeds once and tabulate the results.
 
-A sweep is a TOML (or YAML) file with the settings that all cells share and a grid over any others:
+A sweep is a TOML or YAML file with the settings that all cells share and a grid over others:
 
-    out = "runs/rates"                    # optional; else runs/NAME-OF-THE-FILE
+    out = "runs/rates"                    # optional; runs/NAME-OF-THE-FILE by default
 
     [base]
     steps = 1000
     pretrain_steps = 700
 
     [grid]
-    recipe = ["supervised", "spt"]            # the cells are the product of all lists
+    recipe = ["supervised", "spt"]            # the cells are the Cartesian product of all lists
     seed = [0, 1, 2]
-    task_options.n = [32, 64]             # one parameter of the task
+    task_options.n = [32, 64]             # a task parameter
 
-    [[grid.task]]                         # settings that go together: each table is one value of the list,
-    task = "pairs"                        # the list's name is free
+    [[grid.task]]                         # settings that vary together: each table is one value of the list;
+    task = "pairs"                        # the list may have any name
 
     [[grid.task]]
     task = "bigrams"
     n_layers = 2
 
-The grid wins over the base, and both over what the task recommends (`attnprobe.configure`). A cell is the run folder
-OUT/TASK-RECIPE-SEED-HASH, where HASH is that of all its settings: the same settings are the same folder, in any order
-and from any file, so that a sweep can be cut off, repeated and extended, and nothing is trained twice. What a file that
-a setting names holds (``init_from``) is not in the hash. OUT also holds ``sweep.json``, the plan of the last sweep that
-began there, and ``sweep.csv``, its table as it was when that ended.
+The grid overrides the base, and both override the settings that the task recommends (`attnprobe.configure`). A cell is
+the run folder OUT/TASK-RECIPE-SEED-HASH, where HASH is computed from all its settings. Equal settings share a folder,
+whatever their order and file, so a sweep can be interrupted, repeated and extended without training anything twice. The
+content of a file that a setting refers to (``init_from``) is not hashed. OUT also holds ``sweep.json``, the plan of the
+last sweep started there, and ``sweep.csv``, its table at the end of that sweep.
 """
 
 import json
@@ -44,15 +44,20 @@ from attnprobe.sweeps.workers import run_all
 __all__ = ["Cell", "Sweep", "look_at", "open_sweep", "read_sweep", "run_sweep", "summary", "train_all"]
 
 AGAIN_AFTER = 2.0
-"""Seconds until `train_all` looks again at a run that another process is training."""
+"""Seconds before `train_all` retries a run that another process is training."""
 
 
 def run_sweep(sweep: Sweep, cells: Sequence[Cell], count: int = 1, ray: str | None = None) -> None:
-    """Bring cells of the sweep, a shard of it or all, to their end, and write the table of the whole sweep.
+    """Train cells of a sweep and write the table of the whole sweep.
 
-    Cells run in ``count`` processes of one thread each, or on the Ray cluster at the address ``ray``. What is finished
-    is left alone, what was cut off is resumed, what failed is tried again and does not stop the others. A cell that
-    another sweep is training is left to it (on Ray it is waited for).
+    Finished cells are skipped, interrupted cells are resumed and failed cells are retried. A failure does not stop the
+    other cells. A cell that another sweep is training is skipped (on Ray, it is waited for).
+
+    Args:
+        sweep: The sweep.
+        cells: Cells to train: all of them or a shard.
+        count: Number of worker processes of one thread each.
+        ray: Address of a Ray cluster to use instead of worker processes.
     """
     if count < 1:
         raise UsageError(f"workers={count}: must be at least 1")
@@ -61,7 +66,7 @@ def run_sweep(sweep: Sweep, cells: Sequence[Cell], count: int = 1, ray: str | No
         _write_plan(sweep)
     except OSError as error:
         raise UsageError(f"{sweep.out}: cannot be written ({error.strerror})") from error
-    plan = _left({cell.folder.absolute(): cell.config for cell in cells})
+    plan = _unfinished({cell.folder.absolute(): cell.config for cell in cells})
     if plan and ray is not None:
         from attnprobe.sweeps.cluster import run_on_ray
 
@@ -72,15 +77,23 @@ def run_sweep(sweep: Sweep, cells: Sequence[Cell], count: int = 1, ray: str | No
 
 
 def train_all(configs: Sequence[TrainConfig], out: str | Path, workers: int = 1) -> "list[ap.Run]":
-    """Return the finished run of every configuration, in their order, training those that ``out`` does not hold yet.
+    """Train the configurations that have no finished run in ``out`` and return the run of each, in order.
 
-    A run's folder is that of a sweep's cell: equal configurations are one run, and several calls, one after the other
-    or at once, share what they have in common. Raises `UsageError` where a run fails, when the others have ended.
+    Run folders are named as in a sweep: equal configurations share one run, also between successive or concurrent
+    calls.
+
+    Args:
+        configs: Configurations, possibly with duplicates.
+        out: Folder of the run folders.
+        workers: Number of worker processes of one thread each.
+
+    Raises:
+        UsageError: If a run fails; the other runs end first.
     """
     out = Path(out)
     plan = {run_folder(out, config): config for config in configs}
-    while left := _left(plan):
-        outcomes = run_all(attempt, left, workers, lost=record_failure)
+    while unfinished := _unfinished(plan):
+        outcomes = run_all(attempt, unfinished, workers, lost=record_failure)
         for folder, outcome in outcomes.items():
             if outcome == "failed":
                 raise UsageError(f"{folder}: {look(folder).reason}")
@@ -89,10 +102,10 @@ def train_all(configs: Sequence[TrainConfig], out: str | Path, workers: int = 1)
     return [ap.Run(run_folder(out, config)) for config in configs]
 
 
-def _left(plan: Mapping[Path, TrainConfig]) -> dict[Path, TrainConfig]:
-    """Return what is not done of a plan, the longest first, so that no worker idles at the end."""
-    left = {folder: config for folder, config in plan.items() if look(folder).status != "done"}
-    return dict(sorted(left.items(), key=lambda one: -one[1].steps))
+def _unfinished(plan: Mapping[Path, TrainConfig]) -> dict[Path, TrainConfig]:
+    """Return the unfinished runs of a plan, longest first, so that no worker idles at the end."""
+    unfinished = {folder: config for folder, config in plan.items() if look(folder).status != "done"}
+    return dict(sorted(unfinished.items(), key=lambda item: -item[1].steps))
 
 
 def _write_plan(sweep: Sweep) -> None:

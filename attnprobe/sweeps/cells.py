@@ -1,9 +1,9 @@
-"""One cell of a sweep: a run folder that is trained once, whoever comes first.
+"""Cells of a sweep: run folders, each trained once by the first process that locks it.
 
-Beside what a run leaves behind the folder holds ``cell.lock``, which the process that trains the cell holds (the
-operating system releases it when the process dies), ``failed.json`` where the last attempt failed, and ``took.json``,
-the seconds that its attempts took (none for one that was killed). The lock is
-flock: on a file system that several nodes share it must reach all of them (NFS does; Lustre is mounted with ``flock``).
+In addition to the files of a run, the folder holds ``cell.lock``, locked by the process that trains the cell (the
+operating system releases the lock if the process dies), ``failed.json`` if the last attempt failed, and ``took.json``,
+the total seconds of its attempts, without killed ones. The lock uses flock. A file system shared by several nodes must
+support flock across nodes (NFS does; Lustre must be mounted with ``flock``).
 """
 
 import json
@@ -27,30 +27,30 @@ STATUSES: tuple[Status, ...] = ("done", "running", "unfinished", "failed", "miss
 Outcome = Literal["done", "failed", "held"]
 
 HELD_AFTER = 2.0
-"""Seconds after which a lock counts as held: longer than anybody needs to look at it."""
+"""Seconds to wait for a lock before it counts as held; a status check holds it for less."""
 
 
 @dataclass(frozen=True)
 class State:
-    """How far a cell is."""
+    """Status and metrics of a cell."""
 
     status: Status
     metrics: list[dict[str, Any]]
     reason: str | None = None
-    """Why it failed."""
+    """Why the cell failed, if it did."""
 
     @property
     def step(self) -> int:
-        """The last step that was evaluated; 0 before the first."""
+        """The last evaluated step; 0 before the first evaluation."""
         return self.metrics[-1]["step"] if self.metrics else 0
 
 
 def look(folder: Path) -> State:
-    """Return the state of the cell in a folder, which may not exist; nothing is loaded but text."""
+    """Return the state of the cell in a folder, which need not exist; only text files are read."""
     metrics = read_metrics(folder / "metrics.jsonl")
     if (folder / "finished.json").exists():
         return State("done", metrics)
-    if _held(folder):
+    if _is_locked(folder):
         return State("running", metrics)
     try:
         return State("failed", metrics, json.loads((folder / "failed.json").read_text())["reason"])
@@ -59,41 +59,41 @@ def look(folder: Path) -> State:
 
 
 def reached(folder: Path) -> int:
-    """Return the last step that the cell in a folder was evaluated at; 0 before the first."""
+    """Return the last evaluated step of the cell in a folder; 0 before the first evaluation."""
     return State("running", read_metrics(folder / "metrics.jsonl")).step
 
 
 def complete(folder: Path, config: TrainConfig, on_step: Callable[[int], None] | None = None) -> "ap.Run":
-    """Return the finished run of a configuration: trained, resumed where it was cut off, or as it lies there.
+    """Train or resume the run of a configuration in a folder and return it; a finished run is returned unchanged.
 
-    Raises `UsageError` where the folder holds another run; else as `attnprobe.train`.
+    Raises `UsageError` if the folder holds another run; otherwise as `attnprobe.train`.
     """
     run = ap.Run(folder)
     if not run.exists:
         return ap.train(config, folder, progress=False, on_step=on_step)
     if run.config != config:
-        raise UsageError(f"{folder}: holds another run; name another folder or remove it")
+        raise UsageError(f"{folder}: holds another run; choose another folder or delete it")
     return ap.resume(folder, progress=False, on_step=on_step)
 
 
 def attempt(folder: Path, config: TrainConfig, on_step: Callable[[int], None] | None = None) -> Outcome:
-    """Complete a cell and say how it went; one whose lock another process holds is left to it.
+    """Complete a cell and return the outcome; "held" if another process has locked the cell.
 
-    A failure is recorded in the folder and does not raise; another attempt begins at the newest state.
+    A failure is recorded in the folder instead of raised; the next attempt resumes from the latest state.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / "cell.lock", timeout=HELD_AFTER):
-            began = time.monotonic()
+            start = time.monotonic()
             try:
                 complete(folder, config, on_step)
             except UsageError as error:
                 return record_failure(folder, str(error))
             except Exception as error:
-                said = str(error).strip().split("\n")[0]
-                return record_failure(folder, f"{type(error).__name__}: {said}", traceback.format_exc())
+                message = str(error).strip().split("\n")[0]
+                return record_failure(folder, f"{type(error).__name__}: {message}", traceback.format_exc())
             finally:
-                write_whole(folder / "took.json", json.dumps({"seconds": took(folder) + time.monotonic() - began}))
+                write_whole(folder / "took.json", json.dumps({"seconds": took(folder) + time.monotonic() - start}))
             (folder / "failed.json").unlink(missing_ok=True)
             return "done"
     except Timeout:
@@ -103,18 +103,18 @@ def attempt(folder: Path, config: TrainConfig, on_step: Callable[[int], None] | 
 
 
 def took(folder: Path) -> float:
-    """Return the seconds that attempts at the cell in a folder took."""
+    """Return the total seconds of the attempts at the cell in a folder."""
     path = folder / "took.json"
     return json.loads(path.read_text())["seconds"] if path.exists() else 0.0
 
 
 def record_failure(folder: Path, reason: str, details: str | None = None) -> Outcome:
-    """Keep in the cell's folder why it failed."""
+    """Record in the cell's folder why it failed."""
     write_whole(folder / "failed.json", json.dumps({"reason": reason, "traceback": details}, indent=1) + "\n")
     return "failed"
 
 
-def _held(folder: Path) -> bool:
+def _is_locked(folder: Path) -> bool:
     lock = folder / "cell.lock"
     if not lock.exists():
         return False
@@ -123,5 +123,5 @@ def _held(folder: Path) -> bool:
             return False
     except Timeout:
         return True
-    except OSError:  # somebody else's folder, that can only be read
+    except OSError:  # a read-only folder, for example of another user
         return False

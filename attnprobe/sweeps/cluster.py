@@ -1,7 +1,7 @@
-"""The cells of a sweep on a Ray cluster: one task a cell, of one CPU (and one GPU, where the device is one).
+"""Sweeps on a Ray cluster: one task per cell, with one CPU (and one GPU if the device is a GPU).
 
-Every node needs attnprobe and the same folder of the sweep, on a file system that they share: a cell whose node dies is
-then resumed elsewhere from its newest state, as soon as the lock of the dead process is gone.
+Every node needs attnprobe and the sweep's folder on a shared file system. If a node dies, its cells are resumed on
+other nodes from their latest state, as soon as the locks of the dead processes are released.
 """
 
 import contextlib
@@ -23,15 +23,15 @@ from attnprobe.sweeps.workers import TRIES
 from attnprobe.tasks.folder import VARIABLE
 
 AGAIN_AFTER = 3.0
-"""Seconds until a cell whose lock is held is tried again."""
+"""Seconds before a locked cell is retried."""
 LOOKED_EVERY = 2.0
-"""Seconds between two looks at how far the cells are."""
+"""Seconds between two progress updates."""
 
 
 def run_on_ray(plan: Mapping[Path, TrainConfig], address: str) -> None:
-    """Bring every cell of the plan to its end, done or failed, on the cluster at ``address``.
+    """Train every cell of the plan, until done or failed, on the cluster at ``address``.
 
-    A task whose node or process dies is started up to `TRIES` times. Raises `UsageError` without Ray, or where the
+    A task whose node or process dies is started up to `TRIES` times. Raises `UsageError` if Ray is not installed or the
     cluster cannot be reached.
     """
     try:
@@ -43,7 +43,7 @@ def run_on_ray(plan: Mapping[Path, TrainConfig], address: str) -> None:
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise UsageError(f"ray={address!r}: cannot be reached ({' '.join(str(error).split())})") from error
     try:
-        with contextlib.redirect_stdout(sys.stderr):  # what Ray says of nodes that die
+        with contextlib.redirect_stdout(sys.stderr):  # messages of Ray about dead nodes
             _run(ray, plan)
     finally:
         ray.shutdown()
@@ -59,42 +59,42 @@ def _run(ray: Any, plan: Mapping[Path, TrainConfig]) -> None:
 
     running = {start(folder): folder for folder in plan}
     held: dict[Path, float] = {}
-    ended, looked = set[Path](), 0.0
+    ended, updated = set[Path](), 0.0
     total = sum(config.steps for config in plan.values())
     with tqdm(total=total, unit="step", dynamic_ncols=True, mininterval=0.5) as bar:
         while running or held:
-            for folder in [one for one, since in held.items() if time.monotonic() - since > AGAIN_AFTER]:
+            for folder in [path for path, since in held.items() if time.monotonic() - since > AGAIN_AFTER]:
                 del held[folder]
                 running[start(folder)] = folder
-            for one in ray.wait(list(running), timeout=0.5)[0] if running else ():
-                folder = running.pop(one)
+            for reference in ray.wait(list(running), timeout=0.5)[0] if running else ():
+                folder = running.pop(reference)
                 try:
-                    outcome: Outcome = ray.get(one)
+                    outcome: Outcome = ray.get(reference)
                 except ray.exceptions.RayTaskError as error:
                     raise error.cause from None
                 except ray.exceptions.RayError as error:
-                    said = str(error).strip().split("\n")[0]
-                    outcome = record_failure(folder, f"its task was lost: {type(error).__name__}: {said}")
+                    message = str(error).strip().split("\n")[0]
+                    outcome = record_failure(folder, f"the Ray task was lost: {type(error).__name__}: {message}")
                 if outcome == "held":
                     held[folder] = time.monotonic()
                 else:
                     ended.add(folder)
             if not running:
                 time.sleep(0.5 if held else 0)
-            if time.monotonic() - looked > LOOKED_EVERY or not (running or held):
-                looked = time.monotonic()
-                steps = (config.steps if one in ended else reached(one) for one, config in plan.items())
+            if time.monotonic() - updated > LOOKED_EVERY or not (running or held):
+                updated = time.monotonic()
+                steps = (config.steps if path in ended else reached(path) for path, config in plan.items())
                 bar.update(sum(steps) - bar.n)
             bar.set_description(f"{len(ended)} of {len(plan)} runs", refresh=False)
 
 
 def _task(folder: Path, config: TrainConfig, data: str | None) -> Outcome:
-    """Attempt one cell, on whichever node."""
+    """Attempt one cell on a node of the cluster."""
     import torch
 
     torch.set_num_threads(1)
     if not folder.parent.is_dir():
-        raise UsageError(f"{folder.parent}: node {socket.gethostname()} does not see it; the nodes must share it")
+        raise UsageError(f"{folder.parent}: not found on node {socket.gethostname()}; all nodes must share this folder")
     if data is not None:
         os.environ[VARIABLE] = data
     return attempt(folder, config)

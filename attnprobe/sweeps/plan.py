@@ -1,4 +1,4 @@
-"""From the file of a sweep to its cells: every combination of settings, each with the folder that belongs to it."""
+"""Sweep plans: expand a sweep file into cells, one per combination of settings, each with its run folder."""
 
 import dataclasses
 import hashlib
@@ -24,18 +24,18 @@ class Cell:
     folder: Path
     config: TrainConfig
     settings: dict[str, Any]
-    """Task, recipe and seed, what the grid names and what else differs between cells; options as task_options.NAME."""
+    """Task, recipe, seed and all settings in the grid or that differ between cells; options as task_options.NAME."""
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """The cells of a sweep, in the order of its grid: the last list changes fastest."""
+    """The cells of a sweep in grid order: the last list varies fastest."""
 
     out: Path
     cells: tuple[Cell, ...]
 
     def shard(self, shard: str | None) -> tuple[Cell, ...]:
-        """Return the cells of shard ``i/k``, those whose index is i modulo k; all for None."""
+        """Return the cells of shard ``i/k``, whose index is i modulo k; all cells for None."""
         if shard is None:
             return self.cells
         first, slash, count = shard.partition("/")
@@ -45,66 +45,72 @@ class Sweep:
 
 
 def read_sweep(path: str | Path, out: str | Path | None = None) -> Sweep:
-    """Read a sweep from a TOML or YAML file, into ``out`` or the folder that the file names, or runs/NAME-OF-THE-FILE.
+    """Read a sweep from a TOML or YAML file; nothing is written.
 
-    Raises `UsageError` naming the cell whose settings do not fit each other; nothing is written.
+    Args:
+        path: The sweep file.
+        out: Output folder; by default the file's ``out``, else runs/NAME-OF-THE-FILE.
+
+    Raises:
+        UsageError: If the file is invalid or the settings of a cell are inconsistent; the message names the cell.
     """
     path = Path(path)
-    found = read_file(path)
+    content = read_file(path)
     valid = {"out": str, "base": dict, "grid": dict}
-    for name, value in found.items():
+    for name, value in content.items():
         if name not in valid:
-            raise UsageError(f"{path}: a sweep has no {name!r}; valid: {listed(valid)}")
+            raise UsageError(f"{path}: unknown key {name!r}; valid: {listed(valid)}")
         if not isinstance(value, valid[name]):
-            raise UsageError(f"{path}: {name}={value!r} must be {'text' if name == 'out' else 'a section'}")
-    folder = Path(out or found.get("out") or Path("runs") / path.stem)
-    base = _flat(found.get("base", {}), str(path))
-    named = [dict(itertools.chain(*map(dict.items, cell))) for cell in itertools.product(*_axes(found, str(path)))]
-    configs = [_configure(base, settings, str(path)) for settings in named]
-    shown = _shown(configs, named)
+            raise UsageError(f"{path}: {name}={value!r}: must be {'a string' if name == 'out' else 'a section'}")
+    folder = Path(out or content.get("out") or Path("runs") / path.stem)
+    base = _flat(content.get("base", {}), str(path))
+    axes = _axes(content, str(path))
+    combinations = [dict(itertools.chain(*map(dict.items, cell))) for cell in itertools.product(*axes)]
+    configs = [_configure(base, settings, str(path)) for settings in combinations]
+    cell_settings = _distinguishing(configs, combinations)
     folders = [run_folder(folder, config) for config in configs]
     first: dict[Path, int] = {}
-    for index, (one, settings) in enumerate(zip(folders, named, strict=True)):
-        # Merged, they would leave the table with fewer rows than the grid has cells, and a slip unseen.
-        if first.setdefault(one, index) != index:
-            raise UsageError(f"{path}: cells {first[one]} and {index} are the same run ({_said(settings)})")
-    return Sweep(folder, tuple(map(Cell, folders, configs, shown)))
+    for index, (run, settings) in enumerate(zip(folders, combinations, strict=True)):
+        # Merging duplicates would hide a mistake: the table would have fewer rows than the grid has cells.
+        if first.setdefault(run, index) != index:
+            raise UsageError(f"{path}: cells {first[run]} and {index} are the same run ({_describe(settings)})")
+    return Sweep(folder, tuple(map(Cell, folders, configs, cell_settings)))
 
 
-def _axes(found: Mapping[str, Any], where: str) -> list[list[dict[str, Any]]]:
-    """Return for every list of the grid its values, each as the settings that it stands for."""
+def _axes(content: Mapping[str, Any], where: str) -> list[list[dict[str, Any]]]:
+    """Return the values of each list in the grid, each value as a dict of settings."""
     lists: dict[str, Any] = {}
-    for name, values in found.get("grid", {}).items():
+    for name, values in content.get("grid", {}).items():
         lists |= _flat({name: values}, where) if isinstance(values, dict) and name == OPTIONS else {name: values}
     axes: dict[str, list[dict[str, Any]]] = {}
     for name, values in lists.items():
         if not isinstance(values, list) or not values:
-            raise UsageError(f"{where}: grid.{name}={values!r} must be a list of values, or of tables")
-        together = {isinstance(value, dict) and name != OPTIONS for value in values}
-        if len(together) > 1:
+            raise UsageError(f"{where}: grid.{name}={values!r}: must be a non-empty list of values or of tables")
+        are_tables = {isinstance(value, dict) and name != OPTIONS for value in values}
+        if len(are_tables) > 1:
             raise UsageError(f"{where}: grid.{name} mixes values and tables")
-        axes[name] = [_flat(value if together == {True} else {name: value}, where) for value in values]
+        axes[name] = [_flat(value if are_tables == {True} else {name: value}, where) for value in values]
     owner: dict[str, str] = {}
     for name, axis in axes.items():
         for setting in dict.fromkeys(itertools.chain(*axis)):
             if owner.setdefault(setting, name) != name:
-                raise UsageError(f"{where}: {setting} is in grid.{owner[setting]} and in grid.{name}")
+                raise UsageError(f"{where}: {setting} is in both grid.{owner[setting]} and grid.{name}")
     return list(axes.values())
 
 
-def _flat(named: Mapping[Any, Any], where: str) -> dict[str, Any]:
-    """Return settings with the parameters of the task as task_options.NAME beside them."""
-    for name in named:
+def _flat(settings: Mapping[Any, Any], where: str) -> dict[str, Any]:
+    """Return settings with task parameters flattened to task_options.NAME."""
+    for name in settings:
         if not isinstance(name, str):
             raise UsageError(f"{where}: {name!r} is not the name of a setting")
-    options = named.get(OPTIONS, {})
+    options = settings.get(OPTIONS, {})
     if not isinstance(options, Mapping):
-        raise UsageError(f"{where}: {OPTIONS}={options!r} must be names and values")
+        raise UsageError(f"{where}: {OPTIONS}={options!r}: must be a table of names and values")
     try:
-        refuse_former_settings(named)
+        refuse_former_settings(settings)
     except UsageError as error:
         raise UsageError(f"{where}: {error}") from None
-    rest = {name: value for name, value in named.items() if name != OPTIONS}
+    rest = {name: value for name, value in settings.items() if name != OPTIONS}
     return rest | {f"{OPTIONS}.{name}": value for name, value in options.items()}
 
 
@@ -116,52 +122,53 @@ def _configure(base: Mapping[str, Any], settings: Mapping[str, Any], where: str)
     try:
         return tasks.configure(**flat)
     except UsageError as error:
-        raise UsageError(f"{where}: cell {_said(settings)}: {error}") from None
+        raise UsageError(f"{where}: cell {_describe(settings)}: {error}") from None
 
 
-def _said(settings: Mapping[str, Any]) -> str:
+def _describe(settings: Mapping[str, Any]) -> str:
     return ", ".join(f"{name}={value}" for name, value in settings.items()) or "base"
 
 
 def _plain(config: TrainConfig) -> dict[str, Any]:
-    """Return every setting of a run under one flat name, as plain values."""
+    """Return all settings of a run as a flat dict of plain values."""
     plain = dataclasses.asdict(config)
     options = {f"{OPTIONS}.{name}": value for name, value in plain.pop(OPTIONS).items()}
     return {**plain.pop("model"), **plain, **options}
 
 
-def _shown(configs: list[TrainConfig], named: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return for every cell the settings that tell it from the others."""
-    plain = list(map(_plain, configs))
+def _distinguishing(configs: list[TrainConfig], combinations: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return, for every cell, the settings that distinguish it from the others."""
+    cells = list(map(_plain, configs))
     values: dict[str, set[str]] = {}
-    for name in dict.fromkeys(itertools.chain(*plain)):
-        values[name] = {json.dumps(one.get(name)) for one in plain}
-    given = list(dict.fromkeys(itertools.chain(*named)))
-    differing = [name for name, found in values.items() if len(found) > 1]
-    names = dict.fromkeys(["task", "recipe", "seed", *given, *differing])
+    for name in dict.fromkeys(itertools.chain(*cells)):
+        values[name] = {json.dumps(cell.get(name)) for cell in cells}
+    in_grid = list(dict.fromkeys(itertools.chain(*combinations)))
+    differing = [name for name, distinct in values.items() if len(distinct) > 1]
+    names = dict.fromkeys(["task", "recipe", "seed", *in_grid, *differing])
     return [
-        {name: one.get(name, settings.get(name)) for name in names} for one, settings in zip(plain, named, strict=True)
+        {name: cell.get(name, settings.get(name)) for name in names}
+        for cell, settings in zip(cells, combinations, strict=True)
     ]
 
 
 def run_folder(sweep: Path, config: TrainConfig) -> Path:
-    """Return the folder of a configuration in a sweep, or the one that an earlier version gave it if that exists."""
+    """Return the run folder of a configuration in a sweep; an existing folder named by an earlier version is kept."""
     plain = dataclasses.asdict(config)
     current, former = (sweep / _folder_name(fields) for fields in (plain, former_settings(plain)))
     return former if former.exists() and not current.exists() else current
 
 
 def _folder_name(fields: Mapping[str, Any]) -> str:
-    """Return the name of the folder that belongs to settings: the same for the same settings."""
+    """Return the folder name of settings; equal settings have equal names."""
     text = json.dumps(_canonical(fields), sort_keys=True)
     digest = hashlib.sha256(text.encode()).hexdigest()[:12]
     return f"{tasks.short_name(fields['task'])}-{fields['recipe']}-{fields['seed']}-{digest}"
 
 
 def _canonical(value: Any) -> Any:
-    """Return a value in one form for all that are equal: 64.0 is 64."""
+    """Return the canonical form of a value, the same for equal values (64.0 becomes 64)."""
     if isinstance(value, dict):
-        return {name: _canonical(one) for name, one in value.items()}
+        return {name: _canonical(entry) for name, entry in value.items()}
     if isinstance(value, list | tuple):
-        return [_canonical(one) for one in value]
+        return [_canonical(entry) for entry in value]
     return int(value) if isinstance(value, float) and value.is_integer() else value

@@ -1,4 +1,4 @@
-"""What came of a sweep, so far: one tidy row a cell."""
+"""Sweep results so far, as a tidy table with one row per cell."""
 
 import json
 from collections import Counter
@@ -16,14 +16,19 @@ from attnprobe.training.metrics import best
 
 
 def open_sweep(folder: str | Path) -> pd.DataFrame:
-    """Return the table of a sweep, a row a cell, finished or not.
+    """Return the table of a sweep: one row per cell, finished or not.
 
-    Columns: the settings that vary; ``status`` (done, running, unfinished, failed, missing), ``folder``, ``step`` (the
-    last evaluated) of ``steps``, ``objective``; the metrics at that step (``test_accuracy`` ...); with a validation
-    split ``best_step``, that of the lowest validation loss of the labels, and the metrics there
-    (``best_test_accuracy`` ...); and the ``reason`` of a failure. What a cell does not have is missing.
+    Columns:
 
-    Raises `UsageError` where the folder holds no sweep.
+    - the settings that vary;
+    - ``status`` (done, running, unfinished, failed, missing) and ``folder``;
+    - ``step`` (the last evaluated step), ``steps`` (the total), ``objective`` and the metrics at ``step``
+      (``test_accuracy`` ...);
+    - with a validation split, ``best_step`` (the step of the lowest validation loss on the labels) and the metrics at
+      that step (``best_test_accuracy`` ...);
+    - ``reason``, why a cell failed.
+
+    Values that a cell does not have are missing. Raises `UsageError` if the folder holds no sweep.
     """
     path = Path(folder) / "sweep.json"
     try:
@@ -36,15 +41,15 @@ def open_sweep(folder: str | Path) -> pd.DataFrame:
 
 
 def look_at(cells: Sequence[Cell]) -> pd.DataFrame:
-    """Return the same table of some cells of a sweep, which may not have begun."""
+    """Return the table of `open_sweep` for some cells of a sweep, which need not have started."""
     return _table([_row(cell.folder, cell.settings, cell.config.steps) for cell in cells])
 
 
 def summary(table: pd.DataFrame) -> str:
-    """Say in one line how many cells of a table there are in each state."""
+    """Return the number of cells of a table in each state, as one line."""
     counts = Counter(table["status"])
-    said = ", ".join(f"{counts[status]} {status}" for status in STATUSES if counts[status])
-    return f"{len(table)} cell{'' if len(table) == 1 else 's'}: {said}"
+    states = ", ".join(f"{counts[status]} {status}" for status in STATUSES if counts[status])
+    return f"{len(table)} cell{'' if len(table) == 1 else 's'}: {states}"
 
 
 def _row(folder: Path, settings: Mapping[str, Any], steps: int) -> dict[str, Any]:
@@ -65,6 +70,6 @@ def _measured(metrics: Mapping[str, Any]) -> dict[str, Any]:
 def _table(rows: list[dict[str, Any]]) -> pd.DataFrame:
     if not rows:  # a shard beyond the last cell
         return pd.DataFrame(columns=["status", "folder", "step", "steps", "reason"])
-    longest = max(rows, key=len)  # the one with most metrics; all have theirs in the same order
+    longest = max(rows, key=len)  # the row with most metrics; all rows have them in the same order
     columns = [*longest, *(name for row in rows for name in row if name not in longest)]
     return pd.DataFrame(rows, columns=list(dict.fromkeys(columns)))

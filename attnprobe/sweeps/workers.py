@@ -1,7 +1,7 @@
-"""Many runs on one machine: worker processes of one thread each, under one progress bar.
+"""Parallel runs on one machine: worker processes of one thread each, under one progress bar.
 
-A worker takes one run after the other. One that dies (killed, or out of memory) is replaced, and its run is handed out
-again.
+Each worker processes runs one after another. A worker that dies (killed or out of memory) is replaced, and its run is
+retried.
 """
 
 import multiprocessing
@@ -23,9 +23,9 @@ Result = TypeVar("Result")
 OnStep = Callable[[int], None]
 
 TRIES = 3
-"""How often a run is started whose process dies each time."""
+"""Maximum number of times a run is started if its process dies."""
 TOLD_EVERY = 0.2
-"""Seconds between two reports of the step that a run has reached."""
+"""Seconds between two progress reports of a run."""
 
 
 def run_all(
@@ -34,11 +34,17 @@ def run_all(
     workers: int,
     lost: Callable[[Path, str], Result],
 ) -> dict[Path, Result]:
-    """Return ``work(folder, config, on_step)`` for every run of the plan, ``workers`` at a time, in its order.
+    """Call ``work(folder, config, on_step)`` for every run of the plan and return the results, in the plan's order.
 
-    ``work`` calls ``on_step`` with the number of every step; it is a function of a module, since processes are spawned.
-    ``lost(folder, why)`` stands in for the result of a run whose process died `TRIES` times. The first exception of
-    ``work`` is raised when the runs that are under way have ended; no others are started.
+    Args:
+        work: Function that processes one run and calls ``on_step`` with the number of every step. It must be defined at
+            module level, since processes are spawned.
+        plan: Run folders and their configurations.
+        workers: Maximum number of runs in parallel.
+        lost: ``lost(folder, reason)`` returns the result of a run whose process died `TRIES` times.
+
+    Raises:
+        Exception: The first exception of ``work``, after the runs in progress have ended; no others are started.
     """
     waiting, tries, results = deque(plan), Counter[Path](), dict[Path, Result]()
     reached = dict.fromkeys(plan, 0)
@@ -51,71 +57,71 @@ def run_all(
             while waiting or busy:
                 while waiting and len(busy) < workers:
                     worker = idle.pop() if idle else _Worker(work)
-                    worker.take(waiting[0], plan[waiting[0]])
+                    worker.send(waiting[0], plan[waiting[0]])
                     busy[worker.connection] = worker
                     tries[waiting.popleft()] += 1
                 for ready in multiprocessing.connection.wait(list(busy), timeout=0.5):
                     worker = busy[ready]
-                    what, value = worker.hear()
-                    if what == "step":
+                    kind, value = worker.receive()
+                    if kind == "step":
                         reached[worker.folder] = value
                         continue
                     del busy[ready]
-                    if what != "died":
+                    if kind != "died":
                         idle.append(worker)
-                    if what == "error":
+                    if kind == "error":
                         failure = failure or value
                         waiting.clear()
-                    elif what == "result":
+                    elif kind == "result":
                         results[worker.folder] = value
                         reached[worker.folder] = plan[worker.folder].steps
                     elif failure is None and tries[worker.folder] < TRIES:
                         waiting.append(worker.folder)
                     elif failure is None:
                         results[worker.folder] = lost(
-                            worker.folder, f"its process died in {TRIES} of {TRIES} tries, {value}"
+                            worker.folder, f"its process died in {TRIES} of {TRIES} attempts, {value}"
                         )
                 bar.update(sum(reached.values()) - bar.n)
                 bar.set_description(f"{len(results)} of {len(plan)} runs", refresh=False)
         finally:
             for worker in [*idle, *busy.values()]:
-                worker.end()
+                worker.stop()
     if failure is not None:
         raise failure
     return {folder: results[folder] for folder in plan}
 
 
 class _Worker:
-    """A worker process, as the one that started it sees it."""
+    """Handle of a worker process in the main process."""
 
     def __init__(self, work: Callable[..., Any]) -> None:
         context = multiprocessing.get_context("spawn")
-        self.connection, theirs = context.Pipe()
-        self.process = context.Process(target=_serve, args=(theirs, work))
+        self.connection, worker_end = context.Pipe()
+        self.process = context.Process(target=_serve, args=(worker_end, work))
         self.process.start()
-        theirs.close()
+        worker_end.close()
 
-    def take(self, folder: Path, config: TrainConfig) -> None:
-        """Hand it a run."""
+    def send(self, folder: Path, config: TrainConfig) -> None:
+        """Send a run to the worker."""
         self.folder = folder
         try:
             self.connection.send((folder, config))
         except OSError:
-            pass  # it died while it was idle: the next word from it is that
+            pass  # the worker died while idle, which `receive` reports next
 
-    def hear(self) -> tuple[str, Any]:
-        """Return what it says: ("step", number), ("result", ...), ("error", exception); or ("died", how)."""
+    def receive(self) -> tuple[str, Any]:
+        """Return the next message: ("step", number), ("result", ...), ("error", exception) or ("died", cause)."""
         try:
             return self.connection.recv()
         except (EOFError, OSError):
             self.process.join()
             code = self.process.exitcode or 0
-            how = f"last by {signal.Signals(-code).name}" if code < 0 else f"last with exit status {code}"
-            self.end()
-            return "died", how
+            cause = f"last by {signal.Signals(-code).name}" if code < 0 else f"last with exit status {code}"
+            self.stop()
+            return "died", cause
 
-    def end(self) -> None:
-        """Stop it: it leaves by itself when nobody listens, and is made to where it does not."""
+    def stop(self) -> None:
+        """Stop the worker: it exits when the connection closes, and is terminated if it does not."""
         self.connection.close()
         self.process.join(2)
         self.process.terminate()
@@ -123,24 +129,24 @@ class _Worker:
 
 
 def _serve(connection: Any, work: Callable[..., Any]) -> None:
-    """Do what comes over the connection until it closes: the life of a worker."""
+    """Process runs from the connection until it closes; main function of a worker."""
     import torch
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the keyboard interrupts the one that started it, and it ends this
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # on Ctrl-C the main process stops its workers
     torch.set_num_threads(1)
-    told = 0.0
+    reported = 0.0
 
-    def say(what: str, value: Any) -> None:
+    def send(kind: str, value: Any) -> None:
         try:
-            connection.send((what, value))
-        except OSError:  # nobody listens any more
+            connection.send((kind, value))
+        except OSError:  # the main process has closed the connection
             raise SystemExit(1) from None
 
     def on_step(step: int) -> None:
-        nonlocal told
-        if time.monotonic() - told > TOLD_EVERY:
-            say("step", step)
-            told = time.monotonic()
+        nonlocal reported
+        if time.monotonic() - reported > TOLD_EVERY:
+            send("step", step)
+            reported = time.monotonic()
 
     while True:
         try:
@@ -148,9 +154,9 @@ def _serve(connection: Any, work: Callable[..., Any]) -> None:
         except (EOFError, OSError):
             return
         try:
-            said = "result", work(folder, config, on_step)
+            message = "result", work(folder, config, on_step)
         except UsageError as error:
-            said = "error", error
+            message = "error", error
         except Exception:
-            said = "error", RuntimeError(traceback.format_exc())  # an exception of any kind may not be picklable
-        say(*said)
+            message = "error", RuntimeError(traceback.format_exc())  # other exceptions may not be picklable
+        send(*message)

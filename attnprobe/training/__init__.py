@@ -1,1 +1,1 @@
-"""Training: objectives, batches, the loop, and what a run leaves behind."""
+"""Training: objectives, batches, the training loop, checkpoints and run folders."""

@@ -1,6 +1,7 @@
-"""What a step of training sees: which sequences, which of their tokens are hidden, and both on the device.
+"""Training batches: which sequences a step trains on and which of their tokens are masked.
 
-Rows and masks are functions of seed, stage and step, and are drawn for the whole batch before it is cut into parts.
+Rows and masks are functions of seed, stage and step. They are drawn for the whole batch before it is split into
+micro-batches.
 """
 
 import functools
@@ -20,18 +21,18 @@ from attnprobe.training.objectives import Batch, draw_mask
 
 @dataclass(frozen=True)
 class Drawn:
-    """A batch before its sequences are read."""
+    """Rows and mask of a batch, drawn before its sequences are read."""
 
     rows: np.ndarray
-    """Which sequences of the split."""
+    """Indices of the sequences in the split."""
     mask: Bool[Tensor, "batch token"] | None
-    """Which tokens are hidden, for *masked*."""
+    """Masked tokens, if the objective masks tokens."""
     count: int
-    """Predictions that the loss is the mean over."""
+    """Number of predictions that the loss averages over."""
 
 
 def draw(config: TrainConfig, split: Split, objective: str, step: int) -> Drawn:
-    """Return the batch of a step (1, 2, ...) of a stage."""
+    """Draw the batch of a step (1, 2, ...) of a stage."""
     rows = batch_rows(config, len(split), objective, step)
     lengths, kind, mask = lengths_of(split, rows), OBJECTIVES[objective], None
     if kind.hides_tokens:
@@ -40,37 +41,37 @@ def draw(config: TrainConfig, split: Split, objective: str, step: int) -> Drawn:
 
 
 def batch_rows(config: TrainConfig, size: int, stage: str, step: int) -> np.ndarray:
-    """Return which of ``size`` training sequences make up the batch of a step (1, 2, ...) of a stage.
+    """Return the rows, out of ``size`` training sequences, in the batch of a step (1, 2, ...) of a stage.
 
-    Each pass through the data is a fresh permutation; a batch may span two of them, or more.
+    Each epoch is a new permutation of the rows; a batch may span several epochs.
     """
     first = (step - 1) * config.batch_size
-    turns = range(first // size, (first + config.batch_size - 1) // size + 1)
-    orders = np.concatenate([_order(config.seed, stage, turn, size) for turn in turns])
-    return orders[first - turns[0] * size :][: config.batch_size]
+    epochs = range(first // size, (first + config.batch_size - 1) // size + 1)
+    rows = np.concatenate([_permutation(config.seed, stage, epoch, size) for epoch in epochs])
+    return rows[first - epochs[0] * size :][: config.batch_size]
 
 
 @functools.lru_cache(maxsize=2)
-def _order(seed: int, stage: str, turn: int, size: int) -> np.ndarray:
-    return numpy_generator(seed, f"order {stage}", turn).permutation(size)
+def _permutation(seed: int, stage: str, epoch: int, size: int) -> np.ndarray:
+    return numpy_generator(seed, f"order {stage}", epoch).permutation(size)
 
 
 def lengths_of(split: Split, rows: np.ndarray) -> Int[Tensor, " batch"]:
-    """Return how many tokens of some sequences are not padding."""
+    """Return the length of each sequence without padding."""
     if split.lengths is None:
         return torch.full((len(rows),), split.inputs.shape[1])
     return torch.from_numpy(split.lengths[rows]).long()
 
 
 def mask_of(lengths: Int[Tensor, " batch"], share: float, generator: torch.Generator) -> Bool[Tensor, "batch token"]:
-    """Return which tokens of sequences of some lengths to hide."""
+    """Draw a mask for sequences of these lengths: each token is masked with probability ``share``."""
     return draw_mask(torch.arange(int(lengths.max())) < lengths[:, None], share, generator)
 
 
 def take(
     split: Split, rows: np.ndarray, mask: Bool[Tensor, "batch longest"] | None, device: torch.device
 ) -> tuple[Batch, Bool[Tensor, "batch token"] | None]:
-    """Return sequences and which of their tokens are hidden, on the device, no longer than the longest of them."""
+    """Return rows of a split and their mask on the device, truncated to the longest of these sequences."""
     lengths = None if split.lengths is None else lengths_of(split, rows)
     longest = split.inputs.shape[1] if lengths is None else int(lengths.max())
     labels = torch.from_numpy(split.labels[rows]).long()
@@ -83,7 +84,7 @@ def take(
 
 
 def _move(tensor: Tensor, device: torch.device) -> Tensor:
-    """Return the tensor on the device; a GPU fetches it while the processor goes on."""
+    """Return the tensor on the device; copies to a GPU are asynchronous."""
     if device.type != "cuda":
         return tensor.to(device)
     return tensor.pin_memory().to(device, non_blocking=True)

@@ -1,4 +1,4 @@
-"""Checkpoints: one file of plain types and tensors that explains itself."""
+"""Checkpoints: self-describing files of plain types and tensors."""
 
 import dataclasses
 import html
@@ -26,10 +26,10 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The state of a run at one step: network, optimiser, and how it came about.
+    """The state of a run at one step: network, optimiser, settings, metrics and provenance.
 
-    There is no state of a random generator in it: every draw of a run is a function of the seed and the step (see
-    `attnprobe.randomness`), so that seed and step are that state.
+    No random-generator state is stored: every draw of a run is a function of seed and step (see
+    `attnprobe.randomness`).
     """
 
     config: TrainConfig
@@ -38,14 +38,14 @@ class Checkpoint:
     optimiser: dict[str, Any]
     step: int
     objective: str
-    """The objective of the stage that the step belongs to."""
+    """Objective of the stage that contains the step."""
     metrics: list[dict[str, Any]]
-    """The run's metrics so far, as in ``metrics.jsonl``."""
+    """Metrics up to this step, as in ``metrics.jsonl``."""
     fingerprint: str
     """Fingerprint of the task's data."""
     provenance: dict[str, Any] = dataclasses.field(default_factory=provenance)
     path: Path | None = None
-    """The file it was read from."""
+    """File that the checkpoint was loaded from."""
 
     @cached_property
     def model(self) -> "Transformer":
@@ -61,36 +61,36 @@ class Checkpoint:
 
     @cached_property
     def task(self) -> tasks.Task:
-        """The task's data, made anew and compared with what the run was trained on."""
+        """The task's data, rebuilt and checked against the fingerprint of the training data."""
         task = tasks.build(self.config)
         if task.fingerprint != self.fingerprint:
-            made = f"now {task.fingerprint}, then {self.fingerprint}"
-            raise UsageError(f"{self.path}: task {task.name} no longer gives the data of this run ({made})")
+            fingerprints = f"fingerprint {task.fingerprint}, expected {self.fingerprint}"
+            raise UsageError(f"{self.path}: task {task.name} no longer generates this run's data ({fingerprints})")
         return task
 
     def tokens(self, sequences: int) -> torch.Tensor:
-        """Return the inputs [batch, token] of the first test sequences, as the network takes them."""
+        """Return the inputs [batch, token] of the first ``sequences`` test sequences, as a tensor for the network."""
         return self.task.test.tensor(slice(sequences))
 
     @property
     def last_metrics(self) -> dict[str, Any]:
-        """The metrics at this checkpoint's own step, or the last before it; empty before the first."""
+        """The metrics at this checkpoint's step, or else the latest before it; empty if there are none."""
         return self.metrics[-1] if self.metrics else {}
 
     @property
     def title(self) -> str:
-        """Task, recipe, seed, step and accuracies, for the head of a figure or table."""
-        shown = [
+        """Task, recipe, seed, step and accuracies, as a title for figures and tables."""
+        parts = [
             f"{tasks.short_name(self.config.task)}, {self.config.recipe}, seed {self.config.seed}, step {self.step}"
         ]
         last = self.last_metrics
         if last.get("test_accuracy") is not None:
             noun = OBJECTIVES[last["objective"]].noun
-            shown.append(f"{noun} accuracy {last['train_accuracy']:.3f} train, {last['test_accuracy']:.3f} test")
-        return "; ".join(shown)
+            parts.append(f"{noun} accuracy {last['train_accuracy']:.3f} train, {last['test_accuracy']:.3f} test")
+        return "; ".join(parts)
 
     def describe(self) -> dict[str, dict[str, Any]]:
-        """Return everything but the tensors, in sections."""
+        """Return everything except the tensors, grouped into sections."""
         config = dataclasses.asdict(self.config)
         network = config.pop("model")
         size = sum(weight.numel() for weight in self.weights.values())
@@ -104,7 +104,7 @@ class Checkpoint:
         }
 
     def save(self, path: Path) -> None:
-        """Write the checkpoint, whole or not at all."""
+        """Write the checkpoint atomically."""
         fields = {
             "format": FORMAT,
             "config": dataclasses.asdict(self.config),
@@ -121,20 +121,20 @@ class Checkpoint:
             torch.save(fields, part)
 
     def __repr__(self) -> str:
-        """Return title and file: the weights would fill pages."""
+        """Return title and path, without the weights."""
         return f"Checkpoint({self.title!r}, path={str(self.path)!r})"
 
     def _repr_html_(self) -> str:
-        """Return the description as a table a section, for Jupyter."""
-        rows = []
-        for section, facts in self.describe().items():
-            shown = "".join(
+        """Return the description as HTML for Jupyter, one table per section."""
+        tables = []
+        for section, entries in self.describe().items():
+            rows = "".join(
                 f"<tr><td>{html.escape(name)}</td><td>{html.escape(str(value))}</td></tr>"
-                for name, value in facts.items()
+                for name, value in entries.items()
             )
-            opened = " open" if section in {"checkpoint", "metrics"} else ""
-            rows.append(f"<details{opened}><summary><b>{section}</b></summary><table>{shown}</table></details>")
-        return f"<div><b>attnprobe.Checkpoint</b> {html.escape(self.title)}{''.join(rows)}</div>"
+            state = " open" if section in {"checkpoint", "metrics"} else ""
+            tables.append(f"<details{state}><summary><b>{section}</b></summary><table>{rows}</table></details>")
+        return f"<div><b>attnprobe.Checkpoint</b> {html.escape(self.title)}{''.join(tables)}</div>"
 
 
 KINDS: dict[str, type] = {
@@ -149,47 +149,51 @@ KINDS: dict[str, type] = {
     "fingerprint": str,
     "provenance": dict,
 }
-"""What a checkpoint file holds."""
+"""Entries of a checkpoint file, with their types."""
 
 
 def load(path: str | Path) -> Checkpoint:
-    """Read a checkpoint; nothing in the file is executed.
+    """Load a checkpoint. No code in the file is executed.
 
-    Raises `UsageError` where there is no such file, where it is no checkpoint (or a truncated or hostile one), where a
-    newer attnprobe wrote it, and where it holds something unknown, by name.
+    Args:
+        path: A checkpoint file (``RUN/checkpoints/step-*.pt`` or ``RUN/latest.pt``).
+
+    Raises:
+        UsageError: If the file does not exist, is not a valid checkpoint (for example truncated or malicious), was
+            written by a newer attnprobe, or has unknown or missing entries, which the message names.
     """
     path = Path(path)
     if not path.is_file():
-        beside = listed(sorted(one.name for one in path.parent.glob("step-*.pt")))
-        missing = f"no such file{beside and f'; there are {beside}'}"
+        available = listed(sorted(file.name for file in path.parent.glob("step-*.pt")))
+        missing = f"no such file{available and f'; available: {available}'}"
         raise UsageError(f"{path}: {'is a folder, not a checkpoint' if path.is_dir() else missing}")
     if path.suffix == ".nc":
-        raise UsageError(f"{path}: a result, not a checkpoint; attnprobe.open_result reads it")
+        raise UsageError(f"{path}: a result, not a checkpoint; open it with attnprobe.open_result")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch warns of a foreign pickle before it refuses it
+            warnings.simplefilter("ignore")  # torch warns about a foreign pickle before rejecting it
             fields = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged file can raise anything in torch's reader
-        first = str(error).strip().split("\n")[0].split(". ")[0]
-        raise UsageError(f"{path}: not a checkpoint of attnprobe, or a damaged one ({first})") from error
+    except Exception as error:  # a damaged file can raise any exception in torch.load
+        reason = str(error).strip().split("\n")[0].split(". ")[0]
+        raise UsageError(f"{path}: not an attnprobe checkpoint, or damaged ({reason})") from error
     if not isinstance(fields, dict) or "format" not in fields:
-        raise UsageError(f"{path}: not a checkpoint of attnprobe (it holds no format version)")
-    found = fields["format"]
-    if found != FORMAT:
-        newer = ": upgrade attnprobe" if isinstance(found, int) and found > FORMAT else ""
-        raise UsageError(f"{path}: has checkpoint format {found}; this attnprobe reads format {FORMAT}{newer}")
+        raise UsageError(f"{path}: not an attnprobe checkpoint (no format version)")
+    version = fields["format"]
+    if version != FORMAT:
+        advice = "; upgrade attnprobe" if isinstance(version, int) and version > FORMAT else ""
+        raise UsageError(f"{path}: checkpoint format {version}; this attnprobe reads format {FORMAT}{advice}")
     if set(fields) != set(KINDS):
         unknown, missing = (
-            listed(sorted(one)) or "none" for one in (set(fields) - set(KINDS), set(KINDS) - set(fields))
+            listed(sorted(names)) or "none" for names in (set(fields) - set(KINDS), set(KINDS) - set(fields))
         )
         raise UsageError(f"{path}: unknown entries: {unknown}; missing: {missing}")
     for name, kind in KINDS.items():
         if not isinstance(fields[name], kind):
-            raise UsageError(f"{path}: {name} is of type {type(fields[name]).__name__}, not {kind.__name__}")
+            raise UsageError(f"{path}: {name} has type {type(fields[name]).__name__}, not {kind.__name__}")
     if not all(isinstance(weight, torch.Tensor) for weight in fields["weights"].values()):
-        raise UsageError(f"{path}: weights hold something that is no tensor")
+        raise UsageError(f"{path}: weights contain a value that is not a tensor")
     if not all(isinstance(row, dict) for row in fields["metrics"]):
-        raise UsageError(f"{path}: metrics hold something that is no row of names and values")
+        raise UsageError(f"{path}: metrics contain a row that is not a dict")
     if fields["objective"] not in OBJECTIVES:
         raise UsageError(f"{path}: objective={fields['objective']!r} is unknown; valid: {listed(OBJECTIVES)}")
     fields.pop("format")

@@ -1,4 +1,4 @@
-"""The rows of a run's metrics.jsonl, which grows while others read it."""
+"""Rows of a run's metrics.jsonl, which may be read while training appends to it."""
 
 import json
 from pathlib import Path
@@ -8,7 +8,7 @@ from attnprobe.former_names import current_settings
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Return the rows of a metrics.jsonl up to the last whole line; none where there is no file."""
+    """Return the complete rows of a metrics.jsonl; empty if the file does not exist."""
     try:
         text = path.read_text()
     except FileNotFoundError:
@@ -17,6 +17,6 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 def best(metrics: list[dict[str, Any]]) -> dict[str, Any] | None:
-    """Return the row of the lowest validation loss of the labels, after the first step; None without one."""
+    """Return the row with the lowest validation loss on the labels after step 0; None if there is no such row."""
     rows = [row for row in metrics if row["objective"] == "labels" and row["step"] and "validation_loss" in row]
     return min(rows, key=lambda row: row["validation_loss"], default=None)

@@ -1,12 +1,12 @@
-"""What a network is trained for: each objective says which outputs are predictions, and what is right.
+"""Training objectives: which network outputs are predictions, and their targets.
 
-- *labels*: cross-entropy of the label of the sequence.
-- *masked*: tokens are masked independently with probability ``mask_probability``; the loss is taken on masked tokens
-  only (Devlin et al. 2019, arXiv:1810.04805, without their 80/10/10 rule, as in Amos et al. 2024, arXiv:2310.02980).
-- *next-token*: the token after each prefix; needs causal attention.
+- *labels*: cross-entropy of the sequence's label.
+- *masked*: tokens are masked independently with probability ``mask_probability``; the loss covers masked tokens only
+  (Devlin et al. 2019, arXiv:1810.04805, without their 80/10/10 rule, as in Amos et al. 2024, arXiv:2310.02980).
+- *next-token*: prediction of the token after each prefix; needs causal attention.
 
-Token ids are scored by cross-entropy, and so are values that have levels; other real values by their absolute error, as
-Amos et al. do for images.
+The loss is cross-entropy for token ids and for values with a fixed number of levels, and absolute error for other real
+values, as in Amos et al. for images.
 """
 
 from collections.abc import Callable
@@ -23,14 +23,14 @@ from attnprobe.tables import OBJECTIVES
 
 @dataclass(frozen=True)
 class Batch:
-    """Sequences on the device of the network."""
+    """Sequences with labels and lengths, on the network's device."""
 
     inputs: Shaped[Tensor, "batch token"]
     labels: Shaped[Tensor, " batch"]
     lengths: Shaped[Tensor, " batch"] | None = None
 
     def real(self) -> Bool[Tensor, "batch token"]:
-        """Return which tokens are not padding."""
+        """Return a mask of the tokens that are not padding."""
         if self.lengths is None:
             return torch.ones_like(self.inputs, dtype=torch.bool)
         return torch.arange(self.inputs.shape[1], device=self.inputs.device) < self.lengths[:, None]
@@ -38,12 +38,12 @@ class Batch:
 
 @dataclass(frozen=True)
 class Outcome:
-    """Sums over what was predicted; ``loss.mean`` is what training descends."""
+    """Loss and number of correct predictions, summed over predictions; training minimises `mean`."""
 
     loss: Float[Tensor, ""]
     """Summed loss."""
     correct: Float[Tensor, ""] | None
-    """Number of right answers; None where the answer is a real value."""
+    """Number of correct predictions; None for real-valued targets."""
     count: int
     """Number of predictions."""
 
@@ -55,18 +55,18 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Predictions:
-    """Every single prediction of a batch."""
+    """Loss and correctness of each prediction of a batch."""
 
     loss: Float[Tensor, " prediction"]
     correct: Float[Tensor, " prediction"] | None
-    """1 for a right answer, 0 for a wrong one; None where the answer is a real value."""
+    """1 if correct, else 0; None for real-valued targets."""
     sequence: Int[Tensor, " prediction"]
-    """The sequence that it belongs to."""
+    """Index of the sequence that each prediction belongs to."""
     sequences: int
-    """Number of sequences."""
+    """Number of sequences in the batch."""
 
     def by_sequence(self) -> tuple[Float[Tensor, " batch"], Float[Tensor, " batch"] | None]:
-        """Return the mean loss and the share of right answers of each sequence; NaN where nothing is predicted."""
+        """Return the mean loss and the accuracy of each sequence; NaN for sequences without predictions."""
         count = torch.bincount(self.sequence, minlength=self.sequences)
 
         def mean(x: Tensor) -> Tensor:
@@ -77,62 +77,62 @@ class Predictions:
 
 @dataclass(frozen=True)
 class Objective:
-    """An objective, as plain functions of what a network puts out.
+    """An objective, defined by functions of the network's outputs.
 
-    Adding one is an instance of this and one line in `attnprobe.tables.OBJECTIVES`.
+    To add an objective, create an instance and register it in `attnprobe.tables.OBJECTIVES`.
     """
 
     output: Literal["labels", "tokens"]
-    """The head of the network that is read: logits [batch, class_], or [batch, token, vocabulary]."""
+    """Output head that is read: labels [batch, class_] or tokens [batch, token, vocabulary]."""
     answers: Callable[[Tensor, Batch, Tensor | None], tuple[Tensor, Tensor, Tensor]]
-    """From logits, batch and mask to the logits and the target of every prediction, and the sequence it belongs to."""
+    """Map logits, batch and mask to the logits, the target and the sequence index of every prediction."""
     count: Callable[[Tensor, Tensor | None], int]
-    """From the lengths of some sequences and their mask to the number of predictions."""
+    """Map sequence lengths and mask to the number of predictions."""
     noun: str
-    """What an accuracy is of, for titles."""
+    """Name of the predicted item, for titles: "label" accuracy."""
     hides_tokens: bool = False
-    """Whether tokens are hidden from the network, by a mask."""
+    """Whether input tokens are masked."""
     needs_causal: bool = False
-    """Whether bidirectional attention would see the answer."""
+    """Whether bidirectional attention would reveal the target."""
 
 
 def _label(logits: Tensor, batch: Batch, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
     return logits, batch.labels, torch.arange(len(batch.labels), device=batch.labels.device)
 
 
-def _hidden_tokens(logits: Tensor, batch: Batch, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+def _masked_tokens(logits: Tensor, batch: Batch, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
     assert mask is not None, "the objective 'masked' needs a mask"
     return logits[mask], batch.inputs[mask], mask.nonzero()[:, 0]
 
 
-def _following_tokens(logits: Tensor, batch: Batch, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-    following = batch.real()[:, 1:]
-    return logits[:, :-1][following], batch.inputs[:, 1:][following], following.nonzero()[:, 0]
+def _next_tokens(logits: Tensor, batch: Batch, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    real = batch.real()[:, 1:]
+    return logits[:, :-1][real], batch.inputs[:, 1:][real], real.nonzero()[:, 0]
 
 
-def _hidden(lengths: Tensor, mask: Tensor | None) -> int:
+def _masked_count(lengths: Tensor, mask: Tensor | None) -> int:
     assert mask is not None
     return int(mask.sum())
 
 
 labels = Objective("labels", _label, lambda lengths, mask: len(lengths), "label")
-masked = Objective("tokens", _hidden_tokens, _hidden, "masked-token", hides_tokens=True)
+masked = Objective("tokens", _masked_tokens, _masked_count, "masked-token", hides_tokens=True)
 next_token = Objective(
-    "tokens", _following_tokens, lambda lengths, mask: int((lengths - 1).sum()), "next-token", needs_causal=True
+    "tokens", _next_tokens, lambda lengths, mask: int((lengths - 1).sum()), "next-token", needs_causal=True
 )
 
 
 def draw_mask(
     real: Bool[Tensor, "batch token"], share: float, generator: torch.Generator
 ) -> Bool[Tensor, "batch token"]:
-    """Return which tokens to hide: each real one (no padding) independently with probability ``share``."""
+    """Draw a mask: each real token (not padding) is masked independently with probability ``share``."""
     return (torch.rand(real.shape, generator=generator) < share) & real
 
 
 def predictions(
     logits: Tensor, batch: Batch, objective: str, mask: Bool[Tensor, "batch token"] | None = None, levels: int = 0
 ) -> Predictions:
-    """Return the predictions in a network's logits; ``levels`` are those of the data (`DataSpec.levels`)."""
+    """Return the predictions in a network's logits; ``levels`` is `DataSpec.levels`."""
     logits, target, sequence = OBJECTIVES[objective].answers(logits, batch, mask)
     if target.is_floating_point() and levels:
         target = ((target + 1) * ((levels - 1) / 2)).round().long()
@@ -144,7 +144,7 @@ def predictions(
 
 @runtime_checkable
 class Reads(Protocol):
-    """What `predict` needs of our own network."""
+    """Interface of a network that `predict` accepts."""
 
     data: Any
     residual: Callable[..., Tensor]
@@ -152,9 +152,9 @@ class Reads(Protocol):
 
 
 def predict(model: Reads, batch: Batch, objective: str, mask: Bool[Tensor, "batch token"] | None = None) -> Predictions:
-    """Return the network's predictions on a batch; ``mask`` says what an objective that hides tokens hides."""
-    hidden = mask if OBJECTIVES[objective].hides_tokens else None
-    x = model.residual(batch.inputs, masked=hidden, lengths=batch.lengths)
+    """Return the network's predictions on a batch; objectives that mask tokens need ``mask``."""
+    input_mask = mask if OBJECTIVES[objective].hides_tokens else None
+    x = model.residual(batch.inputs, masked=input_mask, lengths=batch.lengths)
     return predict_from(model, x, batch, objective, mask)
 
 
@@ -165,12 +165,12 @@ def predict_from(
     objective: str,
     mask: Bool[Tensor, "batch token"] | None = None,
 ) -> Predictions:
-    """Return the predictions that the network reads from the last residual stream of a batch."""
+    """Return the network's predictions from the final residual stream of a batch."""
     logits = model.read(x, lengths=batch.lengths, output=OBJECTIVES[objective].output)
     return predictions(logits, batch, objective, mask, model.data.levels)
 
 
 def evaluate(model: Reads, batch: Batch, objective: str, mask: Bool[Tensor, "batch token"] | None = None) -> Outcome:
-    """Return how well the network does on a batch, in sums over its predictions."""
-    made = predict(model, batch, objective, mask)
-    return Outcome(made.loss.sum(), None if made.correct is None else made.correct.sum(), len(made.loss))
+    """Return the loss and number of correct predictions of the network, summed over a batch."""
+    result = predict(model, batch, objective, mask)
+    return Outcome(result.loss.sum(), None if result.correct is None else result.correct.sum(), len(result.loss))

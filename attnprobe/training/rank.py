@@ -1,8 +1,8 @@
-"""Which of several training processes this is, without torch."""
+"""Rank of this process, determined without torch."""
 
 import os
 
 
 def writes_here() -> bool:
-    """Say whether this is the process that writes, of those that train together (or the only one)."""
+    """Return whether this process writes the files: rank 0, or the only process."""
     return os.environ.get("RANK", "0") == "0"

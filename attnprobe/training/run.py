@@ -1,7 +1,8 @@
-"""Run folders: what a training run leaves behind.
+"""Run folders: the files of a training run.
 
-``config.json``, ``metrics.jsonl`` (one object a line), ``checkpoints/step-000000.pt`` ..., once it has ended
-``finished.json`` (until then ``latest.pt``, from which it can be resumed), and once somebody measures ``figures/``.
+A run folder holds ``config.json``, ``metrics.jsonl`` (one object per line), ``checkpoints/step-000000.pt`` ..., and
+``finished.json`` once training has ended. Until then ``latest.pt`` holds the state to resume from. Measurements are
+written to ``figures/``.
 """
 
 import contextlib
@@ -31,46 +32,46 @@ class Run:
 
     @classmethod
     def create(cls, folder: Path, config: TrainConfig) -> "Run":
-        """Make the folder of a new run; raise `UsageError` where there is one already or none can be made."""
+        """Create the folder of a new run; raise `UsageError` if it already holds a run or cannot be written."""
         run = cls(folder)
         run.refuse_another()
         try:
             (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
-            made = {"config": dataclasses.asdict(config), "provenance": provenance()}
-            write_whole(folder / "config.json", json.dumps(made, indent=1) + "\n")
+            content = {"config": dataclasses.asdict(config), "provenance": provenance()}
+            write_whole(folder / "config.json", json.dumps(content, indent=1) + "\n")
         except OSError as error:
             raise UsageError(f"{folder}: cannot be written ({error.strerror})") from error
         return run
 
     @classmethod
     def open(cls, folder: str | Path) -> "Run":
-        """Return the run in a folder; raise `UsageError` where it holds no checkpoints."""
+        """Open the run in a folder; raise `UsageError` if the folder has no checkpoints."""
         run = cls(Path(folder))
         if not run.folder.is_dir():
             raise UsageError(f"{folder}: no such folder")
         if not run.checkpoint_paths:
-            inside = listed(sorted(path.parent.name for path in run.folder.glob("*/config.json")))
+            runs = listed(sorted(path.parent.name for path in run.folder.glob("*/config.json")))
             raise UsageError(
-                f"{folder}: holds no checkpoints (checkpoints/step-*.pt){inside and f'; runs in it: {inside}'}"
+                f"{folder}: holds no checkpoints (checkpoints/step-*.pt){runs and f'; runs in it: {runs}'}"
             )
         return run
 
     def refuse_another(self) -> None:
-        """Raise `UsageError` where the folder holds a run already."""
+        """Raise `UsageError` if the folder already holds a run."""
         if self.exists:
-            read = f"finished; attnprobe.Run.open({str(self.folder)!r}) reads it"
-            again = read if self.finished else f"unfinished; --resume {self.folder} continues it"
-            raise UsageError(f"{self.folder}: already holds a run ({again}); name another folder or remove it")
+            finished = f"finished; open it with attnprobe.Run.open({str(self.folder)!r})"
+            advice = finished if self.finished else f"unfinished; continue it with --resume {self.folder}"
+            raise UsageError(f"{self.folder}: already holds a run ({advice}); choose another folder or delete it")
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
-        """Keep every other process from training in the folder; raise `UsageError` where one does."""
+        """Lock the folder for training; raise `UsageError` if another process is training in it."""
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             lock = FileLock(self.folder / "run.lock", timeout=0)
             lock.acquire()
         except Timeout:
-            raise UsageError(f"{self.folder}: another process is training there") from None
+            raise UsageError(f"{self.folder}: another process is training in this folder") from None
         except (OSError, NotImplementedError) as error:
             raise UsageError(f"{self.folder}: cannot be locked or written ({error})") from error
         try:
@@ -80,73 +81,73 @@ class Run:
 
     @property
     def exists(self) -> bool:
-        """Whether a run has begun in the folder."""
+        """Whether the folder holds a run."""
         return (self.folder / "config.json").exists()
 
     @property
     def config(self) -> TrainConfig:
-        """What the run does; raise `UsageError` where the folder holds no run."""
+        """Settings of the run; raise `UsageError` if the folder holds no run."""
         path = self.folder / "config.json"
         try:
-            held = json.loads(path.read_text())
+            content = json.loads(path.read_text())
         except (OSError, ValueError) as error:
             raise UsageError(f"{self.folder}: holds no run (config.json: {error})") from error
-        return from_plain(TrainConfig, held.get("config") if isinstance(held, dict) else held, str(path))
+        return from_plain(TrainConfig, content.get("config") if isinstance(content, dict) else content, str(path))
 
     @property
     def finished(self) -> dict[str, Any] | None:
-        """How the run ended: its last step, why, and the step of the lowest validation loss; None before it has.
+        """How training ended: last step, reason, and the step of the lowest validation loss; None if unfinished.
 
-        With patience the checkpoint of that lowest loss is kept.
+        With early stopping (``patience``), the checkpoint of the lowest validation loss is kept.
         """
         path = self.folder / "finished.json"
         return json.loads(path.read_text()) if path.exists() else None
 
     @property
     def last(self) -> Checkpoint:
-        """The checkpoint at which the run ended; raise `UsageError` before it has."""
+        """The final checkpoint; raise `UsageError` if the run has not finished."""
         if self.finished is None:
-            raise UsageError(f"{self.folder}: has not finished; --resume {self.folder} continues it")
+            raise UsageError(f"{self.folder}: has not finished; continue it with --resume {self.folder}")
         return load(self.path_of(self.finished["step"]))
 
     @property
     def checkpoint_paths(self) -> list[Path]:
-        """The checkpoint files in order of their steps."""
-        found = [path for path in (self.folder / "checkpoints").glob("step-*.pt") if path.stem[5:].isdigit()]
-        return sorted(found, key=lambda path: int(path.stem[5:]))
+        """Paths of the checkpoints, sorted by step."""
+        paths = [path for path in (self.folder / "checkpoints").glob("step-*.pt") if path.stem[5:].isdigit()]
+        return sorted(paths, key=lambda path: int(path.stem[5:]))
 
     @cached_property
     def checkpoints(self) -> list[Checkpoint]:
-        """The checkpoints in order of their steps."""
+        """The checkpoints, sorted by step."""
         return [load(path) for path in self.checkpoint_paths]
 
     @property
     def latest(self) -> Checkpoint | None:
-        """The newest state from which the run can be resumed."""
-        kept = [*self.checkpoint_paths[-1:], *([self.latest_path] if self.latest_path.exists() else [])]
-        return max(map(load, kept), key=lambda checkpoint: checkpoint.step, default=None)
+        """The latest saved state, from which the run can be resumed; None if there is none."""
+        paths = [*self.checkpoint_paths[-1:], *([self.latest_path] if self.latest_path.exists() else [])]
+        return max(map(load, paths), key=lambda checkpoint: checkpoint.step, default=None)
 
     @property
     def latest_path(self) -> Path:
-        """The file of the newest state."""
+        """Path of the latest state of an unfinished run."""
         return self.folder / "latest.pt"
 
     @property
     def metrics(self) -> list[dict[str, Any]]:
-        """The metrics in order of their steps, as far as they are written."""
+        """The metrics written so far, sorted by step."""
         return read_metrics(self.folder / "metrics.jsonl")
 
     def path_of(self, step: int) -> Path:
-        """Return the file of the checkpoint at a step."""
+        """Return the path of the checkpoint at a step."""
         return self.folder / "checkpoints" / f"step-{step:06d}.pt"
 
     def log(self, row: dict[str, Any]) -> None:
-        """Append one line of metrics."""
+        """Append one row of metrics."""
         with (self.folder / "metrics.jsonl").open("a") as file:
             file.write(json.dumps(row) + "\n")
 
     def rewind(self, metrics: list[dict[str, Any]], steps: Collection[int | None]) -> None:
-        """Bring the folder to the state from which the run is resumed: its metrics, and checkpoints of these steps."""
+        """Restore the folder to the state to resume from: write its metrics and delete checkpoints at other steps."""
         for path in [*self.folder.glob(f"*{PART}"), *(self.folder / "checkpoints").glob(f"*{PART}")]:
             path.unlink(missing_ok=True)
         for path in self.checkpoint_paths:
@@ -155,6 +156,6 @@ class Run:
         write_whole(self.folder / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in metrics))
 
     def finish(self, ended: dict[str, Any]) -> None:
-        """Say how the run ended; nothing is left to resume."""
+        """Record how training ended and delete the state to resume from."""
         write_whole(self.folder / "finished.json", json.dumps(ended) + "\n")
         self.latest_path.unlink(missing_ok=True)

@@ -1,6 +1,6 @@
-"""Experiment trackers that get every row of metrics, beside the run's own metrics.jsonl: TensorBoard, Weights & Biases.
+"""Experiment trackers that log every row of metrics in addition to metrics.jsonl: TensorBoard and Weights & Biases.
 
-They are accelerate's, and write into the run folder; the second one needs no account with WANDB_MODE=offline.
+The trackers are accelerate's and write into the run folder. With WANDB_MODE=offline, Weights & Biases needs no account.
 """
 
 import contextlib
@@ -17,7 +17,7 @@ Log = Literal["tensorboard", "wandb"]
 
 
 def check(names: Sequence[str]) -> None:
-    """Raise `UsageError` for an unknown tracker, and where the package that it needs is not installed."""
+    """Raise `UsageError` for an unknown tracker or one whose package is not installed."""
     for name in names:
         if name not in get_args(Log):
             raise UsageError(f"log={name!r} is unknown; valid: {listed(get_args(Log))}")
@@ -27,7 +27,7 @@ def check(names: Sequence[str]) -> None:
 
 @contextlib.contextmanager
 def trackers(names: Sequence[str], folder: Path, config: TrainConfig) -> Iterator[list[Any]]:
-    """Start the named trackers for a run and finish them at the end."""
+    """Start the named trackers for a run and finish them on exit."""
     started = [_start(name, folder, config) for name in names]
     try:
         yield started
@@ -40,7 +40,7 @@ def _start(name: str, folder: Path, config: TrainConfig) -> Any:
     from accelerate import PartialState
     from accelerate.tracking import TensorBoardTracker, WandBTracker
 
-    PartialState(cpu=config.device == "cpu")  # the trackers ask it which process writes
+    PartialState(cpu=config.device == "cpu")  # the trackers get the rank from it
     if name == "tensorboard":
         tracker = TensorBoardTracker("tensorboard", logging_dir=folder)
     else:
@@ -51,7 +51,7 @@ def _start(name: str, folder: Path, config: TrainConfig) -> Any:
 
 
 def _flat(config: TrainConfig) -> dict[str, Any]:
-    """Return the settings as names and plain values: TensorBoard takes no nested ones."""
-    named = dataclasses.asdict(config)
-    named |= named.pop("model")
-    return {name: value if isinstance(value, int | float | str | bool) else str(value) for name, value in named.items()}
+    """Return the settings as a flat dict of plain values, since TensorBoard accepts no nested ones."""
+    flat = dataclasses.asdict(config)
+    flat |= flat.pop("model")
+    return {name: value if isinstance(value, int | float | str | bool) else str(value) for name, value in flat.items()}

@@ -1,4 +1,4 @@
-"""Commands as a user types them, in-process."""
+"""Commands of the command line, run in this process."""
 
 import importlib.metadata
 import json
@@ -29,43 +29,43 @@ FEW = ["--task-options", "train_size", "32", "test_size", "20"]
 
 
 def refused(capsys, *arguments):
-    """Return the one line with which a command ends in status 2."""
+    """Return the one-line error of a command that exits with status 2."""
     with pytest.raises(SystemExit) as stop:
-        main([str(one) for one in arguments])
-    said = capsys.readouterr()
+        main([str(argument) for argument in arguments])
+    output = capsys.readouterr()
     assert stop.value.code == 2
-    assert said.out == ""
-    assert said.err.startswith("attnprobe: ")
-    assert said.err.count("\n") == 1, said.err
-    return said.err
+    assert output.out == ""
+    assert output.err.startswith("attnprobe: ")
+    assert output.err.count("\n") == 1, output.err
+    return output.err
 
 
 def test_a_run_is_resumed_with_its_own_settings(tmp_path, capsys):
     run = tmp_path / "x"
     main(["train", "--out", str(run), *TINY, *FEW])
-    whole = (run / "metrics.jsonl").read_text()
-    # as if it had been killed at its last but one checkpoint
+    metrics = (run / "metrics.jsonl").read_text()
+    # as if killed after the second to last checkpoint
     (run / "finished.json").unlink()
     (run / "checkpoints" / "step-000004.pt").unlink()
     main(["train", "--resume", str(run), "--log", "tensorboard"])
     assert "test accuracy" in capsys.readouterr().out
-    assert (run / "metrics.jsonl").read_text() == whole
+    assert (run / "metrics.jsonl").read_text() == metrics
     assert (run / "checkpoints" / "step-000004.pt").exists()
     assert (run / "tensorboard").exists()
 
 
 @pytest.mark.parametrize("flag", ["--steps", "--task", "--preset", "--out", "--config"])
-def test_nothing_is_set_beside_resume(flag, tmp_path, capsys):
-    said = refused(capsys, "train", "--resume", tmp_path, flag, "x")
-    assert f"--resume continues a run with its own settings: {flag} cannot be given beside it" in said
+def test_resume_refuses_other_settings(flag, tmp_path, capsys):
+    message = refused(capsys, "train", "--resume", tmp_path, flag, "x")
+    assert f"--resume uses the settings of the run: {flag} cannot be combined with it" in message
 
 
-def test_a_preset_begins_and_flags_win(tmp_path, capsys):
+def test_flags_override_a_preset(tmp_path, capsys):
     flags = ["--preset", "small-listops", *TINY, "--task-options", "train_size", "32", "--out", str(tmp_path / "x")]
     main(["train", *flags])
     config = json.loads((tmp_path / "x" / "config.json").read_text())["config"]
     options = configure(preset="small-listops").task_options
-    assert options and config["task_options"] == {**options, "train_size": 32}, "those without a flag stay"
+    assert options and config["task_options"] == {**options, "train_size": 32}, "options without a flag are kept"
     assert config["steps"] == 4
     capsys.readouterr()
     assert "preset='small' is unknown" in refused(capsys, "train", "--preset", "small")
@@ -95,7 +95,7 @@ def test_train_then_show_then_proximity(tmp_path, capsys):
     assert open_result(folder / "proximity.nc").attrs["sequences"] == 8
 
 
-def test_proximity_as_json_has_a_row_a_head(spt_run, tmp_path, capsys):
+def test_proximity_as_json_has_one_row_per_head(spt_run, tmp_path, capsys):
     main(["proximity", str(spt_run.checkpoints[-1].path), "--out", str(tmp_path / "o"), "--json", *FAST])
 
     def refuse(constant):
@@ -110,7 +110,7 @@ def test_proximity_as_json_has_a_row_a_head(spt_run, tmp_path, capsys):
     assert rows[1]["near_mass_2"] == pytest.approx(float(result["near_mass"].isel(layer=0, head=1, window=1)))
 
 
-def test_a_loose_checkpoint_has_its_figures_beside_it(spt_run, tmp_path, capsys):
+def test_figures_of_a_checkpoint_outside_a_run_are_next_to_it(spt_run, tmp_path, capsys):
     path = tmp_path / "mine.pt"
     path.write_bytes(spt_run.checkpoints[-1].path.read_bytes())
     main(["proximity", str(path), *FAST])
@@ -133,27 +133,28 @@ def test_proximity_of_a_run_measures_every_checkpoint(spt_run, tmp_path, capsys)
 @pytest.mark.parametrize("name", ["positions", "gradients", "interventions"])
 def test_every_measure_prints_its_table_and_writes_its_files(name, spt_run, tmp_path, capsys):
     main([name, str(spt_run.checkpoints[-1].path), "--out", str(tmp_path), *FAST, "--nulls", "2"])
-    said = capsys.readouterr().out
-    assert "layer 0, head 1" in said and "95 % interval" in said and "_std" not in said and "nan" not in said
+    output = capsys.readouterr().out
+    assert "layer 0, head 1" in output and "95 % interval" in output
+    assert "_std" not in output and "nan" not in output
     expected = {
         "positions": "variance_share_position-position",
         "gradients": "energy_share_masked_circulant",
         "interventions": "all_accuracy_change_uniform_attention",
     }
-    assert expected[name] in said
+    assert expected[name] in output
     assert sorted(path.name for path in tmp_path.iterdir()) == [f"{name}.{end}" for end in ("nc", "pdf", "png")]
 
 
-def on_few_sequences(monkeypatch, many):
+def on_few_sequences(monkeypatch, sequences):
     for name, measure in list(MEASURES.items()):
-        quick = wraps(measure)(partial(measure, sequences=many, nulls=1))
+        quick = wraps(measure)(partial(measure, sequences=sequences, nulls=1))
         monkeypatch.setitem(MEASURES, name, quick)
 
 
 def test_a_report_has_a_section_and_pictures_for_every_measure(spt_run, tmp_path, capsys, monkeypatch):
     on_few_sequences(monkeypatch, 4)
-    some = ("proximity", "positions")  # other tests have the others in a report
-    monkeypatch.setattr(MEASURES, "_entries", {name: MEASURES[name] for name in some})
+    names = ("proximity", "positions")  # another test reports all measures
+    monkeypatch.setattr(MEASURES, "_entries", {name: MEASURES[name] for name in names})
     run = tmp_path / "run"
     shutil.copytree(spt_run.folder, run)
     for path in sorted((run / "checkpoints").glob("*.pt"))[1:-1]:
@@ -166,7 +167,7 @@ def test_a_report_has_a_section_and_pictures_for_every_measure(spt_run, tmp_path
     pictures = re.findall(r'(?:src|href)="([^"]+)"', text)
     assert len(pictures) == 4 * len(MEASURES)
     assert all((page.parent / picture).exists() for picture in pictures)
-    assert text.count("variance_share_position-position") == 2  # once a head
+    assert text.count("variance_share_position-position") == 2  # once per head
 
 
 def test_a_report_says_why_a_measure_is_missing(tmp_path, capsys, monkeypatch):
@@ -190,7 +191,7 @@ def test_settings_come_from_the_task_then_the_file_then_the_flags(tmp_path, caps
     assert (config["model"]["n_layers"], config["steps"]) == (3, 1)  # the flags'
 
 
-def test_a_flag_switches_off_what_a_file_switches_on(tmp_path):
+def test_a_no_flag_overrides_true_in_a_file(tmp_path):
     (tmp_path / "c.toml").write_text("causal = true\n")
     for flags, causal in ([], True), (["--no-causal"], False):
         out = tmp_path / f"{causal}"
@@ -220,28 +221,28 @@ def test_tasks_are_listed_with_chance_and_origin(capsys):
 
 @pytest.fixture
 def data_flag(monkeypatch):
-    """Let a test use --data, which sets a variable for good."""
+    """Restore the environment variable that --data sets."""
     monkeypatch.setenv(VARIABLE, os.environ[VARIABLE])
 
 
 def test_one_task_is_built_and_counted(tmp_path, capsys, data_flag):
     main(["tasks", "pairs", "--task-options", "train_size", "30", "broken", "0.0", "--json"])
-    found = json.loads(capsys.readouterr().out)
-    train, test = found["splits"]
+    facts = json.loads(capsys.readouterr().out)
+    train, test = facts["splits"]
     assert (train["sequences"], test["sequences"]) == (30, 2000)
     assert sum(train[f"class_{label}"] for label in range(4)) == pytest.approx(1)
-    assert found["chance"] == max(test[f"class_{label}"] for label in range(4))
-    assert "--task-options belong to one task" in refused(capsys, "tasks", "--task-options", "n", "3")
+    assert facts["chance"] == max(test[f"class_{label}"] for label in range(4))
+    assert "--task-options requires a task name" in refused(capsys, "tasks", "--task-options", "n", "3")
 
     np.savez(tmp_path / "mine.npz", tokens=[[1, 2, 0], [1, 0, 0], [3, 1, 2]], labels=[0, 1, 0], lengths=[2, 1, 3])
     main(["tasks", str(tmp_path / "mine.npz")])
-    said = capsys.readouterr().out
-    assert re.search(r"vocabulary +4\n", said)
-    assert re.search(r"length_min +length_median +length_max", said)
-    assert "none" not in said.lower()
+    output = capsys.readouterr().out
+    assert re.search(r"vocabulary +4\n", output)
+    assert re.search(r"length_min +length_median +length_max", output)
+    assert "none" not in output.lower()
     assert "no such file" in refused(capsys, "tasks", "mine.npz", "--data", tmp_path / "elsewhere")
     main(["tasks", "mine.npz", "--data", str(tmp_path)])
-    assert capsys.readouterr().out == said
+    assert capsys.readouterr().out == output
 
 
 def test_a_file_of_your_own_is_trained_on(tmp_path, capsys, data_flag):
@@ -253,15 +254,15 @@ def test_a_file_of_your_own_is_trained_on(tmp_path, capsys, data_flag):
     main(["proximity", str(tmp_path / "run" / "checkpoints" / "step-000004.pt"), *FAST])
     assert "mine, spt, seed 0, step 4" in capsys.readouterr().out
     (tmp_path / "mine.npz").unlink()
-    said = refused(capsys, "proximity", tmp_path / "run" / "checkpoints" / "step-000004.pt")
-    assert f"mine.npz: no such file; looked for mine.npz, {tmp_path / 'mine.npz'}" in said
+    message = refused(capsys, "proximity", tmp_path / "run" / "checkpoints" / "step-000004.pt")
+    assert f"mine.npz: no such file; tried mine.npz, {tmp_path / 'mine.npz'}" in message
 
 
 @pytest.mark.parametrize("arguments", [[], ["--help"]])
 def test_help_names_the_commands(arguments, capsys):
     main(arguments)
-    said = capsys.readouterr().out
-    assert all(command in said for command in ("demo", "train", "tasks", "show", "proximity"))
+    output = capsys.readouterr().out
+    assert all(command in output for command in ("demo", "train", "tasks", "show", "proximity"))
 
 
 def test_the_version_is_that_of_the_package(capsys):
@@ -270,7 +271,7 @@ def test_the_version_is_that_of_the_package(capsys):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["bogus"], "bogus"),
         (["train", "--task", "pears"], "task='pears' is unknown; valid: pairs, planted, bigrams"),
@@ -292,13 +293,13 @@ def test_the_version_is_that_of_the_package(capsys):
         (["demo", "--seeds", "0"], "seeds=0"),
     ],
 )
-def test_bad_input_gets_one_line_and_leaves_nothing(arguments, said, tmp_path, capsys, monkeypatch):
+def test_bad_input_prints_one_line_and_writes_nothing(arguments, message, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert said in refused(capsys, *arguments)
+    assert message in refused(capsys, *arguments)
     assert not list(tmp_path.iterdir())
 
 
-def test_bad_input_to_a_measure_leaves_no_files(spt_run, tmp_path, capsys):
+def test_bad_input_to_a_measure_writes_no_files(spt_run, tmp_path, capsys):
     path = spt_run.checkpoints[0].path
     assert "window=99" in refused(capsys, "proximity", path, "--window", "99", "--out", tmp_path / "o" / "p")
     assert "seed=-1" in refused(capsys, "proximity", path, "--seed", "-1", "--out", tmp_path / "o" / "p")
@@ -306,25 +307,25 @@ def test_bad_input_to_a_measure_leaves_no_files(spt_run, tmp_path, capsys):
     (tmp_path / "file").write_text("")
     assert "cannot be written" in refused(capsys, "proximity", path, "--out", tmp_path / "file" / "o")
     (tmp_path / "bad.pt").write_bytes(path.read_bytes()[:1000])
-    assert "a damaged one" in refused(capsys, "proximity", tmp_path / "bad.pt")
+    assert "not an attnprobe checkpoint, or damaged" in refused(capsys, "proximity", tmp_path / "bad.pt")
 
 
-def test_training_that_diverges_says_what_was_kept(tmp_path, capsys):
+def test_diverged_training_names_the_last_good_checkpoint(tmp_path, capsys):
     arguments = ["--recipe", "supervised", "--learning-rate", "1e30", "--grad-clip", "0", "--warmup-steps", "0"]
     arguments += ["--steps", "20"]
     run = tmp_path / "x"
     with pytest.raises(SystemExit) as stop:
         main(["train", *arguments, *FEW, "--d-model", "8", "--out", str(run)])
     assert stop.value.code == 2
-    said = capsys.readouterr().err.splitlines()[-1]
-    assert "training stopped" in said
-    assert "the last good checkpoint is" in said
-    kept = torch.load(said.split("the last good checkpoint is ")[1], weights_only=True)
+    message = capsys.readouterr().err.splitlines()[-1]
+    assert "training stopped" in message
+    assert "the last good checkpoint is" in message
+    kept = torch.load(message.split("the last good checkpoint is ")[1], weights_only=True)
     assert all(torch.isfinite(weight).all() for weight in kept["weights"].values())
 
 
 @pytest.mark.slow
-def test_demo_trains_measures_and_says_what_it_saw(spt_run, tmp_path, capsys, monkeypatch):
+def test_demo_trains_measures_and_prints_a_summary(spt_run, tmp_path, capsys, monkeypatch):
     from attnprobe import demo
     from attnprobe.results import open_result
 
@@ -334,23 +335,23 @@ def test_demo_trains_measures_and_says_what_it_saw(spt_run, tmp_path, capsys, mo
     kept = shutil.copytree(spt_run.folder, tmp_path / "pairs-spt-0")
     before = {path: path.stat().st_mtime_ns for path in kept.rglob("*.pt")}
     main(["demo", "--out", str(tmp_path), "--seeds", "1", "--workers", "1"])
-    said = capsys.readouterr().out
-    assert "pairs: SPT changes test accuracy by" in said
-    assert said.count(" spt ") == 2
+    output = capsys.readouterr().out
+    assert "pairs: SPT changes test accuracy by" in output
+    assert output.count(" spt ") == 2
     runs = sorted(path.name for path in tmp_path.iterdir() if path.is_dir())
-    assert runs == [f"{task}-{recipe}-0" for task in ("digits", "pairs") for recipe in ("supervised", "spt")]
+    assert runs == [f"{task}-{recipe}-0" for task in ("digits", "pairs") for recipe in ("spt", "supervised")]
     assert {"demo.png", "demo.pdf", "pairs.nc", "digits.nc"} <= set(os.listdir(tmp_path))
     assert (
         open_result(tmp_path / "pairs.nc")["test_accuracy"].sel(recipe="spt", seed=0)
         == spt_run.metrics[-1]["test_accuracy"]
     )
-    # a run that was there already is not trained again
+    # an existing run is not trained again
     assert {path: path.stat().st_mtime_ns for path in kept.rglob("*.pt")} == before
 
 
-def test_demo_says_at_once_that_a_folder_holds_another_run(spt_run, tmp_path, capsys):
+def test_demo_refuses_a_folder_with_another_run_before_training(spt_run, tmp_path, capsys):
     shutil.copytree(spt_run.folder, tmp_path / "pairs-spt-0")
-    assert "holds another run, or an unfinished one" in refused(capsys, "demo", "--out", tmp_path)
+    assert "holds another run or an unfinished one" in refused(capsys, "demo", "--out", tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["pairs-spt-0"]
 
 
@@ -360,6 +361,9 @@ def test_the_gain_is_paired_and_has_its_t_interval():
     from attnprobe.demo import _gain
 
     accuracy = xr.DataArray([[0.2, 0.4, 0.3], [0.5, 0.9, 0.7]], {"recipe": ["supervised", "spt"]}, ("recipe", "seed"))
-    said = _gain("pairs", xr.Dataset({"test_accuracy": accuracy}))
+    message = _gain("pairs", xr.Dataset({"test_accuracy": accuracy}))
     # gains 0.3, 0.5, 0.4: mean 0.4, standard error 0.1 / sqrt(3), t(0.975, 2) = 4.303
-    assert said == ("pairs: SPT changes test accuracy by +0.400, 95 % t interval +0.152 to +0.648 over 3 paired seeds")
+    assert message == (
+        "pairs: SPT changes test accuracy by +0.400 relative to supervised training, "
+        "95 % t-interval +0.152 to +0.648 over 3 paired seeds"
+    )

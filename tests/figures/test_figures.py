@@ -1,4 +1,4 @@
-"""Figures are drawn from saved results alone."""
+"""Figures depend only on saved results, and show their values."""
 
 import subprocess
 import sys
@@ -35,9 +35,9 @@ def test_the_drawn_profile_is_the_result(spt_run):
     score, pattern, contrast = (axis for part in figure.subfigs for axis in part.axes)
     half = result.sel(offset=slice(-16, 16)).isel(layer=0)
     for head in range(2):
-        drawn = {one.get_label(): one for one in score.lines}[f"head {head}"]
+        drawn = {curve.get_label(): curve for curve in score.lines}[f"head {head}"]
         np.testing.assert_array_equal(drawn.get_ydata(), half["score_by_offset"].isel(head=head))
-        drawn = {one.get_label(): one for one in pattern.lines}[f"head {head}"]
+        drawn = {curve.get_label(): curve for curve in pattern.lines}[f"head {head}"]
         ratio = half["pattern_by_offset"] / half["uniform_pattern_by_offset"]
         np.testing.assert_allclose(drawn.get_ydata(), ratio.isel(head=head))
     np.testing.assert_array_equal(contrast.images[0].get_array(), result["proximity_contrast"].values.T)
@@ -53,7 +53,7 @@ def test_long_sequences_are_drawn_at_log_spaced_offsets(farthest):
 
 
 def test_a_long_sequence_has_a_logarithmic_axis(spt_run):
-    """The result of a short one, stretched: figures know results only."""
+    """The result of a short sequence, reindexed to a longer one."""
     result = proximity(spt_run.checkpoints[-1], sequences=4, nulls=2)
     stretched = result.reindex(offset=np.arange(-999, 1000), fill_value=1.0).assign_attrs(n=1000)
     (axis, *_) = FIGURES["proximity"](stretched).subfigs[0].axes
@@ -61,14 +61,14 @@ def test_a_long_sequence_has_a_logarithmic_axis(spt_run):
     assert axis.get_xlim() == pytest.approx((-500, 500))
 
 
-def test_a_contrast_is_framed_where_it_lies_outside_both_nulls(spt_run):
+def test_a_contrast_is_framed_if_it_is_outside_both_nulls(spt_run):
     result = proximity(spt_run.checkpoints[-1], sequences=8, nulls=2)
     null = result["proximity_contrast_null"]
     for name in ("permuted", "initial"):
         null.loc[{"null": name}] = np.linspace(-1, 1, null.sizes["draw"])[:, None, None]
     for name, value, framed in (("none", 2.0, 2), ("permuted", 0.0, 0), ("initial", 0.0, 0)):
         result["proximity_contrast"][:] = value
-        if name != "none":  # inside this null only
+        if name != "none":  # only inside this null
             other = {"permuted": "initial", "initial": "permuted"}[name]
             null.loc[{"null": name}] = np.linspace(-1, 1, null.sizes["draw"])[:, None, None]
             null.loc[{"null": other}] = 5.0
@@ -87,18 +87,18 @@ def test_an_image_task_is_drawn_in_both_views(image_checkpoint):
 
 
 def test_a_run_is_drawn_with_its_stages(spt_run):
-    results = [proximity(one, sequences=4, nulls=2) for one in spt_run.checkpoints]
+    results = [proximity(checkpoint, sequences=4, nulls=2) for checkpoint in spt_run.checkpoints]
     joined = over_steps(results)
     figure = OVER_STEPS["proximity"](joined)
     assert [tick.get_text() for tick in figure.axes[-1].get_xticklabels()] == ["0", "1", "8", "9", "12"]
     assert {text.get_text() for text in figure.axes[0].texts} == {"objective: masked", "objective: labels"}
-    drawn = {one.get_label(): one for one in figure.axes[1].lines}["head 1"]
+    drawn = {curve.get_label(): curve for curve in figure.axes[1].lines}["head 1"]
     np.testing.assert_array_equal(drawn.get_ydata(), joined["proximity_contrast"].isel(layer=0, head=1))
 
 
-def test_lines_stay_apart_without_colour():
+def test_lines_are_distinguishable_without_colour():
     first = [line(number) for number in range(4)]
-    assert len({str(one["linestyle"]) for one in first}) == 4
+    assert len({str(style["linestyle"]) for style in first}) == 4
     assert len({line(number)["color"] for number in range(8)}) == len(COLOURS) == 8
 
 
@@ -107,24 +107,24 @@ def test_the_drawn_terms_are_the_result(spt_run):
     figure = FIGURES["positions"](result)
     share, contrast = figure.subfigs[0].axes
     for axis, name in ((share, "variance_share"), (contrast, "proximity_contrast")):
-        dots = [one for one in axis.containers if one.get_label().startswith("head")]
+        dots = [container for container in axis.containers if container.get_label().startswith("head")]
         assert len(dots) == 2
         for head, drawn in enumerate(dots):
             np.testing.assert_array_equal(drawn[0].get_ydata(), result[name].isel(layer=0, head=head))
-    kernels = [axis.images[0] for axis in figure.subfigs[2].axes if axis.images]
-    for head, drawn in enumerate(kernels):
+    images = [axis.images[0] for axis in figure.subfigs[2].axes if axis.images]
+    for head, drawn in enumerate(images):
         np.testing.assert_array_equal(drawn.get_array(), result["position_score"].isel(layer=0, head=head))
     profile, spectrum = figure.subfigs[1].axes
-    drawn = {one.get_label(): one for one in profile.lines}["head 1"]
-    kernel = result["score_by_offset"].sel(term="position-position", offset=slice(-16, 16))
-    np.testing.assert_array_equal(drawn.get_ydata(), kernel.isel(layer=0, head=1))
+    drawn = {curve.get_label(): curve for curve in profile.lines}["head 1"]
+    expected = result["score_by_offset"].sel(term="position-position", offset=slice(-16, 16))
+    np.testing.assert_array_equal(drawn.get_ydata(), expected.isel(layer=0, head=1))
     np.testing.assert_array_equal(spectrum.lines[-1].get_ydata(), result["wave_amplitude"].isel(layer=0, head=1))
 
 
 def test_the_terms_of_a_run_are_drawn(spt_run):
-    joined = over_steps([positions(one, sequences=4, nulls=2) for one in spt_run.checkpoints[-2:]])
+    joined = over_steps([positions(checkpoint, sequences=4, nulls=2) for checkpoint in spt_run.checkpoints[-2:]])
     figure = OVER_STEPS["positions"](joined)
-    drawn = {one.get_label(): one for one in figure.axes[4].lines}["head 0"]
+    drawn = {curve.get_label(): curve for curve in figure.axes[4].lines}["head 0"]
     expected = joined["proximity_contrast"].sel(term="content-content").isel(layer=0, head=0)
     np.testing.assert_array_equal(drawn.get_ydata(), expected)
 
@@ -133,24 +133,24 @@ def test_rotary_images_show_their_pairs_and_two_dimensional_offsets(image_checkp
     result = positions(image_checkpoint, sequences=4, nulls=2)
     figure = FIGURES["positions"](result)
     assert figure.subfigs[1].axes[-1].get_xscale() == "log"
-    kernels = [axis.images[0] for axis in figure.subfigs[2].axes if axis.images]
-    assert len(kernels) == 4
+    images = [axis.images[0] for axis in figure.subfigs[2].axes if axis.images]
+    assert len(images) == 4
     shown = result["grid_score_by_offset"].sel(term="position-position")
-    np.testing.assert_array_equal(kernels[0].get_array(), shown.isel(layer=0, head=0))
+    np.testing.assert_array_equal(images[0].get_array(), shown.isel(layer=0, head=0))
 
 
 def test_the_drawn_signals_and_energies_are_the_result(spt_run):
     result = gradients(spt_run.checkpoints[-1], sequences=8, nulls=2)
     signals, energies, *profiles = (axis for part in FIGURES["gradients"](result).subfigs for axis in part.axes)
     for axis, name in ((signals, "snr"), (energies, "energy_share")):
-        drawn = [one for one in axis.containers if one.get_label() is not None and hasattr(one, "has_xerr")]
-        assert len(drawn) == 4
-        for (loss, head), one in zip(np.ndindex(2, 2), drawn, strict=True):
-            np.testing.assert_array_equal(one[0].get_xdata(), result[name].isel(loss=loss, layer=0, head=head))
+        dots = [dot for dot in axis.containers if dot.get_label() is not None and hasattr(dot, "has_xerr")]
+        assert len(dots) == 4
+        for (loss, head), drawn in zip(np.ndindex(2, 2), dots, strict=True):
+            np.testing.assert_array_equal(drawn[0].get_xdata(), result[name].isel(loss=loss, layer=0, head=head))
     names = [tick.get_text() for tick in signals.get_yticklabels()]
     assert names == result["direction"].values.tolist()
     for loss, axis in enumerate(profiles):
-        drawn = {one.get_label(): one for one in axis.lines}["head 1"]
+        drawn = {curve.get_label(): curve for curve in axis.lines}["head 1"]
         expected = result["descent_by_offset"].sel(offset=slice(-16, 16)).isel(loss=loss, layer=0, head=1)
         np.testing.assert_array_equal(drawn.get_ydata(), expected)
 
@@ -161,18 +161,18 @@ def test_the_drawn_changes_are_the_result(spt_run):
     result["accuracy_change_interval"][0, 0, 0] = [-0.6, -0.4]
     result["accuracy_change_interval"][0, 0, 1] = [-0.1, 0.1]
     everywhere, by_head, _ = FIGURES["interventions"](result).subfigs[0].axes
-    dots = next(one for one in everywhere.containers if hasattr(one, "has_xerr"))
+    dots = next(container for container in everywhere.containers if hasattr(container, "has_xerr"))
     np.testing.assert_array_equal(dots[0].get_xdata(), result["all_accuracy_change"])
     np.testing.assert_array_equal(by_head.images[0].get_array(), result["accuracy_change"].isel(layer=0))
     written = {text.get_position(): text.get_text() for text in by_head.texts}
     assert written[0, 0] == "-.50" and (1, 0) not in written
 
 
-def test_real_values_are_judged_by_their_loss(spt_run):
+def test_interventions_on_real_values_show_the_loss(spt_run):
     result = interventions(spt_run.checkpoints[-1], sequences=4, nulls=2)
-    none = result.assign({name: result[name] * np.nan for name in result if "accuracy" in name})
-    everywhere, *_ = FIGURES["interventions"](none).subfigs[0].axes
-    assert "change of the loss" in everywhere.get_xlabel()
+    without_accuracy = result.assign({name: result[name] * np.nan for name in result if "accuracy" in name})
+    everywhere, *_ = FIGURES["interventions"](without_accuracy).subfigs[0].axes
+    assert "change in loss" in everywhere.get_xlabel()
 
 
 @pytest.mark.parametrize(
@@ -180,8 +180,8 @@ def test_real_values_are_judged_by_their_loss(spt_run):
     [("gradients", gradients, "descent"), ("interventions", interventions, "accuracy_change")],
 )
 def test_runs_of_gradients_and_interventions_are_drawn(name, measure, first, spt_run):
-    joined = over_steps([measure(one, sequences=4, nulls=2) for one in spt_run.checkpoints[-2:]])
-    drawn = {one.get_label(): one for one in OVER_STEPS[name](joined).axes[1].lines}["head 1"]
-    chosen = {"loss": "labels", "direction": "circulant exponential"}
-    chosen = chosen if name == "gradients" else {"intervention": "ablate_toeplitz"}
-    np.testing.assert_array_equal(drawn.get_ydata(), joined[first].sel(chosen).isel(layer=0, head=1))
+    joined = over_steps([measure(checkpoint, sequences=4, nulls=2) for checkpoint in spt_run.checkpoints[-2:]])
+    drawn = {curve.get_label(): curve for curve in OVER_STEPS[name](joined).axes[1].lines}["head 1"]
+    selection = {"loss": "labels", "direction": "circulant exponential"}
+    selection = selection if name == "gradients" else {"intervention": "ablate_toeplitz"}
+    np.testing.assert_array_equal(drawn.get_ydata(), joined[first].sel(selection).isel(layer=0, head=1))

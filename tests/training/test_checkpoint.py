@@ -17,29 +17,29 @@ def fields(spt_run):
     return torch.load(spt_run.checkpoints[-1].path, weights_only=True)
 
 
-def test_what_is_saved_comes_back(spt_run, tmp_path):
-    first = spt_run.checkpoints[-1]
-    first.save(tmp_path / "again.pt")
-    again = load(tmp_path / "again.pt")
+def test_save_and_load_round_trip(spt_run, tmp_path):
+    saved = spt_run.checkpoints[-1]
+    saved.save(tmp_path / "again.pt")
+    loaded = load(tmp_path / "again.pt")
     for name in ("config", "data", "step", "objective", "metrics", "fingerprint", "provenance"):
-        assert getattr(again, name) == getattr(first, name)
-    assert all(torch.equal(weight, again.weights[name]) for name, weight in first.weights.items())
-    assert again.optimiser["state"][0]["step"] == first.optimiser["state"][0]["step"] == 4  # of the label stage
+        assert getattr(loaded, name) == getattr(saved, name)
+    assert all(torch.equal(weight, loaded.weights[name]) for name, weight in saved.weights.items())
+    assert loaded.optimiser["state"][0]["step"] == saved.optimiser["state"][0]["step"] == 4  # steps on the labels
     assert not list(tmp_path.glob("*.part"))
 
 
-def test_the_network_of_a_checkpoint_has_its_weights_and_measured_accuracy(spt_run):
+def test_the_network_of_a_checkpoint_has_its_weights_and_accuracy(spt_run):
     checkpoint = spt_run.checkpoints[-1]
     test = checkpoint.task.test
     with torch.no_grad():
-        guess = checkpoint.model(torch.from_numpy(test.inputs).long()).argmax(-1).numpy()
-    assert (guess == test.labels).mean() == pytest.approx(checkpoint.last_metrics["test_accuracy"])
+        predicted = checkpoint.model(torch.from_numpy(test.inputs).long()).argmax(-1).numpy()
+    assert (predicted == test.labels).mean() == pytest.approx(checkpoint.last_metrics["test_accuracy"])
 
 
-def test_provenance_says_how_it_was_made(spt_run):
-    made = spt_run.checkpoints[0].provenance
-    assert {"attnprobe", "commit", "uncommitted_changes", "command", "torch", "python", "created"} == set(made)
-    assert made["torch"] == torch.__version__
+def test_provenance_records_versions_and_command(spt_run):
+    provenance = spt_run.checkpoints[0].provenance
+    assert {"attnprobe", "commit", "uncommitted_changes", "command", "torch", "python", "created"} == set(provenance)
+    assert provenance["torch"] == torch.__version__
 
 
 class Hostile:
@@ -47,42 +47,42 @@ class Hostile:
         return os.system, ("touch hacked",)
 
 
-def refused(path, said):
-    with pytest.raises(UsageError, match=said) as caught:
+def refused(path, message):
+    with pytest.raises(UsageError, match=message) as caught:
         load(path)
     assert "\n" not in str(caught.value)
     assert str(path) in str(caught.value)
 
 
-def test_a_file_that_is_no_checkpoint_is_refused(tmp_path, fields, monkeypatch):
+def test_files_that_are_not_checkpoints_are_refused(tmp_path, fields, monkeypatch):
     monkeypatch.chdir(tmp_path)
     refused(tmp_path / "none.pt", "no such file")
     refused(tmp_path, "is a folder")
     for name, content in (("text.pt", b"hello"), ("empty.pt", b"")):
         (tmp_path / name).write_bytes(content)
-        refused(tmp_path / name, "not a checkpoint of attnprobe, or a damaged one")
+        refused(tmp_path / name, "not an attnprobe checkpoint, or damaged")
     (tmp_path / "hostile.pt").write_bytes(pickle.dumps(Hostile()))
-    refused(tmp_path / "hostile.pt", "not a checkpoint of attnprobe, or a damaged one")
+    refused(tmp_path / "hostile.pt", "not an attnprobe checkpoint, or damaged")
     torch.save({"format": FORMAT, "weights": Hostile()}, tmp_path / "inside.pt")
-    refused(tmp_path / "inside.pt", "not a checkpoint of attnprobe, or a damaged one")
+    refused(tmp_path / "inside.pt", "not an attnprobe checkpoint, or damaged")
     assert not (tmp_path / "hacked").exists()
     torch.save({"model": 1}, tmp_path / "foreign.pt")
-    refused(tmp_path / "foreign.pt", "holds no format version")
+    refused(tmp_path / "foreign.pt", "no format version")
 
 
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.99])
 def test_a_truncated_checkpoint_is_refused(share, tmp_path, spt_run):
-    whole = spt_run.checkpoints[0].path.read_bytes()
-    (tmp_path / "cut.pt").write_bytes(whole[: int(len(whole) * share)])
-    refused(tmp_path / "cut.pt", "not a checkpoint of attnprobe, or a damaged one")
+    content = spt_run.checkpoints[0].path.read_bytes()
+    (tmp_path / "cut.pt").write_bytes(content[: int(len(content) * share)])
+    refused(tmp_path / "cut.pt", "not an attnprobe checkpoint, or damaged")
 
 
 def test_a_newer_format_is_refused(tmp_path, fields):
     torch.save({**fields, "format": FORMAT + 1}, tmp_path / "x.pt")
-    refused(tmp_path / "x.pt", f"checkpoint format {FORMAT + 1}; this attnprobe reads format {FORMAT}: upgrade")
+    refused(tmp_path / "x.pt", f"checkpoint format {FORMAT + 1}; this attnprobe reads format {FORMAT}; upgrade")
 
 
-def test_what_is_unknown_or_missing_is_named(tmp_path, fields):
+def test_unknown_and_missing_entries_are_named(tmp_path, fields):
     torch.save({**fields, "extra": 1}, tmp_path / "x.pt")
     refused(tmp_path / "x.pt", "unknown entries: extra; missing: none")
     torch.save({name: value for name, value in fields.items() if name != "step"}, tmp_path / "y.pt")
@@ -102,39 +102,39 @@ def test_a_checkpoint_from_before_a_setting_existed_is_read(tmp_path, fields, sp
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "said"),
+    ("name", "value", "message"),
     [
-        ("config", 3, "config is of type int, not dict"),
-        ("weights", {"embed.weight": 3}, "weights hold something that is no tensor"),
-        ("step", "x", "step is of type str, not int"),
+        ("config", 3, "config has type int, not dict"),
+        ("weights", {"embed.weight": 3}, "weights contain a value that is not a tensor"),
+        ("step", "x", "step has type str, not int"),
         ("objective", "zz", "objective='zz' is unknown; valid: labels, masked, next-token"),
-        ("metrics", [3], "metrics hold something that is no row of names and values"),
-        ("provenance", 3, "provenance is of type int, not dict"),
-        ("format", 0, "has checkpoint format 0; this attnprobe reads format 1$"),
+        ("metrics", [3], "metrics contain a row that is not a dict"),
+        ("provenance", 3, "provenance has type int, not dict"),
+        ("format", 0, "checkpoint format 0; this attnprobe reads format 1$"),
     ],
 )
-def test_entries_of_the_wrong_kind_are_named(name, value, said, tmp_path, fields):
+def test_entries_of_the_wrong_type_are_named(name, value, message, tmp_path, fields):
     torch.save({**fields, name: value}, tmp_path / "x.pt")
-    refused(tmp_path / "x.pt", said)
+    refused(tmp_path / "x.pt", message)
     torch.save({**fields, "config": {**fields["config"], "model": 3}}, tmp_path / "y.pt")
-    refused(tmp_path / "y.pt", "holds int where ModelConfig should be")
+    refused(tmp_path / "y.pt", "int instead of a mapping of ModelConfig fields")
 
 
-def test_no_damage_escapes_as_another_error(tmp_path, spt_run):
-    whole, rng = spt_run.checkpoints[0].path.read_bytes(), np.random.default_rng(0)
+def test_damaged_files_raise_usage_errors_only(tmp_path, spt_run):
+    content, rng = spt_run.checkpoints[0].path.read_bytes(), np.random.default_rng(0)
     path = tmp_path / "x.pt"
     path.write_bytes(b"\x80\x02]q\x00(K\x01a.")
-    refused(path, "a damaged one")
+    refused(path, "or damaged")
     for _ in range(40):
-        damaged = bytearray(whole)
-        for place in rng.integers(len(whole), size=20):
-            damaged[place] = rng.integers(256)
+        damaged = bytearray(content)
+        for index in rng.integers(len(content), size=20):
+            damaged[index] = rng.integers(256)
         path.write_bytes(damaged)
         with contextlib.suppress(UsageError):
             load(path)
 
 
-def test_a_write_that_fails_leaves_what_was_there(spt_run, tmp_path, monkeypatch):
+def test_a_failed_write_keeps_the_previous_file(spt_run, tmp_path, monkeypatch):
     path = tmp_path / "x.pt"
     spt_run.checkpoints[0].save(path)
     before = path.read_bytes()
@@ -149,36 +149,36 @@ def test_a_write_that_fails_leaves_what_was_there(spt_run, tmp_path, monkeypatch
     assert path.read_bytes() == before
 
 
-def test_weights_that_do_not_fit_are_refused(tmp_path, fields):
+def test_weights_of_another_network_are_refused(tmp_path, fields):
     torch.save({**fields, "weights": {**fields["weights"], "ghost": torch.zeros(1)}}, tmp_path / "x.pt")
     with pytest.raises(UsageError, match="weights do not fit: .*ghost"):
         _ = load(tmp_path / "x.pt").model
 
 
-def test_a_folder_without_checkpoints_is_no_run(tmp_path):
+def test_a_folder_without_checkpoints_is_refused(tmp_path):
     with pytest.raises(UsageError, match="holds no checkpoints"):
         Run.open(tmp_path)
     with pytest.raises(UsageError, match="no such folder"):
         Run.open(tmp_path / "none")
 
 
-def test_jupyter_shows_a_checkpoint_and_escapes_what_it_holds(spt_run):
+def test_the_html_representation_is_escaped(spt_run):
     import dataclasses
 
-    shown = dataclasses.replace(spt_run.checkpoints[-1], objective="<b>x</b>")._repr_html_()
-    assert "pairs, spt, seed 0, step 12" in shown
-    assert "&lt;b&gt;x" in shown
-    assert "<b>x" not in shown
+    text = dataclasses.replace(spt_run.checkpoints[-1], objective="<b>x</b>")._repr_html_()
+    assert "pairs, spt, seed 0, step 12" in text
+    assert "&lt;b&gt;x" in text
+    assert "<b>x" not in text
 
 
-def test_python_shows_a_checkpoint_in_a_line(spt_run):
-    shown = repr(spt_run.checkpoints[-1])
-    assert "pairs, spt, seed 0, step 12" in shown and "step-000012.pt" in shown
-    assert len(shown) < 300
+def test_the_representation_is_one_short_line(spt_run):
+    text = repr(spt_run.checkpoints[-1])
+    assert "pairs, spt, seed 0, step 12" in text and "step-000012.pt" in text
+    assert len(text) < 300
 
 
-def test_a_wrong_name_is_answered_with_the_right_ones(spt_run, tmp_path):
-    refused(spt_run.path_of(7), r"no such file; there are step-000000\.pt, .*step-000012\.pt")
+def test_a_wrong_path_lists_the_available_ones(spt_run, tmp_path):
+    refused(spt_run.path_of(7), r"no such file; available: step-000000\.pt, .*step-000012\.pt")
     (tmp_path / "x.nc").write_bytes(b"")
     refused(tmp_path / "x.nc", "a result, not a checkpoint")
     with pytest.raises(UsageError, match=rf"holds no checkpoints .*runs in it: .*{spt_run.folder.name}"):

@@ -14,7 +14,7 @@ from attnprobe.training.batches import batch_rows, take
 from attnprobe.training.checkpoint import load
 from attnprobe.training.loop import checkpoint_steps, rate_factor, train
 
-NAMED = {**TINY, "pretrain_steps": 8, "d_model": 16}
+SETTINGS = {**TINY, "pretrain_steps": 8, "d_model": 16}
 
 
 def weights(run, step=-1):
@@ -26,7 +26,7 @@ def test_spt_is_two_stages_on_one_step_axis(spt_run):
     assert steps == sorted(set(steps))
     assert {row["step"]: row["objective"] for row in spt_run.metrics}[8] == "masked"
     assert spt_run.metrics[-1]["objective"] == "labels"
-    assert [one.step for one in spt_run.checkpoints] == [0, 1, 8, 9, 12]
+    assert [checkpoint.step for checkpoint in spt_run.checkpoints] == [0, 1, 8, 9, 12]
     for checkpoint in spt_run.checkpoints:
         assert checkpoint.last_metrics["step"] == checkpoint.step
         assert {"train_accuracy", "test_accuracy", "train_loss", "test_loss"} <= set(checkpoint.last_metrics)
@@ -34,7 +34,7 @@ def test_spt_is_two_stages_on_one_step_axis(spt_run):
 
 def test_the_same_seed_gives_bit_identical_runs_and_another_seed_does_not(spt_run, tmp_path):
     again = train(spt_run.checkpoints[0].config, tmp_path / "again", progress=False)
-    other = train(configure("pairs", seed=1, **NAMED), tmp_path / "other", progress=False)
+    other = train(configure("pairs", seed=1, **SETTINGS), tmp_path / "other", progress=False)
     assert again.metrics == spt_run.metrics
     for name, weight in weights(spt_run).items():
         assert torch.equal(weight, weights(again)[name])
@@ -42,12 +42,12 @@ def test_the_same_seed_gives_bit_identical_runs_and_another_seed_does_not(spt_ru
 
 
 def test_recipes_with_one_seed_share_data_and_initial_weights(spt_run, tmp_path):
-    labels = train(configure("pairs", recipe="supervised", **NAMED), tmp_path / "labels", progress=False)
-    assert labels.checkpoints[0].fingerprint == spt_run.checkpoints[0].fingerprint
-    assert all(torch.equal(weight, weights(spt_run, 0)[name]) for name, weight in weights(labels, 0).items())
+    supervised = train(configure("pairs", recipe="supervised", **SETTINGS), tmp_path / "supervised", progress=False)
+    assert supervised.checkpoints[0].fingerprint == spt_run.checkpoints[0].fingerprint
+    assert all(torch.equal(weight, weights(spt_run, 0)[name]) for name, weight in weights(supervised, 0).items())
 
 
-def test_self_pretraining_never_touches_the_label_head_and_labels_never_the_other(spt_run):
+def test_each_stage_trains_its_own_output_head_only(spt_run):
     start, middle, end = (weights(spt_run, step) for step in (0, 2, -1))
     assert torch.equal(start["classify.weight"], middle["classify.weight"])
     assert not torch.equal(start["unembed.weight"], middle["unembed.weight"])
@@ -56,9 +56,9 @@ def test_self_pretraining_never_touches_the_label_head_and_labels_never_the_othe
 
 
 def test_training_learns(tmp_path):
-    # Two ids whose order never matters: a label that a bag of tokens tells is learned from labels in few steps.
-    named = {"n": 8, "alphabet": 8, "classes": 2, "strength": 1.0, "train_size": 200, "test_size": 50}
-    config = configure("bigrams", recipe="supervised", task_options=named, steps=150, evaluations=1, checkpoints=1)
+    # The label depends on token counts only, not on order, so supervised training learns it in few steps.
+    settings = {"n": 8, "alphabet": 8, "classes": 2, "strength": 1.0, "train_size": 200, "test_size": 50}
+    config = configure("bigrams", recipe="supervised", task_options=settings, steps=150, evaluations=1, checkpoints=1)
     last = train(config, tmp_path / "x", progress=False).metrics[-1]
     assert last["train_accuracy"] > 0.9
 
@@ -84,7 +84,7 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(tmp_
     config = configure(
         "pairs",
         recipe="supervised",
-        **{**NAMED, "learning_rate": 1e30, "grad_clip": 0.0, "warmup_steps": 0, "checkpoints": 6},
+        **{**SETTINGS, "learning_rate": 1e30, "grad_clip": 0.0, "warmup_steps": 0, "checkpoints": 6},
     )
     with pytest.raises(UsageError, match=r"training stopped: .* at step \d+ \(labels\); the last good checkpoint is"):
         train(config, tmp_path / "x", progress=False)
@@ -94,21 +94,21 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(tmp_
     kept = run.checkpoints
     assert kept[0].step == 0
     assert all(np.isfinite([row["train_loss"], row["test_loss"]]).all() for row in run.metrics)
-    assert all(torch.isfinite(weight).all() for one in kept for weight in one.weights.values())
+    assert all(torch.isfinite(weight).all() for checkpoint in kept for weight in checkpoint.weights.values())
 
 
 @pytest.mark.parametrize(
-    "named", [{"pretrain_learning_rate": 1e-4}, {"grad_clip": 1e-3}, {"weight_decay": 5.0}, {"schedule": "constant"}]
+    "settings", [{"pretrain_learning_rate": 1e-4}, {"grad_clip": 1e-3}, {"weight_decay": 5.0}, {"schedule": "constant"}]
 )
-def test_every_setting_of_the_optimiser_takes_effect(named, spt_run, tmp_path):
-    other = train(configure("pairs", **{**NAMED, **named}), tmp_path / "x", progress=False)
+def test_every_optimiser_setting_takes_effect(settings, spt_run, tmp_path):
+    other = train(configure("pairs", **{**SETTINGS, **settings}), tmp_path / "x", progress=False)
     assert not torch.equal(weights(other)["embed.weight"], weights(spt_run)["embed.weight"])
-    if "pretrain_learning_rate" in named:
+    if "pretrain_learning_rate" in settings:
         peaks = {row["objective"]: row["learning_rate"] for row in other.metrics[1:]}
         assert peaks["masked"] < 1e-3 < peaks["labels"] * 20
 
 
-def test_steps_sort_as_numbers(spt_run, tmp_path):
+def test_checkpoint_paths_are_sorted_numerically(spt_run, tmp_path):
     from attnprobe.training.run import Run
 
     (tmp_path / "checkpoints").mkdir()
@@ -117,30 +117,30 @@ def test_steps_sort_as_numbers(spt_run, tmp_path):
     assert [path.stem for path in Run(tmp_path).checkpoint_paths] == ["step-000000", "step-999999", "step-1000000"]
 
 
-def test_a_folder_that_holds_a_run_is_left_alone(spt_run):
+def test_train_refuses_a_folder_that_holds_a_run(spt_run):
     before = spt_run.metrics
     with pytest.raises(UsageError, match="already holds a run"):
-        train(configure("pairs", **NAMED), spt_run.folder, progress=False)
+        train(configure("pairs", **SETTINGS), spt_run.folder, progress=False)
     assert spt_run.metrics == before
 
 
 @pytest.mark.parametrize("part", ["qk", "positions", "qk+positions", "all-but-qk", "all"])
-def test_transfer_moves_the_named_parameters_and_no_others(part, spt_run, tmp_path):
-    given = spt_run.checkpoints[-1]
-    config = configure("pairs", recipe="supervised", seed=7, init_from=str(given.path), transfer=part, **NAMED)
+def test_transfer_loads_the_named_parameters_only(part, spt_run, tmp_path):
+    source = spt_run.checkpoints[-1]
+    config = configure("pairs", recipe="supervised", seed=7, init_from=str(source.path), transfer=part, **SETTINGS)
     start = train(config, tmp_path / "x", progress=False).checkpoints[0].weights
     fresh = (
-        train(configure("pairs", recipe="supervised", seed=7, **NAMED), tmp_path / "y", progress=False)
+        train(configure("pairs", recipe="supervised", seed=7, **SETTINGS), tmp_path / "y", progress=False)
         .checkpoints[0]
         .weights
     )
-    moved = select(part, start)
+    transferred = select(part, start)
     for name, weight in start.items():
-        assert torch.equal(weight, given.weights[name] if name in moved else fresh[name]), name
+        assert torch.equal(weight, source.weights[name] if name in transferred else fresh[name]), name
 
 
-def test_frozen_parts_stay_and_the_others_move(tmp_path):
-    config = configure("pairs", recipe="supervised", freeze=["qk,positions"], **NAMED)
+def test_frozen_parts_do_not_change_and_the_others_do(tmp_path):
+    config = configure("pairs", recipe="supervised", freeze=["qk,positions"], **SETTINGS)
     run = train(config, tmp_path / "x", progress=False)
     start, end = weights(run, 0), weights(run)
     frozen = set(select("qk+positions", start))
@@ -150,7 +150,7 @@ def test_frozen_parts_stay_and_the_others_move(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("named", "said"),
+    ("settings", "message"),
     [
         ({"transfer": "qkv"}, "unknown part 'qkv'; valid: all, all-but-PART, embeddings, positions, qk"),
         (
@@ -163,13 +163,13 @@ def test_frozen_parts_stay_and_the_others_move(tmp_path):
             r"blocks.0.attn.q.weight differs in shape: \(16, 16\) there, \(32, 32\) here",
         ),
         ({"transfer": "all-but-" + "+".join(PARTS)}, "leaves nothing"),
-        ({"freeze": ["all"]}, "leaves nothing to train"),
+        ({"freeze": ["all"]}, "leaves no parameters to train"),
         ({"device": "cuda:7"}, "device='cuda:7' cannot be used"),
     ],
 )
-def test_what_cannot_be_transferred_or_frozen_is_refused_before_a_folder_exists(named, said, spt_run, tmp_path):
-    config = configure("pairs", **{**NAMED, "init_from": str(spt_run.checkpoints[0].path), **named})
-    with pytest.raises(UsageError, match=said):
+def test_invalid_settings_are_refused_before_the_folder_is_created(settings, message, spt_run, tmp_path):
+    config = configure("pairs", **{**SETTINGS, "init_from": str(spt_run.checkpoints[0].path), **settings})
+    with pytest.raises(UsageError, match=message):
         train(config, tmp_path / "x", progress=False)
     assert not (tmp_path / "x").exists()
 
@@ -181,35 +181,35 @@ def test_every_parameter_belongs_to_one_part(spt_run):
     assert sum(map(len, parts)) == len(names)
 
 
-def test_batches_go_through_the_data_in_fresh_permutations():
+def test_each_epoch_is_a_new_permutation():
     config = configure("pairs", batch_size=4)
     rows = np.concatenate([batch_rows(config, 10, "labels", step) for step in range(1, 6)])
     assert sorted(rows[:10]) == sorted(rows[10:]) == list(range(10))
     assert rows[:10].tolist() != rows[10:].tolist()
     assert batch_rows(config, 10, "masked", 1).tolist() != batch_rows(config, 10, "labels", 1).tolist()
     big = batch_rows(configure("pairs", batch_size=25), 10, "labels", 1)
-    assert np.bincount(big).tolist().count(3) == 5  # two and a half passes
+    assert np.bincount(big).tolist().count(3) == 5  # 2.5 epochs
 
 
-def test_rates_warm_up_and_fall_along_a_cosine():
+def test_the_learning_rate_warms_up_and_decays_along_a_cosine():
     factors = [rate_factor(step, 100, 10, "cosine") for step in range(1, 101)]
     assert factors[4] == pytest.approx(0.5)
     assert factors[9] == 1
     assert factors[54] == pytest.approx(0.05 + 0.95 / 2)
     assert factors[-1] == pytest.approx(0.05)
     assert rate_factor(100, 100, 10, "constant") == 1
-    assert rate_factor(2, 4, 50, "cosine") == 1  # a short stage is not all warm-up
+    assert rate_factor(2, 4, 50, "cosine") == 1  # warm-up takes at most half of a stage
     assert rate_factor(1, 1, 50, "cosine") == pytest.approx(0.05)
 
 
 def test_checkpoints_are_log_spaced_in_each_stage():
     config = configure("pairs", steps=20000, pretrain_steps=10000, checkpoints=3)
-    # from half a percent of a stage, by the factor sqrt(200), to its end
+    # from 0.5 % to 100 % of each stage, with ratio sqrt(200)
     assert checkpoint_steps(config) == [0, 50, 707, 10000, 10050, 10707, 20000]
     assert checkpoint_steps(configure("pairs", steps=9, pretrain_steps=4, checkpoints=1)) == [0, 4, 9]
 
 
-def test_values_and_padding_train_too(tmp_path, monkeypatch):
+def test_training_on_padded_values(tmp_path, monkeypatch):
     from attnprobe import tasks
     from attnprobe.config import DataSpec
 
@@ -218,8 +218,8 @@ def test_values_and_padding_train_too(tmp_path, monkeypatch):
     split = tasks.Split(rng.normal(size=(40, 6)) + labels[:, None], labels, rng.integers(2, 7, size=40))
     task = tasks.Task("mine", DataSpec(n=6, inputs="values", classes=2), split, split)
     monkeypatch.setattr(tasks, "build", lambda config: task)
-    run = train(configure("pairs", **NAMED), tmp_path / "x", progress=False)
-    assert run.metrics[0]["test_accuracy"] is None  # a value is neither right nor wrong
+    run = train(configure("pairs", **SETTINGS), tmp_path / "x", progress=False)
+    assert run.metrics[0]["test_accuracy"] is None  # no accuracy for real-valued targets
     assert run.metrics[-1]["test_accuracy"] is not None
 
 
@@ -229,45 +229,45 @@ def test_no_batch_is_padded_beyond_its_longest_sequence(tmp_path, monkeypatch):
     from attnprobe.model.transformer import Transformer
 
     rng = np.random.default_rng(0)
-    lengths = np.where(np.arange(40) == 7, 30, rng.integers(2, 9, size=40))  # one long one
+    lengths = np.where(np.arange(40) == 7, 30, rng.integers(2, 9, size=40))  # a single long sequence
     split = tasks.Split(rng.integers(4, size=(40, 30)).astype(np.uint8), rng.integers(2, size=40), lengths)
     task = tasks.Task("mine", DataSpec(n=30, inputs="tokens", classes=2, vocabulary=4), split, split)
     monkeypatch.setattr(tasks, "build", lambda config: task)
     widths, residual = [], Transformer.residual
 
-    def seen(self, inputs, *, masked=None, lengths=None):
+    def recorded(self, inputs, *, masked=None, lengths=None):
         widths.append((inputs.shape[1], int(lengths.max())))
         return residual(self, inputs, masked=masked, lengths=lengths)
 
-    monkeypatch.setattr(Transformer, "residual", seen)
-    train(configure("pairs", **{**NAMED, "batch_size": 4}), tmp_path / "x", progress=False)
+    monkeypatch.setattr(Transformer, "residual", recorded)
+    train(configure("pairs", **{**SETTINGS, "batch_size": 4}), tmp_path / "x", progress=False)
     assert all(width == longest for width, longest in widths)
     assert {width for width, _ in widths} & set(range(2, 9)), "most batches are short"
 
 
-def test_evaluation_does_not_depend_on_how_many_sequences_are_taken_at_a_time(tmp_path, monkeypatch):
+def test_evaluation_does_not_depend_on_the_batch_size(tmp_path, monkeypatch):
     from attnprobe.training import loop as training
 
     runs = []
     for tokens in (32, 32 * 7, 2**17):
         monkeypatch.setattr(training, "EVALUATED_AT_A_TIME", tokens)
-        config = configure("pairs", **{**NAMED, "recipe": "supervised"})
+        config = configure("pairs", **{**SETTINGS, "recipe": "supervised"})
         runs.append(train(config, tmp_path / str(tokens), progress=False).metrics)
     for run in runs[:-1]:
-        for row, whole in zip(run, runs[-1], strict=True):
-            assert row["test_loss"] == pytest.approx(whole["test_loss"], rel=1e-5)
-            assert row["test_accuracy"] == pytest.approx(whole["test_accuracy"])
+        for row, expected in zip(run, runs[-1], strict=True):
+            assert row["test_loss"] == pytest.approx(expected["test_loss"], rel=1e-5)
+            assert row["test_accuracy"] == pytest.approx(expected["test_accuracy"])
 
 
-def test_held_out_sequences_are_validated_on_and_never_trained_on(tmp_path):
-    config = configure("pairs", **{**NAMED, "recipe": "supervised", "validation_size": 10})
-    task, whole = build(config), build(configure("pairs", **NAMED))
-    assert (task.train.inputs == whole.train.inputs[:-10]).all()
-    assert (task.validation.inputs == whole.train.inputs[-10:]).all()
+def test_the_validation_split_is_evaluated_and_not_trained_on(tmp_path):
+    config = configure("pairs", **{**SETTINGS, "recipe": "supervised", "validation_size": 10})
+    task, full = build(config), build(configure("pairs", **SETTINGS))
+    assert (task.train.inputs == full.train.inputs[:-10]).all()
+    assert (task.validation.inputs == full.train.inputs[-10:]).all()
     run = train(config, tmp_path / "x", progress=False)
     assert all({"validation_loss", "validation_accuracy"} <= set(row) for row in run.metrics)
     assert run.finished == {"step": 12, "why": "all steps", "best_step": best_step(run)}
-    without = train(configure("pairs", **{**NAMED, "recipe": "supervised"}), tmp_path / "y", progress=False)
+    without = train(configure("pairs", **{**SETTINGS, "recipe": "supervised"}), tmp_path / "y", progress=False)
     assert without.finished["best_step"] is None
     assert not any("validation_loss" in row for row in without.metrics)
 
@@ -278,7 +278,7 @@ def best_step(run):
 
 
 PATIENT = {
-    **NAMED,
+    **SETTINGS,
     "recipe": "supervised",
     "validation_size": 20,
     "learning_rate": 0.03,
@@ -286,76 +286,74 @@ PATIENT = {
     "steps": 200,
     "evaluations": 50,
 }
-"""44 sequences, a high rate: the network learns them by heart, and the validation loss soon rises."""
+"""44 sequences and a high learning rate: the network overfits and the validation loss soon rises."""
 
 
-def test_patience_ends_training_so_many_evaluations_after_the_best_one(tmp_path):
+def test_early_stopping_after_patience_evaluations_without_improvement(tmp_path):
     run = train(configure("pairs", **PATIENT, patience=3), tmp_path / "x", progress=False)
     assert run.finished["why"] == "patience"
     assert run.finished["best_step"] == best_step(run) > 0
     even = [row["step"] for row in run.metrics if row["step"] % 4 == 0]
     assert sum(step > max(best_step(run), 10) for step in even) == 3
     assert run.last.step == run.metrics[-1]["step"] == run.finished["step"] < 200
-    assert load(run.path_of(best_step(run))).step == best_step(run), "the best one is kept"
-    steps = {one.step for one in run.checkpoints}
-    due = {step for step in checkpoint_steps(run.config) if step <= run.finished["step"]}
-    assert steps == {*due, best_step(run), run.finished["step"]}, "and no former best one, but what is due"
+    assert load(run.path_of(best_step(run))).step == best_step(run), "the best checkpoint is kept"
+    steps = {checkpoint.step for checkpoint in run.checkpoints}
+    scheduled = {step for step in checkpoint_steps(run.config) if step <= run.finished["step"]}
+    assert steps == {*scheduled, best_step(run), run.finished["step"]}, "earlier best checkpoints are deleted"
 
 
-def test_patience_does_not_wait_for_a_warm_up_nor_count_what_only_checkpoints_ask_for(tmp_path):
-    # The rate is nearly 0 up to step 150: nothing gets better, and nothing is given up.
-    named = {**PATIENT, "learning_rate": 1e-9, "warmup_steps": 90, "checkpoints": 30, "evaluations": 20}
-    run = train(configure("pairs", **named, patience=2), tmp_path / "x", progress=False)
+def test_patience_ignores_evaluations_during_warm_up_and_at_checkpoints(tmp_path):
+    # The learning rate is nearly 0, so the validation loss does not improve; training must not stop too early.
+    settings = {**PATIENT, "learning_rate": 1e-9, "warmup_steps": 90, "checkpoints": 30, "evaluations": 20}
+    run = train(configure("pairs", **settings, patience=2), tmp_path / "x", progress=False)
     assert run.finished["step"] >= 110
-    spt = {**named, "recipe": "spt", "pretrain_steps": 100, "warmup_steps": 40}
+    spt = {**settings, "recipe": "spt", "pretrain_steps": 100, "warmup_steps": 40}
     run = train(configure("pairs", **spt, patience=2), tmp_path / "y", progress=False)
     assert run.finished["step"] >= 160
 
 
-def test_patience_and_validation_that_cannot_be_are_refused(tmp_path):
-    with pytest.raises(UsageError, match="patience=3: needs a validation split; validation_size"):
-        train(configure("pairs", **NAMED, patience=3), tmp_path / "x")
+def test_invalid_patience_and_validation_size_are_refused(tmp_path):
+    with pytest.raises(UsageError, match="patience=3: needs a validation split; set validation_size"):
+        train(configure("pairs", **SETTINGS, patience=3), tmp_path / "x")
     with pytest.raises(UsageError, match="validation_size=64: must be below the 64 training sequences"):
-        train(configure("pairs", **NAMED, validation_size=64), tmp_path / "x")
+        train(configure("pairs", **SETTINGS, validation_size=64), tmp_path / "x")
     with pytest.raises(UsageError, match="validation_size=64"):
-        build(replace(configure("pairs", **NAMED), validation_size=64))
+        build(replace(configure("pairs", **SETTINGS), validation_size=64))
     assert not (tmp_path / "x").exists()
 
 
-def test_the_data_of_a_run_are_made_anew_and_compared(spt_run, tmp_path):
+def test_the_data_of_a_run_are_rebuilt_and_compared(spt_run, tmp_path):
     checkpoint = spt_run.checkpoints[-1]
     assert checkpoint.task.fingerprint == build(checkpoint.config).fingerprint
     fields = torch.load(checkpoint.path, weights_only=True)
     torch.save({**fields, "fingerprint": "0" * 16}, tmp_path / "x.pt")
-    with pytest.raises(UsageError, match="no longer gives the data of this run"):
+    with pytest.raises(UsageError, match="no longer generates this run's data"):
         _ = load(tmp_path / "x.pt").task
 
 
-def test_shuffled_pretraining_sees_the_tokens_of_each_sequence_in_another_order_and_labels_their_own(
-    tmp_path, monkeypatch
-):
-    seen = {}
+def test_shuffled_pretraining_permutes_tokens_and_supervised_training_does_not(tmp_path, monkeypatch):
+    splits = {}
 
-    def watched(split, rows, mask, device):
-        if len(rows) == 16:  # a batch of training
-            seen.setdefault("labels" if mask is None else "masked", []).append(split)
+    def recorded(split, rows, mask, device):
+        if len(rows) == 16:  # a training batch
+            splits.setdefault("labels" if mask is None else "masked", []).append(split)
         return take(split, rows, mask, device)
 
-    monkeypatch.setattr(training, "take", watched)
+    monkeypatch.setattr(training, "take", recorded)
     run = train(configure("pairs", pretrain_steps=6, pretrain_order="shuffled", **TINY), tmp_path / "x", progress=False)
-    own = build(run.config).train
-    for split in seen["masked"]:
-        assert np.array_equal(split.inputs, seen["masked"][0].inputs), "one order, at every step"
-        assert not np.array_equal(split.inputs, own.inputs)
-        assert np.array_equal(np.sort(split.inputs, axis=1), np.sort(own.inputs, axis=1))
-    assert all(np.array_equal(split.inputs, own.inputs) for split in seen["labels"])
+    original = build(run.config).train
+    for split in splits["masked"]:
+        assert np.array_equal(split.inputs, splits["masked"][0].inputs), "the same order at every step"
+        assert not np.array_equal(split.inputs, original.inputs)
+        assert np.array_equal(np.sort(split.inputs, axis=1), np.sort(original.inputs, axis=1))
+    assert all(np.array_equal(split.inputs, original.inputs) for split in splits["labels"])
 
 
-def test_the_seed_of_the_weights_changes_nothing_else(spt_run, tmp_path):
+def test_init_seed_changes_the_initial_weights_only(spt_run, tmp_path):
     other = train(replace(spt_run.config, init_seed=5), tmp_path / "x", progress=False)
-    own = train(replace(spt_run.config, init_seed=spt_run.config.seed), tmp_path / "y", progress=False)
+    same = train(replace(spt_run.config, init_seed=spt_run.config.seed), tmp_path / "y", progress=False)
     assert other.last.fingerprint == spt_run.last.fingerprint
     assert not torch.equal(weights(other, 0)["embed.weight"], weights(spt_run, 0)["embed.weight"])
-    assert all(torch.equal(weight, weights(own)[name]) for name, weight in weights(spt_run).items())
-    there = Transformer(other.config.model, other.last.data, seed=5).state_dict()
-    assert all(torch.equal(weight, there[name]) for name, weight in weights(other, 0).items())
+    assert all(torch.equal(weight, weights(same)[name]) for name, weight in weights(spt_run).items())
+    expected = Transformer(other.config.model, other.last.data, seed=5).state_dict()
+    assert all(torch.equal(weight, expected[name]) for name, weight in weights(other, 0).items())

@@ -1,4 +1,4 @@
-"""Losses against loops over single predictions."""
+"""Losses compared with loops over single predictions."""
 
 import pytest
 import torch
@@ -14,29 +14,29 @@ def setup(inputs="tokens", causal=False):
     data = DataSpec(n=6, inputs=inputs, classes=3, vocabulary=5 if inputs == "tokens" else 0)
     model = Transformer(ModelConfig(d_model=8, causal=causal, init_std=0.5), data)
     generator = torch.Generator().manual_seed(0)
-    drawn = torch.randint(5, (3, 6), generator=generator)
-    return model, Batch(drawn if inputs == "tokens" else drawn / 4, torch.tensor([0, 1, 2]), LENGTHS)
+    ids = torch.randint(5, (3, 6), generator=generator)
+    return model, Batch(ids if inputs == "tokens" else ids / 4, torch.tensor([0, 1, 2]), LENGTHS)
 
 
-def negative_log(logits, answer):
-    return -(logits[answer] - logits.logsumexp(-1)).item()
+def negative_log_likelihood(logits, target):
+    return -(logits[target] - logits.logsumexp(-1)).item()
 
 
 def test_labels_are_scored_by_cross_entropy():
     model, batch = setup()
     outcome = evaluate(model, batch, "labels")
     logits = model(batch.inputs, lengths=LENGTHS)
-    expected = [negative_log(logits[b], batch.labels[b]) for b in range(3)]
+    expected = [negative_log_likelihood(logits[b], batch.labels[b]) for b in range(3)]
     assert outcome.mean.item() == pytest.approx(sum(expected) / 3, rel=1e-5)
     assert outcome.correct.item() == sum(logits[b].argmax() == batch.labels[b] for b in range(3))
 
 
-def test_masked_tokens_alone_are_scored():
+def test_only_masked_tokens_are_scored():
     model, batch = setup()
     mask = torch.tensor([[0, 1, 0, 0, 1, 0], [1, 0, 0, 0, 0, 0], [0, 0, 0, 0, 0, 0]], dtype=torch.bool)
     outcome = evaluate(model, batch, "masked", mask)
     logits = model(batch.inputs, masked=mask, lengths=LENGTHS, output="tokens")
-    expected = [negative_log(logits[b, i], batch.inputs[b, i]) for b, i in mask.nonzero().tolist()]
+    expected = [negative_log_likelihood(logits[b, i], batch.inputs[b, i]) for b, i in mask.nonzero().tolist()]
     assert outcome.count == 3
     assert outcome.mean.item() == pytest.approx(sum(expected) / 3, rel=1e-5)
 
@@ -46,25 +46,25 @@ def test_masked_values_are_scored_by_absolute_error():
     mask = torch.zeros(3, 6, dtype=torch.bool)
     mask[0, 1] = mask[1, 3] = True
     outcome = evaluate(model, batch, "masked", mask)
-    guess = model(batch.inputs, masked=mask, lengths=LENGTHS, output="tokens")[..., 0]
-    expected = sum(abs(guess[b, i] - batch.inputs[b, i]).item() for b, i in ((0, 1), (1, 3))) / 2
+    predicted = model(batch.inputs, masked=mask, lengths=LENGTHS, output="tokens")[..., 0]
+    expected = sum(abs(predicted[b, i] - batch.inputs[b, i]).item() for b, i in ((0, 1), (1, 3))) / 2
     assert outcome.mean.item() == pytest.approx(expected, rel=1e-5)
     assert outcome.correct is None
 
 
 @pytest.mark.parametrize("levels", [5, 256])
-def test_values_with_levels_are_scored_by_cross_entropy_over_them(levels):
+def test_values_with_levels_are_scored_by_cross_entropy(levels):
     data = DataSpec(n=6, inputs="values", classes=3, levels=levels)
     model = Transformer(ModelConfig(d_model=8, init_std=0.5), data)
-    places = torch.randint(levels, (3, 6), generator=torch.Generator().manual_seed(0))
-    batch = Batch(places * (2 / (levels - 1)) - 1, torch.tensor([0, 1, 2]))
+    indices = torch.randint(levels, (3, 6), generator=torch.Generator().manual_seed(0))
+    batch = Batch(indices * (2 / (levels - 1)) - 1, torch.tensor([0, 1, 2]))
     mask = torch.rand(3, 6, generator=torch.Generator().manual_seed(1)) < 0.5
     outcome = evaluate(model, batch, "masked", mask)
     logits = model(batch.inputs, masked=mask, output="tokens")
     assert logits.shape == (3, 6, levels)
-    expected = [negative_log(logits[b, i], places[b, i]) for b, i in mask.nonzero().tolist()]
+    expected = [negative_log_likelihood(logits[b, i], indices[b, i]) for b, i in mask.nonzero().tolist()]
     assert outcome.mean.item() == pytest.approx(sum(expected) / len(expected), rel=1e-5)
-    assert outcome.correct.item() == sum((logits.argmax(-1) == places)[mask])
+    assert outcome.correct.item() == sum((logits.argmax(-1) == indices)[mask])
 
 
 def test_next_token_scores_each_real_token_after_the_first():
@@ -73,19 +73,19 @@ def test_next_token_scores_each_real_token_after_the_first():
     expected = []
     for b, length in enumerate(LENGTHS.tolist()):
         for i in range(1, length):
-            prefix = model(batch.inputs[b : b + 1, :i], output="tokens")[0, -1]
-            expected.append(negative_log(prefix, batch.inputs[b, i]))
+            logits = model(batch.inputs[b : b + 1, :i], output="tokens")[0, -1]
+            expected.append(negative_log_likelihood(logits, batch.inputs[b, i]))
     assert outcome.count == 5 + 3
     assert outcome.mean.item() == pytest.approx(sum(expected) / len(expected), rel=1e-5)
 
 
-def test_masks_hide_the_share_of_real_tokens_and_no_padding():
+def test_masks_cover_the_share_of_real_tokens_and_no_padding():
     batch = Batch(torch.zeros(400, 50), torch.zeros(400), torch.full((400,), 40))
     mask = draw_mask(batch.real(), 0.3, torch.Generator().manual_seed(0))
     assert not mask[:, 40:].any()
     assert mask[:, :40].float().mean().item() == pytest.approx(0.3, abs=0.02)
 
 
-def test_a_batch_without_masked_tokens_has_loss_zero_and_not_nan():
+def test_a_batch_without_masked_tokens_has_loss_zero():
     model, batch = setup()
     assert evaluate(model, batch, "masked", torch.zeros(3, 6, dtype=torch.bool)).mean.item() == 0

@@ -1,4 +1,4 @@
-"""Several processes, parts of a batch and numbers of less precision: the same training."""
+"""Training with several processes, micro-batches, bf16 and torch.compile agrees with plain training."""
 
 import json
 import os
@@ -18,7 +18,7 @@ from attnprobe.training.loop import train
 from attnprobe.training.processes import processes
 from attnprobe.training.run import Run
 
-NAMED = {**TINY, "pretrain_steps": 8, "d_model": 16, "batch_size": 15}
+SETTINGS = {**TINY, "pretrain_steps": 8, "d_model": 16, "batch_size": 15}
 
 
 def losses(run):
@@ -27,42 +27,42 @@ def losses(run):
 
 
 @pytest.fixture(scope="module")
-def one(tmp_path_factory):
-    return train(configure("pairs", **NAMED), tmp_path_factory.mktemp("one") / "run", progress=False)
+def single(tmp_path_factory):
+    return train(configure("pairs", **SETTINGS), tmp_path_factory.mktemp("single") / "run", progress=False)
 
 
-def attnprobe_train(folder, *launcher_and_flags, **named):
-    """Run the command in a process of its own and return its run and what it said."""
-    settings = {**NAMED, **named, "task": "pairs", "out": "run"}
+def attnprobe_train(folder, *launcher_and_flags, **overrides):
+    """Run the command in a subprocess and return its run and output."""
+    settings = {**SETTINGS, **overrides, "task": "pairs", "out": "run"}
     options = settings.pop("task_options")
     flags = [f"--{name.replace('_', '-')}={value}" for name, value in settings.items()]
     flags += ["--task-options", *(str(part) for pair in options.items() for part in pair)]
     command = [sys.executable, *launcher_and_flags, *flags]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-2000:]
-    return Run.open(folder / "run"), done.stdout
+    completed = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+    assert completed.returncode == 0, completed.stderr[-2000:]
+    return Run.open(folder / "run"), completed.stdout
 
 
 @pytest.mark.slow
-def test_two_processes_train_what_one_does(one, tmp_path):
+def test_two_processes_train_the_same_as_one(single, tmp_path):
     launch = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes=2", "--num_machines=1"]
     launch += ["--mixed_precision=no", "--dynamo_backend=no", "--main_process_port=0"]
-    two, said = attnprobe_train(tmp_path, *launch, "-m", "attnprobe", "train")
-    assert said.count("next:") == 1, "one process writes and speaks"
-    assert [row["step"] for row in two.metrics] == [row["step"] for row in one.metrics]
-    assert losses(two) == pytest.approx(losses(one), abs=1e-5)
-    assert two.finished == one.finished
+    two, output = attnprobe_train(tmp_path, *launch, "-m", "attnprobe", "train")
+    assert output.count("next:") == 1, "only rank 0 prints"
+    assert [row["step"] for row in two.metrics] == [row["step"] for row in single.metrics]
+    assert losses(two) == pytest.approx(losses(single), abs=1e-5)
+    assert two.finished == single.finished
     assert json.loads((two.folder / "config.json").read_text())["config"]["batch_size"] == 15
 
 
-def test_a_batch_in_parts_gives_the_same_gradient(one, tmp_path):
-    parts = train(configure("pairs", **NAMED, gradient_accumulation_steps=4), tmp_path / "x", progress=False)
-    assert losses(parts) == pytest.approx(losses(one), abs=1e-5)
+def test_micro_batches_give_the_same_gradient(single, tmp_path):
+    split = train(configure("pairs", **SETTINGS, gradient_accumulation_steps=4), tmp_path / "x", progress=False)
+    assert losses(split) == pytest.approx(losses(single), abs=1e-5)
 
 
 @pytest.mark.parametrize("objective", ["masked", "next-token"])
-def test_padded_sequences_in_parts_too(objective, tmp_path, monkeypatch):
+def test_micro_batches_of_padded_sequences(objective, tmp_path, monkeypatch):
     from attnprobe import tasks
 
     rng = np.random.default_rng(0)
@@ -70,17 +70,17 @@ def test_padded_sequences_in_parts_too(objective, tmp_path, monkeypatch):
     split = Split(rng.integers(5, size=(40, 12)), rng.integers(2, size=40), lengths)
     task = Task("mine", DataSpec(n=12, inputs="tokens", classes=2, vocabulary=5), split, split)
     monkeypatch.setattr(tasks, "build", lambda config: task)
-    named = {**NAMED, "causal": True, "pretrain_objective": objective}
+    settings = {**SETTINGS, "causal": True, "pretrain_objective": objective}
     runs = [
-        train(configure("pairs", **named, gradient_accumulation_steps=k), tmp_path / str(k), progress=False)
+        train(configure("pairs", **settings, gradient_accumulation_steps=k), tmp_path / str(k), progress=False)
         for k in (1, 5)
     ]
     assert losses(runs[1]) == pytest.approx(losses(runs[0]), abs=1e-5)
 
 
-def test_more_parts_than_sequences_are_refused(tmp_path):
+def test_more_micro_batches_than_sequences_are_refused(tmp_path):
     with pytest.raises(UsageError, match="gradient_accumulation_steps=16: must be at most batch_size=15"):
-        train(configure("pairs", **NAMED, gradient_accumulation_steps=16), tmp_path / "x")
+        train(configure("pairs", **SETTINGS, gradient_accumulation_steps=16), tmp_path / "x")
 
 
 def test_an_unknown_device_is_refused():
@@ -88,19 +88,19 @@ def test_an_unknown_device_is_refused():
         processes("abacus")
 
 
-def test_bf16_is_near_float32_and_keeps_its_weights(one, tmp_path):
-    half = train(configure("pairs", **NAMED, precision="bf16"), tmp_path / "x", progress=False)
+def test_bf16_is_close_to_float32_and_keeps_float32_weights(single, tmp_path):
+    half = train(configure("pairs", **SETTINGS, precision="bf16"), tmp_path / "x", progress=False)
     assert all(weight.dtype == torch.float32 for weight in half.checkpoints[-1].weights.values())
-    assert losses(half)[:, :2] == pytest.approx(losses(one)[:, :2], rel=0.02)
-    assert (losses(half) != losses(one)).any(), "something was computed with fewer digits"
+    assert losses(half)[:, :2] == pytest.approx(losses(single)[:, :2], rel=0.02)
+    assert (losses(half) != losses(single)).any(), "nothing was computed in bf16"
 
 
 @pytest.mark.skipif(shutil.which("c++") is None, reason="torch.compile needs a C++ compiler")
 @pytest.mark.slow
 def test_a_compiled_network_trains_the_same(tmp_path):
-    # In a process of its own: the types that the tests check cannot be compiled.
+    # In a subprocess, because the type checks of the tests cannot be compiled.
     short = {"recipe": "supervised", "steps": 2, "evaluations": 1, "checkpoints": 1, "mlp_ratio": 0}
     compiled, _ = attnprobe_train(tmp_path, "-m", "attnprobe", "train", "--compile", **short)
     assert compiled.checkpoints[0].config.compile
-    plain = train(configure("pairs", **{**NAMED, **short}), tmp_path / "plain", progress=False)
+    plain = train(configure("pairs", **{**SETTINGS, **short}), tmp_path / "plain", progress=False)
     assert losses(compiled) == pytest.approx(losses(plain), abs=1e-5)

@@ -8,13 +8,13 @@ from attnprobe.tasks import configure
 from attnprobe.training import trackers
 from attnprobe.training.loop import train
 
-NAMED = {**TINY, "recipe": "supervised", "steps": 2, "d_model": 16}
+SETTINGS = {**TINY, "recipe": "supervised", "steps": 2, "d_model": 16}
 
 
-def test_tensorboard_gets_every_row(tmp_path):
+def test_tensorboard_logs_every_row(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    run = train(configure("pairs", **NAMED), tmp_path / "x", progress=False, log=["tensorboard"])
+    run = train(configure("pairs", **SETTINGS), tmp_path / "x", progress=False, log=["tensorboard"])
     events = EventAccumulator(str(tmp_path / "x" / "tensorboard"))
     events.Reload()
     for name in ("train_loss", "test_accuracy", "learning_rate"):
@@ -25,20 +25,20 @@ def test_tensorboard_gets_every_row(tmp_path):
 def test_wandb_works_offline(tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
-    train(configure("pairs", **NAMED), tmp_path / "x", progress=False, log=["wandb"])
+    train(configure("pairs", **SETTINGS), tmp_path / "x", progress=False, log=["wandb"])
     assert list((tmp_path / "x" / "wandb").glob("offline-run-*/*.wandb"))
 
 
-def test_what_is_unknown_or_missing_is_refused_before_anything_is_written(tmp_path, monkeypatch):
+def test_unknown_and_missing_trackers_are_refused_before_files_are_written(tmp_path, monkeypatch):
     with pytest.raises(UsageError, match="log='abacus' is unknown; valid: tensorboard, wandb"):
-        train(configure("pairs", **NAMED), tmp_path / "x", progress=False, log=["abacus"])
+        train(configure("pairs", **SETTINGS), tmp_path / "x", progress=False, log=["abacus"])
     monkeypatch.setattr(trackers.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UsageError, match=r"log='wandb' needs .*pip install 'attnprobe\[wandb\]'"):
-        train(configure("pairs", **NAMED), tmp_path / "x", progress=False, log=["wandb"])
+        train(configure("pairs", **SETTINGS), tmp_path / "x", progress=False, log=["wandb"])
     assert not (tmp_path / "x").exists()
 
 
-def test_metrics_jsonl_is_always_there(tmp_path):
-    run = train(configure("pairs", **NAMED), tmp_path / "x", progress=False)
+def test_metrics_jsonl_is_written_without_trackers(tmp_path):
+    run = train(configure("pairs", **SETTINGS), tmp_path / "x", progress=False)
     rows = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
     assert rows == run.metrics
