@@ -64,7 +64,7 @@ def test_links_lead_somewhere(path):
     assert target.exists()
     if anchor:
         headings = re.findall(r"^#+ (.*)$", target.read_text(), re.MULTILINE)
-        assert anchor in {heading.lower().replace(" ", "-") for heading in headings}
+        assert anchor in {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 def test_every_number_in_the_table_is_a_variable_of_the_result(spt_run):
