@@ -1,4 +1,4 @@
-"""Shared, tiny, real things: runs are trained once a session."""
+"""Shared fixtures: small runs, trained once per test session."""
 
 import os
 from pathlib import Path
@@ -9,7 +9,7 @@ import torch
 from support import TINY
 
 matplotlib.use("Agg")
-ARCHIVES = os.environ.pop("ATTNPROBE_DATA", None)  # the real archives, where somebody has them
+ARCHIVES = os.environ.pop("ATTNPROBE_DATA", None)  # folder of the real archives, if available
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 torch.set_num_threads(1)
 
@@ -23,7 +23,7 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(autouse=True, scope="session")
 def data_folder(tmp_path_factory):
-    """Keep what the tests make once out of the user's own data folder."""
+    """Keep data that the tests generate out of the user's data folder."""
     folder = tmp_path_factory.mktemp("data")
     with pytest.MonkeyPatch.context() as patched:
         patched.setenv("ATTNPROBE_DATA", str(folder))
@@ -32,20 +32,20 @@ def data_folder(tmp_path_factory):
 
 @pytest.fixture
 def real_archive(data_folder):
-    """Give a function that puts a real archive into the tests' data folder (as a link), or skips the test."""
+    """Return a function that links a real archive into the tests' data folder, or skips the test without one."""
 
-    def put(file):
+    def link(file):
         if ARCHIVES is None or not (Path(ARCHIVES) / file).is_file():
-            pytest.skip(f"needs the real {file}: set ATTNPROBE_DATA to a folder that holds it")
+            pytest.skip(f"needs the real {file}: set ATTNPROBE_DATA to a folder that contains it")
         if not (data_folder / file).exists():
             (data_folder / file).symlink_to((Path(ARCHIVES) / file).resolve())
 
-    return put
+    return link
 
 
 @pytest.fixture(scope="session")
 def spt_run(tmp_path_factory):
-    """A run of recipe spt on tiny `pairs`: 8 masked and 4 label steps."""
+    """Run of the spt recipe on tiny `pairs` data: 8 masked-token steps and 4 label steps."""
     from attnprobe.tasks import configure
     from attnprobe.training.loop import train
 
@@ -55,10 +55,10 @@ def spt_run(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def image_checkpoint(tmp_path_factory):
-    """The last checkpoint of a short run on digits with two layers and rotary positions."""
+    """Last checkpoint of a short run on digits with two layers and rotary positions."""
     from attnprobe.tasks import configure
     from attnprobe.training.loop import train
 
-    named = {**TINY, "task_options": {"test_size": 1700}, "recipe": "supervised", "steps": 2}
-    config = configure("digits", n_layers=2, **{**named, "d_model": 16, "n_heads": 2, "position": "rotary"})
+    settings = {**TINY, "task_options": {"test_size": 1700}, "recipe": "supervised", "steps": 2}
+    config = configure("digits", n_layers=2, **{**settings, "d_model": 16, "n_heads": 2, "position": "rotary"})
     return train(config, tmp_path_factory.mktemp("runs") / "digits", progress=False).checkpoints[-1]

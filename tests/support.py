@@ -1,4 +1,4 @@
-"""What several tests share that is no fixture."""
+"""Shared helpers of the tests, other than fixtures."""
 
 import os
 import signal
@@ -25,13 +25,13 @@ TINY = {
     "checkpoints": 2,
     "batch_size": 16,
 }
-"""Settings of a run that trains in a second."""
+"""Settings of a run that trains in about a second."""
 
 
-def checkpoint(data=None, lengths=None, edit=None, seed=0, **named):
-    """Return a checkpoint of a network on random tokens, edited by hand."""
+def checkpoint(data=None, lengths=None, edit=None, seed=0, **settings):
+    """Return a checkpoint of an untrained network on random tokens; ``edit`` can change its weights."""
     data = data or DataSpec(n=N, inputs="tokens", classes=2, vocabulary=6)
-    config = ModelConfig(**{"d_model": 16, "init_std": 0.4, **named})
+    config = ModelConfig(**{"d_model": 16, "init_std": 0.4, **settings})
     model = Transformer(config, data, seed)
     if edit is not None:
         with torch.no_grad():
@@ -39,24 +39,24 @@ def checkpoint(data=None, lengths=None, edit=None, seed=0, **named):
     rng = np.random.default_rng(0)
     split = Split(rng.integers(6, size=(30, data.n)), rng.integers(2, size=30), lengths)
     task = Task("mine", data, split, split)
-    made = Checkpoint(TrainConfig(model=config), data, model.state_dict(), {}, 5, "labels", [], task.fingerprint)
-    object.__setattr__(made, "task", task)  # its data come from no generator
-    return made
+    result = Checkpoint(TrainConfig(model=config), data, model.state_dict(), {}, 5, "labels", [], task.fingerprint)
+    object.__setattr__(result, "task", task)  # no registered task generates these data
+    return result
 
 
 def in_three_ways(folder, config, on_step):
-    """End well, die or raise, by the name of the folder: what a worker process is given to do."""
+    """Cell function of a worker process that succeeds, is killed or raises, depending on the name of the folder."""
     with (folder.parent / "begun").open("a") as file:
         file.write(f"{folder.name} ")
     if folder.name == "dies":
         os.kill(os.getpid(), signal.SIGKILL)
     if folder.name == "refuses":
-        raise UsageError("mend this")
+        raise UsageError("invalid cell")
     return "done"
 
 
 def train_or_resume(folder, fields):
-    """Train into a folder, or go on there: what a process does that may be killed."""
+    """Train into a folder, or resume if it contains a run; the process may be killed."""
     from attnprobe.config import from_plain
     from attnprobe.training.loop import resume, train
     from attnprobe.training.run import Run
@@ -69,7 +69,7 @@ def train_or_resume(folder, fields):
 
 
 def own(model):
-    """Return one of attnprobe's networks behind the seam."""
+    """Wrap a `Transformer` in the network interface of the measures."""
     config = ModelConfig(**{name: getattr(model.cfg, name) for name in ModelConfig.__dataclass_fields__})
     return Own(model, TrainConfig(model=config), lambda: None)
 
@@ -79,14 +79,14 @@ def batch_of(inputs):
 
 
 def scores_by_layer(model, inputs):
-    """Return each layer's scores among the tokens of the sequence, as a measure reads them."""
-    found = []
-    read(own(model), batch_of(inputs), "labels", lambda heads: found.append(heads.scores))
-    return found
+    """Return the scores of each layer as a measure reads them."""
+    layers = []
+    read(own(model), batch_of(inputs), "labels", lambda heads: layers.append(heads.scores))
+    return layers
 
 
 def mean_profiles_of(model, split, most):
-    """Return the mean score by offset, in each view and layer."""
+    """Return the mean score by offset in each view and layer."""
     task = Task("mine", model.data, split, split)
     return gradients.mean_profiles(own(model), Probe(own(model), lambda: task), most)
 
@@ -96,8 +96,8 @@ def means_of(model, batches):
 
 
 def parts_of(model, inputs, means, mask=None):
-    """Return each layer's parts of a score."""
-    found = []
+    """Return the content and position parts of each layer's scores."""
+    layers = []
     objective = "labels" if mask is None else "masked"
-    terms.visit_parts(own(model), batch_of(inputs), means, lambda layer, one: found.append(one), objective, mask)
-    return found
+    terms.visit_parts(own(model), batch_of(inputs), means, lambda layer, parts: layers.append(parts), objective, mask)
+    return layers

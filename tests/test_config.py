@@ -8,12 +8,12 @@ from attnprobe.tables import POSITIONS
 from attnprobe.tasks import configure
 
 
-def test_no_setting_has_two_homes():
+def test_setting_names_are_unique():
     names = [field.name for kind in (ModelConfig, TrainConfig) for field in dataclasses.fields(kind)]
     assert len(names) == len(set(names))
 
 
-def test_every_encoding_is_a_setting_and_no_other_name():
+def test_valid_positions_and_objectives_are_the_registered_names():
     assert [ModelConfig(position=name).position for name in POSITIONS] == list(POSITIONS)
     with pytest.raises(UsageError, match="position='absolute' is unknown; valid: none, learned"):
         ModelConfig(position="absolute")
@@ -21,12 +21,12 @@ def test_every_encoding_is_a_setting_and_no_other_name():
         TrainConfig(pretrain_objective="labels")
 
 
-def test_plain_form_gives_the_same_configuration_back():
+def test_from_plain_inverts_asdict():
     config = configure("digits", recipe="supervised", n_layers=3, freeze=["qk"], task_options={"test_size": 5})
     assert from_plain(TrainConfig, dataclasses.asdict(config), "here") == config
 
 
-def test_a_file_from_before_a_field_existed_means_its_default():
+def test_missing_fields_get_their_defaults():
     plain = dataclasses.asdict(configure("digits", recipe="supervised", n_layers=3))
     del plain["model"]["score_bias"], plain["grad_clip"]
     assert from_plain(TrainConfig, plain, "here") == configure("digits", recipe="supervised", n_layers=3)
@@ -35,24 +35,24 @@ def test_a_file_from_before_a_field_existed_means_its_default():
 
 
 @pytest.mark.parametrize(
-    ("kind", "plain", "said"),
+    ("kind", "plain", "message"),
     [
         (ModelConfig, {"n_layer": 2}, "here: ModelConfig has unknown n_layer"),
         (TrainConfig, {"model": {"n_layer": 2}}, "here: ModelConfig has unknown n_layer"),
         (DataSpec, {"n": 4, "inputs": "values"}, "here: DataSpec has missing classes"),
         (DataSpec, {"n": 4, "input": "values"}, "here: DataSpec has unknown input; missing classes, inputs"),
-        (ModelConfig, 3, "here: holds int where ModelConfig should be"),
-        (TrainConfig, {"model": 3}, "here: holds int where ModelConfig should be"),
+        (ModelConfig, 3, "here: int instead of a mapping of ModelConfig fields"),
+        (TrainConfig, {"model": 3}, "here: int instead of a mapping of ModelConfig fields"),
     ],
 )
-def test_what_is_unknown_or_missing_without_a_default_is_refused(kind, plain, said):
-    with pytest.raises(UsageError) as caught:
+def test_unknown_and_missing_fields_are_refused(kind, plain, message):
+    with pytest.raises(UsageError) as error:
         from_plain(kind, plain, "here")
-    assert str(caught.value) == said
+    assert str(error.value) == message
 
 
 @pytest.mark.parametrize(
-    ("named", "said"),
+    ("settings", "message"),
     [
         ({"length_scale": 0}, "length_scale=0: input should be greater than 0"),
         ({"score_bias": "on"}, "score_bias='on': input should be 'none', 'fixed' or 'learned'"),
@@ -71,17 +71,17 @@ def test_what_is_unknown_or_missing_without_a_default_is_refused(kind, plain, sa
         ({"transfer": "qk"}, "needs init_from"),
     ],
 )
-def test_bad_settings_are_refused_in_one_line_that_names_them(named, said):
-    with pytest.raises(UsageError) as caught:
-        from_flat(named)
-    assert said in str(caught.value)
-    assert "\n" not in str(caught.value)
+def test_invalid_settings_are_refused_in_one_line_that_names_them(settings, message):
+    with pytest.raises(UsageError) as error:
+        from_flat(settings)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
 
 
-def test_stages_spend_the_same_steps_whatever_the_recipe():
-    named = {"steps": 10, "pretrain_steps": 7}
-    assert from_flat({**named, "recipe": "spt"}).stages == (("masked", 7), ("labels", 3))
-    assert from_flat({**named, "recipe": "supervised"}).stages == (("labels", 10),)
+def test_stages_add_up_to_the_same_number_of_steps_in_both_recipes():
+    settings = {"steps": 10, "pretrain_steps": 7}
+    assert from_flat({**settings, "recipe": "spt"}).stages == (("masked", 7), ("labels", 3))
+    assert from_flat({**settings, "recipe": "supervised"}).stages == (("labels", 10),)
     assert from_flat({"steps": 7, "pretrain_steps": 7}).stages == (("masked", 7),)
 
 
@@ -100,23 +100,23 @@ def test_files_hold_the_same_settings(tmp_path, name, text):
 
 
 @pytest.mark.parametrize(
-    ("name", "text", "said"),
+    ("name", "text", "message"),
     [
         ("a.json", "{}", "must end in .toml, .yaml, .yml"),
         ("a.toml", "learning_rate = ", "a.toml: "),
         ("a.yaml", "learning_rate: [", "a.yaml: "),
-        ("a.yaml", "- 1", "holds no settings"),
+        ("a.yaml", "- 1", "contains no settings"),
         ("a.toml", "learning_rate = 1\n[train]\nlearning_rate = 2", "learning_rate is set twice"),
         ("a.yaml", "1: 2", "1 is not the name of a setting"),
     ],
 )
-def test_bad_files_are_refused_in_one_line(tmp_path, name, text, said):
+def test_invalid_files_are_refused_in_one_line(tmp_path, name, text, message):
     path = tmp_path / name
     path.write_text(text)
-    with pytest.raises(UsageError) as caught:
+    with pytest.raises(UsageError) as error:
         read_settings(path)
-    assert said in str(caught.value)
-    assert "\n" not in str(caught.value)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
 
 
 def test_missing_file_is_refused(tmp_path):
@@ -125,14 +125,14 @@ def test_missing_file_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("named", "said"),
+    ("settings", "message"),
     [
-        ({"n": 4, "inputs": "tokens", "classes": 2}, "only ids have a vocabulary"),
-        ({"n": 4, "inputs": "values", "classes": 2, "vocabulary": 3}, "only ids have a vocabulary"),
+        ({"n": 4, "inputs": "tokens", "classes": 2}, "vocabulary must be positive"),
+        ({"n": 4, "inputs": "values", "classes": 2, "vocabulary": 3}, "vocabulary must be positive"),
         ({"n": 4, "inputs": "values", "classes": 1}, "classes=1"),
         ({"n": 5, "inputs": "values", "classes": 2, "grid": (2, 2)}, "n=5: grid 2 x 2 has 4 tokens"),
     ],
 )
-def test_data_that_contradict_themselves_are_refused(named, said):
-    with pytest.raises(UsageError, match=said):
-        DataSpec(**named)
+def test_inconsistent_data_specs_are_refused(settings, message):
+    with pytest.raises(UsageError, match=message):
+        DataSpec(**settings)

@@ -1,1 +1,1 @@
-"""The network that attnprobe trains: a small Transformer in which everything can be seen and edited."""
+"""Network that attnprobe trains: a small Transformer whose activations can all be read and edited with hooks."""

@@ -1,13 +1,13 @@
 r"""Multi-head attention with TransformerLens's hook points.
 
-For the queries $q_i$ and keys $k_j$ of one head (already rotated if the encoding rotates)
+For the queries $q_i$ and keys $k_j$ of one head (after any rotation)
 
 $$S_{ij} = q_i \cdot k_j / \sqrt{d_{head}} + b(j - i), \qquad A = \mathrm{softmax}_j S, \qquad z_i = \sum_j A_{ij} v_j$$
 
-with $S_{ij} = -\infty$ if query i may not see key j; `attnprobe.scores.Scores` is that score. `Attention.attend` has
-two paths to z. The fused one never holds an n x n array of scores. The explicit one makes S and A, and is taken if a
-hook sits on ``hook_attn_scores`` or ``hook_pattern``, so that an edit there is never ignored. A query whose scores are
-all -inf attends to nothing: its pattern and z are 0, as in TransformerLens.
+with $S_{ij} = -\infty$ if key j is masked for query i; `attnprobe.scores.Scores` represents S. `Attention.attend`
+computes z in one of two ways. Fused attention never holds an n x n array of scores. Explicit attention computes S and
+A; it is used if ``hook_attn_scores`` or ``hook_pattern`` has a hook, so that edits there always take effect. A query
+whose scores are all -inf attends to nothing: its pattern and z are 0, as in TransformerLens.
 """
 
 import math
@@ -24,18 +24,18 @@ from attnprobe.scores import Heads, Scores
 from attnprobe.tables import POSITIONS
 
 Attend = Callable[[Heads], Tensor]
-"""From what a layer is about to attend with to its z, [batch, head, token, d_head]."""
+"""Function that maps the inputs of a layer's attention to its z, [batch, head, token, d_head]."""
 
 
 class Attention(nn.Module):
-    """One layer of attention with TransformerLens's hook points.
+    """One attention layer with TransformerLens's hook points.
 
-    ``hook_q``, ``hook_k``, ``hook_v``, ``hook_z`` see [batch, token, head, d_head]; ``hook_rot_q``, ``hook_rot_k`` the
-    same after rotation; ``hook_attn_scores`` and ``hook_pattern`` [batch, head, query, key].
+    Axes are [batch, token, head, d_head] at ``hook_q``, ``hook_k``, ``hook_v``, ``hook_z`` and, after rotation, at
+    ``hook_rot_q`` and ``hook_rot_k``; they are [batch, head, query, key] at ``hook_attn_scores`` and ``hook_pattern``.
     """
 
     def __init__(self, config: ModelConfig, layer: int = 0) -> None:
-        """Make the four maps and the hook points."""
+        """Create the query, key, value and output maps and the hook points."""
         super().__init__()
         self.layer = layer
         self.n_heads = config.n_heads
@@ -52,9 +52,10 @@ class Attention(nn.Module):
     def forward(
         self, x: Float[Tensor, "batch token d_model"], position: PositionEncoding, form: Scores, attend: Attend
     ) -> Float[Tensor, "batch token d_model"]:
-        """Return the layer's output for the (normalised) residual stream.
+        """Return the layer's output.
 
-        ``form`` holds the biases and the mask of every layer's scores; ``attend`` computes z.
+        ``x`` is the layer's input, normalised with pre-norm; ``form`` holds the biases and masks that the scores of all
+        layers share; ``attend`` computes z.
         """
         q, k, v = (
             observe(hook, rearrange(map_(x), "batch token (head d_head) -> batch token head d_head", head=self.n_heads))
@@ -70,17 +71,16 @@ class Attention(nn.Module):
     def attend(
         self, scores: Scores, v: Float[Tensor, "batch head key d_value"]
     ) -> Float[Tensor, "batch head query d_value"]:
-        """Return z: explicitly if a hook looks at score or pattern, else fused."""
+        """Return z, with explicit attention if the scores or the pattern have a hook and fused attention otherwise."""
         if watched(self.hook_attn_scores) or watched(self.hook_pattern):
-            score = observe(self.hook_attn_scores, scores.dense())
-            empty = (score == -math.inf).all(dim=-1, keepdim=True)
-            pattern = score.masked_fill(empty, 0).softmax(dim=-1).masked_fill(empty, 0)
+            dense = observe(self.hook_attn_scores, scores.dense())
+            all_masked = (dense == -math.inf).all(dim=-1, keepdim=True)
+            pattern = dense.masked_fill(all_masked, 0).softmax(dim=-1).masked_fill(all_masked, 0)
             pattern = observe(self.hook_pattern, pattern.to(v.dtype))
             return einsum(pattern, v, "batch head query key, batch head key d_value -> batch head query d_value")
         return scores.attend(v)
 
-    # TransformerLens's names and shapes: W_Q, W_K, W_V [head, d_model, d_head], W_O [head, d_head, d_model];
-    # b_Q, b_K, b_V [head, d_head], b_O [d_model].
+    # Weights under TransformerLens's names and with its shapes.
     @property
     def W_Q(self) -> Float[Tensor, "head d_model d_head"]:
         """Query map of each head."""
@@ -103,22 +103,22 @@ class Attention(nn.Module):
 
     @property
     def b_Q(self) -> Float[Tensor, "head d_head"]:
-        """Bias of each head's queries."""
+        """Query bias of each head."""
         return self.q.bias.unflatten(0, (self.n_heads, -1))
 
     @property
     def b_K(self) -> Float[Tensor, "head d_head"]:
-        """Bias of each head's keys."""
+        """Key bias of each head."""
         return self.k.bias.unflatten(0, (self.n_heads, -1))
 
     @property
     def b_V(self) -> Float[Tensor, "head d_head"]:
-        """Bias of each head's values."""
+        """Value bias of each head."""
         return self.v.bias.unflatten(0, (self.n_heads, -1))
 
     @property
     def b_O(self) -> Float[Tensor, " d_model"]:
-        """Bias of the output, of all heads together."""
+        """Output bias, shared by all heads."""
         return self.o.bias
 
     def _by_head(self, map_: nn.Linear) -> Tensor:

@@ -1,8 +1,8 @@
-"""Hook points: where activations are read and edited.
+"""Hook points, where activations are read and edited.
 
-Every activation passes `observe`, which gives hooks a copy of it. An edit in place therefore does what the same edit
-returned does: it changes what the network computes from there on, and no weight, buffer or other activation that
-shares its memory.
+Every activation passes through `observe`, which hands a copy to the hooks. An in-place edit therefore has the same
+effect as returning the edited tensor: it changes the rest of the forward pass, but no weight, buffer or other
+activation that shares memory with the original.
 """
 
 from torch import Tensor, nn
@@ -10,14 +10,14 @@ from transformer_lens import hook_points
 
 
 class HookPoint(hook_points.HookPoint):
-    """TransformerLens's hook point, which a compiled network asks again in every pass.
+    """TransformerLens's hook point, whose hooks also take effect in a compiled network.
 
-    torch.compile does not guard torch's own tables of hooks, and would ignore hooks added after it compiled. It does
-    guard other attributes, so the same tables have a second name here.
+    torch.compile does not guard torch's own hook dictionaries, so it would ignore hooks added after compilation. It
+    does guard other attributes, so the same dictionaries are stored here under a second name.
     """
 
     def __init__(self) -> None:
-        """Name the tables of hooks."""
+        """Create the hook point and the second reference to its hook dictionaries."""
         super().__init__()
         self.registered = (
             self._forward_hooks,
@@ -28,10 +28,10 @@ class HookPoint(hook_points.HookPoint):
 
 
 def watched(point: nn.Module) -> bool:
-    """Return whether anything can read or edit the activation there.
+    """Return whether anything can read or edit the activation at a hook point.
 
-    That is a hook of TransformerLens or of plain torch, forward or backward, or another module or ``forward`` in the
-    place of the hook point.
+    This is the case if it has hooks (TransformerLens or plain torch, forward or backward), or if the module or its
+    ``forward`` has been replaced.
     """
     if type(point) is not HookPoint or "forward" in vars(point):
         return True
@@ -39,5 +39,5 @@ def watched(point: nn.Module) -> bool:
 
 
 def observe(point: nn.Module, x: Tensor) -> Tensor:
-    """Return an activation after the hooks of a hook point."""
+    """Apply the hooks of a hook point to an activation and return the result."""
     return point(x.clone()) if watched(point) else x

@@ -1,6 +1,6 @@
-"""Named parts of a network: what a checkpoint can give to another, and what training can leave alone.
+"""Named parts of a network, for transferring weights between checkpoints and for freezing.
 
-An expression is ``all``, parts joined by + or a comma (``qk+positions``), or ``all-but-`` and such a list.
+An expression is ``all``, parts joined by + or a comma (``qk+positions``), or ``all-but-`` followed by such a list.
 """
 
 import re
@@ -22,10 +22,10 @@ PARTS = {
 
 
 def select(expression: str, names: Iterable[str]) -> list[str]:
-    """Return the parameters that an expression names.
+    """Return the names of the parameters that an expression selects.
 
-    Raises `UsageError` for an unknown part and for one without parameters in this network (positions, where the
-    encoding is fixed), and lists those that have some.
+    Raises `UsageError` for an unknown part, for a part without parameters in this network (such as positions if the
+    encoding is fixed) and for an empty selection; the message lists the valid parts.
     """
     names = list(names)
     present = [part for part in PARTS if any(re.match(PARTS[part], name) for name in names)]
@@ -39,24 +39,24 @@ def select(expression: str, names: Iterable[str]) -> list[str]:
                 f"unknown part {part!r}; valid: all, all-but-PART, {listed(PARTS)}, joined by + or a comma"
             )
         if part not in present:
-            raise UsageError(f"part {part!r} holds no parameters in this network; those that do: {listed(present)}")
+            raise UsageError(f"part {part!r} has no parameters in this network; valid: {listed(present)}")
     pattern = "|".join(f"(?:{PARTS[part]})" for part in parts)
-    chosen = [name for name in names if bool(re.match(pattern, name)) != inverted]
-    if not chosen:
-        raise UsageError(f"{expression!r} leaves nothing; parts: {listed(present)}")
-    return chosen
+    selected = [name for name in names if bool(re.match(pattern, name)) != inverted]
+    if not selected:
+        raise UsageError(f"{expression!r} selects no parameters; parts: {listed(present)}")
+    return selected
 
 
 def transfer(expression: str, given: Mapping[str, Tensor], taken: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return ``taken`` with the named parameters replaced by the given ones.
+    """Return the weights ``taken`` with the parameters that an expression selects replaced by those in ``given``.
 
-    Raises `UsageError` where a named parameter is missing from the given ones, or has another shape there.
+    Raises `UsageError` if a selected parameter is missing from ``given`` or has another shape there.
     """
-    chosen = select(expression, taken)
-    for name in chosen:
+    selected = select(expression, taken)
+    for name in selected:
         if name not in given:
-            raise UsageError(f"transfer={expression!r}: the given checkpoint has no {name}; it has {listed(given)}")
+            raise UsageError(f"transfer={expression!r}: init_from has no {name}; it has {listed(given)}")
         if given[name].shape != taken[name].shape:
-            shapes = f"{tuple(given[name].shape)} there, {tuple(taken[name].shape)} here"
-            raise UsageError(f"transfer={expression!r}: {name} differs in shape: {shapes}")
-    return {name: given[name] if name in chosen else weight for name, weight in taken.items()}
+            shapes = f"{tuple(given[name].shape)} in init_from, {tuple(taken[name].shape)} in this network"
+            raise UsageError(f"transfer={expression!r}: {name} has different shapes: {shapes}")
+    return {name: given[name] if name in selected else weight for name, weight in taken.items()}

@@ -1,7 +1,8 @@
-"""The network: a small Transformer encoder (or decoder) in which everything can be seen and edited.
+"""Small Transformer encoder (or decoder, if causal) with TransformerLens hook points at all activations.
 
-It is a TransformerLens `HookedRootModule`: ``run_with_hooks``, ``run_with_cache`` and ``add_hook`` work as its users
-know them, under its hook names. It has two heads: one reconstructs tokens, one predicts the label of the sequence.
+The network is a TransformerLens `HookedRootModule`: ``run_with_hooks``, ``run_with_cache`` and ``add_hook`` work as in
+TransformerLens, with its hook names. It has two output heads: one reconstructs tokens and one predicts the label of the
+sequence.
 """
 
 import math
@@ -33,13 +34,13 @@ ACTIVATIONS = {"gelu": F.gelu, "relu": F.relu, "silu": F.silu}
 
 
 class Norm(nn.Module):
-    """LayerNorm or RMSNorm with TransformerLens's ``hook_scale`` and ``hook_normalized``; or the identity.
+    """LayerNorm, RMSNorm or identity, with TransformerLens's ``hook_scale`` and ``hook_normalized``.
 
-    One fused kernel unless a hook looks at the scale.
+    A fused kernel is used unless ``hook_scale`` has a hook.
     """
 
     def __init__(self, config: ModelConfig) -> None:
-        """Make gain and bias (RMSNorm has none) and the hook points."""
+        """Create the gain, the bias (LayerNorm only) and the hook points."""
         super().__init__()
         self.kind = config.norm
         if self.kind != "none":
@@ -50,27 +51,27 @@ class Norm(nn.Module):
         self.hook_normalized = HookPoint()
 
     def forward(self, x: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_model"]:
-        """Return x over its scale, token by token."""
+        """Normalise each token."""
         if self.kind == "none":
             return observe(self.hook_normalized, x)
         if watched(self.hook_scale):
-            # As the fused kernels do, compute in float32 at least.
-            wide = x.to(torch.promote_types(x.dtype, torch.float32))
-            y = self.share(wide, observe(self.hook_scale, self.scale(wide)))
+            # The fused kernels also compute in float32 or wider.
+            upcast = x.to(torch.promote_types(x.dtype, torch.float32))
+            y = self.share(upcast, observe(self.hook_scale, self.scale(upcast)))
             return observe(self.hook_normalized, (y + self.bias if self.kind == "layer" else y).to(x.dtype))
         if self.kind == "layer":
             return observe(self.hook_normalized, F.layer_norm(x, x.shape[-1:], self.weight, self.bias, EPS))
         return observe(self.hook_normalized, F.rms_norm(x, x.shape[-1:], self.weight, EPS))
 
     def scale(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch 1"]:
-        """Return what each token is divided by."""
-        spread = x - x.mean(-1, keepdim=True) if self.kind == "layer" else x
-        return (spread.square().mean(-1, keepdim=True) + EPS).sqrt()
+        """Return the scale that each token is divided by."""
+        centred = x - x.mean(-1, keepdim=True) if self.kind == "layer" else x
+        return (centred.square().mean(-1, keepdim=True) + EPS).sqrt()
 
     def share(
         self, part: Float[Tensor, "*#batch d_model"], scale: Float[Tensor, "*batch 1"]
     ) -> Float[Tensor, "*batch d_model"]:
-        """Return what a part of x contributes to the output, given the scale of the whole: it is linear in the part."""
+        """Return the contribution of a summand of x to the output, which is linear in it at the given scale of x."""
         return (part - part.mean(-1, keepdim=True) if self.kind == "layer" else part) / scale * self.weight
 
 
@@ -79,24 +80,24 @@ OF_ATTENTION = ("W_Q", "W_K", "W_V", "W_O", "b_Q", "b_K", "b_V", "b_O")
 OF_MLP = ("W_in", "b_in", "W_out", "b_out")
 
 Lengths = Int[Tensor, " batch"] | Sequence[int] | np.ndarray | None
-"""Tokens of each sequence; None if no sequence is padded."""
+"""Number of non-padding tokens of each sequence; None if no sequence is padded."""
 
 
 def whole_numbers(lengths: Lengths) -> Tensor | None:
-    """Return lengths as a tensor; raise `UsageError` if they are not whole numbers."""
+    """Convert lengths to a tensor; raise `UsageError` if they are not whole numbers."""
     if lengths is None or isinstance(lengths, Tensor):
         return lengths
-    numbers = np.asarray(lengths)
-    if numbers.dtype.kind not in "iu":
-        raise UsageError(f"lengths={lengths!r}: must be whole numbers, one a sequence")
-    return torch.from_numpy(numbers.astype(np.int64))
+    array = np.asarray(lengths)
+    if array.dtype.kind not in "iu":
+        raise UsageError(f"lengths={lengths!r}: must be whole numbers, one per sequence")
+    return torch.from_numpy(array.astype(np.int64))
 
 
 class MLP(nn.Module):
     """Two linear maps with a nonlinearity between them."""
 
     def __init__(self, config: ModelConfig) -> None:
-        """Make the maps and the hook points."""
+        """Create the linear maps and the hook points."""
         super().__init__()
         self.into, self.out = nn.Linear(config.d_model, config.d_mlp), nn.Linear(config.d_mlp, config.d_model)
         self.activation = ACTIVATIONS[config.activation]
@@ -106,33 +107,33 @@ class MLP(nn.Module):
         """Return the sublayer's output."""
         return self.out(observe(self.hook_post, self.activation(observe(self.hook_pre, self.into(x)))))
 
-    # TransformerLens's names and shapes.
+    # Weights under TransformerLens's names and with its shapes.
     @property
     def W_in(self) -> Float[Tensor, "d_model d_mlp"]:
-        """Map from the residual stream to the neurons."""
+        """Map from the residual stream to the hidden units."""
         return self.into.weight.mT
 
     @property
     def b_in(self) -> Float[Tensor, " d_mlp"]:
-        """Bias of the neurons."""
+        """Bias of the hidden units."""
         return self.into.bias
 
     @property
     def W_out(self) -> Float[Tensor, "d_mlp d_model"]:
-        """Map from the neurons to the residual stream."""
+        """Map from the hidden units to the residual stream."""
         return self.out.weight.mT
 
     @property
     def b_out(self) -> Float[Tensor, " d_model"]:
-        """Bias of the output."""
+        """Output bias."""
         return self.out.bias
 
 
 class Block(nn.Module):
-    """Attention and MLP on the residual stream; the norm stands before each, or after each sum."""
+    """Attention and MLP sublayers with residual connections, with pre-norm or post-norm."""
 
     def __init__(self, config: ModelConfig, layer: int = 0) -> None:
-        """Make the sublayers and the hook points."""
+        """Create the sublayers and the hook points."""
         super().__init__()
         self.pre = config.norm_placement == "pre"
         self.ln1, self.attn = Norm(config), Attention(config, layer)
@@ -162,7 +163,7 @@ class Block(nn.Module):
 
 
 class Transformer(HookedRootModule):
-    """The network for one architecture and one kind of data.
+    """Transformer for one architecture and one data format.
 
     >>> spec = DataSpec(n=6, inputs="tokens", classes=2, vocabulary=5)
     >>> model = Transformer(ModelConfig(d_model=8), spec)
@@ -172,15 +173,15 @@ class Transformer(HookedRootModule):
     """
 
     def __init__(self, config: ModelConfig, data: DataSpec, seed: int = 0) -> None:
-        """Build the network with the initial weights that belong to the seed."""
+        """Build the network and draw its initial weights from a seed."""
         super().__init__()
-        facts = {name: getattr(config, name) for name in ModelConfig.__dataclass_fields__}
-        self.cfg = NetworkConfig(**facts, n_ctx=data.n, d_vocab=data.vocabulary)
+        settings = {name: getattr(config, name) for name in ModelConfig.__dataclass_fields__}
+        self.cfg = NetworkConfig(**settings, n_ctx=data.n, d_vocab=data.vocabulary)
         self.data = data
         self.n_prefix = int(config.pooling == "cls")
-        """Tokens that the network itself puts in front of the sequence."""
+        """Number of prepended tokens ([CLS])."""
         if data.inputs == "tokens":
-            # One more row than ids: the last one stands for a masked token.
+            # The last row is the embedding of masked tokens.
             self.embed = nn.Embedding(data.vocabulary + 1, config.d_model)
         else:
             self.embed = nn.Linear(2, config.d_model)
@@ -189,7 +190,7 @@ class Transformer(HookedRootModule):
         self.position = POSITIONS[config.position](config, data.n + self.n_prefix)
         self.score_bias = None if config.score_bias == "none" else ProximityBias(config, data)
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layers))
-        # With post-norm the last block has normalised already.
+        # With post-norm the output of the last block is already normalised.
         self.ln_final = Norm(config) if config.norm_placement == "pre" else nn.Identity()
         self.unembed = nn.Linear(config.d_model, data.vocabulary or data.levels or 1)
         self.classify = nn.Linear(config.d_model, data.classes)
@@ -201,12 +202,12 @@ class Transformer(HookedRootModule):
         self.setup()
 
     def _initialise(self, seed: int) -> None:
-        """Draw every weight from a generator of its own name, so that networks that share a part share its weights."""
+        """Draw each weight from a generator keyed by its name: networks with a common part share its weights."""
         with torch.no_grad():
             for name, weight in self.named_parameters():
                 generator = torch_generator(seed, f"init {name}")
                 if name.startswith("score_bias.") or (name.startswith("position.") and bool(weight.any())):
-                    continue  # starts as it was made; of an encoding, what was made as zeros is drawn
+                    continue  # keep values set by the constructor; zero-filled parameters of encodings are drawn below
                 if name.startswith("position."):
                     weight.copy_(torch.randn(weight.shape, generator=generator) * self.cfg.position_std)
                 elif name.endswith(".bias"):
@@ -214,26 +215,26 @@ class Transformer(HookedRootModule):
                 elif name.startswith(("embed.", "cls")) or (weight.ndim == 2 and self.cfg.init == "normal"):
                     weight.copy_(torch.randn(weight.shape, generator=generator) * self.cfg.init_std)
                 elif weight.ndim == 2:
-                    widest = math.sqrt(6 / sum(weight.shape))
-                    weight.copy_((torch.rand(weight.shape, generator=generator) * 2 - 1) * widest)
+                    bound = math.sqrt(6 / sum(weight.shape))
+                    weight.copy_((torch.rand(weight.shape, generator=generator) * 2 - 1) * bound)
             if self.cfg.init_qk != "random":
                 for layer in range(self.cfg.n_layers):
-                    queries, keys = zip(*self._maps(seed, layer), strict=True)
-                    for name, by_head in (("q", queries), ("k", keys)):
+                    query_maps, key_maps = zip(*self._query_key_maps(seed, layer), strict=True)
+                    for name, maps in (("q", query_maps), ("k", key_maps)):
                         weight = self.get_parameter(f"blocks.{layer}.attn.{name}.weight")
-                        weight.copy_(torch.cat(by_head, dim=1).mT)
+                        weight.copy_(torch.cat(maps, dim=1).mT)
 
-    def _maps(self, seed: int, layer: int) -> list[tuple[Map, Map]]:
-        """Return the query and the key map of each head that `attnprobe.model.initialisation` gives."""
+    def _query_key_maps(self, seed: int, layer: int) -> list[tuple[Map, Map]]:
+        """Return the initial query and key maps of each head for init_qk proximity or mimetic."""
         config = self.cfg
         if config.init_qk == "mimetic":
             name = f"init blocks.{layer}.attn.q.weight"
             generators = (torch_generator(seed, name, head) for head in range(config.n_heads))
             return [mimetic(config.d_model, config.d_head, generator) for generator in generators]
         positions = self.position.embed(self.data.n + self.n_prefix)
-        assert positions is not None  # the configuration has checked it
+        assert positions is not None  # checked by ModelConfig
         scale = 1.0
-        # With post-norm the first layer reads the stream as it is.
+        # With post-norm the first layer reads the residual stream without normalisation.
         if config.norm != "none" and (config.norm_placement == "pre" or layer > 0):
             positions = positions - positions.mean(-1, keepdim=True) if config.norm == "layer" else positions
             scale = math.sqrt(config.init_std**2 + positions.square().mean().item() + EPS)
@@ -251,7 +252,11 @@ class Transformer(HookedRootModule):
     ) -> Float[Tensor, "batch class_"] | Float[Tensor, "batch token vocabulary"]:
         """Return label logits [batch, class_], or token logits (or values) [batch, token, vocabulary].
 
-        ``masked`` tokens are replaced before the network sees them; tokens at or after ``lengths`` are padding.
+        Args:
+            inputs: Token ids or values.
+            masked: Tokens whose input is replaced by the mask embedding.
+            lengths: Number of non-padding tokens of each sequence.
+            output: Output head.
         """
         lengths = whole_numbers(lengths)
         return self.read(self.residual(inputs, masked=masked, lengths=lengths), lengths=lengths, output=output)
@@ -263,7 +268,7 @@ class Transformer(HookedRootModule):
         lengths: Lengths = None,
         output: Literal["labels", "tokens"] = "labels",
     ) -> Float[Tensor, "batch class_"] | Float[Tensor, "batch token vocabulary"]:
-        """Return what `forward` makes of the residual stream that `residual` returns."""
+        """Apply the output head to the residual stream that `residual` returns."""
         if output == "tokens":
             return self.unembed(x[:, self.n_prefix :])
         return self.classify(observe(self.hook_pooled, self.pool(x, whole_numbers(lengths))))
@@ -288,8 +293,8 @@ class Transformer(HookedRootModule):
         """Return the residual stream before the first block."""
         self._check(inputs, whole_numbers(lengths))
         x = observe(self.hook_embed, self._embed(inputs, masked))
-        added = self.position.embed(x.shape[1])
-        return x if added is None else x + observe(self.hook_pos_embed, added.expand_as(x))
+        positions = self.position.embed(x.shape[1])
+        return x if positions is None else x + observe(self.hook_pos_embed, positions.expand_as(x))
 
     def through(
         self,
@@ -298,7 +303,7 @@ class Transformer(HookedRootModule):
         first: int = 0,
         lengths: Lengths = None,
     ) -> Float[Tensor, "batch prefix_and_token d_model"]:
-        """Return the residual stream after the last block and the final norm, given that before the first block."""
+        """Run the blocks from ``first`` on and the final norm, given the residual stream before that block."""
         form = self._form(x, whole_numbers(lengths))
         for layer in range(first, self.cfg.n_layers):
             x = self.block(layer)(x, self.position, form, self._attend)
@@ -306,20 +311,20 @@ class Transformer(HookedRootModule):
 
     @contextmanager
     def attending(self, attend: Attend) -> Iterator[None]:
-        """Let a function take the place of attention in every layer of every forward pass."""
-        before, self._attend = self._attend, attend
+        """Replace attention with a function, in every layer of every forward pass within a ``with`` block."""
+        previous, self._attend = self._attend, attend
         try:
             yield
         finally:
-            self._attend = before
+            self._attend = previous
 
     def bias(self, n: int) -> Float[Tensor, "head offset"] | None:
-        """Return the whole bias among n tokens of the sequence at the offsets of their line, or of the grid."""
-        scale = self.classify.weight
-        return self._form(scale.new_empty(1, 1, 1).expand(1, n + self.n_prefix, 1), None).bias_by_offset
+        """Return the total bias between n tokens at their 1-D or 2-D offsets, or None without one."""
+        weight = self.classify.weight
+        return self._form(weight.new_empty(1, 1, 1).expand(1, n + self.n_prefix, 1), None).bias_by_offset
 
     def _form(self, x: Tensor, lengths: Tensor | None) -> Scores:
-        """Return scores without queries and keys: the biases and the mask of every layer."""
+        """Return `Scores` with empty queries and keys that hold the biases and masks shared by all layers."""
         total = x.shape[1]
         n, real = total - self.n_prefix, None
         if lengths is not None and bool((lengths < n).any()):
@@ -339,7 +344,7 @@ class Transformer(HookedRootModule):
     def pool(
         self, x: Float[Tensor, "batch token d_model"], lengths: Int[Tensor, " batch"] | None
     ) -> Float[Tensor, "batch d_model"]:
-        """Return one vector a sequence; padding takes no part."""
+        """Pool the non-padding tokens of each sequence into one vector."""
         if self.cfg.pooling == "cls":
             return x[:, 0]
         if lengths is None:
@@ -354,32 +359,32 @@ class Transformer(HookedRootModule):
 
     @property
     def hooked(self) -> list[str]:
-        """The names of the hook points where something can read or edit the activation."""
+        """Names of the hook points at which a hook or a replacement module can read or edit the activation."""
         modules = dict(self.named_modules())
         return [name for name in self.hook_dict if name in modules and watched(modules[name])]
 
     def hooks(self, *named_hooks: Any, **options: Any) -> Any:
-        """Add hooks for the length of a ``with`` block, as TransformerLens does."""
+        """Add hooks within a ``with`` block, as in TransformerLens."""
         self._refuse_replaced()
         return super().hooks(*named_hooks, **options)
 
     def add_hook(self, *hook: Any, **options: Any) -> None:
-        """Add a hook until `reset_hooks`, as TransformerLens does."""
+        """Add a hook until `reset_hooks`, as in TransformerLens."""
         self._refuse_replaced()
         super().add_hook(*hook, **options)
 
     def _refuse_replaced(self) -> None:
-        """Raise `UsageError` if a hook point has another module in its place: hooks would be added to the old one."""
-        modules = dict(self.named_modules())  # without the hook points of a norm that was taken out
+        """Raise `UsageError` if a hook point has been replaced: hooks would be added to the unused original."""
+        modules = dict(self.named_modules())  # excludes the hook points of a norm that was removed
         replaced = [name for name, point in self.hook_dict.items() if modules.get(name, point) is not point]
         if replaced:
             raise UsageError(
-                f"{listed(replaced)}: another module is in the place of the hook point, which hooks and caches cannot "
-                "reach; put the hook point back, or call model.setup() to go without it"
+                f"{listed(replaced)}: another module replaces the hook point, so hooks and caches cannot reach it; "
+                "restore the hook point, or call model.setup() to omit it"
             )
 
     def __getattr__(self, name: str) -> Any:
-        """Return the weights of all layers under TransformerLens's names, [layer, ...]: W_Q, b_Q, QK, ..., W_out."""
+        """Stack a weight of all layers, [layer, ...], under its TransformerLens name: W_Q, b_Q, QK, ..., W_out."""
         if name in ("QK", "OV"):
             left, right = (self.W_Q, self.W_K.mT) if name == "QK" else (self.W_V, self.W_O)
             return FactoredMatrix(left, right)
@@ -400,13 +405,13 @@ class Transformer(HookedRootModule):
         incl_bwd: bool = False,
         pos_slice: Any = None,
         return_cache_object: bool = True,
-        **named: Any,
+        **kwargs: Any,
     ) -> tuple[Tensor, Cache | dict[str, Tensor]]:
-        """Return the output and the `Cache` of hook points (or a plain dict).
+        """Run the network and return its output and the `Cache` of activations (or a plain dict).
 
-        ``names_filter`` is a name, names or a predicate; ``pos_slice`` selects tokens (queries, of scores and patterns;
-        position 0 is [CLS] if the network has one). Raises `UsageError` if no hook point passes the filter, and for
-        ``incl_bwd``, which needs a network that returns a loss.
+        ``names_filter`` is a hook name, several names or a predicate. ``pos_slice`` selects tokens (for scores and
+        patterns, queries); position 0 is [CLS] if the network has one. Raises `UsageError` if no hook point passes the
+        filter, and for ``incl_bwd``, which needs a network that returns a loss.
         """
         if incl_bwd:
             raise UsageError(
@@ -416,19 +421,19 @@ class Transformer(HookedRootModule):
         if names_filter is None:
             names_filter = bool  # every name
         if not callable(names_filter):
-            wanted: set[str] = {names_filter} if isinstance(names_filter, str) else set(names_filter)
-            if not wanted or not wanted <= set(self.hook_dict):
+            names: set[str] = {names_filter} if isinstance(names_filter, str) else set(names_filter)
+            if not names or not names <= set(self.hook_dict):
                 raise UsageError(
                     f"names_filter={names_filter!r}: no such hook point; valid: {listed(sorted(self.hook_dict))}"
                 )
-            names_filter = sorted(wanted)
+            names_filter = sorted(names)
         elif not any(map(names_filter, self.hook_dict)):
-            raise UsageError(f"names_filter: passes none of the hook points {listed(sorted(self.hook_dict))}")
+            raise UsageError(f"names_filter: matches none of the hook points {listed(sorted(self.hook_dict))}")
         output, cache = super().run_with_cache(
-            *inputs, names_filter=names_filter, remove_batch_dim=remove_batch_dim, **named
+            *inputs, names_filter=names_filter, remove_batch_dim=remove_batch_dim, **kwargs
         )
         if pos_slice is not None:
-            # TransformerLens guesses the token axis from the number of axes, and is wrong for pooled activations.
+            # TransformerLens infers the token axis from the number of axes, which is wrong for pooled activations.
             tokens = Slice.unwrap(pos_slice)
             for name in set(cache) - {"hook_pooled"}:
                 by_query = name.endswith(("hook_attn_scores", "hook_pattern"))
@@ -436,17 +441,17 @@ class Transformer(HookedRootModule):
         return output, Cache(cache, self, has_batch_dim=not remove_batch_dim) if return_cache_object else cache
 
     def tokens_to_residual_directions(self, tokens: Any) -> Tensor:
-        """Return the directions [..., d_model] that the logits of tokens read, the gain of the final norm included."""
+        """Return the residual directions [..., d_model] of token logits, including the gain of the final norm."""
         tokens = torch.as_tensor(tokens)
         if self.data.inputs != "tokens" or tokens.is_floating_point():
-            raise UsageError(f"tokens of type {tokens.dtype}: directions belong to token ids of a network of tokens")
+            raise UsageError(f"tokens of type {tokens.dtype}: must be token ids of a network with inputs='tokens'")
         directions = self.unembed.weight[tokens]
         if self.cfg.norm == "none" or not isinstance(self.ln_final, Norm):
             return directions
         return directions * cast(Tensor, self.ln_final.weight)
 
     def accumulated_bias(self, layer: int, mlp_input: bool = False, include_mlp_biases: bool = True) -> Tensor:
-        """Return the sum of the biases b_O (and b_out) that sublayers before a layer (or its MLP) add."""
+        """Return the sum of the biases b_O (and b_out) of all sublayers before a layer (or before its MLP)."""
         blocks = [self.block(index) for index in range(self.cfg.n_layers)]
         biases = [block.attn.b_O for block in blocks[: layer + mlp_input]]
         if include_mlp_biases and not self.cfg.attn_only:
@@ -458,8 +463,8 @@ class Transformer(HookedRootModule):
             x = self.embed(inputs if masked is None else inputs.masked_fill(masked, self.data.vocabulary))
         else:
             values = inputs.to(self.classify.weight.dtype)
-            m = torch.zeros_like(values) if masked is None else masked.to(values.dtype)
-            x = self.embed(torch.stack([values * (1 - m), m], dim=-1))
+            mask = torch.zeros_like(values) if masked is None else masked.to(values.dtype)
+            x = self.embed(torch.stack([values * (1 - mask), mask], dim=-1))
         return torch.cat([self.cls.expand(len(x), 1, -1), x], dim=1) if self.n_prefix else x
 
     def _check(self, inputs: Tensor, lengths: Tensor | None) -> None:
@@ -468,9 +473,9 @@ class Transformer(HookedRootModule):
                 f"inputs of shape {tuple(inputs.shape)}: must be [batch, token] with 1 to {self.data.n} tokens"
             )
         if (self.data.inputs == "values") != inputs.is_floating_point():
-            raise UsageError(f"inputs of type {inputs.dtype}: this network takes {self.data.inputs}")
+            raise UsageError(f"inputs of type {inputs.dtype}: this network accepts {self.data.inputs}")
         if lengths is not None and lengths.shape != inputs.shape[:1]:
-            raise UsageError(f"lengths of shape {tuple(lengths.shape)}: must be [{len(inputs)}], one a sequence")
+            raise UsageError(f"lengths of shape {tuple(lengths.shape)}: must be [{len(inputs)}], one per sequence")
         if lengths is not None and not (1 <= lengths.min() and lengths.max() <= inputs.shape[1]):
-            found = f"{lengths.min()} ... {lengths.max()}"
-            raise UsageError(f"lengths {found}: must be 1 ... {inputs.shape[1]}, the tokens of the inputs")
+            extremes = f"{lengths.min()} ... {lengths.max()}"
+            raise UsageError(f"lengths {extremes}: must be 1 ... {inputs.shape[1]}, the number of input tokens")

@@ -1,4 +1,4 @@
-"""Networks as measures see them, and the data they are measured on."""
+"""Network interface of the measures, and probes: a network with the data that it is measured on."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ __all__ = ["Network", "Probe", "probe"]
 
 
 def probe(of: Any) -> Probe:
-    """Return what a measure is given as a `Probe`: a checkpoint with its test data, or a probe as it is."""
+    """Convert the argument of a measure to a `Probe`: a checkpoint with its test data; a probe is returned as is."""
     if isinstance(of, Probe):
         return of
     for kind in type(of).__mro__:

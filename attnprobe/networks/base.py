@@ -1,14 +1,15 @@
-"""The seam: all that a measure sees of a network.
+"""Network interface that the measures use.
 
-A network runs, and in its forward passes a given function takes the place of attention in every layer. To read scores,
-to differentiate with respect to them and to edit them are three uses of that one function:
+A `Network` runs forward passes in which a caller's function replaces attention in every layer. That function serves
+three purposes:
 
-- *read*: condition at the `Heads` and attend as the network would (`read`);
-- *differentiate*: make z a leaf, and take the gradient of a loss with respect to it (`differentiate`);
+- *read*: inspect the `Heads` and attend as the network would (`read`);
+- *differentiate*: make z a leaf and compute the gradient of a loss with respect to it (`differentiate`);
 - *edit*: return another z.
 
-What only some networks can do is in protocols of their own (`KnowsPositions`, `KnowsMaps`, `Resumes`, `Fits`, `Swaps`,
-`Doubles`). A measure asks with ``isinstance`` and leaves out what needs them, saying so in its result.
+Optional capabilities are separate protocols (`KnowsPositions`, `KnowsMaps`, `Resumes`, `Fits`, `Swaps`, `Doubles`). A
+measure checks for them with ``isinstance``; it omits variables that need a missing capability and lists them in its
+result.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -28,24 +29,24 @@ from attnprobe.tasks import Task
 from attnprobe.training.objectives import Batch, Predictions
 
 Attend = Callable[[Heads], Tensor]
-"""From what a layer is about to attend with to its z, [batch, head, token, d_head]."""
+"""Function that maps the inputs of a layer's attention to its z, [batch, head, token, d_head]."""
 Mask = Bool[Tensor, "batch token"] | None
 
 
 @dataclass(frozen=True)
 class Shape:
-    """The sizes of a network."""
+    """Sizes of a network."""
 
     layers: int
     heads: int
     n: int
-    """Tokens in the longest sequence."""
+    """Number of tokens in the longest sequence."""
     d_model: int
     grid: tuple[int, int] | None = None
-    """Rows and columns if the tokens are pixels read row by row."""
+    """Rows and columns if the tokens are pixels in row-major order."""
     causal: bool = False
     prefix: int = 0
-    """Tokens that the network puts in front of the sequence ([CLS])."""
+    """Number of prepended tokens ([CLS])."""
 
 
 @runtime_checkable
@@ -54,41 +55,41 @@ class Network(Protocol):
 
     @property
     def shape(self) -> Shape:
-        """Its sizes."""
+        """Sizes of the network."""
         ...
 
     def parameters(self) -> Iterator[torch.nn.Parameter]:
-        """Yield its weights."""
+        """Iterate over the weights."""
         ...
 
     def attending(self, attend: Attend) -> AbstractContextManager[None]:
-        """Let a function take the place of attention in every layer of every forward pass."""
+        """Replace attention with a function, in every layer of every forward pass within a ``with`` block."""
         ...
 
     def predictions(self, batch: Batch, objective: str, mask: Mask = None) -> Predictions:
-        """Run the network and return its predictions; ``mask`` hides tokens if the objective does."""
+        """Run the network and return its predictions; ``mask`` is used only by objectives that mask tokens."""
         ...
 
     def untrained(self, seed: int) -> "Network | None":
-        """Return a network of the same configuration at initialisation, or None if that cannot be made."""
+        """Return a newly initialised network of the same configuration, or None if that is impossible."""
         ...
 
 
 @runtime_checkable
 class KnowsPositions(Protocol):
-    """A network that knows its position encoding."""
+    """Network with a known position encoding."""
 
     encoding: str
-    """Its name."""
+    """Name of the position encoding."""
     silent: bool
-    """Whether nothing but the encoding of the first layer can tell positions: without encoding and mask nothing can."""
+    """Whether residual streams carry no position information: no position encoding and no causal mask."""
     rotates: bool
-    """Whether queries and keys are rotated by their positions."""
+    """Whether queries and keys are rotated according to their positions."""
     frequency: Float[Tensor, " pair"] | None
-    """Periods per token of each pair of coordinates (2m, 2m + 1), if the encoding is made of waves."""
+    """Periods per token of each coordinate pair (2m, 2m + 1) of a sinusoidal or rotary encoding, else None."""
 
     def bias(self, n: int) -> Float[Tensor, "head offset"] | None:
-        """Return the whole bias among n tokens, at the offsets of their line or grid."""
+        """Return the total bias between n tokens at their 1-D or 2-D offsets, or None without one."""
         ...
 
     def first_scale(self, batch: Batch, mask: Mask = None) -> Float[Tensor, "batch token 1"] | None:
@@ -96,69 +97,73 @@ class KnowsPositions(Protocol):
         ...
 
     def position_parts(self, scale: Float[Tensor, "*batch token 1"] | None, n: int) -> tuple[Tensor, Tensor] | None:
-        """Return what position vectors add to the first layer's queries and keys, [batch, head, token, d_head].
+        """Return the contribution of position vectors to the first layer's queries and keys.
 
-        Vectors less their mean over positions, at a scale of the norm; None if the encoding adds no vectors.
+        Both have axes [batch, head, token, d_head]. The vectors are centred over positions and normalised with
+        ``scale``, the scale of the norm. Returns None if the encoding adds no vectors.
         """
         ...
 
     def turn(self, x: Float[Tensor, "*lead token d_head"], places: Float[Tensor, " token"]) -> Tensor:
-        """Return queries or keys with each token rotated further, by that many positions."""
+        """Rotate the queries or keys of each token further, by the given number of positions."""
         ...
 
     def vector_maps(self, scale: Float[Tensor, "*batch token 1"] | None) -> tuple[Tensor, Tensor]:
         """Return the maps [head, d_model, d_head] from position vectors to the first layer's queries and keys.
 
-        At the harmonic mean of the norm's scale over positions.
+        The maps include the norm, at the harmonic mean of its scale over positions.
         """
         ...
 
 
 @runtime_checkable
 class KnowsMaps(Protocol):
-    """A network whose scores come from one query and one key map per head."""
+    """Network whose scores are computed with one query map and one key map per head."""
 
     def query_key_maps(
         self,
     ) -> tuple[Float[Tensor, "layer head d_model d_head"], Float[Tensor, "layer head d_model d_head"]]:
-        """Return the query and the key map of every head."""
+        """Return the query maps and the key maps of all heads."""
         ...
 
 
 @runtime_checkable
 class Resumes(Protocol):
-    """A network that can go on from the residual stream before a layer."""
+    """Network whose forward pass can resume from the residual stream before a layer."""
 
     def streams(self, batch: Batch, mask: Mask = None) -> list[Tensor]:
         """Run the network and return the residual stream before each layer."""
         ...
 
     def resumed(self, stream: Tensor, layer: int, batch: Batch, objective: str, mask: Mask = None) -> Predictions:
-        """Return the predictions, given the residual stream before a layer."""
+        """Resume the forward pass from the residual stream before a layer and return the predictions."""
         ...
 
 
 @runtime_checkable
 class Fits(Protocol):
-    """A network whose output head can be trained while all else stays as it is."""
+    """Network whose output head can be trained with all other weights frozen."""
 
     def fitted(self, objective: str, steps: int, seed: int, uniform: bool) -> Network:
-        """Return a copy with the output head trained for some steps; at uniform attention, with its value maps too."""
+        """Return a copy whose output head is trained for a number of steps.
+
+        With ``uniform``, the copy attends uniformly during training, and its value and output maps are trained too.
+        """
         ...
 
 
 @runtime_checkable
 class Swaps(Protocol):
-    """A network that can take another's query and key maps."""
+    """Network whose query and key maps can be replaced with those of another network."""
 
     def with_maps_of(self, other: Any, heads: Sequence[tuple[int, slice]]) -> Network:
-        """Return a copy with the other network's query and key maps in some heads of some layers."""
+        """Return a copy with the other network's query and key maps in the given (layer, slice of heads) pairs."""
         ...
 
 
 @runtime_checkable
 class Doubles(Protocol):
-    """A network that can compute in float64."""
+    """Network that can compute in float64."""
 
     def in_double(self) -> Network:
         """Return a copy in float64."""
@@ -167,48 +172,49 @@ class Doubles(Protocol):
 
 @dataclass(frozen=True)
 class Probe:
-    """A network and the data it is measured on."""
+    """A network and the data that it is measured on."""
 
     network: Network
     data: Callable[[], Task]
-    """Makes the task whose training and test sequences the network is measured on."""
+    """Function that loads or generates the task whose training and test sequences the network is measured on."""
     objective: str = "labels"
-    """The objective whose loss and accuracy interventions report."""
+    """Objective whose loss and accuracy interventions report."""
     objectives: tuple[str, ...] = ("labels",)
-    """The objectives that the network can be evaluated on."""
+    """Objectives that the network can be evaluated on."""
     mask_probability: float = 0.3
-    """Probability with which a token is hidden, for objectives that hide tokens."""
+    """Probability that a token is masked, for objectives that mask tokens."""
     title: str = ""
+    """Title of figures."""
     metrics: Mapping[str, Any] = field(default_factory=dict)
     """Train and test accuracy, if known."""
     facts: Mapping[str, Any] = field(default_factory=dict)
-    """What results say of where the network comes from."""
+    """Origin of the network (step, configuration ...), saved as attributes of results."""
 
     def __post_init__(self) -> None:
-        """Check that the network can be run under some objective."""
+        """Check that there is at least one objective."""
         if not self.objectives:
-            raise UsageError(f"objectives=(): a probe needs at least one; valid: {listed(OBJECTIVES)}")
+            raise UsageError(f"objectives=(): a probe needs at least one objective; valid: {listed(OBJECTIVES)}")
 
     @cached_property
     def task(self) -> Task:
-        """The task."""
+        """Task that the network is measured on."""
         return self.data()
 
 
 def device_of(network: Network) -> torch.device:
-    """Return the device that a network's inputs belong on."""
+    """Return the device of a network's parameters."""
     return next(network.parameters()).device
 
 
 def read(network: Network, batch: Batch, objective: str, see: Callable[[Heads], object], mask: Mask = None) -> None:
-    """Show each layer's heads, among the tokens of the sequence, as they come in a forward pass."""
+    """Run a forward pass and call ``see`` with the `Heads` of each layer, without the prepended tokens."""
 
     def attend(heads: Heads) -> Tensor:
         see(heads.behind_prefix().detached())
         return heads.attend()
 
     if mask is None and OBJECTIVES[objective].hides_tokens:
-        mask = torch.zeros_like(batch.inputs, dtype=torch.bool)  # the sequence as it is
+        mask = torch.zeros_like(batch.inputs, dtype=torch.bool)  # no masked tokens
 
     with torch.no_grad(), network.attending(attend):
         network.predictions(batch, objective, mask)
@@ -221,27 +227,27 @@ def differentiate(
     mask: Mask = None,
     change: Callable[[Heads], Heads] = lambda heads: heads,
 ) -> list[tuple[Heads, Float[Tensor, "batch head token d_head"]]]:
-    """Return every layer's heads with the gradient of each sequence's own mean loss with respect to their z.
+    """Return the heads of every layer with the gradient of each sequence's mean loss with respect to their z.
 
-    ``change`` is applied to what each layer attends with first.
+    ``change`` edits the heads of each layer before they attend.
     """
-    kept: list[tuple[Heads, Tensor]] = []
+    layers: list[tuple[Heads, Tensor]] = []
 
-    def leaf(heads: Heads) -> Tensor:
+    def attend(heads: Heads) -> Tensor:
         heads = change(heads)
         z = heads.attend()
         z = z if z.requires_grad else z.detach().requires_grad_()
-        kept.append((heads, z))
+        layers.append((heads, z))
         return z
 
     weights = [weight for weight in network.parameters() if weight.requires_grad]
     try:
-        for weight in weights:  # their gradients are not needed
+        for weight in weights:  # no gradients of the weights are needed
             weight.requires_grad_(False)
-        with torch.enable_grad(), network.attending(leaf):
+        with torch.enable_grad(), network.attending(attend):
             loss, _ = network.predictions(batch, objective, mask).by_sequence()
-            slopes = torch.autograd.grad(loss.nansum(), [z for _, z in kept])
+            gradients = torch.autograd.grad(loss.nansum(), [z for _, z in layers])
     finally:
         for weight in weights:
             weight.requires_grad_()
-    return [(heads.detached(), slope) for (heads, _), slope in zip(kept, slopes, strict=True)]
+    return [(heads.detached(), gradient) for (heads, _), gradient in zip(layers, gradients, strict=True)]

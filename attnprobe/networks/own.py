@@ -1,4 +1,4 @@
-"""attnprobe's own network behind the seam, and its checkpoints as probes."""
+"""Network interface of networks trained by attnprobe, and conversion of their checkpoints to probes."""
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
@@ -25,13 +25,13 @@ from attnprobe.training.checkpoint import Checkpoint
 from attnprobe.training.objectives import Batch, Predictions, evaluate, predict, predict_from
 
 FIT_RATE = 1e-3
-"""Learning rate of `Own.fitted`, constant."""
+"""Constant learning rate of `Own.fitted`."""
 
 
 def of_checkpoint(checkpoint: Checkpoint) -> Probe:
-    """Return a checkpoint as a probe: its network on its task's data."""
+    """Convert a checkpoint to a probe: its network and its task."""
     config = checkpoint.config
-    objectives = tuple(name for name, one in OBJECTIVES.items() if config.model.causal or not one.needs_causal)
+    objectives = tuple(name for name, entry in OBJECTIVES.items() if config.model.causal or not entry.needs_causal)
     return Probe(
         network=Own(checkpoint.model, config, lambda: checkpoint.task),
         data=lambda: checkpoint.task,
@@ -51,66 +51,66 @@ def of_checkpoint(checkpoint: Checkpoint) -> Probe:
 
 @dataclass(frozen=True, eq=False)
 class Own:
-    """A network that attnprobe trained, with all that only such a network can do."""
+    """Network trained by attnprobe, with all optional capabilities of the interface."""
 
     model: Transformer
     config: TrainConfig
     task: Callable[[], Task]
-    """Makes the data that it was trained on, for `fitted`."""
+    """Function that loads or generates the task that the network was trained on, for `fitted`."""
 
     @property
     def shape(self) -> Shape:
-        """Its sizes."""
+        """Sizes of the network."""
         cfg, data = self.model.cfg, self.model.data
         return Shape(cfg.n_layers, cfg.n_heads, data.n, cfg.d_model, data.grid, cfg.causal, self.model.n_prefix)
 
     def parameters(self) -> Iterator[nn.Parameter]:
-        """Yield its weights."""
+        """Iterate over the weights."""
         return self.model.parameters()
 
     def attending(self, attend: Attend) -> AbstractContextManager[None]:
-        """Let a function take the place of attention in every layer of every forward pass.
+        """Replace attention with a function, in every layer of every forward pass within a ``with`` block.
 
-        Raises `UsageError` if hooks are left on the network: some would count in a measure, others would not.
+        Raises `UsageError` if the network has hooks, because measures would apply only some of them.
         """
         if self.model.hooked:
             raise UsageError(
-                f"hooks on {listed(self.model.hooked)}: measures need a network without any; call model.reset_hooks()"
+                f"hooks on {listed(self.model.hooked)}: measures need a network without hooks; call model.reset_hooks()"
             )
         return self.model.attending(attend)
 
     def predictions(self, batch: Batch, objective: str, mask: Mask = None) -> Predictions:
-        """Run the network and return its predictions; ``mask`` hides tokens if the objective does."""
+        """Run the network and return its predictions; ``mask`` is used only by objectives that mask tokens."""
         return predict(self.model, batch, objective, mask)
 
     def untrained(self, seed: int) -> "Own":
-        """Return a network of the same configuration at initialisation."""
+        """Return a newly initialised network of the same configuration."""
         return replace(self, model=Transformer(self.config.model, self.model.data, seed=seed).eval())
 
     # positions
 
     @property
     def encoding(self) -> str:
-        """Its position encoding."""
+        """Name of the position encoding."""
         return self.model.cfg.position
 
     @property
     def silent(self) -> bool:
-        """Whether nothing can tell positions behind the first layer."""
+        """Whether residual streams carry no position information: no position encoding and no causal mask."""
         return self.model.cfg.position == "none" and not self.model.cfg.causal
 
     @property
     def rotates(self) -> bool:
-        """Whether queries and keys are rotated by their positions."""
+        """Whether queries and keys are rotated according to their positions."""
         return self.model.position.rotates
 
     @property
     def frequency(self) -> Float[Tensor, " pair"] | None:
-        """Periods per token of each pair of coordinates, if the encoding is made of waves."""
+        """Periods per token of each coordinate pair of a sinusoidal or rotary encoding, else None."""
         return self.model.position.frequency
 
     def bias(self, n: int) -> Float[Tensor, "head offset"] | None:
-        """Return the whole bias among n tokens, at the offsets of their line or grid."""
+        """Return the total bias between n tokens at their 1-D or 2-D offsets, or None without one."""
         bias = self.model.bias(n)
         return None if bias is None else bias.detach()
 
@@ -124,11 +124,15 @@ class Own:
 
     @torch.no_grad()
     def position_parts(self, scale: Float[Tensor, "*batch token 1"] | None, n: int) -> tuple[Tensor, Tensor] | None:
-        """Return what position vectors add to the first layer's queries and keys, [batch, head, token, d_head]."""
-        whole = self.model.position.embed(self.model.data.n + self.model.n_prefix)
-        if whole is None:
+        """Return the contribution of position vectors to the first layer's queries and keys.
+
+        Both have axes [batch, head, token, d_head]. The vectors are centred over positions and normalised with
+        ``scale``, the scale of the norm. Returns None if the encoding adds no vectors.
+        """
+        table = self.model.position.embed(self.model.data.n + self.model.n_prefix)
+        if table is None:
             return None
-        vectors = whole[self.model.n_prefix :]
+        vectors = table[self.model.n_prefix :]
         x, attn = (vectors - vectors.mean(0))[None, :n], self.model.block(0).attn
         if scale is not None:
             x = self.model.block(0).ln1.share(x, scale.to(x)[..., :n, :])
@@ -136,70 +140,76 @@ class Own:
         return einsum(x, attn.W_Q, pattern), einsum(x, attn.W_K, pattern)
 
     def turn(self, x: Float[Tensor, "*lead token d_head"], places: Float[Tensor, " token"]) -> Tensor:
-        """Return queries or keys with each token rotated further, by that many positions."""
+        """Rotate the queries or keys of each token further, by the given number of positions."""
         flat = x.reshape(-1, *x.shape[-2:])[:, :, None]
         return self.model.position.turn(flat, places.to(x.device))[:, :, 0].reshape(x.shape)
 
     @torch.no_grad()
     def vector_maps(self, scale: Float[Tensor, "*batch token 1"] | None) -> tuple[Tensor, Tensor]:
-        """Return the maps [head, d_model, d_head] from position vectors to the first layer's queries and keys."""
-        attn = self.model.block(0).attn
-        unit = torch.eye(self.model.cfg.d_model).to(attn.W_Q)
-        if scale is not None:
-            harmonic = 1 / (1 / scale).mean().to(unit)
-            unit = self.model.block(0).ln1.share(unit, harmonic.expand(len(unit), 1))
-        return (unit @ attn.W_Q).double().cpu(), (unit @ attn.W_K).double().cpu()
+        """Return the maps [head, d_model, d_head] from position vectors to the first layer's queries and keys.
 
-    # maps
+        The maps include the norm, at the harmonic mean of its scale over positions.
+        """
+        attn = self.model.block(0).attn
+        basis = torch.eye(self.model.cfg.d_model).to(attn.W_Q)
+        if scale is not None:
+            harmonic_mean = 1 / (1 / scale).mean().to(basis)
+            basis = self.model.block(0).ln1.share(basis, harmonic_mean.expand(len(basis), 1))
+        return (basis @ attn.W_Q).double().cpu(), (basis @ attn.W_K).double().cpu()
+
+    # query and key maps
 
     @torch.no_grad()
     def query_key_maps(self) -> tuple[Tensor, Tensor]:
-        """Return the query and the key map of every head, [layer, head, d_model, d_head]."""
-        attention = [self.model.block(layer).attn for layer in range(self.model.cfg.n_layers)]
-        return torch.stack([one.W_Q for one in attention]), torch.stack([one.W_K for one in attention])
+        """Return the query maps and the key maps of all heads, [layer, head, d_model, d_head]."""
+        layers = [self.model.block(layer).attn for layer in range(self.model.cfg.n_layers)]
+        return torch.stack([attn.W_Q for attn in layers]), torch.stack([attn.W_K for attn in layers])
 
     @torch.no_grad()
     def with_maps_of(self, other: "Own", heads: Sequence[tuple[int, slice]]) -> "Own":
-        """Return a copy with the other network's query and key maps in some heads of some layers."""
-        model, width = copy.deepcopy(self.model), self.model.cfg.d_head
-        for layer, some in heads:
-            rows = slice(some.start * width, some.stop * width)
-            for side in ("q", "k"):
-                here, there = (getattr(one.block(layer).attn, side) for one in (model, other.model))
-                here.weight[rows], here.bias[rows] = there.weight[rows], there.bias[rows]
+        """Return a copy with the other network's query and key maps in the given (layer, slice of heads) pairs."""
+        model, d_head = copy.deepcopy(self.model), self.model.cfg.d_head
+        for layer, head_slice in heads:
+            rows = slice(head_slice.start * d_head, head_slice.stop * d_head)
+            for name in ("q", "k"):
+                target, source = (getattr(network.block(layer).attn, name) for network in (model, other.model))
+                target.weight[rows], target.bias[rows] = source.weight[rows], source.bias[rows]
         return replace(self, model=model)
 
-    # from the middle
+    # resuming from a layer
 
     def streams(self, batch: Batch, mask: Mask = None) -> list[Tensor]:
         """Run the network and return the residual stream before each layer."""
-        found: dict[int, Tensor] = {}
+        streams: dict[int, Tensor] = {}
         hooks: list[Any] = [
-            (f"blocks.{layer}.hook_resid_pre", lambda x, hook, layer=layer: found.update({layer: x}))
+            (f"blocks.{layer}.hook_resid_pre", lambda x, hook, layer=layer: streams.update({layer: x}))
             for layer in range(self.model.cfg.n_layers)
         ]
         with torch.no_grad(), self.model.hooks(fwd_hooks=hooks):
             self.model.residual(batch.inputs, masked=mask, lengths=batch.lengths)
-        return [found[layer] for layer in range(self.model.cfg.n_layers)]
+        return [streams[layer] for layer in range(self.model.cfg.n_layers)]
 
     def resumed(self, stream: Tensor, layer: int, batch: Batch, objective: str, mask: Mask = None) -> Predictions:
-        """Return the predictions, given the residual stream before a layer."""
+        """Resume the forward pass from the residual stream before a layer and return the predictions."""
         x = self.model.through(stream, first=layer, lengths=batch.lengths)
         return predict_from(self.model, x, batch, objective, mask)
 
-    # copies
+    # modified copies
 
     def in_double(self) -> "Own":
         """Return a copy in float64."""
         return replace(self, model=copy.deepcopy(self.model).double())
 
     def fitted(self, objective: str, steps: int, seed: int, uniform: bool) -> "Own":
-        """Return a copy with the output head trained for some steps; at uniform attention, with its value maps too."""
+        """Return a copy whose output head is trained for a number of steps.
+
+        With ``uniform``, the copy attends uniformly during training, and its value and output maps are trained too.
+        """
         model = copy.deepcopy(self.model)
         parts = "heads+vo" if uniform else "heads"
-        chosen = set(select(parts, [name for name, _ in model.named_parameters()]))
+        trained_names = set(select(parts, [name for name, _ in model.named_parameters()]))
         for name, weight in model.named_parameters():
-            weight.requires_grad_(name in chosen)
+            weight.requires_grad_(name in trained_names)
         trained = [weight for weight in model.parameters() if weight.requires_grad]
         optimiser = torch.optim.AdamW(trained, lr=FIT_RATE, weight_decay=self.config.weight_decay)
         split, device, attend = self.task().train, model.classify.weight.device, flat if uniform else Heads.attend
@@ -223,5 +233,5 @@ class Own:
 
 
 def flat(heads: Heads) -> Tensor:
-    """Attend uniformly."""
+    """Return z of uniform attention."""
     return replace(heads, scores=heads.scores.flat()).attend()

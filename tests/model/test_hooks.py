@@ -1,4 +1,4 @@
-"""Every hook point of every architecture: nothing that a hook does is ignored, and no hook writes elsewhere."""
+"""Every hook point of every architecture: edits by hooks always take effect and change no other tensor."""
 
 import math
 import subprocess
@@ -33,8 +33,8 @@ PATTERN = "blocks.0.attn.hook_pattern"
 
 
 def network(architecture="learned"):
-    data, named = ARCHITECTURES[architecture]
-    config = ModelConfig(d_model=8, n_layers=2, init_std=0.5, position_std=0.5, **named)
+    data, options = ARCHITECTURES[architecture]
+    config = ModelConfig(d_model=8, n_layers=2, init_std=0.5, position_std=0.5, **options)
     return Transformer(config, data).eval()
 
 
@@ -53,7 +53,7 @@ def edit(v, hook=None):
 
 
 class Edited(nn.Module):
-    """A user's own module in the place of a hook point."""
+    """A user's module that replaces a hook point."""
 
     def forward(self, x):
         edit(x)
@@ -68,7 +68,7 @@ def outputs(model, x, name, hook):
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @torch.no_grad()
-def test_an_edit_in_place_is_the_edit_returned_and_writes_nowhere_else(architecture):
+def test_in_place_edits_equal_returned_edits_and_change_no_other_tensor(architecture):
     model = network(architecture).double()
     x = inputs_of(model)
     before, plain = state(model), outputs(model, x, "hook_embed", lambda v, hook: None)
@@ -93,7 +93,7 @@ def test_an_edit_in_place_is_the_edit_returned_and_writes_nowhere_else(architect
 
 @pytest.mark.parametrize("architecture", ["learned", "rotary", "no norm", "RMS, max"])
 @torch.no_grad()
-def test_a_module_or_a_forward_in_the_place_of_a_hook_point_is_called(architecture):
+def test_a_module_or_forward_that_replaces_a_hook_point_is_called(architecture):
     x = inputs_of(network(architecture))
     for name in network(architecture).hook_dict:
         expected = outputs(network(architecture), x, name, lambda v, hook: v.sigmoid())
@@ -108,7 +108,7 @@ def test_a_module_or_a_forward_in_the_place_of_a_hook_point_is_called(architectu
         assert all(torch.equal(a, b) for a, b in zip(replaced.parameters(), patched.parameters(), strict=True))
 
 
-def test_hooks_and_caches_that_a_replaced_hook_point_would_not_see_are_refused():
+def test_hooks_and_caches_are_refused_if_a_hook_point_is_replaced():
     model = network()
     model.blocks[0].attn.hook_pattern = Edited()
     x = inputs_of(model)
@@ -117,7 +117,7 @@ def test_hooks_and_caches_that_a_replaced_hook_point_would_not_see_are_refused()
         lambda: model.run_with_hooks(x, fwd_hooks=[(PATTERN, edit)]),
         lambda: model.add_hook(PATTERN, edit),
     ):
-        with pytest.raises(UsageError, match=f"{PATTERN}: another module is in the place of the hook point"):
+        with pytest.raises(UsageError, match=f"{PATTERN}: another module replaces the hook point"):
             use()
     model.setup()
     assert PATTERN not in model.run_with_cache(x)[1]
@@ -145,7 +145,7 @@ COMPILED = """
 import torch
 from attnprobe import DataSpec, ModelConfig, Transformer
 
-for compiled in (torch.compile, lambda model, **named: model.compile(**named) or model):
+for compiled in (torch.compile, lambda model, **options: model.compile(**options) or model):
     model = Transformer(ModelConfig(d_model=8, init_std=0.5), DataSpec(n=6, inputs="tokens", classes=2, vocabulary=5))
     x = torch.randint(5, (3, 6))
     called = compiled(model.eval(), backend="eager")
@@ -163,8 +163,8 @@ for compiled in (torch.compile, lambda model, **named: model.compile(**named) or
 
 
 @pytest.mark.slow
-def test_a_compiled_network_honours_hooks_added_later():
-    # In a process of its own: the types that the tests check cannot be compiled.
+def test_hooks_added_after_compilation_take_effect():
+    # In a subprocess, because the runtime type checks of the tests cannot be compiled.
     subprocess.run([sys.executable, "-W", "ignore", "-c", COMPILED], check=True)
 
 
@@ -172,24 +172,24 @@ def test_a_query_without_keys_attends_to_nothing():
     model = network().double()
     x = inputs_of(model)
 
-    def hide(scores, hook):
+    def mask_all_keys(scores, hook):
         scores[:, :, 2] = -math.inf
 
-    with model.hooks(fwd_hooks=[("blocks.0.attn.hook_attn_scores", hide)]):
+    with model.hooks(fwd_hooks=[("blocks.0.attn.hook_attn_scores", mask_all_keys)]):
         logits, cache = model.run_with_cache(x)
     assert cache[PATTERN][:, :, 2].abs().max() == 0
     assert cache["blocks.0.attn.hook_z"][:, 2].abs().max() == 0
-    rest = [i for i in range(6) if i != 2]
-    torch.testing.assert_close(cache[PATTERN][:, :, rest].sum(-1), torch.ones(3, 2, 5, dtype=torch.float64))
+    other_queries = [i for i in range(6) if i != 2]
+    torch.testing.assert_close(cache[PATTERN][:, :, other_queries].sum(-1), torch.ones(3, 2, 5, dtype=torch.float64))
     logits.sum().backward()
     assert all(weight.grad.isfinite().all() for weight in model.parameters() if weight.grad is not None)
 
 
 @pytest.mark.parametrize("name", ["blocks.0.attn.hook_q", PATTERN, "hook_pos_embed"])
-def test_a_measure_refuses_a_network_with_hooks_left_on_it(name):
+def test_measures_refuse_a_network_with_hooks(name):
     model = network()
     model.add_hook(name, lambda v, hook: v * 0)
-    with pytest.raises(UsageError, match=f"hooks on {name}: measures need a network without any"):
+    with pytest.raises(UsageError, match=f"hooks on {name}: measures need a network without hooks"):
         read_heads_of(model)
     model.reset_hooks()
     read_heads_of(model)
@@ -202,13 +202,13 @@ def read_heads_of(model):
 @pytest.mark.parametrize("architecture", ["learned", "rotary", "cls"])
 @pytest.mark.parametrize("pos_slice", [-1, 2, (1, 3), [0, 2]])
 @torch.no_grad()
-def test_a_slice_of_positions_selects_tokens_and_nothing_else(architecture, pos_slice):
+def test_pos_slice_selects_tokens(architecture, pos_slice):
     model = network(architecture)
     x = inputs_of(model)
-    whole, part = model.run_with_cache(x)[1], model.run_with_cache(x, pos_slice=pos_slice)[1]
+    full, part = model.run_with_cache(x)[1], model.run_with_cache(x, pos_slice=pos_slice)[1]
     tokens = slice(*pos_slice) if isinstance(pos_slice, tuple) else pos_slice
     tokens = [tokens % (6 + model.n_prefix)] if isinstance(tokens, int) else tokens
-    for name, tensor in whole.items():
+    for name, tensor in full.items():
         if name == "hook_pooled":
             expected = tensor
         elif name.endswith(("hook_attn_scores", "hook_pattern")):
@@ -233,16 +233,16 @@ def test_lengths_may_be_a_list_or_an_array():
 
 
 @pytest.mark.parametrize(
-    ("named", "said"),
+    ("options", "message"),
     [
         ({"names_filter": "hook_patern"}, "names_filter='hook_patern': no such hook point; valid: .*hook_embed"),
         ({"names_filter": ["hook_embed", "q"]}, "no such hook point"),
         ({"names_filter": []}, "no such hook point"),
-        ({"names_filter": lambda name: name == "q"}, "names_filter: passes none of the hook points"),
+        ({"names_filter": lambda name: name == "q"}, "names_filter: matches none of the hook points"),
         ({"incl_bwd": True}, "incl_bwd=True: this network returns logits, not a loss"),
     ],
 )
-def test_what_a_cache_cannot_hold_is_refused(named, said):
+def test_invalid_arguments_of_run_with_cache_are_refused(options, message):
     model = network()
-    with pytest.raises(UsageError, match=said):
-        model.run_with_cache(inputs_of(model), **named)
+    with pytest.raises(UsageError, match=message):
+        model.run_with_cache(inputs_of(model), **options)

@@ -12,9 +12,9 @@ TOKENS = DataSpec(n=8, inputs="tokens", classes=3, vocabulary=5)
 VALUES = DataSpec(n=8, inputs="values", classes=3)
 
 
-def network(data=TOKENS, **named):
-    named = {"d_model": 12, "n_heads": 2, "n_layers": 2, "init_std": 0.3, "position_std": 0.3, **named}
-    return Transformer(ModelConfig(**named), data).double()
+def network(data=TOKENS, **options):
+    options = {"d_model": 12, "n_heads": 2, "n_layers": 2, "init_std": 0.3, "position_std": 0.3, **options}
+    return Transformer(ModelConfig(**options), data).double()
 
 
 @pytest.fixture
@@ -22,7 +22,7 @@ def tokens():
     return torch.randint(5, (4, 8), generator=torch.Generator().manual_seed(0))
 
 
-def test_cache_is_transformerlenss_own_under_its_own_names(tokens):
+def test_the_cache_is_an_activation_cache_with_transformer_lens_names(tokens):
     model = network()
     logits, cache = model.run_with_cache(tokens)
     assert isinstance(cache, ActivationCache)
@@ -37,7 +37,7 @@ def test_cache_is_transformerlenss_own_under_its_own_names(tokens):
     assert cache["q", 1].shape == (4, 8, 2, 6)
     assert cache["pattern", 1].shape == (4, 2, 8, 8)
     torch.testing.assert_close(cache["attn_scores", 0].softmax(-1), cache["pattern", 0])
-    # TransformerLens's own helpers read the network's configuration and weights.
+    # TransformerLens's helpers read the network's configuration and weights.
     stacked, labels = cache.decompose_resid(return_labels=True)
     torch.testing.assert_close(stacked.sum(0), cache["resid_post", 1])
     assert labels == ["embed", "pos_embed", "0_attn_out", "0_mlp_out", "1_attn_out", "1_mlp_out"]
@@ -47,7 +47,7 @@ def test_cache_is_transformerlenss_own_under_its_own_names(tokens):
 
 
 @torch.no_grad()
-def test_weights_have_transformerlenss_names_and_shapes(tokens):
+def test_weights_have_transformer_lens_names_and_shapes(tokens):
     model = network(norm="none")
     for weight in model.parameters():
         torch.nn.init.normal_(weight, std=0.3)
@@ -73,7 +73,7 @@ def test_weights_have_transformerlenss_names_and_shapes(tokens):
         _ = network(mlp_ratio=0).W_in
 
 
-def test_a_single_sequence_loses_its_batch_axis_on_request(tokens):
+def test_remove_batch_dim_drops_the_batch_axis_of_a_single_sequence(tokens):
     _, cache = network().run_with_cache(tokens[:1], remove_batch_dim=True)
     assert cache["pattern", 0].shape == (2, 8, 8)
 
@@ -92,22 +92,22 @@ def test_fused_and_explicit_norm_agree_and_have_unit_scale(norm):
     torch.testing.assert_close(scale[0], (centred.square().mean(-1, keepdim=True) + 1e-5).sqrt())
 
 
-def test_an_edit_of_the_scale_takes_effect_however_it_is_hooked():
+def test_edits_of_the_scale_by_a_torch_hook_take_effect():
     module = Norm(ModelConfig(d_model=12))
     x = torch.randn(3, 12)
-    start = module(x)
-    module.hook_scale.register_forward_pre_hook(lambda hook, given: (given[0] * 2,))
-    torch.testing.assert_close(module(x), start / 2)
+    unedited = module(x)
+    module.hook_scale.register_forward_pre_hook(lambda hook, args: (args[0] * 2,))
+    torch.testing.assert_close(module(x), unedited / 2)
 
 
 def test_hook_points_that_would_never_fire_do_not_exist(tokens):
-    for named in ({"norm": "none", "position": "rotary"}, {"position": "none"}, {"position": "alibi"}):
-        model = network(**named)
+    for options in ({"norm": "none", "position": "rotary"}, {"position": "none"}, {"position": "alibi"}):
+        model = network(**options)
         _, cache = model.run_with_cache(tokens)
         assert set(model.hook_dict) == set(cache.keys())
 
 
-def test_without_positions_permuting_tokens_permutes_scores_and_leaves_labels(tokens):
+def test_without_positions_permuting_tokens_permutes_scores_and_keeps_label_logits(tokens):
     model, order = network(position="none"), torch.randperm(8, generator=torch.Generator().manual_seed(1))
     logits, cache = model.run_with_cache(tokens)
     shuffled, other = model.run_with_cache(tokens[:, order])
@@ -118,7 +118,7 @@ def test_without_positions_permuting_tokens_permutes_scores_and_leaves_labels(to
 
 
 @pytest.mark.parametrize("position", [name for name in POSITIONS if name != "none"])
-def test_with_positions_it_does_not(position, tokens):
+def test_with_positions_permuting_tokens_changes_the_logits(position, tokens):
     model = network(position=position)
     order = torch.randperm(8, generator=torch.Generator().manual_seed(1))
     assert not torch.allclose(model(tokens), model(tokens[:, order]), atol=1e-6)
@@ -136,15 +136,15 @@ def test_padding_changes_nothing(position, pooling, causal, score_bias, tokens):
         torch.testing.assert_close(padded[row], model(tokens[row : row + 1, :length])[0])
 
 
-def test_pooling_is_what_it_says(tokens):
-    hidden = {pooling: network(pooling=pooling) for pooling in ("mean", "max", "last")}
+def test_pooling_matches_its_definition(tokens):
+    models = {pooling: network(pooling=pooling) for pooling in ("mean", "max", "last")}
     x = torch.randn(2, 8, 12, dtype=torch.float64)
-    torch.testing.assert_close(hidden["mean"].pool(x, None), x.mean(1))
-    torch.testing.assert_close(hidden["max"].pool(x, None), x.amax(1))
-    torch.testing.assert_close(hidden["last"].pool(x, None), x[:, -1])
+    torch.testing.assert_close(models["mean"].pool(x, None), x.mean(1))
+    torch.testing.assert_close(models["max"].pool(x, None), x.amax(1))
+    torch.testing.assert_close(models["last"].pool(x, None), x[:, -1])
 
 
-def test_the_token_in_front_is_read_for_the_label_and_left_out_of_the_tokens(tokens):
+def test_the_prepended_token_is_pooled_and_excluded_from_token_logits(tokens):
     model = network(pooling="cls")
     _, cache = model.run_with_cache(tokens)
     stream = cache["ln_final.hook_normalized"]
@@ -154,20 +154,20 @@ def test_the_token_in_front_is_read_for_the_label_and_left_out_of_the_tokens(tok
 
 
 @pytest.mark.parametrize("data", [TOKENS, VALUES])
-def test_what_is_masked_cannot_be_seen(data, tokens):
+def test_outputs_do_not_depend_on_masked_tokens(data, tokens):
     model = network(data)
     inputs = tokens if data is TOKENS else tokens.double() / 5
     masked = torch.zeros(4, 8, dtype=torch.bool)
     masked[:, 2] = True
     other = inputs.clone()
     other[:, 2] = (inputs[:, 2] + 1) % 5
-    seen = [model(x, masked=masked, output="tokens") for x in (inputs, other)]
-    assert torch.equal(*seen)
-    # a masked token differs from every value it could have, 0 included
-    assert not torch.allclose(seen[0], model(inputs.masked_fill(masked, 0), output="tokens"))
+    outputs = [model(x, masked=masked, output="tokens") for x in (inputs, other)]
+    assert torch.equal(*outputs)
+    # The mask embedding differs from every token embedding, including that of 0.
+    assert not torch.allclose(outputs[0], model(inputs.masked_fill(masked, 0), output="tokens"))
 
 
-def test_causal_networks_do_not_see_the_future(tokens):
+def test_causal_outputs_do_not_depend_on_later_tokens(tokens):
     other = tokens.clone()
     other[:, 5:] = (tokens[:, 5:] + 1) % 5
     for causal in (True, False):
@@ -189,7 +189,7 @@ def test_without_mlp_and_norm_a_block_is_attention_and_residual(tokens):
     assert not any("mlp" in name for name in cache.keys())
 
 
-def test_initial_weights_have_the_configured_scale_and_belong_to_the_seed():
+def test_initial_weights_have_the_configured_std_and_depend_on_the_seed():
     config = ModelConfig(d_model=128, n_heads=2, init_std=0.5, position_std=0.1)
     model, again, other = (Transformer(config, TOKENS, seed) for seed in (0, 0, 1))
     assert model.blocks[0].attn.q.weight.std().item() == pytest.approx(0.5, rel=0.05)
@@ -198,7 +198,7 @@ def test_initial_weights_have_the_configured_scale_and_belong_to_the_seed():
     assert model.blocks[0].attn.q.bias.abs().max() == 0
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
     assert not torch.equal(model.embed.weight, other.embed.weight)
-    # another architecture with the same part starts that part alike
+    # Networks of other architectures share the initial weights of common parts.
     rotary = Transformer(ModelConfig(d_model=128, n_heads=2, init_std=0.5, position="rotary"), TOKENS, 0)
     assert torch.equal(rotary.blocks[0].attn.q.weight, model.blocks[0].attn.q.weight)
 
@@ -209,38 +209,38 @@ def test_xavier_weights_have_xaviers_variance():
 
 
 @pytest.mark.parametrize("score_bias", ["fixed", "learned"])
-def test_a_proximity_bias_changes_no_other_weight_and_learns_only_where_it_should(score_bias, tokens):
+def test_a_proximity_bias_changes_no_other_weight_and_is_a_parameter_only_if_learned(score_bias, tokens):
     plain, biased = network(), network(score_bias=score_bias)
     extra = {"score_bias.weight": biased.score_bias.weight} if score_bias == "learned" else {}
-    for one, other in (
+    for weights, biased_weights in (
         (plain.state_dict(), biased.state_dict()),
         (dict(plain.named_parameters()), dict(biased.named_parameters())),
     ):
-        assert set(other) == {*one, *extra}
-        assert all(torch.equal(other[name], weight) for name, weight in one.items())
+        assert set(biased_weights) == {*weights, *extra}
+        assert all(torch.equal(biased_weights[name], weight) for name, weight in weights.items())
     assert not torch.allclose(plain(tokens), biased(tokens))
-    start = -torch.arange(-7, 8).abs() / 2.0
-    assert torch.equal(biased.score_bias.weight, start.expand(2, 15).double())
+    initial = -torch.arange(-7, 8).abs() / 2.0
+    assert torch.equal(biased.score_bias.weight, initial.expand(2, 15).double())
     assert select("positions", dict(biased.named_parameters())) == ["position.weight", *extra]
 
 
-def test_a_learned_proximity_bias_learns_in_every_layer(tokens):
+def test_a_learned_proximity_bias_gets_gradients_from_every_layer(tokens):
     model = network(score_bias="learned")
-    seen = []
+    gradients = []
     for block in model.blocks:
         (gradient,) = torch.autograd.grad(model(tokens).sum(), model.score_bias.weight)
-        seen.append(gradient.abs().sum())
-        block.attn.o.weight.data.zero_()  # what this layer attends to has no effect any more
-    assert seen[0] > 0 and seen[1] > 0
+        gradients.append(gradient.abs().sum())
+        block.attn.o.weight.data.zero_()  # the attention of this layer no longer has an effect
+    assert gradients[0] > 0 and gradients[1] > 0
     assert torch.autograd.grad(model(tokens).sum(), model.score_bias.weight)[0].abs().sum() == 0
 
 
 @pytest.mark.parametrize(
-    ("inputs", "named", "said"),
+    ("inputs", "options", "message"),
     [
         (torch.zeros(2, 9, dtype=torch.long), {}, r"shape \(2, 9\): must be \[batch, token\] with 1 to 8"),
         (torch.zeros(2, 3, 4, dtype=torch.long), {}, r"shape \(2, 3, 4\)"),
-        (torch.zeros(2, 8), {}, "this network takes tokens"),
+        (torch.zeros(2, 8), {}, "this network accepts tokens"),
         (torch.zeros(2, 8, dtype=torch.long), {"lengths": torch.tensor([1, 2, 3])}, r"lengths of shape \(3,\)"),
         (
             torch.zeros(2, 8, dtype=torch.long),
@@ -250,13 +250,13 @@ def test_a_learned_proximity_bias_learns_in_every_layer(tokens):
         (torch.zeros(2, 8, dtype=torch.long), {"lengths": torch.tensor([0, 8])}, r"lengths 0 \.\.\. 8"),
     ],
 )
-def test_inputs_that_do_not_fit_are_refused(inputs, named, said):
-    with pytest.raises(UsageError, match=said):
-        network()._check(inputs, named.get("lengths"))
+def test_invalid_inputs_are_refused(inputs, options, message):
+    with pytest.raises(UsageError, match=message):
+        network()._check(inputs, options.get("lengths"))
 
 
 @pytest.mark.parametrize("pooling", ["mean", "cls"])
-def test_the_first_pixels_of_an_image_are_those_of_a_padded_one(pooling):
+def test_the_first_pixels_of_an_image_equal_a_padded_image(pooling):
     data = DataSpec(n=12, inputs="tokens", classes=2, vocabulary=5, grid=(3, 4))
     model = Transformer(ModelConfig(d_model=8, score_bias="fixed", pooling=pooling, init_std=0.5), data)
     image = torch.randint(5, (2, 12), generator=torch.Generator().manual_seed(0))
@@ -264,12 +264,12 @@ def test_the_first_pixels_of_an_image_are_those_of_a_padded_one(pooling):
 
 
 @pytest.mark.parametrize("position", ["alibi", "relative"])
-def test_the_bias_of_the_first_pixels_of_an_image_is_that_of_their_line(position):
+def test_the_bias_of_the_first_pixels_of_an_image_is_1_d(position):
     data = DataSpec(n=12, inputs="tokens", classes=2, vocabulary=5, grid=(3, 4))
     model = Transformer(ModelConfig(d_model=8, position=position), data)
     torch.testing.assert_close(model.bias(5), model.position.bias(5))
 
 
-def test_no_sequences_have_no_logits():
+def test_an_empty_batch_has_empty_logits():
     data = DataSpec(n=12, inputs="tokens", classes=2, vocabulary=5)
     assert Transformer(ModelConfig(d_model=8), data)(torch.empty(0, 12, dtype=torch.long)).shape == (0, 2)

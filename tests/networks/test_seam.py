@@ -1,4 +1,4 @@
-"""The four measures on a network of another class, against explicit n x n arrays in float64."""
+"""The four measures on a network of another class, compared with explicit n x n arrays in float64."""
 
 import json
 from contextlib import contextmanager
@@ -25,7 +25,7 @@ FEW = {"sequences": 10, "nulls": 2}
 
 
 class Stranger(nn.Module):
-    """Plain torch: two layers of attention with positions in the stream and a bias, and nothing of attnprobe's own."""
+    """Two-layer attention network in plain torch, with position vectors and a bias, that implements only `Network`."""
 
     def __init__(self, seed=0):
         super().__init__()
@@ -64,7 +64,7 @@ class Stranger(nn.Module):
 
 
 def explicit(network, tokens, edit=lambda layer, s: s):
-    """Return label logits, with every score made, edited and turned into a pattern by hand."""
+    """Return label logits, with explicit scores that can be edited and an explicit softmax."""
     offset = torch.arange(N) - torch.arange(N)[:, None] + N - 1
 
     def attend(layer, q, k, v):
@@ -75,8 +75,8 @@ def explicit(network, tokens, edit=lambda layer, s: s):
 
 
 @pytest.fixture(scope="module")
-def given():
-    """The network, its probe, test tokens and labels, and every layer's queries and keys of test and training data."""
+def example():
+    """Network, probe, test tokens and labels, and the queries and keys of every layer on test and training data."""
     rng = np.random.default_rng(0)
     train, test = (Split(rng.integers(VOCABULARY, size=(20, N)), rng.integers(2, size=20)) for _ in range(2))
     task = Task("mine", DataSpec(n=N, inputs="tokens", classes=2, vocabulary=VOCABULARY), train, test)
@@ -94,18 +94,18 @@ def plain(network, q, k, v):
     return materialised.pattern(Scores(q, k, bias=network.bias)) @ v
 
 
-def test_it_is_a_network(given):
-    network, *_ = given
+def test_stranger_implements_network(example):
+    network, *_ = example
     assert isinstance(network, Network)
     with torch.no_grad():
-        loss = network.predictions(Batch(given[2], given[3]), "labels").loss
-        expected = nn.functional.cross_entropy(explicit(network, given[2]), given[3], reduction="none")
+        loss = network.predictions(Batch(example[2], example[3]), "labels").loss
+        expected = nn.functional.cross_entropy(explicit(network, example[2]), example[3], reduction="none")
     torch.testing.assert_close(loss, expected)
 
 
-def test_proximity(given):
-    network, of, _, _, products = given
-    result = ap.proximity(of, **FEW)
+def test_proximity(example):
+    network, probe, _, _, products = example
+    result = ap.proximity(probe, **FEW)
     distance = geometry((N,)).distance
     for layer, (q, k) in enumerate(products["test"]):
         scores = Scores(q, k, bias=network.bias.detach())
@@ -120,39 +120,39 @@ def test_proximity(given):
 
 
 def parts(products, layer):
-    """Return content and position parts of queries and of keys: means over training data, less their mean."""
-    found = []
-    for own, other in zip(products["test"][layer], products["train"][layer], strict=True):
-        mean = other.mean(0)
-        position = (mean - mean.mean(1, keepdim=True)).expand_as(own)
-        found.append((own - position, position))
-    return found
+    """Return the content and position parts of queries and of keys: position parts are centred training means."""
+    split_parts = []
+    for test, train in zip(products["test"][layer], products["train"][layer], strict=True):
+        mean = train.mean(0)
+        position = (mean - mean.mean(1, keepdim=True)).expand_as(test)
+        split_parts.append((test - position, position))
+    return split_parts
 
 
 def centred(s):
     return s - s.mean(-1, keepdim=True)
 
 
-def test_positions_are_split_by_means_over_data_and_what_cannot_be_known_is_named(given):
-    network, of, _, _, products = given
-    result = ap.positions(of, **FEW)
+def test_positions_splits_by_means_over_data_and_lists_omitted_variables(example):
+    network, probe, _, _, products = example
+    result = ap.positions(probe, **FEW)
     offset = torch.arange(N) - torch.arange(N)[:, None] + N - 1
     for layer in range(2):
         (qc, qp), (kc, kp) = parts(products, layer)
         terms = [torch.einsum("bhid,bhjd->bhij", q, k) / 6**0.5 for q in (qc, qp) for k in (kc, kp)]
         terms[3] = terms[3] + network.bias.detach()[:, offset]
-        whole = centred(sum(terms))
-        square = whole.square().sum((-2, -1))
-        shares = torch.stack([(centred(term) * whole).sum((-2, -1)) / square for term in terms], -1).mean(0)
+        total = centred(sum(terms))
+        square = total.square().sum((-2, -1))
+        shares = torch.stack([(centred(term) * total).sum((-2, -1)) / square for term in terms], -1).mean(0)
         assert result["variance_share"].sel(layer=layer).values == pytest.approx(shares.numpy())
     assert result.attrs["encoding"] == "unknown"
     assert set(json.loads(result.attrs["left_out"])) == {"qk_*", "pair_*"}
     assert not any(name.startswith(("qk_", "pair_")) for name in result)
 
 
-def test_gradients(given):
-    network, of, tokens, labels, _ = given
-    result = ap.gradients(of, objectives=("labels",), **FEW).sel(loss="labels")
+def test_gradients(example):
+    network, probe, tokens, labels, _ = example
+    result = ap.gradients(probe, objectives=("labels",), **FEW).sel(loss="labels")
     leaves = []
 
     def edit(layer, s):
@@ -166,30 +166,30 @@ def test_gradients(given):
         by_offset = torch.stack([-gradient.diagonal(o, -2, -1).sum(-1).mean(0) for o in range(1 - N, N)], -1)
         assert here["descent_by_offset"].values == pytest.approx(by_offset.numpy(), abs=1e-12)
     assert "mean_token_share" not in result and "mean_token_share" in result.attrs["left_out"]
-    uniform = ap.gradients(of, at="uniform", **FEW)
+    uniform = ap.gradients(probe, at="uniform", **FEW)
     assert uniform["energy_share"].sel(loss="labels", layer=1, subspace="circulant").max() < 1e-20
-    with pytest.raises(ap.UsageError, match="fit_steps=2: this network's output head cannot be fitted"):
-        ap.gradients(of, fit_steps=2, **FEW)
-    with pytest.raises(ap.UsageError, match="curvature=1: this network has no copy in float64"):
-        ap.gradients(of, curvature=1, **FEW)
+    with pytest.raises(ap.UsageError, match="fit_steps=2: the output head of this network cannot be trained"):
+        ap.gradients(probe, fit_steps=2, **FEW)
+    with pytest.raises(ap.UsageError, match="curvature=1: this network cannot compute in float64"):
+        ap.gradients(probe, curvature=1, **FEW)
 
 
-def test_interventions(given):
-    network, of, tokens, labels, products = given
-    result = ap.interventions(of, length_scale=1.5, **FEW)
+def test_interventions(example):
+    network, probe, tokens, labels, products = example
+    result = ap.interventions(probe, length_scale=1.5, **FEW)
     profiles = []
     for q, k in products["train"]:
         statistics = materialised.score_statistics(Scores(q, k, bias=network.bias.detach()))
         profiles.append(statistics["offset_profile"].mean(0))
     offset = torch.arange(N) - torch.arange(N)[:, None]
-    place = offset + N - 1
+    index = offset + N - 1
     pp = []
     for layer in range(2):
         (_, qp), (_, kp) = parts(products, layer)
-        pp.append(torch.einsum("bhid,bhjd->bhij", qp, kp) / 6**0.5 + network.bias.detach()[:, place])
+        pp.append(torch.einsum("bhid,bhjd->bhij", qp, kp) / 6**0.5 + network.bias.detach()[:, index])
     edits = {
         "uniform_attention": lambda layer, s: torch.zeros_like(s),
-        "ablate_toeplitz": lambda layer, s: s - profiles[layer][:, place],
+        "ablate_toeplitz": lambda layer, s: s - profiles[layer][:, index],
         "keep_position": lambda layer, s: pp[layer],
         "impose_proximity": lambda layer, s: s - offset.abs() / 1.5,
     }
@@ -197,35 +197,35 @@ def test_interventions(given):
         for name, edit in edits.items():
             for layer, head in np.ndindex(2, HEADS):
 
-                def one(at, s, edit=edit, layer=layer, head=head):
-                    new = s.clone()
-                    if at == layer:
-                        new[:, head] = edit(layer, s)[:, head]
-                    return new
+                def edit_head(edited_layer, s, edit=edit, layer=layer, head=head):
+                    edited = s.clone()
+                    if edited_layer == layer:
+                        edited[:, head] = edit(layer, s)[:, head]
+                    return edited
 
-                loss = nn.functional.cross_entropy(explicit(network, tokens, one), labels)
-                found = float(result["loss"].sel(intervention=name, layer=layer, head=head))
-                assert found == pytest.approx(float(loss), rel=1e-6), (name, layer, head)
+                loss = nn.functional.cross_entropy(explicit(network, tokens, edit_head), labels)
+                measured = float(result["loss"].sel(intervention=name, layer=layer, head=head))
+                assert measured == pytest.approx(float(loss), rel=1e-6), (name, layer, head)
             loss = nn.functional.cross_entropy(explicit(network, tokens, edit), labels)
             assert float(result["all_loss"].sel(intervention=name)) == pytest.approx(float(loss), rel=1e-6)
     names = result["intervention"].values.tolist()
-    assert "permute_positions" not in names, "an encoding that is not known cannot be moved"
+    assert "permute_positions" not in names, "positions of an unknown encoding cannot be permuted"
     assert "permute_positions" in result.attrs["left_out"]
 
 
-def test_an_objective_that_hides_tokens_hides_none_from_what_is_read(given):
-    network, of, *_ = given
-    hiding = replace(of, objective="masked", objectives=("masked",))
+def test_measures_read_unmasked_sequences_under_a_masked_objective(example):
+    network, probe, *_ = example
+    masked = replace(probe, objective="masked", objectives=("masked",))
     xr.testing.assert_equal(
-        ap.proximity(hiding, **FEW).drop_vars("objective"), ap.proximity(of, **FEW).drop_vars("objective")
+        ap.proximity(masked, **FEW).drop_vars("objective"), ap.proximity(probe, **FEW).drop_vars("objective")
     )
-    assert np.isfinite(ap.interventions(hiding, **FEW)["all_loss"]).all()
-    assert ap.gradients(hiding, **FEW)["loss"].values.tolist() == ["masked"]
+    assert np.isfinite(ap.interventions(masked, **FEW)["all_loss"]).all()
+    assert ap.gradients(masked, **FEW)["loss"].values.tolist() == ["masked"]
     with pytest.raises(ap.UsageError, match="objectives=.*a probe needs at least one"):
-        replace(of, objectives=())
+        replace(probe, objectives=())
 
 
-def test_a_network_that_cannot_be_untrained_has_no_such_null(given, monkeypatch):
-    _, of, *_ = given
+def test_the_untrained_null_is_omitted_if_the_network_has_none(example, monkeypatch):
+    _, probe, *_ = example
     monkeypatch.setattr(Stranger, "untrained", lambda self, seed: None)
-    assert ap.proximity(of, **FEW)["null"].values.tolist() == ["permuted"]
+    assert ap.proximity(probe, **FEW)["null"].values.tolist() == ["permuted"]

@@ -155,14 +155,14 @@ def test_frozen_parts_do_not_change_and_the_others_do(tmp_path):
         ({"transfer": "qkv"}, "unknown part 'qkv'; valid: all, all-but-PART, embeddings, positions, qk"),
         (
             {"transfer": "positions", "position": "rotary"},
-            "'positions' holds no parameters in this network; those that do",
+            "'positions' has no parameters in this network; valid",
         ),
         ({"transfer": "qk", "n_layers": 2}, "has no blocks.1.attn.q.weight"),
         (
             {"transfer": "qk", "d_model": 32},
-            r"blocks.0.attn.q.weight differs in shape: \(16, 16\) there, \(32, 32\) here",
+            r"blocks.0.attn.q.weight has different shapes: \(16, 16\) in init_from, \(32, 32\) in this",
         ),
-        ({"transfer": "all-but-" + "+".join(PARTS)}, "leaves nothing"),
+        ({"transfer": "all-but-" + "+".join(PARTS)}, "selects no parameters"),
         ({"freeze": ["all"]}, "leaves no parameters to train"),
         ({"device": "cuda:7"}, "device='cuda:7' cannot be used"),
     ],
