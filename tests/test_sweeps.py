@@ -433,7 +433,7 @@ def test_dead_processes_are_given_up_and_an_exception_stops_the_remaining_runs(t
     monkeypatch.setattr(workers, "TRIES", 1)
     for folder in plan:
         folder.parent.mkdir()
-    with pytest.raises(ap.UsageError, match="mend this"):
+    with pytest.raises(ap.UsageError, match="invalid cell"):
         workers.run_all(in_three_ways, plan, 1, lambda folder, reason: lost.append((folder.name, reason)))
     assert lost == [("dies", "its process died in 1 of 1 attempts, last by SIGKILL")]
     assert [(folder.parent / "begun").exists() for folder in plan] == [True, True, True, False, False]

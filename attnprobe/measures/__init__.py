@@ -1,4 +1,4 @@
-"""Measures: functions from a checkpoint (or a probe) to a labelled result. One file each, one line in a table."""
+"""Measures: functions from a checkpoint or `Probe` to a labelled result, one file per measure."""
 
 from attnprobe.tables import MEASURES
 

@@ -1,11 +1,11 @@
-"""What every measure does alike: sequences, nulls, moments, and labelled variables.
+"""Shared driver of the measures: sequences, nulls, moments over sequences, and labelled variables.
 
-A measure says what it computes from the heads of one batch, and describes its numbers; `measure` makes the rest of it.
-Those that need more (gradients, edits, a fit) use `over_sequences` and `labelled` directly.
+A simple measure is a function from the heads of one layer and batch to values, decorated with `measure`. Measures that
+need gradients, edits or a fit use `over_sequences` and `labelled` directly.
 
 **Nulls.** *permuted*: the same scores with positions permuted. *initial*: networks of the same configuration at
-initialisation. Every draw sees the same sequences as the measured number, so that without structure the measured number
-and its N draws are exchangeable: it lies above all of them with probability 1 / (N + 1).
+initialisation. Every draw uses the same sequences as the measured value. Without structure, the measured value and its
+N draws are therefore exchangeable, and it exceeds all of them with probability 1 / (N + 1).
 """
 
 import dataclasses
@@ -36,35 +36,36 @@ from attnprobe.training.objectives import Batch
 
 NULLS = ("permuted", "initial")
 ELEMENTS = 2**23
-"""Queries and keys of one chunk of sequences, in numbers."""
+"""Maximum number of query and key elements per chunk of sequences."""
 MOST_NULLS = 2**16
+"""Limit (exclusive) of the number of draws."""
 
 Key = tuple[str, ...]
-"""What tells the numbers of a measure apart besides layer and head; the last word is the name."""
+"""Identifier of a statistic within a measure, independent of layer and head; the last item is its name."""
 Add = Callable[[Key, int, Any], None]
-"""Take in key, layer and values [sequence, ...] of a chunk."""
+"""Function that adds the values of a chunk, [sequence, ...], given key, layer and values."""
 
 
 @dataclass(frozen=True)
 class Number:
-    """A number that a measure reports, and how a reader is told of it."""
+    """Description of a statistic that a measure reports."""
 
     name: str
     meaning: str
     units: str = "1"
     axes: tuple[str, ...] = ()
-    """Axes besides layer and head; "view" stands for the offsets of a view."""
+    """Axes in addition to layer and head; "view" stands for the offset axes of a view."""
     method: str = ""
     range: tuple[float, float] = (-math.inf, math.inf)
     unstructured: str = ""
-    """The value for a score without structure."""
+    """Value for a score without structure."""
 
     @property
     def attributes(self) -> dict[str, Any]:
-        """What its variable says of itself besides meaning and units."""
-        ends = {"valid_min": self.range[0], "valid_max": self.range[1]}
-        found: dict[str, Any] = {name: end for name, end in ends.items() if math.isfinite(end)}
-        return found | ({"without_structure": self.unstructured} if self.unstructured else {})
+        """Attributes of its variable in addition to meaning, units and method."""
+        limits = {"valid_min": self.range[0], "valid_max": self.range[1]}
+        attributes: dict[str, Any] = {name: limit for name, limit in limits.items() if math.isfinite(limit)}
+        return attributes | ({"without_structure": self.unstructured} if self.unstructured else {})
 
 
 # --- views of the tokens
@@ -72,7 +73,7 @@ class Number:
 
 @dataclass(frozen=True)
 class View:
-    """One way to look at the same tokens: in a line, or on a grid."""
+    """Arrangement of the tokens: in a line (1-D) or on a grid (2-D)."""
 
     shape: tuple[int, ...]
     axes: tuple[str, ...]
@@ -81,52 +82,52 @@ class View:
 
     @property
     def offsets(self) -> dict[str, int]:
-        """The axes of offsets with their sizes."""
+        """Names and sizes of the offset axes."""
         return {axis: 2 * side - 1 for axis, side in zip(self.axes, self.shape, strict=True)}
 
 
 def views(network: Network) -> dict[str, View]:
-    """Return the views of a network's tokens, by the prefix of their variables."""
+    """Map each variable-name prefix to a view (1-D, and 2-D for images)."""
     shape = network.shape
-    found = {"": View((shape.n,), ("offset",), "tokens", shape.causal)}
+    by_prefix = {"": View((shape.n,), ("offset",), "tokens", shape.causal)}
     if shape.grid is not None:
-        found["grid_"] = View(shape.grid, ("row_offset", "column_offset"), "pixels", shape.causal)
-    return found
+        by_prefix["grid_"] = View(shape.grid, ("row_offset", "column_offset"), "pixels", shape.causal)
+    return by_prefix
 
 
 def geometry_of(view: View, length: int) -> Geometry:
-    """Return the geometry of a sequence in a view; only in a line can it be shorter than the longest."""
+    """Return the geometry of a sequence in a view; images all have the full length."""
     return geometry(view.shape if len(view.shape) == 2 else (length,), view.causal)
 
 
 def farthest(network: Network) -> float:
-    """Return the largest distance of two tokens, in the view in which it is least."""
+    """Return the largest distance between two tokens, in the view in which it is smallest."""
     return min(math.dist(view.shape, [1] * len(view.shape)) for view in views(network).values())
 
 
 def check_window(network: Network, window: int | float, name: str = "window") -> None:
-    """Raise `UsageError` if no key is near or none is far, unless the sequences are too short for any window."""
+    """Raise `UsageError` if no key is near or no key is far, unless sequences are too short for any window."""
     largest = farthest(network)
     if largest <= 1 <= window:
         return
     if not 1 <= window < largest:
-        raise UsageError(f"{name}={window}: must be at least 1 and below {largest:.3g}, the farthest distance there is")
+        raise UsageError(f"{name}={window}: must be at least 1 and below {largest:.3g}, the largest distance")
 
 
 def undefined(network: Network, numbers: str, up_to: int = 1) -> dict[str, str]:
-    """Return, as ``left_out`` of a result, numbers that sequences have none of if no key is farther than ``up_to``."""
+    """Return the ``left_out`` entry of statistics that need keys at distances above ``up_to``, if there are none."""
     if farthest(network) > up_to:
         return {}
     return {numbers: f"undefined (NaN): no key is farther than {up_to} in sequences of n={network.shape.n}"}
 
 
 def widened(values: np.ndarray, short: int) -> np.ndarray:
-    """Return profiles over the offsets of sequences that are ``short`` tokens shorter than the longest, with NaN."""
+    """Pad profiles of sequences that are ``short`` tokens shorter than n with NaN at the missing offsets."""
     return np.pad(values, [(0, 0)] * (values.ndim - 1) + [(short, short)], constant_values=np.nan) if short else values
 
 
 def mean_over_shared(profile: np.ndarray, length: int, shortest: int, causal: bool) -> np.ndarray:
-    """Return the mean of profiles over the pairs that the shortest sequence has."""
+    """Return the mean of profiles over the pairs of the shortest sequence."""
     weight = geometry((shortest,), causal).count.numpy()
     shared = np.nan_to_num(profile[..., length - shortest : length + shortest - 1])
     return (shared @ weight / weight.sum())[..., None]
@@ -137,104 +138,104 @@ def mean_over_shared(profile: np.ndarray, length: int, shortest: int, causal: bo
 
 @dataclass(frozen=True)
 class Sample:
-    """Some sequences of one length, without padding, as every condition sees them."""
+    """A chunk of sequences of one length, without padding; the same for all conditions."""
 
     rows: np.ndarray
-    """Their places among the measured sequences."""
+    """Indices among the measured sequences."""
     batch: Batch
     hidden: Tensor
-    """[batch, token]: the tokens that are hidden under an objective that hides tokens."""
+    """[batch, token]: masked tokens, for objectives that mask tokens."""
     shortest: int
-    """Length of the shortest of all measured sequences."""
+    """Length of the shortest measured sequence."""
     order: Tensor | None
-    """In the permuted null, a permutation of the tokens."""
+    """Permutation of the tokens in the permuted null, else None."""
 
     @property
     def length(self) -> int:
-        """Tokens of each sequence."""
+        """Number of tokens per sequence."""
         return self.batch.inputs.shape[1]
 
     def mask(self, objective: str) -> Tensor | None:
-        """Return what is hidden under an objective, or None."""
+        """Return the mask of masked tokens, or None if the objective does not mask tokens."""
         return self.hidden if OBJECTIVES[objective].hides_tokens else None
 
 
 def lengths_of(split: Split) -> np.ndarray:
-    """Return the number of tokens of each sequence of a split."""
+    """Return the length of each sequence of a split."""
     return np.full(len(split), split.inputs.shape[1]) if split.lengths is None else split.lengths
 
 
 def chunks(split: Split, rows: np.ndarray, network: Network) -> Iterator[tuple[np.ndarray, Batch]]:
-    """Yield places in ``rows`` and the batch of these rows, a few at a time, all of one length and without padding."""
+    """Yield indices into ``rows`` and the batch of these rows, in chunks of one length without padding."""
     lengths, shape, device = lengths_of(split)[rows], network.shape, device_of(network)
     for length in np.unique(lengths).tolist():
-        places = np.flatnonzero(lengths == length)
+        indices = np.flatnonzero(lengths == length)
         size = max(1, ELEMENTS // (2 * length * shape.d_model * shape.layers))
-        for start in range(0, len(places), size):
-            chosen = places[start : start + size]
-            labels = torch.from_numpy(split.labels[rows[chosen]]).long()
-            yield chosen, Batch(split.tensor(rows[chosen], length).to(device), labels.to(device))
+        for start in range(0, len(indices), size):
+            chunk = indices[start : start + size]
+            labels = torch.from_numpy(split.labels[rows[chunk]]).long()
+            yield chunk, Batch(split.tensor(rows[chunk], length).to(device), labels.to(device))
 
 
 def hidden_tokens(of: Probe, seed: int, sequences: int) -> np.ndarray:
-    """Return which tokens of the first test sequences are hidden: at least one of each."""
+    """Return the mask of masked tokens of the first test sequences; at least one token per sequence is masked."""
     n = of.task.data.n
-    drawn = numpy_generator(seed, "masks of measures").random((sequences, n))
+    draws = numpy_generator(seed, "masks of measures").random((sequences, n))
     real = np.arange(n) < lengths_of(of.task.test)[:sequences, None]
-    drawn[~((drawn < of.mask_probability) & real).any(1), 0] = 0
-    return drawn < of.mask_probability
+    draws[~((draws < of.mask_probability) & real).any(1), 0] = 0
+    return draws < of.mask_probability
 
 
 def permutation(measure: str, seed: int, draw: int, n: int) -> np.ndarray:
-    """Return the permutation of n positions that belongs to a draw of a measure's null."""
+    """Return the permutation of n positions for a draw of the permuted null."""
     return numpy_generator(seed, f"{measure} permutation", draw).permutation(n)
 
 
 def untrained(network: Network, seed: int, draw: int) -> Network | None:
-    """Return the network of a draw of the initial null, from a seed that belongs to no run."""
+    """Return the network for a draw of the initial null, with a seed that no run uses."""
     return network.untrained(2**32 + seed * MOST_NULLS + draw)
 
 
-# --- passes: the measured one and its nulls
+# --- conditions: the measured network and its nulls
 
 
 @dataclass(frozen=True)
 class Condition:
-    """One pass of a measure over its sequences: the measured one, or a draw of a null."""
+    """Condition under which a measure runs over its sequences: the measured network, or a draw of a null."""
 
     network: Network
     draw: int | None = None
-    """The draw, in the permuted null."""
+    """Index of the draw in the permuted null, else None."""
     order: np.ndarray | None = None
-    """The permutation of that draw."""
+    """Permutation of that draw."""
 
 
 Compute = Callable[[Sample, Add], None]
-"""Compute the numbers of some sequences."""
+"""Function that computes the statistics of a chunk of sequences and adds them."""
 Prepare = Callable[[Condition], Compute]
-"""Get ready for a condition (means, fits), and return what computes its numbers."""
+"""Function that prepares a condition (means, fits) and returns its `Compute`."""
 
 
 class Tally:
-    """Moments over sequences of every number, by layer."""
+    """Moments over sequences of each statistic, by key and layer."""
 
     def __init__(self) -> None:
-        """Start with no number."""
+        """Initialise without statistics."""
         self._moments: dict[Key, dict[int, Moments]] = {}
 
     def add(self, key: Key, layer: int, values: Any) -> None:
-        """Take in the values [sequence, ...] of some sequences."""
+        """Add the values of a chunk, [sequence, ...]."""
         self._moments.setdefault(key, {}).setdefault(layer, Moments()).add(np.asarray(values))
 
     @classmethod
     def of(cls, key: Key, by_layer: Sequence[Moments]) -> "Tally":
-        """Return a tally of one number."""
-        made = cls()
-        made._moments[key] = dict(enumerate(by_layer))
-        return made
+        """Return a tally of a single statistic."""
+        tally = cls()
+        tally._moments[key] = dict(enumerate(by_layer))
+        return tally
 
     def __contains__(self, key: Key) -> bool:
-        """Return whether a number was taken in."""
+        """Return whether the tally has a statistic."""
         return key in self._moments
 
     def __iter__(self) -> Iterator[Key]:
@@ -242,17 +243,17 @@ class Tally:
         return iter(self._moments)
 
     def layers(self, key: Key) -> list[Moments]:
-        """Return the moments of a number, layer by layer."""
+        """Return the moments of a statistic in each layer."""
         return [self._moments[key][layer] for layer in sorted(self._moments[key])]
 
     def stack(self, key: Key, of: Callable[[Moments], np.ndarray]) -> np.ndarray:
-        """Return something of the moments, over layers first."""
-        return np.stack([of(one) for one in self.layers(key)])
+        """Return a function of the moments, stacked over layers."""
+        return np.stack([of(moments) for moments in self.layers(key)])
 
 
 @dataclass(frozen=True)
 class Tallies:
-    """What a measure found, and what it found in each draw of each null."""
+    """Tallies of the measured network and of each draw of each null."""
 
     measured: Tally
     nulls: Mapping[str, Sequence[Tally]] = field(default_factory=dict)
@@ -260,7 +261,7 @@ class Tallies:
 
 @dataclass(frozen=True)
 class Request:
-    """What every measure is asked."""
+    """Arguments shared by all measures."""
 
     measure: str
     probe: Probe
@@ -271,43 +272,49 @@ class Request:
 
     @property
     def rows(self) -> np.ndarray:
-        """The test sequences."""
+        """Indices of the test sequences."""
         return np.arange(self.sequences)
 
     @property
     def network(self) -> Network:
-        """The network."""
+        """Measured network."""
         return self.probe.network
 
     @property
     def shortest(self) -> int:
-        """Length of the shortest sequence."""
+        """Length of the shortest measured sequence."""
         return int(lengths_of(self.probe.task.test)[self.rows].min())
 
 
 def checked_request(measure: str, of: Any, sequences: int, nulls: int, level: float, seed: int) -> Request:
-    """Check what every measure is asked; raise `UsageError` for what cannot be."""
-    made = probe(of)
-    most = len(made.task.test)
-    if min(sequences, most) < 2:
-        there = f" (the test split has {most})" if sequences > 1 else ""
-        raise UsageError(f"sequences={sequences}: an interval needs at least 2{there}")
+    """Check the arguments shared by all measures; raise `UsageError` if one is invalid."""
+    subject = probe(of)
+    available = len(subject.task.test)
+    if min(sequences, available) < 2:
+        hint = f" (the test split has {available})" if sequences > 1 else ""
+        raise UsageError(f"sequences={sequences}: must be at least 2 for an interval{hint}")
     if seed < 0:
         raise UsageError(f"seed={seed}: must not be negative")
     if not 0 <= nulls < MOST_NULLS:
-        raise UsageError(f"nulls={nulls}: must be 0 (none) ... {MOST_NULLS - 1}")
+        raise UsageError(f"nulls={nulls}: must be from 0 (none) to {MOST_NULLS - 1}")
     if not 0 < level < 1:
         raise UsageError(f"level={level}: must be between 0 and 1")
-    return Request(measure, made, min(sequences, most), nulls, level, seed)
+    return Request(measure, subject, min(sequences, available), nulls, level, seed)
 
 
 def over_sequences(
     request: Request, prepare: Prepare, kinds: Sequence[str] = NULLS, passes: int = 1
 ) -> tuple[Tallies, dict[str, list[Condition]]]:
-    """Return the moments of every number over all sequences, measured and in each draw of each null.
+    """Run a measure over all sequences for the measured network and each draw of each null.
 
-    ``kinds`` names the nulls, ``passes`` the passes over the network of one condition, for the progress bar. The
-    second part holds the conditions of each null.
+    Args:
+        request: Arguments of the measure.
+        prepare: Prepares each condition.
+        kinds: Names of the nulls.
+        passes: Number of passes through the network per condition, for the progress bar.
+
+    Returns:
+        Moments of all statistics, and the conditions of each null.
     """
     n, network = request.network.shape.n, request.network
     draws: dict[str, list[Condition]] = {}
@@ -316,26 +323,26 @@ def over_sequences(
             orders = [permutation(request.measure, request.seed, draw, n) for draw in range(request.nulls)]
             draws[kind] = [Condition(network, draw, order) for draw, order in enumerate(orders)]
         else:
-            drawn = [untrained(network, request.seed, draw) for draw in range(request.nulls)]
-            if conditions := [Condition(one) for one in drawn if one is not None]:
+            networks = [untrained(network, request.seed, draw) for draw in range(request.nulls)]
+            if conditions := [Condition(initial) for initial in networks if initial is not None]:
                 draws[kind] = conditions
-    every = 1 + sum(map(len, draws.values()))
-    total = every * request.sequences * passes
-    hidden = hidden_tokens(request.probe, request.seed, request.sequences)
+    condition_count = 1 + sum(map(len, draws.values()))
+    total = condition_count * request.sequences * passes
+    masked = hidden_tokens(request.probe, request.seed, request.sequences)
     with tqdm(total=total, desc=request.measure, unit="sequence", delay=5, leave=False, dynamic_ncols=True) as bar:
 
-        def tally(condition: Condition) -> Tally:
-            found, see = Tally(), prepare(condition)
+        def run(condition: Condition) -> Tally:
+            tally, compute = Tally(), prepare(condition)
             for rows, batch in chunks(request.probe.task.test, request.rows, condition.network):
                 length = batch.inputs.shape[1]
                 order = None if condition.order is None else torch.from_numpy(condition.order[condition.order < length])
-                mask = torch.from_numpy(hidden[rows, :length]).to(batch.inputs.device)
-                see(Sample(rows, batch, mask, request.shortest, order), found.add)
+                mask = torch.from_numpy(masked[rows, :length]).to(batch.inputs.device)
+                compute(Sample(rows, batch, mask, request.shortest, order), tally.add)
                 bar.update(len(rows) * passes)
-            return found
+            return tally
 
-        measured = tally(Condition(network))
-        nulls = {kind: [tally(condition) for condition in of_kind] for kind, of_kind in draws.items()}
+        measured = run(Condition(network))
+        nulls = {kind: [run(condition) for condition in kind_conditions] for kind, kind_conditions in draws.items()}
     return Tallies(measured, nulls), draws
 
 
@@ -352,43 +359,57 @@ def labelled(
     units: str | None = None,
     over: tuple[str, ...] = ("layer",),
 ) -> dict[str, xr.Variable]:
-    """Return ``NAME``, ``NAME_interval``, ``NAME_std`` and, with nulls, ``NAME_null`` of one number.
+    """Return the variables ``NAME``, ``NAME_interval``, ``NAME_std`` and, with nulls, ``NAME_null`` of a statistic.
 
-    ``axes`` are those of one layer's values, with their sizes; ``over`` is ("layer",), or () for numbers of the whole.
+    Args:
+        number: Description of the statistic.
+        name: Name of the variable.
+        axes: Names and sizes of the axes of the values of one layer.
+        tallies: Moments over sequences.
+        key: Key of the statistic in the tallies.
+        level: Confidence level of the interval.
+        units: Units, if they differ from those of ``number``.
+        over: Leading axes: ("layer",), or () for statistics of the whole network.
     """
     units = number.units if units is None else units
 
-    def variable_of(lead: tuple[str, ...], values: Any, tail: tuple[str, ...], about: str, **more: Any) -> xr.Variable:
+    def labelled_variable(
+        leading: tuple[str, ...], values: Any, trailing: tuple[str, ...], long_name: str, **attributes: Any
+    ) -> xr.Variable:
         values = np.asarray(values)
-        shape = (*values.shape[: len(lead)], *axes.values(), *values.shape[values.ndim - len(tail) :])
-        made = variable((*lead, *axes, *tail), values.reshape(shape), about, units)
-        made.attrs.update(more)
-        return made
+        shape = (*values.shape[: len(leading)], *axes.values(), *values.shape[values.ndim - len(trailing) :])
+        array = variable((*leading, *axes, *trailing), values.reshape(shape), long_name, units)
+        array.attrs.update(attributes)
+        return array
 
-    def of(tally: Tally, what: Callable[[Moments], np.ndarray]) -> np.ndarray:
-        if key not in tally:  # this null has no such number
-            return np.full_like(of(tallies.measured, lambda one: one.mean), np.nan)
-        values = tally.stack(key, what)
+    def evaluate(tally: Tally, function: Callable[[Moments], np.ndarray]) -> np.ndarray:
+        if key not in tally:  # this null does not have the statistic
+            return np.full_like(evaluate(tallies.measured, lambda moments: moments.mean), np.nan)
+        values = tally.stack(key, function)
         return values if over else np.asarray(values[0])
 
-    about, measured = number.meaning, tallies.measured
+    long_name, measured = number.meaning, tallies.measured
     method = {"method": number.method} if number.method else {}
     interval = {"ci_kind": "t", "ci_prob": level}
-    made = {
-        name: variable_of(over, of(measured, lambda one: one.mean), (), about, **method, **number.attributes),
-        f"{name}_interval": variable_of(
+    variables = {
+        name: labelled_variable(
+            over, evaluate(measured, lambda moments: moments.mean), (), long_name, **method, **number.attributes
+        ),
+        f"{name}_interval": labelled_variable(
             over,
-            of(measured, lambda one: one.interval(level)),
+            evaluate(measured, lambda moments: moments.interval(level)),
             ("bound",),
-            f"{100 * level:g} % interval: {about}",
+            f"{100 * level:g} % interval: {long_name}",
             **interval,
         ),
-        f"{name}_std": variable_of(over, of(measured, lambda one: one.std), (), f"std over sequences: {about}"),
+        f"{name}_std": labelled_variable(
+            over, evaluate(measured, lambda moments: moments.std), (), f"std over sequences: {long_name}"
+        ),
     }
     if tallies.nulls:
-        draws = [[of(draw, lambda one: one.mean) for draw in draws] for draws in tallies.nulls.values()]
-        made[f"{name}_null"] = variable_of(("null", "draw", *over), draws, (), f"null: {about}")
-    return made
+        draws = [[evaluate(draw, lambda moments: moments.mean) for draw in draws] for draws in tallies.nulls.values()]
+        variables[f"{name}_null"] = labelled_variable(("null", "draw", *over), draws, (), f"null: {long_name}")
+    return variables
 
 
 def result(
@@ -399,11 +420,17 @@ def result(
     left_out: Mapping[str, str] | None = None,
     **facts: Any,
 ) -> xr.Dataset:
-    """Return the result of a measure: variables with the coordinates and facts that all measures share.
+    """Return the result of a measure, with the coordinates and attributes shared by all measures.
 
-    ``kinds`` are the nulls that were taken; ``left_out`` says what this network cannot give, and why.
+    Args:
+        request: Arguments of the measure.
+        variables: Variables of the measure.
+        coordinates: Coordinates of the measure.
+        kinds: Names of the nulls in the result.
+        left_out: Statistics that are missing or undefined for this network, and the reasons.
+        facts: Attributes of the measure.
     """
-    shape, of = request.network.shape, request.probe
+    shape, subject = request.network.shape, request.probe
     shared: dict[str, Any] = {
         "layer": np.arange(shape.layers),
         "head": np.arange(shape.heads),
@@ -416,16 +443,18 @@ def result(
         height, width = shape.grid
         shared |= {"row_offset": np.arange(1 - height, height), "column_offset": np.arange(1 - width, width)}
     accuracies = {
-        name: variable((), np.nan if of.metrics.get(name) is None else of.metrics[name], name.replace("_", " "), "1")
+        name: variable(
+            (), np.nan if subject.metrics.get(name) is None else subject.metrics[name], name.replace("_", " "), "1"
+        )
         for name in ("train_accuracy", "test_accuracy")
     }
-    objective = {"objective": variable((), of.objective, "objective of the stage", "")}
+    objective = {"objective": variable((), subject.objective, "training objective of the stage", "")}
     return dataset(
         {**variables, **objective, **accuracies},
         {**shared, **coordinates},
         {
             "measure": request.measure,
-            "title": of.title,
+            "title": subject.title,
             "sequences": request.sequences,
             "sequences_from": "test",
             **facts,
@@ -437,101 +466,106 @@ def result(
             "left_out": dict(left_out or {}),
             "n": shape.n,
             "causal": int(shape.causal),
-            "classes": of.task.data.classes,
-            "data": dataclasses.asdict(of.task.data),
-            **of.facts,
+            "classes": subject.task.data.classes,
+            "data": dataclasses.asdict(subject.task.data),
+            **subject.facts,
         },
     )
 
 
-# --- a whole measure from one function
+# --- measures from a single function
 
 
 RESERVED = {"out", "path", "json", "data", "n", "measure", "title", "step", "config", "causal", "classes", "table"}
-"""Names that a measure's keywords cannot have: flags of every command, and facts of every result."""
+"""Names that keywords of a measure must not have: flags of all commands and attributes of all results."""
 
 
 def _keywords(compute: Callable[..., Any]) -> list[inspect.Parameter]:
-    """Return the keywords of a measure's function; raise `UsageError` if one cannot be a flag."""
-    _, *own = inspect.signature(compute).parameters.values()
-    for one in own:
-        wrong = (
-            "must stand after *"
-            if one.kind is not one.KEYWORD_ONLY
+    """Return the keyword parameters of a measure's function; raise `UsageError` if one cannot become a flag."""
+    _, *keywords = inspect.signature(compute).parameters.values()
+    for keyword in keywords:
+        problem = (
+            "must be keyword-only (after *)"
+            if keyword.kind is not keyword.KEYWORD_ONLY
             else "needs a default and a type"
-            if one.default is one.empty or one.annotation is one.empty
-            else "is taken"
-            if one.name in RESERVED | {*_shared.parameters, *inspect.signature(result).parameters}
+            if keyword.default is keyword.empty or keyword.annotation is keyword.empty
+            else "is reserved"
+            if keyword.name in RESERVED | {*_shared.parameters, *inspect.signature(result).parameters}
             else ""
         )
-        if wrong:
-            raise UsageError(f"{compute.__name__}: keyword {one.name} {wrong}")
-    return own
+        if problem:
+            raise UsageError(f"{compute.__name__}: keyword {keyword.name} {problem}")
+    return keywords
 
 
 def _check_values(name: str, values: Any, scores: Scores, axes: tuple[str, ...]) -> None:
-    """Raise `UsageError` if a measure's values are not over sequences, heads and the axes it describes."""
+    """Raise `UsageError` if values do not have the axes [batch, head, *axes]."""
     batch, heads, n = scores.shape
     expected = (batch, heads, *(2 * n - 1 for _ in axes))
     if not isinstance(values, Tensor) or tuple(values.shape) != expected:
-        found = f"shape {tuple(values.shape)}" if isinstance(values, Tensor) else f"type {type(values).__name__}"
-        hint = "; on a grid, statistics have in_line()" if axes and scores.grid is not None else ""
-        raise UsageError(f"{name} of {found}: must be a tensor over {['batch', 'head', *axes]} = {expected}{hint}")
+        actual = f"shape {tuple(values.shape)}" if isinstance(values, Tensor) else f"type {type(values).__name__}"
+        hint = "; for images, convert the statistics with in_line()" if axes and scores.grid is not None else ""
+        raise UsageError(f"{name} of {actual}: must be a tensor over {['batch', 'head', *axes]} = {expected}{hint}")
 
 
 def _arguments(of: Any, *, sequences: int = 256, nulls: int = 8, level: float = 0.95, seed: int = 0) -> None:
-    """Have the arguments that every measure has."""
+    """Define the arguments shared by all measures."""
 
 
 _shared = inspect.signature(_arguments)
 SHARED_ARGUMENTS = """
-        sequences: Number of test sequences: the first ones.
-        nulls: Draws of each null; 0 for none. The smallest p-value they allow is 1 / (nulls + 1).
-        level: Level of the intervals (Student's t, over sequences).
-        seed: Seed of the permutations and the untrained networks."""
+        sequences: Number of test sequences (the first ones).
+        nulls: Number of draws of each null; 0 for none. The smallest possible p-value is 1 / (nulls + 1).
+        level: Confidence level of the t-intervals over sequences.
+        seed: Seed of the permutations and the initial networks."""
 
 
 def measure(*numbers: Number) -> Callable[[Callable[..., Mapping[str, Tensor]]], Callable[..., xr.Dataset]]:
-    """Make a measure of a function from one layer's `Heads` and keywords to the numbers labelled, by name.
+    """Decorate a function of one layer's `Heads` to make it a measure.
 
-    Values are [batch, head], or [batch, head, offset] for a number with axes ``("offset",)``. The measure has the
-    function's own keywords, and ``sequences``, ``nulls``, ``level`` and ``seed``; its result has intervals and both
-    nulls beside every number.
+    The function returns the values of each number by name: [batch, head], or [batch, head, offset] for a number with
+    axes ``("offset",)``. The measure accepts the keywords of the function and ``sequences``, ``nulls``, ``level`` and
+    ``seed``. Its result has each number with interval, std and both nulls.
+
+    Args:
+        numbers: Descriptions of the values.
     """
-    if not numbers or not all(isinstance(one, Number) for one in numbers):
-        raise UsageError("measure(...) takes the numbers that the function returns: @measure(Number(...), ...)")
-    if unknown := sorted({axis for one in numbers for axis in one.axes} - {"offset"}):
-        raise UsageError(f"measure(...): axes {listed(unknown)}; valid besides layer and head: offset")
+    if not numbers or not all(isinstance(number, Number) for number in numbers):
+        raise UsageError(
+            "measure(...): needs a description of each value that the function returns: @measure(Number(...), ...)"
+        )
+    if unknown := sorted({axis for number in numbers for axis in number.axes} - {"offset"}):
+        raise UsageError(f"measure(...): axes {listed(unknown)}; valid in addition to layer and head: offset")
 
-    def made(compute: Callable[..., Mapping[str, Tensor]]) -> Callable[..., xr.Dataset]:
+    def decorate(compute: Callable[..., Mapping[str, Tensor]]) -> Callable[..., xr.Dataset]:
         name = compute.__name__
-        known = {one.name: one for one in numbers}
-        own = _keywords(compute)
+        by_name = {number.name: number for number in numbers}
+        keywords = _keywords(compute)
         first, *shared = _shared.parameters.values()
-        signature = inspect.Signature([first, *own, *shared])
+        signature = inspect.Signature([first, *keywords, *shared])
 
         @functools.wraps(compute)
-        def whole(of: Any, **named: Any) -> xr.Dataset:
-            bound = signature.bind(of, **named)
+        def measured(of: Any, **arguments: Any) -> xr.Dataset:
+            bound = signature.bind(of, **arguments)
             bound.apply_defaults()
             options = dict(bound.arguments)
-            request = checked_request(name, *(options.pop(one) for one in _shared.parameters))
+            request = checked_request(name, *(options.pop(parameter) for parameter in _shared.parameters))
 
             def prepare(condition: Condition) -> Compute:
-                def see(sample: Sample, add: Add) -> None:
-                    def see_heads(heads: Heads) -> None:
+                def compute_chunk(sample: Sample, add: Add) -> None:
+                    def add_heads(heads: Heads) -> None:
                         scores = replace(heads.scores, order=sample.order)
                         values = compute(replace(heads, scores=scores), **options)
-                        if set(values) != set(known):
-                            raise UsageError(f"{name} returned {listed(values)}; it describes {listed(known)}")
+                        if set(values) != set(by_name):
+                            raise UsageError(f"{name}: returned {listed(values)}; must be {listed(by_name)}")
                         for key, value in values.items():
-                            _check_values(f"{name}: {key}", value, scores, known[key].axes)
-                            short = request.network.shape.n - sample.length if "offset" in known[key].axes else 0
-                            add((key,), heads.layer, widened(np.asarray(value.cpu()), short))
+                            _check_values(f"{name}: {key}", value, scores, by_name[key].axes)
+                            missing = request.network.shape.n - sample.length if "offset" in by_name[key].axes else 0
+                            add((key,), heads.layer, widened(np.asarray(value.cpu()), missing))
 
-                    read(condition.network, sample.batch, request.probe.objectives[0], see_heads)
+                    read(condition.network, sample.batch, request.probe.objectives[0], add_heads)
 
-                return see
+                return compute_chunk
 
             tallies, draws = over_sequences(request, prepare)
             variables: dict[str, xr.Variable] = {}
@@ -541,9 +575,11 @@ def measure(*numbers: Number) -> Callable[[Callable[..., Mapping[str, Tensor]]],
                 variables |= labelled(number, number.name, axes, tallies, (number.name,), request.level)
             return result(request, variables, {}, list(draws), **options)
 
-        whole.__signature__ = signature  # pyright: ignore[reportAttributeAccessIssue]
-        said = inspect.cleandoc(compute.__doc__ or f"Measure the {numbers[0].meaning}.")
-        whole.__doc__ = said + ("" if "\nArgs:" in said else "\n\nArgs:") + SHARED_ARGUMENTS.replace("\n    ", "\n")
-        return whole
+        measured.__signature__ = signature  # pyright: ignore[reportAttributeAccessIssue]
+        docstring = inspect.cleandoc(compute.__doc__ or f"Measure the {numbers[0].meaning}.")
+        measured.__doc__ = (
+            docstring + ("" if "\nArgs:" in docstring else "\n\nArgs:") + SHARED_ARGUMENTS.replace("\n    ", "\n")
+        )
+        return measured
 
-    return made
+    return decorate

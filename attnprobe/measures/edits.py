@@ -1,7 +1,8 @@
-"""Edits of what enters a score; no n x n array is made.
+"""Edits of attention scores, without n x n arrays.
 
-An edit gets some `Heads` of a layer and returns their z, by the attention of the network itself. A token that the
-network puts in front ([CLS]) keeps its query and key, except if scores are made flat or a function of the offset.
+An edit is a function of some `Heads` of a layer that returns their z, computed with the attention of the network. A
+prepended token ([CLS]) keeps its query and key, unless the edit replaces the scores by 0 or by a function of the
+offset.
 """
 
 from collections.abc import Callable
@@ -19,35 +20,36 @@ from attnprobe.scores import Heads, Scores
 
 @dataclass(frozen=True)
 class Material:
-    """What edits are made of, for some heads of one layer and one batch of sequences of n tokens."""
+    """Values that edits use, for some heads of one layer and one batch of sequences of n tokens."""
 
     network: Network
     profile: Float[Tensor, "head offset"]
-    """The mean function of the offset that fits the scores best, biases included."""
+    """Mean offset profile of the scores, including biases."""
     q_position: Float[Tensor, "batch head token d_head"]
     """Position parts of the queries (`attnprobe.measures.terms`)."""
     k_position: Float[Tensor, "batch head token d_head"]
+    """Position parts of the keys."""
     bias: Float[Tensor, "head offset"] | None
-    """The whole bias among tokens, which counts as position-position; in a null, with its values at other offsets."""
+    """Total bias between tokens, which counts as position-position; in a null, with values at permuted offsets."""
     bias_change: Float[Tensor, "head offset"] | None
-    """In a null, how that bias differs from the network's own."""
+    """Difference between ``bias`` and the bias of the network in a null, else None."""
     imposed: Float[Tensor, "head offset"]
-    """The bias that is imposed."""
+    """Proximity bias to impose."""
     order: Int[Tensor, " token"]
-    """A permutation of the positions."""
+    """Permutation of the positions."""
     patch_from: Scores | None
-    """The scores of another network on the same inputs."""
+    """Scores of the network to patch from, on the same inputs."""
 
 
 @dataclass(frozen=True)
 class Traits:
-    """What decides which edits a network can have."""
+    """Properties of a network that determine which edits apply to it."""
 
     network: Network
     biased: bool
-    """Whether a bias is added to its scores."""
+    """Whether the scores have a bias."""
     patch_from: bool
-    """Whether there is another network to take scores and maps from."""
+    """Whether there is a network to patch from."""
 
     @property
     def positional(self) -> bool:
@@ -57,20 +59,21 @@ class Traits:
 
     @property
     def movable(self) -> bool:
-        """Whether positions can be moved: the encoding is known, and no mask stays behind with a bias."""
+        """Whether positions can be moved: the encoding is known, and there is no bias with causal attention."""
         known = isinstance(self.network, KnowsPositions)
         return known and self.positional and not (self.network.shape.causal and self.biased)
 
 
 @dataclass(frozen=True)
 class Edit:
-    """An edit, its null, and when it applies: adding one is an instance and a line in `attnprobe.tables.EDITS`."""
+    """An edit, its null and its condition; to add one, create an instance and a line in `attnprobe.tables.EDITS`."""
 
     edit: Callable[[Heads, Material], Tensor] | None
-    """From what some heads are about to attend with to their z; None if maps are swapped (`Swaps.with_maps_of`)."""
+    """Function that computes the z of some heads; None for an edit of the query and key maps (`Swaps.with_maps_of`)."""
     nulled: bool = False
-    """Whether it has a null: the same edit with its numbers at other offsets or positions."""
+    """Whether it has a null: the same edit with its values at permuted offsets or positions."""
     applies: Callable[[Traits], bool] = lambda traits: True
+    """Whether the edit applies to a network."""
 
 
 def _uniform_attention(heads: Heads, material: Material) -> Tensor:
@@ -90,7 +93,7 @@ def _impose_proximity(heads: Heads, material: Material) -> Tensor:
 
 
 def _keep_position(heads: Heads, material: Material) -> Tensor:
-    q, k = _position_parts(heads, material, of_prefix=True)
+    q, k = _position_parts(heads, material, keep_prefix=True)
     kept = replace(heads.scores, q=q, k=k)
     return replace(
         heads, scores=kept if material.bias_change is None else kept.with_bias(material.bias_change)
@@ -99,8 +102,8 @@ def _keep_position(heads: Heads, material: Material) -> Tensor:
 
 def _ablate_position(heads: Heads, material: Material) -> Tensor:
     scores = heads.scores
-    q, k = _position_parts(heads, material, of_prefix=False)
-    # Side by side, the products are the difference.
+    q, k = _position_parts(heads, material, keep_prefix=False)
+    # Concatenated vectors: their product is the difference of the products.
     q, k = torch.cat([scores.q, q], dim=-1), torch.cat([scores.k, -k], dim=-1)
     without = replace(scores, q=q, k=k, scale=scores.factor)
     return replace(heads, scores=without if material.bias is None else without.with_bias(-material.bias)).attend()
@@ -129,65 +132,67 @@ def _movable(traits: Traits) -> bool:
 
 
 uniform_attention = Edit(_uniform_attention)
-"""All scores are 0: attention is uniform."""
+"""Set all scores to 0: uniform attention."""
 keep_toeplitz = Edit(_keep_toeplitz, nulled=True)
-"""The score is the mean function of the offset alone."""
+"""Replace the score by its mean offset profile."""
 ablate_toeplitz = Edit(_ablate_toeplitz, nulled=True)
-"""The mean function of the offset is subtracted."""
+"""Subtract the mean offset profile from the score."""
 keep_position = Edit(_keep_position, nulled=True, applies=_positional)
-"""The score is its position-position term alone, with the bias."""
+"""Replace the score by its position-position term, including the bias."""
 ablate_position = Edit(_ablate_position, nulled=True, applies=_positional)
-"""The position-position term and the bias are subtracted."""
+"""Subtract the position-position term, including the bias, from the score."""
 shift_positions = Edit(_shift_positions, applies=_movable)
-"""Each token keeps its content and gets the position half a sequence away, in vectors, rotations and biases."""
+"""Shift the positions of all tokens by half the sequence, in vectors, rotations and biases; content stays."""
 permute_positions = Edit(_permute_positions, applies=_movable)
-"""Each token keeps its content and gets the position of another."""
+"""Permute the positions of all tokens, in vectors, rotations and biases; content stays."""
 impose_proximity = Edit(_impose_proximity, nulled=True)
-"""A proximity bias is added."""
+"""Add a proximity bias."""
 patch_scores = Edit(_patch_scores, applies=lambda traits: traits.patch_from)
-"""The scores, and so the pattern, are those of another network on the same inputs; values stay."""
+"""Patch the scores, and hence the pattern, from another network on the same inputs; values stay."""
 patch_qk = Edit(None, applies=lambda traits: traits.patch_from and isinstance(traits.network, Swaps))
-"""The query and key maps are those of another network."""
+"""Patch the query and key maps from another network."""
 
 
-def _move(heads: Heads, material: Material, places: Int[Tensor, " token"]) -> Tensor:
-    """Return z with each token's position moved to a place."""
+def _move(heads: Heads, material: Material, positions: Int[Tensor, " token"]) -> Tensor:
+    """Return z with the position of each token replaced by ``positions``."""
     scores, network = heads.scores, material.network
-    q, k, prefix, places = scores.q, scores.k, scores.prefix, places.to(scores.q.device)
+    q, k, prefix, positions = scores.q, scores.k, scores.prefix, positions.to(scores.q.device)
     assert isinstance(network, KnowsPositions)
     if network.rotates:
-        steps = torch.cat([places.new_zeros(prefix), places - torch.arange(len(places), device=places.device)])
-        q, k = network.turn(q, steps.to(q)), network.turn(k, steps.to(k))
+        rotations = torch.cat(
+            [positions.new_zeros(prefix), positions - torch.arange(len(positions), device=positions.device)]
+        )
+        q, k = network.turn(q, rotations.to(q)), network.turn(k, rotations.to(k))
     else:
-        parts = _position_parts(heads, material, of_prefix=False)
-        moved = _behind(places, prefix)
+        parts = _position_parts(heads, material, keep_prefix=False)
+        moved = _after_prefix(positions, prefix)
         q, k = (x - part + part[:, :, moved] for x, part in zip((q, k), parts, strict=True))
     if not scores.biased:
         return replace(heads, scores=replace(scores, q=q, k=k)).attend()
-    # With the tokens in the order of their new positions the bias is that of their new offsets.
-    order = _behind(places.argsort(), prefix)
+    # Sort the tokens by their new positions, so that the bias is evaluated at their new offsets.
+    order = _after_prefix(positions.argsort(), prefix)
     arranged = replace(scores, q=q[:, :, order], k=k[:, :, order])
     return replace(heads, scores=arranged, v=heads.v[:, :, order]).attend()[:, :, order.argsort()]
 
 
-def _position_parts(heads: Heads, material: Material, of_prefix: bool) -> tuple[Tensor, Tensor]:
-    """Return the position parts, [batch, head, token, d_head]; in front the whole query and key, or nothing."""
-    found = []
-    for whole, part in ((heads.scores.q, material.q_position), (heads.scores.k, material.k_position)):
-        front = whole[:, :, : heads.scores.prefix]
-        found.append(torch.cat([front if of_prefix else torch.zeros_like(front), part.to(whole)], dim=2))
-    return found[0], found[1]
+def _position_parts(heads: Heads, material: Material, keep_prefix: bool) -> tuple[Tensor, Tensor]:
+    """Return the position parts, [batch, head, token, d_head]; prepended tokens are kept (``keep_prefix``) or 0."""
+    extended = []
+    for vectors, part in ((heads.scores.q, material.q_position), (heads.scores.k, material.k_position)):
+        prefix = vectors[:, :, : heads.scores.prefix]
+        extended.append(torch.cat([prefix if keep_prefix else torch.zeros_like(prefix), part.to(vectors)], dim=2))
+    return extended[0], extended[1]
 
 
-def _behind(places: Tensor, prefix: int) -> Tensor:
-    """Return indices of tokens as indices in a sequence with some in front, which stay."""
-    return torch.cat([torch.arange(prefix, device=places.device), places + prefix])
+def _after_prefix(indices: Tensor, prefix: int) -> Tensor:
+    """Convert token indices to indices in a sequence with ``prefix`` prepended tokens, which stay."""
+    return torch.cat([torch.arange(prefix, device=indices.device), indices + prefix])
 
 
 def shuffled(f: Float[Tensor, "head offset"], pairs: Geometry, generator: np.random.Generator) -> Tensor:
-    """Return functions of the offset with their values at other offsets, and the same length."""
-    seen = pairs.seen.nonzero()[:, 0].numpy()
-    moved = f.double().cpu().clone()
-    moved[:, seen] = moved[:, generator.permutation(seen)]
-    size, length = pairs.inner(moved, moved), pairs.inner(f.double().cpu(), f.double().cpu())
-    return (moved * torch.where(size > 0, length / size, 0.0).clamp(min=0).sqrt()[:, None]).to(f.device)
+    """Permute the values of functions of the offset and rescale them to the same norm (row-centred)."""
+    visible = pairs.seen.nonzero()[:, 0].numpy()
+    permuted = f.double().cpu().clone()
+    permuted[:, visible] = permuted[:, generator.permutation(visible)]
+    size, target = pairs.inner(permuted, permuted), pairs.inner(f.double().cpu(), f.double().cpu())
+    return (permuted * torch.where(size > 0, target / size, 0.0).clamp(min=0).sqrt()[:, None]).to(f.device)

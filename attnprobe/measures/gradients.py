@@ -1,4 +1,4 @@
-"""Gradients: along which score directions can an objective learn here, and along which is it blind?"""
+"""Gradients measure: exact gradients of objectives with respect to the scores."""
 
 import functools
 from collections.abc import Mapping, Sequence
@@ -55,35 +55,35 @@ from attnprobe.tables import OBJECTIVES
 from attnprobe.training.objectives import Batch
 
 TABLE = "snr energy_share grid_snr mean_token_share rank_one_share cosine"
-"""What the command prints of a head."""
+"""Variables that the command prints for each head."""
 
 NUMBERS = [
     Number(
         "descent",
-        "fall of the loss along the direction",
+        "decrease of the loss along the direction",
         "loss",
         ("direction",),
-        "minus gradient times unit direction",
+        "minus inner product of gradient and unit direction",
         unstructured="0",
     ),
     Number(
         "positive_share",
-        "share of sequences whose descent raises the direction",
+        "fraction of sequences with positive descent",
         axes=("direction",),
-        method="1/2 without a sign",
+        method="1/2 for random signs",
         range=(0.0, 1.0),
         unstructured="1/2",
     ),
     Number(
         "squared_cosine",
-        "share of the gradient's energy along the direction",
+        "share of the gradient energy along the direction",
         axes=("direction",),
         method="squared cosine",
         range=(0.0, 1.0),
     ),
     Number(
         "energy_share",
-        "share of the gradient's energy in the subspace",
+        "share of the gradient energy in the subspace",
         axes=("subspace",),
         method="squared projection",
         range=(0.0, 1.0),
@@ -91,30 +91,30 @@ NUMBERS = [
     ),
     Number(
         "descent_by_offset",
-        "fall of the loss with a bias at the offset",
+        "decrease of the loss per unit of bias at the offset",
         "loss",
         ("view",),
-        "minus sum over pairs",
+        "minus sum of the gradient over pairs",
         unstructured="0",
     ),
-    Number("gradient_norm", "length of the score gradient", "loss", method="Frobenius norm"),
+    Number("gradient_norm", "norm of the score gradient", "loss", method="Frobenius norm"),
     Number(
         "mean_token_share",
-        "share of the map's gradient that reads the mean token",
+        "share of the query-key map gradient that reads the mean token",
         method="query side",
         range=(0.0, 1.0),
     ),
     Number(
         "rank_one_share",
-        "share of the map's gradient in its first singular component",
-        method="squared",
+        "share of the query-key map gradient in its first singular component",
+        method="squared singular value",
         range=(0.0, 1.0),
     ),
 ]
 COSINE = Number(
     "cosine",
     "cosine between the gradients of two losses",
-    method="of whole score gradients, sequence by sequence",
+    method="per sequence, over all pairs",
     range=(-1.0, 1.0),
     unstructured="0",
 )
@@ -123,7 +123,7 @@ CURVATURE = Number(
     "second derivative of the loss along the direction",
     "loss",
     ("direction",),
-    "central differences; functions of the offset",
+    "central differences, functions of the offset only",
 )
 
 
@@ -140,47 +140,61 @@ def gradients(
     level: float = 0.95,
     seed: int = 0,
 ) -> xr.Dataset:
-    r"""Measure what each objective's gradient asks of the scores: exact, for every sequence, layer and head.
+    r"""Measure the exact gradient of each objective with respect to the scores of every layer and head.
 
-    The loss is the mean loss of one test sequence; its gradient $\partial L / \partial S$ with respect to the scores
-    (through everything that follows) is computed in blocks and projected on directions of unit length, row-centred
-    since the softmax ignores row constants. Directions (`attnprobe.statistics.directions`):
+    The gradient $\partial L / \partial S$ of the mean loss of each test sequence, through all later layers, is computed
+    in blocks and projected onto directions in score space. Directions are row-centred, since the softmax ignores row
+    constants, and have length 1 (`attnprobe.statistics.directions`):
 
-    - *circulant* and *toeplitz* *band*, *exponential* and *linear*: proximity of half-width or decay
-      length ``length_scale``, around the sequence or not, without the part along offset 0, which is *offset 0*;
-    - *measured profile*: the network's own mean score by offset, without offset 0;
-    - *column*: a random function of the key, the positive control: labels can see it; *random*: a random product.
+    - *circulant* and *toeplitz*, each *band*, *exponential* and *linear*: proximity profiles with half-width or decay
+      length ``length_scale``, with and without wrapping around the sequence, orthogonal to *offset 0*;
+    - *offset 0*: the score of each token with itself;
+    - *measured profile*: the network's own mean offset profile, orthogonal to *offset 0*;
+    - *column*: a random function of the key, the positive control, to which labels are not blind;
+    - *random*: a random matrix of rank one.
 
-    Over ``loss``, ``layer``, ``head`` and, where named, more, as means over sequences:
+    All variables have dims ``loss``, ``layer`` and ``head`` and the dims in parentheses. Means over sequences:
 
-    - ``descent`` (direction): minus the projection: positive where descent on this loss raises the direction;
-      ``descent_se`` its standard error, ``snr`` mean over std of a sequence, ``positive_share`` the share of
-      sequences with a positive one, ``squared_cosine`` its share of the gradient's energy;
-    - ``energy_share`` (subspace): of all functions of the offset modulo n, of the offset, of the key, and what neither
-      offset nor key explains; ``energy_share_of_noise`` what pure noise would have;
-    - ``descent_by_offset`` (offset): minus the derivative with respect to a bias at each offset;
-    - ``gradient_norm``;
-    - ``mean_token_share`` and ``rank_one_share`` of the gradient with respect to $W_Q W_K^\top$ (none with rotary
-      positions): how much of it reads the sequence's mean token on the query side, and how nearly it has rank one;
-    - ``cosine`` (other_loss): of the gradients of two objectives;
+    - ``descent`` (direction): minus the projection of the gradient. Positive if gradient descent on the loss raises the
+      score along the direction. ``descent_se``: standard error of the mean; ``snr``: mean over std;
+    - ``positive_share`` (direction): fraction of sequences with positive descent;
+    - ``squared_cosine`` (direction): share of the gradient energy (squared norm) along the direction;
+    - ``energy_share`` (subspace): share of the energy in all functions of the offset modulo n (*circulant*), of the
+      offset (*toeplitz*), of the key (*column*), and the part explained by neither offset nor key (*rest*).
+      ``energy_share_of_noise`` (subspace only): the same for white noise;
+    - ``descent_by_offset`` (offset): minus the derivative of the loss with respect to a bias at each offset;
+    - ``gradient_norm``: norm of the gradient;
+    - ``mean_token_share``, ``rank_one_share``: shares of the energy of the gradient with respect to $W_Q W_K^\top$ that
+      read the mean token of the sequence on the query side, and that are in the first singular component. Absent for
+      rotary encodings, which have no single query-key map;
+    - ``cosine`` (other_loss): cosine between the gradients of two objectives; absent for a single objective;
     - ``curvature`` (direction): second derivative of the loss along functions of the offset, by central differences of
-      the exact gradient in float64, with ``curvature`` > 0: blind to first order only, or flat?
+      the exact gradient in float64. It distinguishes directions that are flat from those with zero slope only. Absent
+      if the argument ``curvature`` is 0.
 
-    Images have most of them over two-dimensional offsets too, as ``grid_...``. Each has ``_interval``, ``_std`` and
-    ``_null``: *permuted*, the entries of the gradient moved with their positions, and *initial*, networks at
-    initialisation. A readout that no objective has trained yet points anywhere: its sign means nothing
-    (``fit_steps``).
+    Each of these also has ``NAME_interval`` (bound), its t-interval, ``NAME_std``, the standard deviation over
+    sequences, and ``NAME_null`` (null, draw), its values under two nulls: *permuted*, the gradient entries at permuted
+    positions, and *initial*, networks of the same configuration at initialisation. Exceptions: ``snr`` has only the
+    nulls, ``descent_se`` and ``energy_share_of_noise`` have none of the three, and the *permuted* nulls of ``cosine``
+    and ``curvature`` are NaN. For images, the variables over directions, subspaces and offsets are also computed over
+    two-dimensional offsets (``row_offset``, ``column_offset``), with names that start with ``grid_``; ``curvature``
+    uses these only.
+
+    ``objective``, ``train_accuracy`` and ``test_accuracy`` (no dims) describe the checkpoint.
+
+    An untrained output head is random, so the sign of its gradient is meaningless; use ``fit_steps`` for objectives
+    that the network was not trained on.
 
     Args:
-        of: The checkpoint (or probe) to measure.
-        sequences: Number of test sequences: the first ones.
-        objectives: Which losses: labels, masked, next-token; all that the network can have unless named.
-        at: Where: the checkpoint's own scores, or all scores set to zero (exactly uniform attention).
-        fit_steps: Steps for which the objective's readout is trained first; at uniform attention with value weights.
+        of: Checkpoint (or `Probe`) to measure.
+        sequences: Number of test sequences (the first ones).
+        objectives: Losses to differentiate: labels, masked, next-token; by default all that apply to the network.
+        at: Point of differentiation: the checkpoint's own scores, or all scores 0 (exactly uniform attention).
+        fit_steps: Training steps of the output head before measuring; with at=uniform also of the value maps.
         length_scale: Length of the proximity directions, in tokens or pixels.
-        curvature: Number of sequences on which second derivatives are taken; 0 leaves them out.
-        nulls: Draws of each null; 0 for none.
-        level: Level of the intervals.
+        curvature: Number of sequences for second derivatives; 0 for none.
+        nulls: Number of draws of each null; 0 for none.
+        level: Confidence level of the intervals.
         seed: Seed of masks, random directions, permutations and initial networks.
     """
     request = checked_request("gradients", of, sequences, nulls, level, seed)
@@ -193,13 +207,13 @@ def gradients(
             raise UsageError(f"{name}={value}: must not be negative")
     setup = _Setup(request, losses, at, fit_steps, length_scale)
     if fit_steps and not isinstance(request.network, Fits):
-        raise UsageError(f"fit_steps={fit_steps}: this network's output head cannot be fitted; fit_steps=0")
+        raise UsageError(f"fit_steps={fit_steps}: the output head of this network cannot be trained; must be 0")
     if curvature and not isinstance(request.network, Doubles):
-        raise UsageError(f"curvature={curvature}: this network has no copy in float64; curvature=0")
+        raise UsageError(f"curvature={curvature}: this network cannot compute in float64; must be 0")
     prepared = functools.lru_cache(maxsize=None)(functools.partial(_prepare, setup))
 
     def prepare(condition: Condition) -> Compute:
-        return functools.partial(_see, setup, prepared(condition.network))
+        return functools.partial(_add_statistics, setup, prepared(condition.network))
 
     tallies, draws = over_sequences(request, prepare, passes=len(losses))
     variables = _variables(setup, tallies)
@@ -213,7 +227,7 @@ def gradients(
     }
     left_out = undefined(request.network, "*", up_to=0)
     if (losses[0], "", "mean_token_share") not in tallies.measured:
-        left_out["mean_token_share, rank_one_share"] = "no single query and key map makes the score"
+        left_out["mean_token_share, rank_one_share"] = "the scores do not come from a single query-key map"
     facts = {
         "at": at,
         "fit_steps": fit_steps,
@@ -226,7 +240,7 @@ def gradients(
 
 @dataclass(frozen=True)
 class _Setup:
-    """What is asked of the network and of those of the nulls."""
+    """Settings for the measured network and the networks of the nulls."""
 
     request: Request
     losses: tuple[str, ...]
@@ -250,36 +264,38 @@ class _Setup:
         ]
 
     def change(self, heads: Heads) -> Heads:
-        """Return what is differentiated: the network's own scores, or all scores set to zero."""
+        """Return the heads with their own scores, or with all scores set to 0."""
         return replace(heads, scores=heads.scores.flat()) if self.at == "uniform" else heads
 
 
 @dataclass(frozen=True)
 class _Prepared:
-    """A network as it is looked at: one for each loss if readouts are fitted, and its profile in each view."""
+    """Networks to differentiate, one per loss (with trained output heads if requested), and offset profiles."""
 
     networks: Mapping[str, Network]
     profiles: Mapping[str, list[Tensor]]
-    """[head, offset] in each layer, of the longest sequences."""
+    """For each view prefix, [head, offset] in each layer: mean offset profile of the longest sequences."""
 
 
-def _losses(of: Probe, named: tuple[str, ...]) -> tuple[str, ...]:
-    """Return the objectives that are asked for, or all that make sense; raise `UsageError` if one does not."""
-    if of.network.shape.prefix:
+def _losses(probe: Probe, requested: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the requested objectives, by default all that apply; raise `UsageError` if one does not apply."""
+    if probe.network.shape.prefix:
         raise UsageError(
-            "pooling='cls': labels reach the last layer's scores through the row of [CLS] alone, which has no offset "
-            "to any token; measure a network with pooling mean, max or last"
+            "pooling='cls': the gradient of the labels reaches the last layer's scores only through the row of [CLS], "
+            "which has no offsets; must be mean, max or last"
         )
-    for name in named:
-        if name not in of.objectives:
+    for name in requested:
+        if name not in probe.objectives:
             causal = name in OBJECTIVES and OBJECTIVES[name].needs_causal
-            why = " (attention is not causal: the next token can be seen)" if causal else ""
-            raise UsageError(f"objectives: {name!r} makes no sense here{why}; valid: {listed(of.objectives)}")
-    return tuple(one for one in of.objectives if one in named or not named)
+            why = " (it requires causal attention)" if causal else ""
+            raise UsageError(
+                f"objectives={name!r}: does not apply to this network{why}; valid: {listed(probe.objectives)}"
+            )
+    return tuple(objective for objective in probe.objectives if objective in requested or not requested)
 
 
 def _prepare(setup: _Setup, network: Network) -> _Prepared:
-    """Return the network with readouts fitted, if that is asked for."""
+    """Return the network and its profiles, with output heads trained for ``fit_steps`` steps."""
     steps, seed = setup.fit_steps, setup.request.seed
     networks: dict[str, Network] = dict.fromkeys(setup.losses, network)
     if steps and isinstance(network, Fits):
@@ -289,85 +305,88 @@ def _prepare(setup: _Setup, network: Network) -> _Prepared:
 
 
 def mean_profiles(network: Network, of: Probe, most: int) -> list[list[Tensor]]:
-    """Return the mean score by offset in the first ``most`` of the longest training sequences, layer by layer.
+    """Return the mean offset profile of each layer, [head, offset], over the ``most`` first longest training sequences.
 
-    The first list is in the line; a second one, if the tokens are pixels, on the grid. Least squares with a free
-    constant for each query, at the offsets of the longest sequence that the network takes; 0 where there is no pair.
+    The first list is over 1-D offsets; for images, a second list is over 2-D offsets. Profiles are least-squares fits
+    with a constant per query, at the offsets of the longest sequence that the network accepts; 0 at offsets without
+    pairs.
     """
     split = of.task.train
     lengths = lengths_of(split)
     rows = np.flatnonzero(lengths == lengths.max())[:most]
     sums: list[dict[int, Tensor]] = [{}, {}]
 
-    def see(heads: Heads) -> None:
-        finest = score_statistics(heads.scores)
-        for view, found in zip(sums, (finest.in_line(), finest), strict=True):
-            profile = found.offset_profile.nan_to_num().sum(0) / len(rows)
-            view[heads.layer] = view.get(heads.layer, 0) + profile
+    def add_profiles(heads: Heads) -> None:
+        statistics = score_statistics(heads.scores)
+        for total, view_statistics in zip(sums, (statistics.in_line(), statistics), strict=True):
+            profile = view_statistics.offset_profile.nan_to_num().sum(0) / len(rows)
+            total[heads.layer] = total.get(heads.layer, 0) + profile
 
     for _, batch in chunks(split, rows, network):
-        read(network, batch, of.objectives[0], see)
-    short, layers = network.shape.n - int(lengths.max()), range(network.shape.layers)
-    line = [F.pad(sums[0][layer], (short, short)) for layer in layers]
-    return [line, [sums[1][layer] for layer in layers]] if network.shape.grid is not None else [line]
+        read(network, batch, of.objectives[0], add_profiles)
+    missing, layers = network.shape.n - int(lengths.max()), range(network.shape.layers)
+    line_profiles = [F.pad(sums[0][layer], (missing, missing)) for layer in layers]
+    return [line_profiles, [sums[1][layer] for layer in layers]] if network.shape.grid is not None else [line_profiles]
 
 
-def _see(setup: _Setup, prepared: _Prepared, sample: Sample, add: Add) -> None:
-    """Take in the numbers under (loss, prefix, name), and those of two losses under (loss, other_loss)."""
-    n, known = setup.request.network.shape.n, _directions(setup, sample.length)
-    slopes: dict[str, list[tuple[Heads, Tensor]]] = {}
-    sizes: dict[tuple[str, int], Tensor] = {}
+def _add_statistics(setup: _Setup, prepared: _Prepared, sample: Sample, add: Add) -> None:
+    """Add the statistics of each loss under (loss, prefix, name), and the cosines under (loss, other_loss)."""
+    n, directions = setup.request.network.shape.n, _directions(setup, sample.length)
+    gradients_by_loss: dict[str, list[tuple[Heads, Tensor]]] = {}
+    norms: dict[tuple[str, int], Tensor] = {}
     for loss, network in prepared.networks.items():
-        slopes[loss] = differentiate(network, sample.batch, loss, sample.mask(loss), setup.change)
-        for heads, dz in slopes[loss]:
-            profiles = {prefix: of_layers[heads.layer] for prefix, of_layers in prepared.profiles.items()}
-            numbers = _statistics(setup, heads, dz, known, profiles, sample.order)
-            sizes[loss, heads.layer] = numbers["", "gradient_norm"]
-            for (prefix, name), values in numbers.items():
-                short = n - sample.length if name == "descent_by_offset" and not prefix else 0
-                add((loss, prefix, name), heads.layer, widened(values.numpy(), short))
+        gradients_by_loss[loss] = differentiate(network, sample.batch, loss, sample.mask(loss), setup.change)
+        for heads, dz in gradients_by_loss[loss]:
+            profiles = {prefix: layer_profiles[heads.layer] for prefix, layer_profiles in prepared.profiles.items()}
+            statistics = _statistics(setup, heads, dz, directions, profiles, sample.order)
+            norms[loss, heads.layer] = statistics["", "gradient_norm"]
+            for (prefix, name), values in statistics.items():
+                missing = n - sample.length if name == "descent_by_offset" and not prefix else 0
+                add((loss, prefix, name), heads.layer, widened(values.numpy(), missing))
     for a, b in combinations(setup.losses, 2) if sample.order is None else ():
-        for layer in range(len(slopes[a])):
-            pair = [(heads.scores, heads.v, dz) for heads, dz in (slopes[a][layer], slopes[b][layer])]
-            size = sizes[a, layer] * sizes[b, layer]
-            add((a, b), layer, gradient_product(*pair) / size.where(size > 0, torch.nan))
+        for layer in range(len(gradients_by_loss[a])):
+            pair = [
+                (heads.scores, heads.v, dz) for heads, dz in (gradients_by_loss[a][layer], gradients_by_loss[b][layer])
+            ]
+            norm_product = norms[a, layer] * norms[b, layer]
+            add((a, b), layer, gradient_product(*pair) / norm_product.where(norm_product > 0, torch.nan))
 
 
 @dataclass(frozen=True)
 class _Directions:
-    """The directions of sequences of one length."""
+    """Directions for sequences of one length."""
 
     by_view: Mapping[str, Tensor]
-    """[direction, offset], unit, of all that are functions of the offset but the network's measured profile."""
+    """[direction, offset]: unit functions of the offset, except the measured profile."""
     column: Tensor
-    """[key], unit."""
+    """[key]: unit function of the key."""
     random: tuple[Tensor, Tensor]
-    """[query, 1] and [key, 1], of a unit product."""
+    """[query, 1] and [key, 1]: factors of a unit matrix of rank one."""
 
 
 def _directions(setup: _Setup, length: int) -> _Directions:
     by_view = {}
     for prefix, view in setup.views.items():
         pairs = geometry_of(view, length)
-        near = torch.stack(
-            [without_own_pair(one, pairs) for one in proximity_profiles(pairs, setup.length_scale).values()]
+        proximity = torch.stack(
+            [without_own_pair(profile, pairs) for profile in proximity_profiles(pairs, setup.length_scale).values()]
         )
-        by_view[prefix] = unit(torch.cat([near, own_pair(pairs)[None]]), pairs)
+        by_view[prefix] = unit(torch.cat([proximity, own_pair(pairs)[None]]), pairs)
     shape = setup.request.network.shape
     pairs = geometry((length,), shape.causal)
-    drawn = numpy_generator(setup.request.seed, "gradients directions").standard_normal((3, shape.n))
-    column, left, right = torch.from_numpy(drawn[:, :length])
+    draws = numpy_generator(setup.request.seed, "gradients directions").standard_normal((3, shape.n))
+    column, left, right = torch.from_numpy(draws[:, :length])
 
-    def rows(u: Tensor) -> Tensor:
-        """Return for each query the sum of squares of u over its keys, less its mean there."""
+    def centred_squares(u: Tensor) -> Tensor:
+        """Return the sum of squares of u over the visible keys of each query, centred over these keys."""
         return pairs.sum_over_keys(u.square()) - pairs.sum_over_keys(u).square() / pairs.keys
 
-    def over(x: Tensor, square: Tensor) -> Tensor:
-        """Return x over its length; nothing if a sequence of one token has no such direction."""
-        return torch.where(square > 0, x / square.sqrt(), 0.0)
+    def normalised(x: Tensor, squared_norm: Tensor) -> Tensor:
+        """Normalise x; 0 for a sequence of one token, which has no such direction."""
+        return torch.where(squared_norm > 0, x / squared_norm.sqrt(), 0.0)
 
-    column = over(column, rows(column).sum())
-    left = over(left, (left.square() * rows(right)).sum())
+    column = normalised(column, centred_squares(column).sum())
+    left = normalised(left, (left.square() * centred_squares(right)).sum())
     return _Directions(by_view, column, (left[:, None], right[:, None]))
 
 
@@ -375,63 +394,67 @@ def _statistics(
     setup: _Setup,
     heads: Heads,
     dz: Tensor,
-    known: _Directions,
+    directions: _Directions,
     profiles: Mapping[str, Tensor],
     order: Tensor | None,
 ) -> dict[tuple[str, str], Tensor]:
-    """Return each number, [sequence, head, ...], under its view and name."""
+    """Return the statistics, [sequence, head, ...], by view prefix and name."""
     scores = replace(heads.scores.behind_prefix(), order=None if order is None else order.to(dz.device))
-    left, right = (x.to(heads.v) for x in known.random)
-    finest = gradient_statistics(scores, heads.v, dz, [(left, right)], heads.inputs)
-    size = finest.square.sqrt()
-    made: dict[tuple[str, str], Tensor] = {("", "gradient_norm"): size}
+    left, right = (x.to(heads.v) for x in directions.random)
+    grid_statistics = gradient_statistics(scores, heads.v, dz, [(left, right)], heads.inputs)
+    norm = grid_statistics.square.sqrt()
+    values_by_name: dict[tuple[str, str], Tensor] = {("", "gradient_norm"): norm}
     for prefix in setup.views:
-        found = finest if prefix else finest.in_line()
+        statistics = grid_statistics if prefix else grid_statistics.in_line()
         profile = profiles[prefix]
-        short = (profile.shape[-1] - found.by_offset.shape[-1]) // 2
-        profile = profile[:, short : profile.shape[-1] - short]
-        profile = unit(without_own_pair(profile, found.geometry), found.geometry)
-        functions = known.by_view[prefix]
-        # In a short sequence a band may reach everything: then there is no such direction.
-        fixed = found.along_offsets(functions.nan_to_num()).where(functions.isfinite().all(-1), torch.nan)
-        own = (found.by_offset * profile).sum(-1)  # NaN for a head without a profile
-        column = found.by_key @ known.column
-        column = column.where(known.column.any(), torch.nan)
-        random = finest.along[..., 0].where(known.random[0].any(), torch.nan)
-        descent = -torch.cat([fixed, torch.stack([own, column, random], dim=-1)], dim=-1)
-        known_sign = descent.isfinite() & (size > 0)[..., None]
-        made |= {
+        excess = (profile.shape[-1] - statistics.by_offset.shape[-1]) // 2
+        profile = profile[:, excess : profile.shape[-1] - excess]
+        profile = unit(without_own_pair(profile, statistics.geometry), statistics.geometry)
+        fixed_directions = directions.by_view[prefix]
+        # In a short sequence a band may cover all offsets and is then undefined (NaN).
+        along_fixed = statistics.along_offsets(fixed_directions.nan_to_num()).where(
+            fixed_directions.isfinite().all(-1), torch.nan
+        )
+        along_profile = (statistics.by_offset * profile).sum(-1)  # NaN if the profile is constant
+        along_column = statistics.by_key @ directions.column
+        along_column = along_column.where(directions.column.any(), torch.nan)
+        along_random = grid_statistics.along[..., 0].where(directions.random[0].any(), torch.nan)
+        descent = -torch.cat([along_fixed, torch.stack([along_profile, along_column, along_random], dim=-1)], dim=-1)
+        has_sign = descent.isfinite() & (norm > 0)[..., None]
+        values_by_name |= {
             (prefix, "descent"): descent,
-            (prefix, "positive_share"): (descent > 0).double().where(known_sign, torch.nan),
-            (prefix, "squared_cosine"): (descent / size.where(size > 0, torch.nan)[..., None]).square(),
-            (prefix, "energy_share"): energy_shares(found),
-            (prefix, "descent_by_offset"): -found.by_offset,
+            (prefix, "positive_share"): (descent > 0).double().where(has_sign, torch.nan),
+            (prefix, "squared_cosine"): (descent / norm.where(norm > 0, torch.nan)[..., None]).square(),
+            (prefix, "energy_share"): energy_shares(statistics),
+            (prefix, "descent_by_offset"): -statistics.by_offset,
         }
-    if finest.bilinear is not None and heads.inputs is not None:
-        made |= {("", name): values for name, values in _of_map(finest.bilinear, heads.inputs).items()}
-    return made
+    if grid_statistics.bilinear is not None and heads.inputs is not None:
+        values_by_name |= {
+            ("", name): values for name, values in _map_shares(grid_statistics.bilinear, heads.inputs).items()
+        }
+    return values_by_name
 
 
-def _of_map(gradient: Tensor, inputs: Tensor) -> dict[str, Tensor]:
-    """Return what the gradient [batch, head, d_model, d_model] with respect to the map of queries and keys is like."""
-    square = gradient.square().sum((-2, -1))
-    square = square.where(square > 0, torch.nan)
-    token = F.normalize(inputs.double().mean(1).cpu(), dim=-1)
-    read = torch.einsum("bhde,bd->bhe", gradient, token)
-    # In units of its size: the largest eigenvalue of tiny numbers would be rounding.
-    scaled = (gradient / square.sqrt()[..., None, None]).nan_to_num()
-    first = torch.linalg.eigvalsh(scaled @ scaled.mT)[..., -1]
+def _map_shares(gradient: Tensor, inputs: Tensor) -> dict[str, Tensor]:
+    """Return the energy shares of the gradient with respect to the query-key map, [batch, head, d_model, d_model]."""
+    energy = gradient.square().sum((-2, -1))
+    energy = energy.where(energy > 0, torch.nan)
+    mean_token = F.normalize(inputs.double().mean(1).cpu(), dim=-1)
+    reading_mean = torch.einsum("bhde,bd->bhe", gradient, mean_token)
+    # Normalise first: the eigenvalues of tiny numbers would be rounding errors.
+    normalised = (gradient / energy.sqrt()[..., None, None]).nan_to_num()
+    first_energy = torch.linalg.eigvalsh(normalised @ normalised.mT)[..., -1]
     return {
-        "mean_token_share": read.square().sum(-1) / square,
-        "rank_one_share": first.where(square.isfinite(), torch.nan),
+        "mean_token_share": reading_mean.square().sum(-1) / energy,
+        "rank_one_share": first_energy.where(energy.isfinite(), torch.nan),
     }
 
 
 def _variables(setup: _Setup, tallies: Tallies) -> dict[str, xr.Variable]:
-    """Return the variables, over losses first."""
+    """Return the variables, with ``loss`` as the first dim."""
     level, head = setup.request.level, {"head": setup.request.network.shape.heads}
     sizes = {"direction": {"direction": len(setup.directions)}, "subspace": {"subspace": len(SUBSPACES)}}
-    made: dict[str, xr.Variable] = {}
+    variables: dict[str, xr.Variable] = {}
     for prefix, view in setup.views.items():
         for number in NUMBERS:
             if (setup.losses[0], prefix, number.name) not in tallies.measured:
@@ -439,77 +462,92 @@ def _variables(setup: _Setup, tallies: Tallies) -> dict[str, xr.Variable]:
             axes = head | {
                 axis: size for kind in number.axes for axis, size in (sizes | {"view": view.offsets})[kind].items()
             }
-            each = []
+            per_loss = []
             for loss in setup.losses:
                 key = (loss, prefix, number.name)
-                of_loss = labelled(number, prefix + number.name, axes, tallies, key, level)
-                each.append(of_loss | (_signal(prefix, axes, tallies, key) if number.name == "descent" else {}))
-            made |= {name: xr.Variable.concat([one[name] for one in each], "loss") for name in each[0]}
-        noise = dimensions(geometry(view.shape, view.causal))
-        values = [noise[name] for name in SUBSPACES]
-        made[f"{prefix}energy_share_of_noise"] = variable(("subspace",), values, "energy share of pure noise", "1")
-    return made | (_cosines(setup, head, tallies) if len(setup.losses) > 1 else {})
+                loss_variables = labelled(number, prefix + number.name, axes, tallies, key, level)
+                per_loss.append(
+                    loss_variables | (_signal(prefix, axes, tallies, key) if number.name == "descent" else {})
+                )
+            variables |= {
+                name: xr.Variable.concat([loss_variables[name] for loss_variables in per_loss], "loss")
+                for name in per_loss[0]
+            }
+        noise_shares = dimensions(geometry(view.shape, view.causal))
+        values = [noise_shares[name] for name in SUBSPACES]
+        variables[f"{prefix}energy_share_of_noise"] = variable(
+            ("subspace",), values, "energy share of white noise", "1"
+        )
+    return variables | (_cosines(setup, head, tallies) if len(setup.losses) > 1 else {})
 
 
 def _signal(prefix: str, axes: Mapping[str, int], tallies: Tallies, key: tuple[str, ...]) -> dict[str, xr.Variable]:
     """Return standard error and signal-to-noise ratio of the descent."""
-    over, measured = ("layer", *axes), tallies.measured
-    error = measured.stack(key, lambda one: one.std / np.sqrt(np.maximum(one.count, 1)))
+    dims, measured = ("layer", *axes), tallies.measured
+    error = measured.stack(key, lambda moments: moments.std / np.sqrt(np.maximum(moments.count, 1)))
     with np.errstate(divide="ignore", invalid="ignore"):
-        ratio = measured.stack(key, lambda one: one.mean / one.std)
-        of_nulls = [
-            [draw.stack(key, lambda one: one.mean / one.std) for draw in draws] for draws in tallies.nulls.values()
+        ratio = measured.stack(key, lambda moments: moments.mean / moments.std)
+        null_ratios = [
+            [draw.stack(key, lambda moments: moments.mean / moments.std) for draw in draws]
+            for draws in tallies.nulls.values()
         ]
-    made = {
-        f"{prefix}descent_se": variable(over, error, "standard error of the mean fall", "loss"),
-        f"{prefix}snr": variable(over, ratio, "signal-to-noise ratio of the fall", "1", "mean over std of a sequence"),
+    variables = {
+        f"{prefix}descent_se": variable(dims, error, "standard error of the descent", "loss"),
+        f"{prefix}snr": variable(
+            dims, ratio, "signal-to-noise ratio of the descent", "1", "mean over std over sequences"
+        ),
     }
-    if of_nulls:
-        made[f"{prefix}snr_null"] = variable(("null", "draw", *over), of_nulls, "null: signal-to-noise ratio", "1")
-    return made
+    if null_ratios:
+        variables[f"{prefix}snr_null"] = variable(
+            ("null", "draw", *dims), null_ratios, "null: signal-to-noise ratio of the descent", "1"
+        )
+    return variables
 
 
 def _cosines(setup: _Setup, head: Mapping[str, int], tallies: Tallies) -> dict[str, xr.Variable]:
-    """Return the cosines between the gradients of different losses; NaN of one with itself."""
-    pairs = {
+    """Return the cosines between the gradients of different losses; NaN between a loss and itself."""
+    variables_by_pair = {
         frozenset(pair): labelled(COSINE, "cosine", head, tallies, pair, setup.request.level)
         for pair in combinations(setup.losses, 2)
     }
-    some = next(iter(pairs.values()))
-    itself = {name: one.copy(data=np.full(one.shape, np.nan)) for name, one in some.items()}
+    example = next(iter(variables_by_pair.values()))
+    diagonal = {name: cosine.copy(data=np.full(cosine.shape, np.nan)) for name, cosine in example.items()}
     return {
         name: xr.Variable.concat(
             [
-                xr.Variable.concat([pairs.get(frozenset((a, b)), itself)[name] for b in setup.losses], "other_loss")
+                xr.Variable.concat(
+                    [variables_by_pair.get(frozenset((a, b)), diagonal)[name] for b in setup.losses], "other_loss"
+                )
                 for a in setup.losses
             ],
             "loss",
         )
-        for name in some
+        for name in example
     }
 
 
 def _curvatures(setup: _Setup, prepared: _Prepared, rows: np.ndarray) -> dict[str, list[Moments]]:
-    """Return the moments of the second derivatives along functions of the offset, in the data's own view.
+    """Return the moments of the second derivatives along functions of the offset (2-D offsets for images).
 
-    Each is a central difference of the exact gradient in float64, with a step that moves no score by more than `STEP`.
+    Each is a central difference of the exact gradient in float64, with a step that changes no score by more than
+    `STEP`.
     """
-    of, prefix = setup.request.probe, list(setup.views)[-1]
-    hidden = hidden_tokens(of, setup.request.seed, int(rows.max()) + 1)
-    found = {}
+    probe, prefix = setup.request.probe, list(setup.views)[-1]
+    masked = hidden_tokens(probe, setup.request.seed, int(rows.max()) + 1)
+    moments_by_loss = {}
     for loss, network in prepared.networks.items():
         assert isinstance(network, Doubles)
         double = network.in_double()
-        found[loss] = [Moments() for _ in range(double.shape.layers)]
-        for chosen, batch in chunks(of.task.test, rows, double):
+        moments_by_loss[loss] = [Moments() for _ in range(double.shape.layers)]
+        for indices, batch in chunks(probe.task.test, rows, double):
             inputs = batch.inputs.double() if batch.inputs.is_floating_point() else batch.inputs
             mask = None
             if OBJECTIVES[loss].hides_tokens:
-                mask = torch.from_numpy(hidden[rows[chosen], : inputs.shape[1]]).to(inputs.device)
+                mask = torch.from_numpy(masked[rows[indices], : inputs.shape[1]]).to(inputs.device)
             batch = replace(batch, inputs=inputs)
-            for layer, moments in enumerate(found[loss]):
+            for layer, moments in enumerate(moments_by_loss[loss]):
                 moments.add(_second_derivatives(setup, double, batch, loss, mask, layer, prepared, prefix))
-    return found
+    return moments_by_loss
 
 
 def _second_derivatives(
@@ -522,56 +560,65 @@ def _second_derivatives(
     prepared: _Prepared,
     prefix: str,
 ) -> np.ndarray:
-    """Return the second derivatives [sequence, head, direction] at the scores of one layer."""
+    """Return the second derivatives with respect to the scores of one layer, [sequence, head, direction]."""
     length, heads = batch.inputs.shape[1], network.shape.heads
-    fixed = _directions(setup, length).by_view[prefix]
+    fixed_directions = _directions(setup, length).by_view[prefix]
     pairs = geometry_of(setup.views[prefix], length)
     profile = prepared.profiles[prefix][layer]
-    short = (profile.shape[-1] - fixed.shape[-1]) // 2
-    own = unit(without_own_pair(profile[:, short : profile.shape[-1] - short], pairs), pairs)
+    excess = (profile.shape[-1] - fixed_directions.shape[-1]) // 2
+    profiles = unit(without_own_pair(profile[:, excess : profile.shape[-1] - excess], pairs), pairs)
     second = torch.full((len(batch.inputs), heads, len(setup.directions)), torch.nan, dtype=torch.float64)
     for head in range(heads):
-        for number, f in enumerate(torch.cat([fixed, own[head, None]])):
-            if not f.isfinite().all():
+        for index, direction in enumerate(torch.cat([fixed_directions, profiles[head, None]])):
+            if not direction.isfinite().all():
                 continue
-            step = STEP / float(f.abs().max())
-            slopes = []
+            step = STEP / float(direction.abs().max())
+            derivatives = []
             for sign in (1, -1):
-                bias = torch.zeros(heads, len(f), dtype=torch.float64)
-                bias[head] = sign * step * f
+                bias = torch.zeros(heads, len(direction), dtype=torch.float64)
+                bias[head] = sign * step * direction
                 bias = bias.to(batch.inputs.device)
 
-                def change(one: Heads, bias: Tensor = bias) -> Heads:
-                    one = setup.change(one)
-                    return replace(one, scores=one.scores.with_bias(bias)) if one.layer == layer else one
+                def change(current: Heads, bias: Tensor = bias) -> Heads:
+                    current = setup.change(current)
+                    return (
+                        replace(current, scores=current.scores.with_bias(bias)) if current.layer == layer else current
+                    )
 
-                here, dz = differentiate(network, batch, loss, mask, change)[layer]
-                slopes.append(gradient_statistics(here.scores, here.v, dz).by_offset[:, head] @ f)
-            second[:, head, number] = (slopes[0] - slopes[1]) / (2 * step)
+                changed_heads, dz = differentiate(network, batch, loss, mask, change)[layer]
+                derivatives.append(
+                    gradient_statistics(changed_heads.scores, changed_heads.v, dz).by_offset[:, head] @ direction
+                )
+            second[:, head, index] = (derivatives[0] - derivatives[1]) / (2 * step)
     return second.numpy()
 
 
 STEP = 1e-3
-"""Largest change of a score, in nats, in a second derivative."""
+"""Largest change of a score in the finite differences of the second derivatives."""
 
 
 def _curvature_variables(
     setup: _Setup, draws: Mapping[str, Sequence[Condition]], prepared: Any, sequences: int
 ) -> dict[str, xr.Variable]:
-    """Return the curvatures, over losses first; the permuted null has none."""
+    """Return the curvature variables, with ``loss`` as the first dim; the permuted null is NaN."""
     rows = setup.request.rows[:sequences]
     measured = _curvatures(setup, prepared(setup.request.network), rows)
     nulls = {
-        kind: [_curvatures(setup, prepared(one.network), rows) for one in passes if one.order is None]
+        kind: [_curvatures(setup, prepared(condition.network), rows) for condition in passes if condition.order is None]
         for kind, passes in draws.items()
     }
     axes = {"head": setup.request.network.shape.heads, "direction": len(setup.directions)}
-    each = []
+    per_loss = []
     for loss in setup.losses:
         empty = [Tally() for _ in range(setup.request.nulls)]
         tallies = Tallies(
             Tally.of(("curvature",), measured[loss]),
-            {kind: [Tally.of(("curvature",), one[loss]) for one in found] or empty for kind, found in nulls.items()},
+            {
+                kind: [Tally.of(("curvature",), draw[loss]) for draw in draws_of_kind] or empty
+                for kind, draws_of_kind in nulls.items()
+            },
         )
-        each.append(labelled(CURVATURE, "curvature", axes, tallies, ("curvature",), setup.request.level))
-    return {name: xr.Variable.concat([one[name] for one in each], "loss") for name in each[0]}
+        per_loss.append(labelled(CURVATURE, "curvature", axes, tallies, ("curvature",), setup.request.level))
+    return {
+        name: xr.Variable.concat([loss_variables[name] for loss_variables in per_loss], "loss") for name in per_loss[0]
+    }

@@ -1,4 +1,4 @@
-"""Interventions: is it causal? What happens to the predictions when a part of the scores is removed, or imposed?"""
+"""Interventions measure: effect of edits of the scores on the predictions."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -42,16 +42,18 @@ from attnprobe.training.checkpoint import load
 from attnprobe.training.objectives import Batch
 
 Scope = tuple[str, int, int]
-"""head, layer or all; the layer and the head, or 0."""
+"""Edited heads: kind (head, layer or all), layer and head, the latter 0 if they do not apply."""
 
 TABLE = "accuracy_change loss_change"
-"""What the command prints of a head."""
+"""Variables that the command prints for each head."""
 
 NUMBERS = [
     Number("accuracy", "accuracy under the intervention", range=(0.0, 1.0)),
     Number("loss", "loss under the intervention", "nats"),
-    Number("accuracy_change", "change of the accuracy", method="paired", range=(-1.0, 1.0), unstructured="0"),
-    Number("loss_change", "change of the loss", "nats", method="paired", unstructured="0"),
+    Number(
+        "accuracy_change", "change in accuracy", method="paired over sequences", range=(-1.0, 1.0), unstructured="0"
+    ),
+    Number("loss_change", "change in loss", "nats", method="paired over sequences", unstructured="0"),
 ]
 BASE = [
     Number("accuracy", "accuracy without intervention", range=(0.0, 1.0)),
@@ -69,37 +71,48 @@ def interventions(
     level: float = 0.95,
     seed: int = 0,
 ) -> xr.Dataset:
-    r"""Measure what edits of the scores do to the predictions, head by head, layer by layer and everywhere.
+    r"""Measure how edits of the scores of a head, a layer or all heads change the predictions.
 
-    Accuracy and loss are those of the checkpoint's own objective, of test sequences, before any edit
-    (``base_accuracy``, ``base_loss``) and under each ``intervention``:
+    Each ``intervention`` edits the scores in a forward pass over test sequences:
 
-    - *uniform_attention*: uniform attention;
-    - *keep_toeplitz*, *ablate_toeplitz*: the score is its mean function of the offset, which training sequences give
-      (least squares, row constants free), or has it subtracted;
-    - *keep_position*, *ablate_position*: the same with the position-position term (`positions`), biases included;
-    - *shift_positions*, *permute_positions*: content stays, positions are moved around by half the sequence, or
-      permuted (in vectors, rotations and biases; not with causal attention and a bias, whose mask stays);
-    - *impose_proximity*: -distance / length_scale is added, in pixels on images;
-    - *patch_scores*: scores, and so patterns, of another checkpoint on the same inputs, under the own values;
-      *patch_qk*: its query and key maps in the place of the own.
+    - *uniform_attention*: set all scores to 0;
+    - *keep_toeplitz*, *ablate_toeplitz*: replace the score by its mean offset profile over training sequences
+      (least-squares fit with a constant per query), or subtract the profile from the score;
+    - *keep_position*, *ablate_position*: the same with the position-position term (`positions`), including biases;
+    - *shift_positions*, *permute_positions*: shift the positions cyclically by half the sequence, or permute them, in
+      vectors, rotations and biases, while the content stays. Not available for causal attention with a bias, whose mask
+      cannot be moved;
+    - *impose_proximity*: add -distance / ``length_scale`` (for images, distances in pixels);
+    - *patch_scores*: patch the scores, and hence the patterns, from another checkpoint on the same inputs, with the
+      network's own values; *patch_qk*: patch the query and key maps.
 
-    ``accuracy``, ``loss``, and paired with the sequence without an edit ``accuracy_change`` and ``loss_change``, are
-    over ``layer`` and ``head``; under ``layer_...`` for all heads of a layer, and under ``all_...`` for all. Each has
-    ``_interval``, Student's 95 % interval over sequences, ``_std``, and for kernels, position-position terms and the
-    imposed bias ``_null``: an edit of the same length (row-centred) with its numbers elsewhere, offsets or positions
-    permuted: what an edit of this size does where it does not belong.
+    Variables for one edited head, dims (intervention, layer, head), as means over sequences under the objective of the
+    checkpoint:
 
-    Where the objective is masked reconstruction the tokens of the edited passes are hidden as in training; the mean
-    functions of the offset are those of whole sequences.
+    - ``accuracy`` (NaN for real-valued targets), ``loss`` (in nats): with the edit;
+    - ``accuracy_change``, ``loss_change``: difference from the unedited network, paired over sequences.
+
+    ``layer_accuracy``, ``layer_loss``, ``layer_accuracy_change`` and ``layer_loss_change`` (intervention, layer) are
+    the same with all heads of a layer edited; ``all_accuracy``, ``all_loss``, ``all_accuracy_change`` and
+    ``all_loss_change`` (intervention) with all heads edited. ``base_accuracy`` and ``base_loss`` (no dims) are those of
+    the unedited network.
+
+    Each of these also has ``NAME_interval`` (bound), its t-interval, ``NAME_std``, the standard deviation over
+    sequences, and, except for ``base_...``, ``NAME_null`` (null, draw): the effect of an edit of the same norm
+    (row-centred) with its values at permuted offsets or positions. The null exists for offset profiles,
+    position-position terms and the imposed bias, and is NaN for other interventions. An effect outside the null depends
+    on where the edited values are, not only on their size.
+
+    For masked reconstruction, tokens are masked as in training; offset profiles are computed from unmasked sequences.
+    ``objective``, ``train_accuracy`` and ``test_accuracy`` (no dims) describe the checkpoint.
 
     Args:
-        of: The checkpoint (or probe) to intervene in.
-        sequences: Number of test sequences: the first ones; as many training sequences give the means.
-        length_scale: Distance over which an imposed bias falls by 1.
-        patch_from: Checkpoint of a network of the same shape, whose scores and maps are put in.
-        nulls: Draws of the null; 0 for none.
-        level: Level of the intervals.
+        of: Checkpoint (or `Probe`) to intervene in.
+        sequences: Number of test sequences (the first ones), and of training sequences for the means.
+        length_scale: Distance over which the imposed bias decreases by 1, in tokens or pixels.
+        patch_from: Checkpoint of a network of the same shape to patch scores and maps from.
+        nulls: Number of draws of the null; 0 for none.
+        level: Confidence level of the intervals.
         seed: Seed of masks and permutations.
     """
     request = checked_request("interventions", of, sequences, nulls, level, seed)
@@ -117,15 +130,15 @@ def interventions(
     }
     variables: dict[str, xr.Variable] = {}
     for kind, sizes in axes.items():
-        start = "" if kind == "head" else f"{kind}_"
+        prefix = "" if kind == "head" else f"{kind}_"
         for number in NUMBERS:
-            name = start + number.name
+            name = prefix + number.name
             variables |= labelled(number, name, sizes, tallies, (kind, number.name), level, over=())
     for number in BASE:
         measured = Tallies(tallies.measured)
         variables |= labelled(number, f"base_{number.name}", {}, measured, ("base", number.name), level, over=())
     left_out = {
-        name: "does not apply to this network" + ("" if patch_from else ", or needs a patch_from")
+        name: "does not apply to this network" + ("" if patch_from else ", or needs patch_from")
         for name in EDITS
         if name not in names
     }
@@ -140,7 +153,7 @@ def interventions(
 
 @dataclass(frozen=True)
 class _Setup:
-    """What is asked, and what training sequences say of the network."""
+    """Settings, and means over training sequences."""
 
     request: Request
     length_scale: float
@@ -148,64 +161,69 @@ class _Setup:
     edits: dict[str, Edit]
     means: Means
     profiles: list[Tensor]
-    """[head, offset] of each layer, at the data's own offsets."""
+    """[head, offset] in each layer: mean offset profiles, over 2-D offsets for images."""
 
     @property
     def scopes(self) -> list[Scope]:
         layers, heads = self.request.network.shape.layers, self.request.network.shape.heads
-        each = [("head", layer, head) for layer, head in np.ndindex(layers, heads)]
-        return [*each, *(("layer", layer, 0) for layer in range(layers)), ("all", 0, 0)]
+        single_heads = [("head", layer, head) for layer, head in np.ndindex(layers, heads)]
+        return [*single_heads, *(("layer", layer, 0) for layer in range(layers)), ("all", 0, 0)]
 
 
 def _setup(request: Request, length_scale: float, patch_from: Network | None) -> _Setup:
-    network, of, train = request.network, request.probe, request.probe.task.train
+    network, subject, train = request.network, request.probe, request.probe.task.train
     rows = np.unique(request.rows % len(train))
     biased: list[bool] = []
     _, first = next(chunks(train, rows[:1], network))
-    read(network, first, of.objectives[0], lambda heads: biased.append(heads.scores.biased))
+    read(network, first, subject.objectives[0], lambda heads: biased.append(heads.scores.biased))
     traits = Traits(network, any(biased), patch_from is not None)
     edits = {name: edit for name, edit in EDITS.items() if edit.applies(traits)}
-    of_data = means(network, (batch for _, batch in chunks(train, rows, network)), of.objectives[0])
-    return _Setup(request, length_scale, patch_from, edits, of_data, mean_profiles(network, of, len(rows))[-1])
+    data_means = means(network, (batch for _, batch in chunks(train, rows, network)), subject.objectives[0])
+    return _Setup(request, length_scale, patch_from, edits, data_means, mean_profiles(network, subject, len(rows))[-1])
 
 
 def _other_network(request: Request, path: Path) -> Network:
-    """Return another checkpoint's network; raise `UsageError` if it cannot stand in for this one."""
+    """Return the network to patch from; raise `UsageError` if its data or shape differ."""
     other = load(path)
     if other.data != request.probe.task.data:
-        raise UsageError(f"patch_from={path}: was trained on other data ({other.data}, not {request.probe.task.data})")
+        raise UsageError(f"patch_from={path}: trained on data {other.data}; must be {request.probe.task.data}")
     network = probe(other).network
-    words = {"layers": "n_layers", "heads": "n_heads", "d_model": "d_model", "causal": "causal"}
-    for name, word in words.items():
-        there, here = getattr(network.shape, name), getattr(request.network.shape, name)
-        if there != here:
-            raise UsageError(f"patch_from={path}: has {word}={there}, not {here}")
+    settings = {"layers": "n_layers", "heads": "n_heads", "d_model": "d_model", "causal": "causal"}
+    for name, setting in settings.items():
+        theirs, ours = getattr(network.shape, name), getattr(request.network.shape, name)
+        if theirs != ours:
+            raise UsageError(f"patch_from={path}: has {setting}={theirs}; must be {ours}")
     if network.shape.prefix != request.network.shape.prefix:
-        raise UsageError(f"patch_from={path}: only one of the two networks puts [CLS] in front")
+        raise UsageError(f"patch_from={path}: both networks or neither must have a prepended [CLS]")
     return network
 
 
 def _prepare(setup: _Setup, condition: Condition) -> Compute:
-    swapped: dict[Scope, Network] = {}
+    patched_networks: dict[Scope, Network] = {}
     names = [name for name, edit in setup.edits.items() if condition.draw is None or edit.nulled]
-    return partial(_see, setup, condition.draw, names, swapped)
+    return partial(_add_effects, setup, condition.draw, names, patched_networks)
 
 
-def _see(
-    setup: _Setup, draw: int | None, names: Sequence[str], swapped: dict[Scope, Network], sample: Sample, add: Add
+def _add_effects(
+    setup: _Setup,
+    draw: int | None,
+    names: Sequence[str],
+    patched_networks: dict[Scope, Network],
+    sample: Sample,
+    add: Add,
 ) -> None:
-    """Take in loss and accuracy of every sequence in every scope, under every edit and without one."""
+    """Add loss and accuracy of each sequence without edits, and under each edit in each scope."""
     request, network, batch = setup.request, setup.request.network, sample.batch
     layers, heads = network.shape.layers, network.shape.heads
     shapes = {"head": (layers, heads), "layer": (layers,), "all": ()}
     mask = sample.mask(request.probe.objective)
-    kept: dict[int, Tensor] = {}
-    seen: dict[int, Scores] = {}
+    unedited: dict[int, Tensor] = {}
+    scores: dict[int, Scores] = {}
 
     def remember(heads: Heads) -> Tensor:
-        seen[heads.layer] = heads.scores
-        kept[heads.layer] = heads.attend()
-        return kept[heads.layer]
+        scores[heads.layer] = heads.scores
+        unedited[heads.layer] = heads.attend()
+        return unedited[heads.layer]
 
     with torch.no_grad():
         with network.attending(remember):
@@ -214,38 +232,38 @@ def _see(
                 base = _outcome(network, batch, request.probe.objective, mask, streams, 0)
             else:
                 streams, base = None, _outcome(network, batch, request.probe.objective, mask, None, 0)
-        materials = _materials(setup, draw, sample, mask, seen)
-        numbers = list(setup.edits)
-        values = {kind: np.full((len(base), len(numbers), *shape, 2), np.nan) for kind, shape in shapes.items()}
+        materials = _materials(setup, draw, sample, mask, scores)
+        all_names = list(setup.edits)
+        values = {kind: np.full((len(base), len(all_names), *shape, 2), np.nan) for kind, shape in shapes.items()}
         for name, scope in product(names, setup.scopes):
             kind, layer, head = scope
-            some = slice(head, head + 1) if kind == "head" else slice(0, heads)
-            touched = {one: some for one in (range(layers) if kind == "all" else [layer])}
-            edit, first = setup.edits[name].edit, min(touched)
+            edited_heads = slice(head, head + 1) if kind == "head" else slice(0, heads)
+            edited_layers = {number: edited_heads for number in (range(layers) if kind == "all" else [layer])}
+            edit, first = setup.edits[name].edit, min(edited_layers)
             if edit is None:
-                if scope not in swapped:
+                if scope not in patched_networks:
                     assert isinstance(network, Swaps)
-                    swapped[scope] = network.with_maps_of(setup.patch_from, list(touched.items()))
-                outcome = _outcome(swapped[scope], batch, request.probe.objective, mask, streams, first)
+                    patched_networks[scope] = network.with_maps_of(setup.patch_from, list(edited_layers.items()))
+                outcome = _outcome(patched_networks[scope], batch, request.probe.objective, mask, streams, first)
             else:
-                attend = _edited(edit, touched, materials, kept if kind == "head" else None)
+                attend = _edited(edit, edited_layers, materials, unedited if kind == "head" else None)
                 with network.attending(attend):
                     outcome = _outcome(network, batch, request.probe.objective, mask, streams, first)
-            place = {"head": (layer, head), "layer": (layer,), "all": ()}[kind]
-            values[kind][(slice(None), numbers.index(name), *place)] = outcome
-    for kind, many in values.items():
-        change = many - base.reshape(len(base), *[1] * (many.ndim - 2), 2)
-        for number, name in enumerate(("loss", "accuracy")):
-            add((kind, name), 0, many[..., number])
-            add((kind, f"{name}_change"), 0, change[..., number])
-    for number, name in enumerate(("loss", "accuracy")):
-        add(("base", name), 0, base[:, number])
+            index = {"head": (layer, head), "layer": (layer,), "all": ()}[kind]
+            values[kind][(slice(None), all_names.index(name), *index)] = outcome
+    for kind, values_of_kind in values.items():
+        change = values_of_kind - base.reshape(len(base), *[1] * (values_of_kind.ndim - 2), 2)
+        for column, name in enumerate(("loss", "accuracy")):
+            add((kind, name), 0, values_of_kind[..., column])
+            add((kind, f"{name}_change"), 0, change[..., column])
+    for column, name in enumerate(("loss", "accuracy")):
+        add(("base", name), 0, base[:, column])
 
 
 def _outcome(
     network: Network, batch: Batch, objective: str, mask: Tensor | None, streams: list[Tensor] | None, first: int
 ) -> np.ndarray:
-    """Return loss and accuracy of each sequence, [sequence, 2]: from the first edited layer on, if that is possible."""
+    """Return loss and accuracy, [sequence, 2]; start at the first edited layer if the network can resume."""
     if streams is not None and isinstance(network, Resumes):
         predictions = network.resumed(streams[first], first, batch, objective, mask)
     else:
@@ -256,70 +274,74 @@ def _outcome(
 
 
 def _edited(
-    edit: Any, touched: dict[int, slice], materials: Callable[[int, slice], Material], kept: dict[int, Tensor] | None
+    edit: Any,
+    edited_layers: dict[int, slice],
+    materials: Callable[[int, slice], Material],
+    unedited: dict[int, Tensor] | None,
 ) -> Attend:
-    """Return what takes the place of attention: an edit of some heads of some layers.
+    """Return a replacement of attention that edits some heads of some layers.
 
-    ``kept`` is what heads that are not edited put out, if nothing before them has changed; they are not computed then.
+    ``unedited`` has the outputs z of each layer without edits, if the inputs of the edited layer are unchanged; the
+    heads that are not edited are then not recomputed.
     """
 
     def attend(heads: Heads) -> Tensor:
-        some = touched.get(heads.layer)
-        if some is None:
+        edited_heads = edited_layers.get(heads.layer)
+        if edited_heads is None:
             return heads.attend()
-        z = edit(heads.of_heads(some), materials(heads.layer, some))
+        z = edit(heads.of_heads(edited_heads), materials(heads.layer, edited_heads))
         if z.shape[1] == heads.scores.shape[1]:
             return z
-        whole = (heads.attend() if kept is None else kept[heads.layer]).clone()
-        whole[:, some] = z
-        return whole
+        output = (heads.attend() if unedited is None else unedited[heads.layer]).clone()
+        output[:, edited_heads] = z
+        return output
 
     return attend
 
 
 def _materials(
-    setup: _Setup, draw: int | None, sample: Sample, mask: Tensor | None, seen: dict[int, Scores]
+    setup: _Setup, draw: int | None, sample: Sample, mask: Tensor | None, scores: dict[int, Scores]
 ) -> Callable[[int, slice], Material]:
-    """Return what edits of some heads of a layer are made of, for a batch; with a draw, everything is permuted."""
+    """Return a function from layer and heads to the `Material` of a batch; with a draw, values are permuted."""
     request, network, length = setup.request, setup.request.network, sample.length
     view = list(views(network).values())[-1]
     pairs = geometry(view.shape if len(view.shape) == 2 else (length,), view.causal)
     device = sample.batch.inputs.device
     parts: dict[int, Parts] = {}
     visit_parts(network, sample.batch, setup.means, parts.__setitem__, request.probe.objective, mask)
-    short = (setup.profiles[0].shape[1] - len(pairs.count)) // 2
-    profiles = [one[:, short : one.shape[1] - short].to(device) for one in setup.profiles]
+    excess = (setup.profiles[0].shape[1] - len(pairs.count)) // 2
+    profiles = [profile[:, excess : profile.shape[1] - excess].to(device) for profile in setup.profiles]
     imposed = (-pairs.distance / setup.length_scale).expand(network.shape.heads, -1).to(device)
     biases = [parts[layer].scores.bias for layer in range(network.shape.layers)]
-    biases = [one if one is None or one.shape[1] == len(pairs.count) else one[:, pairs.in_line] for one in biases]
-    own = list(biases)
+    biases = [bias if bias is None or bias.shape[1] == len(pairs.count) else bias[:, pairs.in_line] for bias in biases]
+    network_biases = list(biases)
     order = permutation("interventions", request.seed, draw or 0, network.shape.n)
     order = torch.from_numpy(order[order < length])
     if draw is not None:
         generator = numpy_generator(request.seed, "interventions offsets", draw)
-        profiles = [shuffled(one, pairs, generator) for one in profiles]
+        profiles = [shuffled(profile, pairs, generator) for profile in profiles]
         imposed = shuffled(imposed, pairs, generator)
         state = generator.bit_generator.state
-        for layer, bias in enumerate(own):
-            generator.bit_generator.state = state  # one encoding's bias moves alike in all layers
+        for layer, bias in enumerate(network_biases):
+            generator.bit_generator.state = state  # layers may share a bias: permute all biases the same way
             biases[layer] = None if bias is None else shuffled(bias, pairs, generator)
-    patch_from: dict[int, Scores] = {}
+    patched_scores: dict[int, Scores] = {}
     if setup.patch_from is not None and draw is None:
 
-        def see_patch(heads: Heads) -> Tensor:
-            patch_from[heads.layer] = heads.scores
+        def keep_scores(heads: Heads) -> Tensor:
+            patched_scores[heads.layer] = heads.scores
             return heads.attend()
 
-        with setup.patch_from.attending(see_patch):
+        with setup.patch_from.attending(keep_scores):
             setup.patch_from.predictions(sample.batch, request.probe.objective, mask)
 
-    def of(layer: int, some: slice) -> Material:
+    def material(layer: int, head_slice: slice) -> Material:
         def cast(x: Tensor | None) -> Tensor | None:
-            return None if x is None else x[some].to(seen[layer].type)
+            return None if x is None else x[head_slice].to(scores[layer].type)
 
-        q, k = parts[layer].q_position[:, some], parts[layer].k_position[:, some]
-        bias, before = biases[layer], own[layer]
-        moved = None if bias is None or before is None or draw is None else bias - before
+        q, k = parts[layer].q_position[:, head_slice], parts[layer].k_position[:, head_slice]
+        bias, network_bias = biases[layer], network_biases[layer]
+        bias_change = None if bias is None or network_bias is None or draw is None else bias - network_bias
         profile, proximity = cast(profiles[layer]), cast(imposed)
         assert profile is not None and proximity is not None
         return Material(
@@ -328,10 +350,10 @@ def _materials(
             q if draw is None else q[:, :, order],
             k if draw is None else k[:, :, order],
             cast(bias),
-            cast(moved),
+            cast(bias_change),
             proximity,
             order,
-            patch_from[layer].of_heads(some) if layer in patch_from else None,
+            patched_scores[layer].of_heads(head_slice) if layer in patched_scores else None,
         )
 
-    return of
+    return material

@@ -1,4 +1,4 @@
-"""Positions: which part of a score comes from content, which from position, and is the proximity there?"""
+"""Positions measure: decomposition of scores into content and position terms."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -36,41 +36,41 @@ from attnprobe.statistics.spectrum import circulant_part, effective_rank, pair_w
 from attnprobe.training.objectives import Batch
 
 BINS = 128
-"""Bins of query and of key positions, at most, in which the position-position kernel is kept."""
+"""Maximum number of bins of query and of key positions in ``position_score``."""
 COMPONENTS = 4
-"""Singular vectors that are kept."""
+"""Number of singular vectors in the result."""
 
 TABLE = "variance_share proximity_contrast toeplitz_share grid_proximity_contrast qk_effective_rank"
-"""What the command prints of a head."""
+"""Variables that the command prints for each head."""
 
 NUMBERS = [
     Number(
         "variance_share",
-        "share of the score's variance",
+        "share of the score variance",
         axes=("term",),
-        method="covariance with the score, row-centred",
+        method="covariance with the score over its variance, row-centred",
     ),
     Number(
         "toeplitz_share",
-        "share of the term's variance that the offset explains",
+        "fraction of the term variance explained by the offset profile",
         axes=("term",),
         method="row-centred",
         range=(0.0, 1.0),
-        unstructured="number of offsets less one, over n (n - 1)",
+        unstructured="(number of offsets - 1) / (n (n - 1))",
     ),
     Number(
         "proximity_contrast",
-        "near minus far keys, by term",
+        "mean term of near minus far keys",
         "std of the score",
         ("term",),
-        "offset 0 left out",
+        "row-centred, excluding offset 0",
         unstructured="0",
     ),
     Number(
         "score_by_offset",
-        "term of the score by offset",
+        "offset profile of the term",
         axes=("term", "view"),
-        method="least squares, row constants free",
+        method="least squares with a constant per query",
     ),
 ]
 
@@ -78,148 +78,166 @@ NUMBERS = [
 def positions(
     of: Any, *, sequences: int = 256, window: int = 2, nulls: int = 8, level: float = 0.95, seed: int = 0
 ) -> xr.Dataset:
-    r"""Measure what content and position contribute to each head's score, and how the positions interact.
+    r"""Measure the contributions of content and position to the scores of each head.
 
-    The score of the forward pass is split into four terms that add up to it: content and position of the query times
-    content and position of the key (`attnprobe.measures.terms` says how each encoding and layer is split; the means of
-    deeper layers come from training sequences, the split ones are test sequences). Over ``layer``, ``head`` and
-    ``term``, as means over sequences:
+    The score of the forward pass is the sum of four terms: content or position part of the query times content or
+    position part of the key. `attnprobe.measures.terms` defines the parts for each encoding and layer. Test sequences
+    are decomposed with means over training sequences.
 
-    - ``variance_share``: Cov(term, score) / Var(score), row-centred. The four add up to 1; a share can be negative;
-    - ``proximity_contrast``: mean of the term at near keys (0 < distance <= window) minus far keys, in std of the whole
-      score. The four add up to the contrast of the score (`proximity`);
-    - ``toeplitz_share``: share of the term's own variance that the offset explains; NaN for a term that is constant;
-    - ``score_by_offset`` (offset): the function of the offset that fits the term best. The four add up to the score's.
+    All variables have dims ``layer`` and ``head`` and the dims in parentheses. Means over sequences:
 
-    Image tasks have the last three over two-dimensional offsets too, as ``grid_...``. Each has ``_interval``, ``_std``
-    and ``_null``: *permuted*, the encoding's positions permuted in the network (where attention is causal, the keys
-    that a query sees trade places), and *initial*, networks of the same configuration at initialisation.
+    - ``variance_share`` (term): covariance of term and score over the variance of the score, row-centred. The four
+      shares add up to 1 and can be negative;
+    - ``proximity_contrast`` (term): mean term at near keys (0 < distance <= ``window``) minus mean term at far keys, in
+      std of the score. The four contrasts add up to the contrast of the score (`proximity`);
+    - ``toeplitz_share`` (term): fraction of the variance of the term itself explained by its offset profile; NaN for a
+      constant term;
+    - ``score_by_offset`` (term, offset): offset profile of the term. The four profiles add up to that of the score.
 
-    Of the mean position parts, without an interval, since they hardly differ between sequences, and over all pairs,
-    those that a causal mask hides too:
+    Each of these also has ``NAME_interval`` (bound), its t-interval, ``NAME_std``, the standard deviation over
+    sequences, and ``NAME_null`` (null, draw), its values under two nulls. *permuted*: positions of the encoding
+    permuted in the network (for causal attention, the visible keys of each query permuted). *initial*: networks of the
+    same configuration at initialisation. For images, the last three are also computed over two-dimensional offsets
+    (``row_offset``, ``column_offset``), with names that start with ``grid_``.
 
-    - ``position_score`` (query_bin, key_bin): the row-centred position-position term, mean over bins of positions;
-    - ``wave_amplitude``, ``wave_offset`` (frequency): its circulant part in the Fourier basis of n positions: how much
-      of each frequency the head reads, and the offset it prefers there, the phase shift in tokens;
-    - ``position_singular_value`` (component), ``position_query_vector`` and ``position_key_vector`` (token): its
-      singular values, and the first functions of the position that queries and keys have in it (a bias aside);
-    - ``pair_amplitude``, ``pair_offset`` (pair): the same as for waves in the encoding's own frequencies,
-      ``pair_frequency``: sinusoidal vectors in layer 0 (from the weights and the mean scale of the norm), and rotary
-      pairs of the mean query and key; ``pair_use``: mean product of the lengths that queries and keys have in a pair;
-    - ``qk_singular_value`` (component) and ``qk_effective_rank`` of the circuit $W_Q W_K^T / \sqrt{d_{head}}$, with
-      ``qk_query_vector`` and ``qk_key_vector`` (d_model).
+    Properties of the mean position parts, over all pairs including causally masked ones. They vary little between
+    sequences and have no intervals; amplitudes, singular values and ``pair_use`` have nulls:
+
+    - ``position_score`` (query_bin, key_bin): row-centred position-position term, averaged over bins of positions;
+    - ``wave_amplitude``, ``wave_offset`` (frequency): amplitude of each Fourier component of the circulant part of this
+      term, and the offset that it prefers (its phase shift in tokens);
+    - ``position_singular_value`` (component): singular values of this term without bias; ``position_query_vector`` and
+      ``position_key_vector`` (component, token): its first singular vectors, as functions of the query and of the key
+      position;
+    - ``pair_amplitude``, ``pair_offset`` (pair): amplitude and preferred offset at the frequencies of a sinusoidal
+      encoding (layer 0, from the weights and the mean scale of the norm) or a rotary encoding (from the mean query and
+      key). ``pair_frequency`` (pair only) has these frequencies in periods per token;
+    - ``pair_use`` (pair; rotary only): mean norm of the queries in a pair of coordinates times mean norm of the
+      keys, over $\sqrt{d_{head}}$.
+
+    Properties of the weights, the query-key circuit $W_Q W_K^T / \sqrt{d_{head}}$, also without intervals:
+
+    - ``qk_singular_value`` (component) and ``qk_effective_rank``, both with nulls;
+    - ``qk_query_vector``, ``qk_key_vector`` (component, d_model): first singular vectors.
+
+    ``objective``, ``train_accuracy`` and ``test_accuracy`` (no dims) describe the checkpoint.
 
     Args:
-        of: The checkpoint (or probe) to measure.
-        sequences: Number of test sequences: the first ones; as many training sequences give the means.
-        window: Largest distance that counts as near, in tokens or pixels.
-        nulls: Draws of each null; 0 for none.
-        level: Level of the intervals.
+        of: Checkpoint (or `Probe`) to measure.
+        sequences: Number of test sequences (the first ones), and of training sequences for the means.
+        window: Largest distance of a near key, in tokens or pixels.
+        nulls: Number of draws of each null; 0 for none.
+        level: Confidence level of the intervals.
         seed: Seed of the permutations and the initial networks.
     """
     request = checked_request("positions", of, sequences, nulls, level, seed)
     check_window(request.network, window)
-    seen, network = views(request.network), request.network
+    views_by_prefix, network = views(request.network), request.network
     train, objective = request.probe.task.train, request.probe.objectives[0]
     rows = np.unique(request.rows % len(train))
-    known: list[tuple[Network, Means, np.ndarray | None]] = []
+    measured_conditions: list[tuple[Network, Means, np.ndarray | None]] = []
 
     def prepare(condition: Condition) -> Compute:
-        # A causal network sees the tokens as they are, and its scores are rearranged.
-        moved = condition.order is not None and not network.shape.causal
+        # For causal attention the inputs stay in place and the scores are permuted.
+        permutes_inputs = condition.order is not None and not network.shape.causal
 
-        def arranged(batch: Batch) -> Batch:
-            if condition.order is None or not moved:
+        def permuted_inputs(batch: Batch) -> Batch:
+            if condition.order is None or not permutes_inputs:
                 return batch
             return replace(batch, inputs=batch.inputs[:, condition.order[condition.order < batch.inputs.shape[1]]])
 
-        of_data = means(
-            condition.network, (arranged(batch) for _, batch in chunks(train, rows, condition.network)), objective
+        data_means = means(
+            condition.network,
+            (permuted_inputs(batch) for _, batch in chunks(train, rows, condition.network)),
+            objective,
         )
-        known.append((condition.network, of_data, condition.order))
+        measured_conditions.append((condition.network, data_means, condition.order))
 
-        def see(sample: Sample, add: Add) -> None:
-            back = sample.order if sample.order is None or not moved else sample.order.argsort()
+        def compute(sample: Sample, add: Add) -> None:
+            order = sample.order if sample.order is None or not permutes_inputs else sample.order.argsort()
 
-            def see_layer(layer: int, parts: Parts) -> None:
-                for prefix, values in _statistics(parts, seen, window, back).items():
+            def add_layer(layer: int, parts: Parts) -> None:
+                for prefix, values in _statistics(parts, views_by_prefix, window, order).items():
                     if sample.length > sample.shortest:
                         profile = values["score_by_offset"]
-                        profile -= mean_over_shared(profile, sample.length, sample.shortest, seen[prefix].causal)
+                        profile -= mean_over_shared(
+                            profile, sample.length, sample.shortest, views_by_prefix[prefix].causal
+                        )
                     for name, value in values.items():
-                        short = network.shape.n - sample.length if name == "score_by_offset" else 0
-                        add((prefix, name), layer, widened(value, short))
+                        missing = network.shape.n - sample.length if name == "score_by_offset" else 0
+                        add((prefix, name), layer, widened(value, missing))
 
-            visit_parts(condition.network, arranged(sample.batch), of_data, see_layer, objective)
+            visit_parts(condition.network, permuted_inputs(sample.batch), data_means, add_layer, objective)
 
-        return see
+        return compute
 
     tallies, draws = over_sequences(request, prepare)
     variables: dict[str, xr.Variable] = {}
-    for prefix, view in seen.items():
+    for prefix, view in views_by_prefix.items():
         sizes = {"term": {"term": len(TERMS)}, "view": view.offsets}
         for number in NUMBERS:
             if prefix and number.name == "variance_share":
-                continue  # the same in every view
+                continue  # the variance share is the same in all views
             axes = {"head": network.shape.heads}
             axes |= {axis: size for kind in number.axes for axis, size in sizes[kind].items()}
             variables |= labelled(number, prefix + number.name, axes, tallies, (prefix, number.name), level)
-    for many in (_kernel, _circuit, _pairs):
-        variables |= _with_nulls([many(*one) for one in known], len(draws))
+    for compute_properties in (_position_term, _circuit, _pairs):
+        variables |= _with_nulls([compute_properties(*condition) for condition in measured_conditions], len(draws))
     n = network.shape.n
-    ends = np.linspace(0, n, min(n, BINS) + 1).round()
-    middle = (ends[1:] + ends[:-1] - 1) / 2
+    edges = np.linspace(0, n, min(n, BINS) + 1).round()
+    centres = (edges[1:] + edges[:-1] - 1) / 2
     coordinates = {
         "term": list(TERMS),
         "frequency": np.arange(1, n // 2 + 1) / n,
-        "query_bin": middle,
-        "key_bin": middle,
+        "query_bin": centres,
+        "key_bin": centres,
         "token": np.arange(n),
     }
     left_out = undefined(network, "proximity_contrast")
     if not isinstance(network, KnowsMaps):
-        left_out["qk_*"] = "the network shows no query and key maps"
+        left_out["qk_*"] = "the network does not expose query and key maps"
     encoding = network.encoding if isinstance(network, KnowsPositions) else "unknown"
     if encoding == "unknown":
-        left_out["pair_*"] = "the network does not know its position encoding; layer 0 is split by means over data too"
+        left_out["pair_*"] = "the position encoding of the network is unknown; layer 0 is also split by means over data"
     facts = {"window": window, "means_from": "train", "encoding": encoding, "table": TABLE}
     return result(request, variables, coordinates, list(draws), left_out, **facts)
 
 
 def _statistics(
-    parts: Parts, seen: Mapping[str, View], window: int, order: Tensor | None
+    parts: Parts, views_by_prefix: Mapping[str, View], window: int, order: Tensor | None
 ) -> dict[str, dict[str, np.ndarray]]:
-    """Return, for each view, each statistic of [sequence, head, term, ...]."""
-    whole, terms = parts.scores, list(parts.terms.values())
-    shared = torch.stack([covariance(term, whole) for term in terms], dim=-1)
-    square = covariance(whole, whole)
-    std = (square / whole.geometry.keys.sum()).sqrt()[..., None]
-    finest = [score_statistics(replace(term, order=order)) for term in terms]
-    found = {}
-    for prefix in seen:
-        each = finest if prefix else [one.in_line() for one in finest]
+    """Return the statistics of the terms, [sequence, head, term, ...], by view prefix and name."""
+    scores, terms = parts.scores, list(parts.terms.values())
+    covariances = torch.stack([covariance(term, scores) for term in terms], dim=-1)
+    variance = covariance(scores, scores)
+    std = (variance / scores.geometry.keys.sum()).sqrt()[..., None]
+    grid_statistics = [score_statistics(replace(term, order=order)) for term in terms]
+    statistics = {}
+    for prefix in views_by_prefix:
+        term_statistics = grid_statistics if prefix else [of_term.in_line() for of_term in grid_statistics]
         values = {
-            "variance_share": shared / square[..., None],
-            "toeplitz_share": torch.stack([one.toeplitz_share for one in each], dim=-1),
-            "proximity_contrast": torch.stack([one.near_minus_far(window) for one in each], dim=-1) / std,
-            "score_by_offset": torch.stack([one.offset_profile for one in each], dim=2),
+            "variance_share": covariances / variance[..., None],
+            "toeplitz_share": torch.stack([of_term.toeplitz_share for of_term in term_statistics], dim=-1),
+            "proximity_contrast": torch.stack([of_term.near_minus_far(window) for of_term in term_statistics], dim=-1)
+            / std,
+            "score_by_offset": torch.stack([of_term.offset_profile for of_term in term_statistics], dim=2),
         }
-        found[prefix] = {name: value.numpy() for name, value in values.items()}
-    return found
+        statistics[prefix] = {name: value.numpy() for name, value in values.items()}
+    return statistics
 
 
-def _with_nulls(found: Sequence[dict[str, xr.Variable]], kinds: int) -> dict[str, xr.Variable]:
-    """Return the variables of the measured condition, which comes first, with the nulls of some of them."""
-    first, *others = found
-    made = dict(first)
+def _with_nulls(conditions: Sequence[dict[str, xr.Variable]], null_kinds: int) -> dict[str, xr.Variable]:
+    """Return the variables of the first (measured) condition, with the nulls from the other conditions."""
+    first, *others = conditions
+    variables = dict(first)
     for name in NULLED & set(first) if others else ():
-        shape = (kinds, len(others) // kinds, *first[name].shape)
+        shape = (null_kinds, len(others) // null_kinds, *first[name].shape)
         values = np.stack([other[name].values for other in others]).reshape(shape)
         about = f"null: {first[name].attrs['long_name']}"
-        made[f"{name}_null"] = variable(
+        variables[f"{name}_null"] = variable(
             ["null", "draw", *map(str, first[name].dims)], values, about, first[name].attrs["units"]
         )
-    return made
+    return variables
 
 
 NULLED = {
@@ -230,20 +248,20 @@ NULLED = {
     "qk_singular_value",
     "qk_effective_rank",
 }
-"""Those of the mean position parts and of the weights that have nulls."""
+"""Properties of the mean position parts and of the weights that have nulls."""
 
 
-def _kernel(network: Network, of: Means, order: np.ndarray | None) -> dict[str, xr.Variable]:
-    """Return what the mean position-position term is like, over all pairs whether a mask hides them or not."""
-    q, k = mean_position_parts(network, of)
+def _position_term(network: Network, data_means: Means, order: np.ndarray | None) -> dict[str, xr.Variable]:
+    """Return properties of the mean position-position term, over all pairs including masked ones."""
+    q, k = mean_position_parts(network, data_means)
     n, grid = network.shape.n, network.shape.grid
     bias = network.bias(n) if isinstance(network, KnowsPositions) else None
     bias = None if bias is None else bias.double().cpu()
-    back = None if order is None else torch.from_numpy(np.argsort(order))
-    score = score_statistics(Scores(q, k, bias=bias, order=back, grid=grid)).in_line()
-    amplitude, shift = waves(circulant_part(score.mean_by_offset * score.pairs[:, None]))
+    inverse = None if order is None else torch.from_numpy(np.argsort(order))
+    score = score_statistics(Scores(q, k, bias=bias, order=inverse, grid=grid)).in_line()
+    amplitude, offset = waves(circulant_part(score.mean_by_offset * score.pairs[:, None]))
     k = (k - k.mean(2, keepdim=True)) / k.shape[-1] ** 0.5
-    left, values, right = (_padded(x, k.shape[-1]) for x in product_svd(q, k))
+    query_vectors, values, key_vectors = (_padded(x, k.shape[-1]) for x in product_svd(q, k))
     head, method = ("layer", "head"), "of the mean position parts"
     return {
         "position_score": variable(
@@ -251,93 +269,104 @@ def _kernel(network: Network, of: Means, order: np.ndarray | None) -> dict[str, 
             _binned(q, k, bias, grid),
             "position-position term",
             "1",
-            "row-centred, by bins",
+            "row-centred, mean over bins",
         ),
         "wave_amplitude": variable((*head, "frequency"), amplitude, "amplitude of the circulant part", "1", method),
-        "wave_offset": variable((*head, "frequency"), shift, "preferred offset", "tokens", method),
+        "wave_offset": variable(
+            (*head, "frequency"), offset, "offset preferred by the circulant part", "tokens", method
+        ),
         "position_singular_value": variable(
-            (*head, "component"), values, "singular value of the position-position term", "1", "row-centred, no bias"
+            (*head, "component"),
+            values,
+            "singular value of the position-position term",
+            "1",
+            "row-centred, without bias",
         ),
         **{
             f"position_{side}_vector": variable(
-                (*head, "component", "token"), _first(vectors), f"singular function of the {side} position", "1"
+                (*head, "component", "token"), _first(vectors), f"singular vector over {side} positions", "1"
             )
-            for side, vectors in (("query", left), ("key", right))
+            for side, vectors in (("query", query_vectors), ("key", key_vectors))
         },
     }
 
 
 def _binned(q: Tensor, k: Tensor, bias: Tensor | None, grid: tuple[int, int] | None) -> np.ndarray:
-    """Return the means of the row-centred product, and of a bias, over bins of queries and keys."""
+    """Return the row-centred product, plus a bias, averaged over bins of queries and keys."""
     n = q.shape[2]
-    ends = np.linspace(0, n, min(n, BINS) + 1).round().astype(int)
-    members = torch.zeros(len(ends) - 1, n, dtype=torch.float64)
-    for number, (start, stop) in enumerate(zip(ends[:-1], ends[1:], strict=True)):
-        members[number, start:stop] = 1 / (stop - start)
-    kernel = (members @ q) @ (members @ k).mT
+    edges = np.linspace(0, n, min(n, BINS) + 1).round().astype(int)
+    averages = torch.zeros(len(edges) - 1, n, dtype=torch.float64)
+    for index, (start, stop) in enumerate(zip(edges[:-1], edges[1:], strict=True)):
+        averages[index, start:stop] = 1 / (stop - start)
+    binned = (averages @ q) @ (averages @ k).mT
     if bias is not None:
         sides, keys = (n,) if bias.shape[1] == 2 * n - 1 else grid or (n,), torch.arange(n)
-        for number, (start, stop) in enumerate(zip(ends[:-1].tolist(), ends[1:].tolist(), strict=True)):
+        for index, (start, stop) in enumerate(zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True)):
             mean = bias_of_pairs(bias, sides, torch.arange(start, stop), keys).mean(1)
-            kernel[:, :, number] += (mean - mean.mean(-1, keepdim=True)) @ members.T
-    return kernel.numpy()
+            binned[:, :, index] += (mean - mean.mean(-1, keepdim=True)) @ averages.T
+    return binned.numpy()
 
 
 def _padded(x: Tensor, components: int) -> Tensor:
-    """Return [layer, head, component, ...] with zeros for components that a short sequence cannot have."""
-    short = x.new_zeros(*x.shape[:2], components - x.shape[2], *x.shape[3:])
-    return torch.cat([x, short], dim=2)
+    """Pad [layer, head, component, ...] with zeros to ``components``; sequences shorter than d_head have fewer."""
+    zeros = x.new_zeros(*x.shape[:2], components - x.shape[2], *x.shape[3:])
+    return torch.cat([x, zeros], dim=2)
 
 
 def _first(vectors: Tensor) -> np.ndarray:
-    """Return the first singular vectors, and NaN for the others."""
-    found = vectors.numpy().copy()
-    found[:, :, COMPONENTS:] = np.nan
-    return found
+    """Return singular vectors with all but the first `COMPONENTS` set to NaN."""
+    first = vectors.numpy().copy()
+    first[:, :, COMPONENTS:] = np.nan
+    return first
 
 
-def _circuit(network: Network, of: Means, order: np.ndarray | None) -> dict[str, xr.Variable]:
-    """Return what the product of query and key map is like, in each layer and head."""
+def _circuit(network: Network, data_means: Means, order: np.ndarray | None) -> dict[str, xr.Variable]:
+    """Return singular values and vectors of the query-key circuit of each head."""
     if not isinstance(network, KnowsMaps):
         return {}
     w_q, w_k = (maps.double().cpu() for maps in network.query_key_maps())
-    left, values, right = product_svd(w_q / w_q.shape[-1] ** 0.5, w_k)
+    query_vectors, values, key_vectors = product_svd(w_q / w_q.shape[-1] ** 0.5, w_k)
     head, method = ("layer", "head"), "of the weights; rotary: at offset 0"
     return {
         "qk_singular_value": variable(
             (*head, "component"), values, "singular value of the query-key circuit", "1", method
         ),
-        "qk_effective_rank": variable(head, effective_rank(values), "effective rank of the circuit", "1", "entropy"),
+        "qk_effective_rank": variable(
+            head, effective_rank(values), "effective rank of the query-key circuit", "1", "entropy"
+        ),
         **{
             f"qk_{side}_vector": variable(
-                (*head, "component", "d_model"), _first(vectors), f"singular vector of the circuit, {side} side", "1"
+                (*head, "component", "d_model"),
+                _first(vectors),
+                f"singular vector of the query-key circuit, {side} side",
+                "1",
             )
-            for side, vectors in (("query", left), ("key", right))
+            for side, vectors in (("query", query_vectors), ("key", key_vectors))
         },
     }
 
 
-def _pairs(network: Network, of: Means, order: np.ndarray | None) -> dict[str, xr.Variable]:
-    """Return the waves in the encoding's own frequencies, where it has some."""
+def _pairs(network: Network, data_means: Means, order: np.ndarray | None) -> dict[str, xr.Variable]:
+    """Return amplitudes and preferred offsets at the frequencies of the encoding, if it has any."""
     frequency = network.frequency if isinstance(network, KnowsPositions) else None
     if frequency is None or not isinstance(network, KnowsPositions):
         return {}
-    head, found = ("layer", "head"), {}
+    head, variables = ("layer", "head"), {}
     if network.rotates:
-        query, key = (torch.stack([one[side] for one in of.unrotated]) for side in range(2))
-        amplitude, shift = pair_waves(query / query.shape[-1] ** 0.5, key, frequency)
-        use = torch.stack([query * key for query, key in of.lengths]) / query.shape[-1] ** 0.5
-        long_name = "mean product of the lengths of query and key"
-        found["pair_use"] = variable((*head, "pair"), use, long_name, "1", "mean of queries times mean of keys")
+        query, key = (torch.stack([parts[side] for parts in data_means.unrotated]) for side in range(2))
+        amplitude, offset = pair_waves(query / query.shape[-1] ** 0.5, key, frequency)
+        use = torch.stack([query * key for query, key in data_means.lengths]) / query.shape[-1] ** 0.5
+        long_name = "mean query norm times mean key norm in a pair"
+        variables["pair_use"] = variable((*head, "pair"), use, long_name, "1", "over sqrt(d_head)")
         method = "of the mean query and key"
     else:
         shape = (network.shape.layers, network.shape.heads, len(frequency))
-        amplitude, shift = (torch.full(shape, torch.nan, dtype=torch.float64) for _ in range(2))
-        w_q, w_k = network.vector_maps(of.scale)
-        amplitude[0], shift[0] = vector_waves(w_q / w_q.shape[-1] ** 0.5, w_k, frequency)
+        amplitude, offset = (torch.full(shape, torch.nan, dtype=torch.float64) for _ in range(2))
+        w_q, w_k = network.vector_maps(data_means.scale)
+        amplitude[0], offset[0] = vector_waves(w_q / w_q.shape[-1] ** 0.5, w_k, frequency)
         method = "of the weights and the mean scale of the norm, in layer 0"
-    return found | {
+    return variables | {
         "pair_frequency": variable(("pair",), frequency, "frequency of a pair of coordinates", "periods per token"),
-        "pair_amplitude": variable((*head, "pair"), amplitude, "amplitude of a pair's wave", "1", method),
-        "pair_offset": variable((*head, "pair"), shift, "preferred offset of a pair's wave", "tokens", method),
+        "pair_amplitude": variable((*head, "pair"), amplitude, "amplitude of a pair of coordinates", "1", method),
+        "pair_offset": variable((*head, "pair"), offset, "offset preferred by a pair of coordinates", "tokens", method),
     }

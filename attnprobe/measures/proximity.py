@@ -1,4 +1,4 @@
-"""Proximity: do scores and attention favour near keys, how much, and over what range?"""
+"""Proximity measure: how scores and attention depend on the distance between query and key."""
 
 import math
 from collections.abc import Mapping
@@ -38,114 +38,121 @@ from attnprobe.statistics.decay import Decay, fit_decay
 from attnprobe.statistics.moments import jackknife_error
 
 GROUPS = 20
-"""Groups of sequences, at most, over which the decay's error is taken."""
+"""Maximum number of groups of sequences in the jackknife of the decay length."""
 
-# The view fills in "view" and "unit".
+# "view" and "unit" are placeholders for the offset axes and the distance unit of each view.
 NUMBERS = [
-    Number("score_by_offset", "score by offset", "1", ("view",), "least squares with a free constant for each query"),
-    Number("pattern_by_offset", "attention weight of a pair by offset", "1", ("view",), "mean over pairs", (0.0, 1.0)),
+    Number("score_by_offset", "offset profile of the score", "1", ("view",), "least squares with a constant per query"),
+    Number("pattern_by_offset", "mean attention weight by offset", "1", ("view",), "mean over pairs", (0.0, 1.0)),
     Number(
         "toeplitz_share",
-        "share of the score's variance that the offset explains",
+        "fraction of the score variance explained by the offset profile",
         method="row-centred",
         range=(0.0, 1.0),
-        unstructured="number of offsets less one, over n (n - 1)",
+        unstructured="(number of offsets - 1) / (n (n - 1))",
     ),
     Number(
         "proximity_contrast",
-        "score of near minus far keys",
+        "mean score of near minus far keys",
         "std of the score",
-        method="row-centred, offset 0 left out",
+        method="row-centred, excluding offset 0",
         unstructured="0",
     ),
-    Number("mean_distance", "mean attention distance", "unit", method="attention-weighted, mean over queries"),
+    Number("mean_distance", "mean attention distance", "unit", method="weighted by attention, mean over queries"),
     Number(
         "mean_distance_ratio",
-        "mean attention distance over uniform",
+        "mean attention distance relative to uniform attention",
         method="1 for uniform attention",
         unstructured="1",
     ),
     Number(
         "near_mass",
-        "attention to near keys over uniform",
+        "attention to near keys relative to uniform attention",
         axes=("window",),
-        method="offset 0 left out",
+        method="excluding offset 0",
         unstructured="1",
     ),
-    Number("entropy", "entropy of the pattern", "nats", method="mean over queries"),
+    Number("entropy", "entropy of the attention pattern", "nats", method="mean over queries"),
 ]
 
 
 def proximity(
     of: Any, *, sequences: int = 256, window: int = 2, nulls: int = 8, level: float = 0.95, seed: int = 0
 ) -> xr.Dataset:
-    r"""Measure how near the keys are that each head scores high and attends to.
+    r"""Measure how the scores and attention of each head depend on the distance between query and key.
 
-    The network reads test sequences without any masking. For every layer, head and sequence the statistics of
-    `attnprobe.statistics` are taken from the queries and keys of that forward pass, those of the scores in float64,
-    those of the pattern in the network's own type; no n x n array is made, and sequences are added up as they come, so
-    that memory grows with n alone. Reported are means over sequences.
+    The network runs on test sequences without masked tokens. Statistics are computed from the queries and keys of the
+    forward pass: those of the scores in float64, those of the attention pattern in the dtype of the network. No n x n
+    array is allocated and sequences are processed in chunks, so memory depends on n, not on the number of sequences.
 
-    The variables, over ``layer`` and ``head`` and, where named, more:
+    All variables have dims ``layer`` and ``head`` and the dims in parentheses. Each is a mean over sequences:
 
-    - ``score_by_offset`` (offset): the function of the offset that fits the score best, a constant for each query
-      aside, which the softmax ignores; ``pattern_by_offset`` (offset): mean attention weight of a pair;
-    - ``toeplitz_share``: share of the row-centred score's variance that the offset explains, 0 ... 1; for a score
-      without structure the number of offsets, less one, over n (n - 1): 2 / n in a line;
-    - ``proximity_contrast``: mean score of near keys (0 < distance <= window) minus that of far keys, in std of the
-      score; 0 where near and far are alike;
-    - ``mean_distance`` (tokens) and ``mean_distance_ratio``, over that of uniform attention: 1 for uniform, below 1
-      for near (Tay et al. 2021, section 2.3; Dosovitskiy et al. 2021);
-    - ``near_mass`` (window): attention at distance 1, and within the window, over its uniform share;
-    - ``entropy`` (nats);
-    - ``decay_length`` (tokens) of the exponential that fits the score's profile, its standard error
-      ``decay_length_se``, ``decay_r2``, and ``decay_reason``, which says why where the length is NaN.
+    - ``score_by_offset`` (offset): offset profile, the least-squares fit of the score by a function of the offset and a
+      constant per query (which the softmax ignores);
+    - ``pattern_by_offset`` (offset): mean attention weight at each offset; ``uniform_pattern_by_offset`` has its value
+      for uniform attention and only the dim ``offset``;
+    - ``toeplitz_share``: fraction of the row-centred score variance explained by the offset profile, 0 to 1. Without
+      structure it is (number of offsets - 1) / (n (n - 1)): 2 / n in one dimension;
+    - ``proximity_contrast``: mean score of near keys (0 < distance <= ``window``) minus mean score of far keys, in std
+      of the score; 0 if the means are equal;
+    - ``mean_distance`` (in tokens): mean attention distance; ``mean_distance_ratio``: relative to uniform attention.
+      1 is uniform, values below 1 mean attention to near keys (Tay et al. 2021, section 2.3; Dosovitskiy et al. 2021);
+    - ``near_mass`` (window): attention at distance 1, and up to distance ``window``, relative to uniform attention;
+    - ``entropy`` (in nats): entropy of the attention pattern, mean over queries;
+    - ``decay_length`` (in tokens): length of the exponential fitted to the offset profile, with its standard error
+      ``decay_length_se`` (jackknife over groups of sequences) and the R² of the fit ``decay_r2``. ``decay_reason``
+      states why the length is NaN, if it is.
 
-    Image tasks have the same over two-dimensional offsets, under names that begin with ``grid_``. Each of the numbers
-    but the fit has ``NAME_interval`` (bound), Student's 95 % interval of the mean over sequences, ``NAME_std``, the
-    standard deviation of a sequence, and ``NAME_null`` (null, draw): *permuted*, the same scores with the positions of
-    queries and keys permuted alike (where attention is causal, those of the keys that a query sees), and *initial*,
-    networks of the same configuration at initialisation; every draw sees all the sequences. The error of the decay is a
-    jackknife over groups of sequences. If the network puts a [CLS] in front, all is about the attention among the
-    tokens of the sequence: pattern and entropy are those of a softmax without [CLS].
+    Every variable except the decay fit and the uniform pattern also has:
+
+    - ``NAME_interval`` (bound): t-interval of the mean over sequences, 95 % by default;
+    - ``NAME_std``: standard deviation over sequences;
+    - ``NAME_null`` (null, draw): values under two nulls. *permuted*: the same scores with the positions of queries and
+      keys permuted together (for causal attention, with the visible keys of each query permuted). *initial*: networks
+      of the same configuration at initialisation. Every draw uses all sequences.
+
+    For images, the same variables except ``entropy`` are also computed over two-dimensional offsets (``row_offset``,
+    ``column_offset``), with distances in pixels and names that start with ``grid_``. If the network prepends a token
+    ([CLS]), all statistics are restricted to the tokens of the sequence, with a softmax that excludes [CLS].
+    ``objective``, ``train_accuracy`` and ``test_accuracy`` (no dims) describe the checkpoint.
 
     Args:
-        of: The checkpoint (or probe) to measure.
-        sequences: Number of test sequences: the first ones.
-        window: Largest distance that counts as near, in tokens or pixels.
-        nulls: Draws of each null; 0 for none.
-        level: Level of the intervals.
+        of: Checkpoint (or `Probe`) to measure.
+        sequences: Number of test sequences (the first ones).
+        window: Largest distance of a near key, in tokens or pixels.
+        nulls: Number of draws of each null; 0 for none.
+        level: Confidence level of the intervals.
         seed: Seed of the permutations and the initial networks.
     """
     request = checked_request("proximity", of, sequences, nulls, level, seed)
     check_window(request.network, window)
-    seen, windows = views(request.network), tuple(sorted({1, window}))
+    views_by_prefix, windows = views(request.network), tuple(sorted({1, window}))
     groups = np.arange(request.sequences) % min(GROUPS, request.sequences)
 
     def prepare(condition: Condition) -> Compute:
-        of_groups = groups if condition.network is request.network and condition.order is None else None
+        used_groups = groups if condition.network is request.network and condition.order is None else None
 
-        def see(sample: Sample, add: Add) -> None:
-            def see_heads(heads: Heads) -> None:
-                _add_statistics(request, seen, windows, of_groups, sample, heads, add)
+        def compute(sample: Sample, add: Add) -> None:
+            def add_heads(heads: Heads) -> None:
+                _add_statistics(request, views_by_prefix, windows, used_groups, sample, heads, add)
 
-            read(condition.network, sample.batch, request.probe.objectives[0], see_heads)
+            read(condition.network, sample.batch, request.probe.objectives[0], add_heads)
 
-        return see
+        return compute
 
     tallies, draws = over_sequences(request, prepare)
     variables: dict[str, xr.Variable] = {}
-    for prefix, view in seen.items():
+    for prefix, view in views_by_prefix.items():
         sizes = {"view": view.offsets, "window": {"window": len(windows)}}
         for number in NUMBERS:
             if prefix and number.name == "entropy":
-                continue  # the same in every view
+                continue  # the entropy is the same in all views
             axes = {"head": request.network.shape.heads}
             axes |= {axis: size for kind in number.axes for axis, size in sizes[kind].items()}
             units = view.unit if number.units == "unit" else number.units
             variables |= labelled(number, prefix + number.name, axes, tallies, (prefix, number.name), level, units)
         uniform = _uniform(request, view).reshape([2 * side - 1 for side in view.shape])
-        about_uniform = "uniform attention weight of a pair"
+        about_uniform = "attention weight by offset of uniform attention"
         variables[f"{prefix}uniform_pattern_by_offset"] = variable(view.axes, uniform, about_uniform, "1")
         variables |= _decay_summary(prefix, view, tallies, groups)
     left_out = undefined(request.network, "proximity_contrast")
@@ -154,34 +161,36 @@ def proximity(
 
 def _add_statistics(
     request: Request,
-    seen: Mapping[str, View],
+    views_by_prefix: Mapping[str, View],
     windows: tuple[int, ...],
     groups: np.ndarray | None,
     sample: Sample,
     heads: Heads,
     add: Add,
 ) -> None:
-    """Take in every statistic of one layer; with groups, also the score's profile for each group of sequences."""
-    short = request.network.shape.n - sample.length
-    for prefix, values in _statistics(replace(heads.scores, order=sample.order), seen, windows).items():
+    """Add all statistics of one layer, and the offset profile of each group of sequences if ``groups`` is not None."""
+    missing = request.network.shape.n - sample.length
+    for prefix, values in _statistics(replace(heads.scores, order=sample.order), views_by_prefix, windows).items():
         profile = values["score_by_offset"]
         if sample.length > sample.shortest:
-            # A profile has a free constant: on the offsets that all sequences have, all get mean 0.
-            profile -= mean_over_shared(profile, sample.length, sample.shortest, seen[prefix].causal)
+            # A profile is defined up to a constant: set its mean over the offsets shared by all sequences to 0.
+            profile -= mean_over_shared(profile, sample.length, sample.shortest, views_by_prefix[prefix].causal)
         for name, value in values.items():
-            add((prefix, name), heads.layer, widened(value, short) if name.endswith("by_offset") else value)
+            add((prefix, name), heads.layer, widened(value, missing) if name.endswith("by_offset") else value)
         if groups is not None:
             for group in np.unique(groups).tolist():
-                own = profile[groups[sample.rows] == group]
-                add((prefix, "group", str(group)), heads.layer, widened(own, short))
+                group_profiles = profile[groups[sample.rows] == group]
+                add((prefix, "group", str(group)), heads.layer, widened(group_profiles, missing))
 
 
-def _statistics(scores: Scores, seen: Mapping[str, View], windows: tuple[int, ...]) -> dict[str, dict[str, np.ndarray]]:
-    """Return, for each view, each statistic of [sequence, head, ...] scores."""
-    of_score, of_pattern = score_statistics(scores), pattern_statistics(scores)
-    found = {}
-    for prefix, view in seen.items():
-        score, pattern = of_score, of_pattern
+def _statistics(
+    scores: Scores, views_by_prefix: Mapping[str, View], windows: tuple[int, ...]
+) -> dict[str, dict[str, np.ndarray]]:
+    """Return the statistics of the scores, [sequence, head, ...], by view prefix and name."""
+    grid_score, grid_pattern = score_statistics(scores), pattern_statistics(scores)
+    statistics = {}
+    for prefix, view in views_by_prefix.items():
+        score, pattern = grid_score, grid_pattern
         if len(view.shape) == 1:
             score, pattern = score.in_line(), pattern.in_line()
         values = {
@@ -194,12 +203,12 @@ def _statistics(scores: Scores, seen: Mapping[str, View], windows: tuple[int, ..
             "near_mass": np.stack([pattern.near_mass(distance) for distance in windows], axis=-1),
             "entropy": pattern.entropy,
         }
-        found[prefix] = {name: np.asarray(value) for name, value in values.items()}
-    return found
+        statistics[prefix] = {name: np.asarray(value) for name, value in values.items()}
+    return statistics
 
 
 def _uniform(request: Request, view: View) -> np.ndarray:
-    """Return the weight that uniform attention gives a pair at each offset, mean over sequences."""
+    """Return the attention weight at each offset of uniform attention, mean over sequences."""
     moments = Moments()
     for length in lengths_of(request.probe.task.test)[request.rows].tolist():
         pairs = geometry_of(view, length)
@@ -208,36 +217,34 @@ def _uniform(request: Request, view: View) -> np.ndarray:
 
 
 def _decay_summary(prefix: str, view: View, tallies: Tallies, groups: np.ndarray) -> dict[str, xr.Variable]:
-    """Return the fit of the mean profile, and its error from fits that leave out one group of sequences each."""
+    """Return the decay fit of the mean profile and its jackknife error over groups of sequences."""
     measured, pairs = tallies.measured, geometry(view.shape, view.causal)
-    fitted = _decay(measured.stack((prefix, "score_by_offset"), lambda one: one.mean), pairs)
-    whole, left_out = measured.layers((prefix, "score_by_offset")), []
+    fit = _decay(measured.stack((prefix, "score_by_offset"), lambda moments: moments.mean), pairs)
+    totals, left_out = measured.layers((prefix, "score_by_offset")), []
     for group in np.unique(groups).tolist():
         parts = measured.layers((prefix, "group", str(group)))
-        without = np.stack([one.mean_without(part) for one, part in zip(whole, parts, strict=True)])
-        left_out.append(_decay(without, pairs).length)
-    error = np.where(np.isfinite(fitted.length), jackknife_error(np.stack(left_out)), np.nan)
+        remaining = np.stack([total.mean_without(part) for total, part in zip(totals, parts, strict=True)])
+        left_out.append(_decay(remaining, pairs).length)
+    error = np.where(np.isfinite(fit.length), jackknife_error(np.stack(left_out)), np.nan)
     axes, formula = ("layer", "head"), "a exp(-distance / length) + c with a > 0"
-    method = f"{formula}, least squares weighted by pairs, offset 0 left out"
-    spread = (
-        f"jackknife over {len(left_out)} groups of sequences; NaN where one of them decides whether anything decays"
-    )
+    method = f"{formula}, least squares weighted by pairs, excluding offset 0"
+    spread = f"jackknife over {len(left_out)} groups of sequences; NaN if the fit fails without one of them"
     return {
-        f"{prefix}decay_length": variable(axes, fitted.length, "decay length of the score", view.unit, method),
+        f"{prefix}decay_length": variable(axes, fit.length, "decay length of the score", view.unit, method),
         f"{prefix}decay_length_se": variable(axes, error, "standard error of the decay length", view.unit, spread),
-        f"{prefix}decay_r2": variable(axes, fitted.r2, "weighted R² of the decay fit", "1"),
-        f"{prefix}decay_reason": variable(axes, fitted.reason, "why there is no decay length", ""),
+        f"{prefix}decay_r2": variable(axes, fit.r2, "weighted R² of the decay fit", "1"),
+        f"{prefix}decay_reason": variable(axes, fit.reason, "reason for a missing decay length", ""),
     }
 
 
 def _decay(profiles: np.ndarray, pairs: Geometry) -> Decay:
-    """Fit the decay to profiles by offset, folded to profiles by distance."""
-    # Where every sequence is short, the farthest offsets have no score.
-    known = np.isfinite(profiles).reshape(-1, profiles.shape[-1]).any(axis=0)
+    """Fit the decay to profiles by distance: means of the offset profiles over the offsets at each distance."""
+    # The largest offsets have no scores if all sequences are shorter than n.
+    observed = np.isfinite(profiles).reshape(-1, profiles.shape[-1]).any(axis=0)
     count = pairs.count.numpy()
-    used = (pairs.distance.numpy() > 0) & (count > 0) & known
-    distance, which = np.unique(pairs.distance.numpy()[used], return_inverse=True)
-    weight = np.bincount(which, count[used])
-    flat = (profiles[..., used] * count[used]).reshape(math.prod(profiles.shape[:-1]), len(which))
-    folded = np.stack([np.bincount(which, one, len(distance)) for one in flat]) / weight
+    used = (pairs.distance.numpy() > 0) & (count > 0) & observed
+    distance, index = np.unique(pairs.distance.numpy()[used], return_inverse=True)
+    weight = np.bincount(index, count[used])
+    sums = (profiles[..., used] * count[used]).reshape(math.prod(profiles.shape[:-1]), len(index))
+    folded = np.stack([np.bincount(index, profile_sums, len(distance)) for profile_sums in sums]) / weight
     return fit_decay(folded.reshape(*profiles.shape[:-1], len(distance)), distance, weight)

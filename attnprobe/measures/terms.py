@@ -1,26 +1,26 @@
-r"""The four terms of a score: content and position of the query, times content and position of the key.
+r"""Decomposition of scores into four terms: content or position of the query times content or position of the key.
 
-Queries and keys, as they enter the score, are split, $q_i = q^c_i + q^p_i$ and $k_j = k^c_j + k^p_j$, so that
+Queries and keys, as they enter the score, are decomposed, $q_i = q^c_i + q^p_i$ and $k_j = k^c_j + k^p_j$, so that
 
 $$S_{ij} = \frac{1}{\sqrt{d_{head}}} \left( q^c_i k^c_j + q^c_i k^p_j + q^p_i k^c_j + q^p_i k^p_j \right) + b(j - i),$$
 
 where the bias, of the encoding or imposed, counts as position-position. The position part is
 
-- layer 0, encodings that add a vector $p_i$: what $p_i - \bar p$ contributes, exactly: through the norm, with the
-  scale that it had for this token in the forward pass, and through $W_Q$ or $W_K$;
-- layer 0, rotary: the mean query (key) over data and positions, rotated to position i: all that the rotation does to
-  content on average;
-- deeper layers: the mean over data of what stands at position i, less its mean over positions (Song & Zhong 2023,
-  arXiv:2310.04861); with rotary positions not less that mean, which the rotation makes depend on i;
-- nothing where the network cannot know positions: without encoding and mask in every layer, and in layer 0 without a
-  vector or rotation.
+- in layer 0, for encodings that add a vector $p_i$: the exact contribution of $p_i - \bar p$, through the norm, with
+  its scale for this token in the forward pass, and through $W_Q$ or $W_K$;
+- in layer 0, for rotary encodings: the mean query (key) over data and positions, rotated to position i, which is the
+  average effect of the rotation on content;
+- in deeper layers: the mean query (key) over data at position i minus its mean over positions (Song & Zhong 2023,
+  arXiv:2310.04861); for rotary encodings, the latter is not subtracted, since the rotation makes it depend on i;
+- zero if the network has no position information: in all layers without encoding and causal mask, and in layer 0
+  without position vectors or rotation.
 
-A network that does not know its encoding (`KnowsPositions`) has the mean over data in every layer.
+For a network with unknown encoding (not `KnowsPositions`), the mean over data is used in all layers.
 
-What all positions have in common, biases of the maps included, is content. Means are taken over other sequences than
-those that are split, so that no sequence finds itself in its mean. In deeper layers a mean that differs between
-positions may come from the encoding or from data that do (the border of an image): networks at initialisation show how
-much the data do alone.
+Components shared by all positions, including biases of the maps, are content. The means are over other sequences than
+those that are decomposed, so that no sequence contributes to its own mean. In deeper layers, a mean that depends on the
+position can come from the encoding or from the data (such as the border of an image); networks at initialisation show
+the contribution of the data.
 """
 
 from collections.abc import Callable, Iterable
@@ -35,12 +35,12 @@ from attnprobe.scores import Heads, Scores
 from attnprobe.training.objectives import Batch
 
 TERMS = ("content-content", "content-position", "position-content", "position-position")
-"""Query first."""
+"""Names of the terms; the part of the query comes first."""
 
 
 @dataclass(frozen=True)
 class Parts:
-    """The score of one layer in float64, and the position's part of its queries and keys."""
+    """Scores of one layer in float64, with the position parts of the queries and keys."""
 
     scores: Scores
     q_position: Float[Tensor, "batch head token d_head"]
@@ -48,7 +48,7 @@ class Parts:
 
     @property
     def terms(self) -> dict[str, Scores]:
-        """The four scores that add up to it; the bias counts as position-position."""
+        """The four terms, which add up to the scores; the bias counts as position-position."""
         queries = (self.scores.q - self.q_position, self.q_position)
         keys = (self.scores.k - self.k_position, self.k_position)
         pairs = [(q, k) for q in queries for k in keys]
@@ -61,16 +61,16 @@ class Parts:
 
 @dataclass(frozen=True)
 class Means:
-    """Means over data, by layer, of queries and keys; float64 on the CPU."""
+    """Means over data of the queries and keys of each layer: lists [layer][query, key], float64 on the CPU."""
 
     by_position: list[list[Float[Tensor, "head token d_head"]]]
-    """As they enter the score, at each position."""
+    """Means at each position, as they enter the score."""
     unrotated: list[list[Float[Tensor, "head d_head"]]]
-    """Before any rotation, over all positions."""
+    """Means over all positions, before any rotation."""
     lengths: list[list[Float[Tensor, "head pair"]]]
-    """Of the lengths in each pair of coordinates, over all positions; empty if nothing rotates."""
+    """Mean norms in each pair of coordinates, over all positions; empty without rotation."""
     scale: Float[Tensor, "token 1"] | None
-    """Harmonic mean of the scale of the first layer's norm, at each position; None without a norm, or if not known."""
+    """Harmonic mean of the scale of the first layer's norm at each position; None if unknown or without a norm."""
 
 
 INVERSE = ("inverse scale", 0, 0)
@@ -78,7 +78,7 @@ INVERSE = ("inverse scale", 0, 0)
 
 @torch.no_grad()
 def means(network: Network, batches: Iterable[Batch], objective: str = "labels") -> Means:
-    """Return the means over batches; a position that no sequence has gets the mean of the others."""
+    """Return the means over batches; positions that no sequence has get the mean of the others."""
     n, layers = network.shape.n, range(network.shape.layers)
     rotates = isinstance(network, KnowsPositions) and network.rotates
     sums: dict[tuple[str, int, int], Tensor] = {}
@@ -89,18 +89,18 @@ def means(network: Network, batches: Iterable[Batch], objective: str = "labels")
             sums[key] = x.new_zeros(*x.shape[:-2], n, x.shape[-1])
         sums[key][..., : x.shape[-2], :] += x
 
-    def see(heads: Heads) -> None:
+    def add_heads(heads: Heads) -> None:
         scores = heads.scores
         for side, x in enumerate((scores.q.double(), scores.k.double())):
             add(("score", heads.layer, side), x.sum(0).cpu())
             if isinstance(network, KnowsPositions) and rotates:
-                places = -torch.arange(x.shape[2], dtype=torch.float64) - network.shape.prefix
-                add(("unrotated", heads.layer, side), network.turn(x, places).sum(0).cpu())
+                rotations = -torch.arange(x.shape[2], dtype=torch.float64) - network.shape.prefix
+                add(("unrotated", heads.layer, side), network.turn(x, rotations).sum(0).cpu())
                 add(("lengths", heads.layer, side), x.unflatten(-1, (-1, 2)).norm(dim=-1).sum(0).cpu())
 
     for batch in batches:
         count[: batch.inputs.shape[1]] += len(batch.inputs)
-        read(network, batch, objective, see)
+        read(network, batch, objective, add_heads)
         scale = network.first_scale(batch) if isinstance(network, KnowsPositions) else None
         if scale is not None:
             add(INVERSE, (1 / scale.double()).sum(0).cpu())
@@ -109,11 +109,11 @@ def means(network: Network, batches: Iterable[Batch], objective: str = "labels")
         return sums[key].sum(-2) / count.sum()
 
     def at_positions(key: tuple[str, int, int]) -> Tensor:
-        known = (count > 0)[:, None]
-        return (sums[key] / count[:, None]).where(known, over_positions(key)[..., None, :])
+        observed = (count > 0)[:, None]
+        return (sums[key] / count[:, None]).where(observed, over_positions(key)[..., None, :])
 
-    def by_layer(what: str, of: Callable[[tuple[str, int, int]], Tensor]) -> list[list[Tensor]]:
-        return [[of((what, layer, side)) for side in range(2)] for layer in layers]
+    def by_layer(name: str, evaluate: Callable[[tuple[str, int, int]], Tensor]) -> list[list[Tensor]]:
+        return [[evaluate((name, layer, side)) for side in range(2)] for layer in layers]
 
     return Means(
         by_layer("score", at_positions),
@@ -131,17 +131,17 @@ def visit_parts(
     objective: str = "labels",
     mask: Mask = None,
 ) -> None:
-    """Show each layer's parts on a batch, some of its tokens hidden, as they come in a forward pass."""
+    """Run the network on a batch and call ``see`` with each layer and its parts; ``mask`` masks tokens."""
     scale = network.first_scale(batch, mask) if isinstance(network, KnowsPositions) else None
 
-    def see_heads(heads: Heads) -> None:
+    def visit(heads: Heads) -> None:
         scores = heads.scores
         scores = replace(scores, q=scores.q.double(), k=scores.k.double())
-        shares = position_shares(network, heads.layer, of, scale, scores.shape[2])
-        q, k = (share.to(scores.q).expand_as(scores.q) for share in shares)
+        position_parts = position_shares(network, heads.layer, of, scale, scores.shape[2])
+        q, k = (part.to(scores.q).expand_as(scores.q) for part in position_parts)
         see(heads.layer, Parts(scores, q, k))
 
-    read(network, batch, objective, see_heads, mask)
+    read(network, batch, objective, visit, mask)
 
 
 def position_shares(
@@ -149,28 +149,31 @@ def position_shares(
 ) -> list[Float[Tensor, "#batch head token d_head"]]:
     """Return the position parts of one layer's queries and keys in sequences of n tokens.
 
-    ``scale`` is that of the first layer's norm.
+    ``scale`` is the scale of the first layer's norm.
     """
-    means_here = [mean[None, :, :n] for mean in of.by_position[layer]]
-    # The mean over positions is that over all of them, whatever the length of the sequence.
-    centred = [
-        mean - of_all[None].mean(2, keepdim=True)
-        for mean, of_all in zip(means_here, of.by_position[layer], strict=True)
+    position_means = [mean[None, :, :n] for mean in of.by_position[layer]]
+    # The mean over positions covers all positions, also for shorter sequences.
+    centred_means = [
+        mean - all_positions[None].mean(2, keepdim=True)
+        for mean, all_positions in zip(position_means, of.by_position[layer], strict=True)
     ]
     if not isinstance(network, KnowsPositions):
-        return centred
+        return centred_means
     if layer == 0 and (vectors := network.position_parts(scale, n)) is not None:
         return list(vectors)
     if network.rotates:
         if layer > 0:
-            return means_here
-        places = torch.arange(n, dtype=torch.float64) + network.shape.prefix
-        return [network.turn(level[None, :, None].expand(1, -1, n, -1), places).cpu() for level in of.unrotated[0]]
-    return [torch.zeros_like(mean) for mean in means_here] if layer == 0 or network.silent else centred
+            return position_means
+        token_positions = torch.arange(n, dtype=torch.float64) + network.shape.prefix
+        return [
+            network.turn(mean_vector[None, :, None].expand(1, -1, n, -1), token_positions).cpu()
+            for mean_vector in of.unrotated[0]
+        ]
+    return [torch.zeros_like(mean) for mean in position_means] if layer == 0 or network.silent else centred_means
 
 
 def mean_position_parts(network: Network, of: Means) -> list[Float[Tensor, "layer head token d_head"]]:
-    """Return the position parts of queries and of keys, mean over data, in float64 on the CPU."""
+    """Return the mean position parts of queries and of keys over data, in float64 on the CPU."""
     scale, n = None if of.scale is None else of.scale[None], network.shape.n
-    shares = [position_shares(network, layer, of, scale, n) for layer in range(network.shape.layers)]
-    return [torch.cat([of_layer[side].double().cpu() for of_layer in shares]) for side in range(2)]
+    parts = [position_shares(network, layer, of, scale, n) for layer in range(network.shape.layers)]
+    return [torch.cat([layer_parts[side].double().cpu() for layer_parts in parts]) for side in range(2)]

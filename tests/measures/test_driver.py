@@ -1,4 +1,4 @@
-"""What every measure does alike."""
+"""Tests of the shared driver of the measures."""
 
 from contextlib import contextmanager
 from dataclasses import replace
@@ -21,36 +21,36 @@ from attnprobe.statistics import pattern_statistics
 from attnprobe.tasks import Split, Task
 
 
-def test_chunks_hold_each_row_once_without_padding(monkeypatch):
+def test_chunks_contain_each_row_once_without_padding(monkeypatch):
     lengths = np.array([3, 7, 3, 5, 7, 3])
     inputs = np.arange(42).reshape(6, 7)
     model = Transformer(ModelConfig(d_model=8), DataSpec(n=7, inputs="tokens", classes=2, vocabulary=5))
-    monkeypatch.setattr(driver, "ELEMENTS", 2 * 3 * 8 * 2)  # two sequences of three tokens at a time
+    monkeypatch.setattr(driver, "ELEMENTS", 2 * 3 * 8 * 2)  # two sequences of three tokens per chunk
     seen, sizes = {}, []
-    for places, batch in chunks(Split(inputs, np.zeros(6), lengths), np.array([0, 1, 2, 4, 5]), own(model)):
+    for indices, batch in chunks(Split(inputs, np.zeros(6), lengths), np.array([0, 1, 2, 4, 5]), own(model)):
         sizes.append(batch.inputs.shape)
-        for place, row in zip(places, batch.inputs, strict=True):
-            seen[int(place)] = row.tolist()
+        for index, row in zip(indices, batch.inputs, strict=True):
+            seen[int(index)] = row.tolist()
     assert sizes == [(2, 3), (1, 3), (1, 7), (1, 7)]
-    assert {place: len(row) for place, row in seen.items()} == {0: 3, 1: 7, 2: 3, 3: 7, 4: 3}
+    assert {index: len(row) for index, row in seen.items()} == {0: 3, 1: 7, 2: 3, 3: 7, 4: 3}
     assert seen[3] == inputs[4].tolist()
 
 
 @measure(Number("norm_of_queries", "mean squared length of a query", range=(0.0, float("inf"))))
 def lengths(heads: Heads, *, power: float = 2.0) -> dict[str, torch.Tensor]:
-    """Measure how long queries are.
+    """Measure the length of the queries.
 
     Args:
-        heads: One layer.
+        heads: Inputs of the attention of one layer.
         power: Exponent of the length.
     """
     return {"norm_of_queries": heads.scores.q.double().norm(dim=-1).pow(power).mean(-1)}
 
 
-def test_a_measure_of_one_function_has_intervals_and_nulls_and_its_own_keywords():
-    made = checkpoint(n_layers=2)
-    result = lengths(made, sequences=10, nulls=3, power=1.0, level=0.5)
-    _, cache = made.model.run_with_cache(made.tokens(10))
+def test_a_decorated_function_has_intervals_nulls_and_its_own_keywords():
+    ckpt = checkpoint(n_layers=2)
+    result = lengths(ckpt, sequences=10, nulls=3, power=1.0, level=0.5)
+    _, cache = ckpt.model.run_with_cache(ckpt.tokens(10))
     for layer in range(2):
         expected = cache[f"blocks.{layer}.attn.hook_q"].double().norm(dim=-1).mean(1)  # [sequence, head]
         assert result["norm_of_queries"].sel(layer=layer).values == pytest.approx(expected.mean(0).numpy())
@@ -59,31 +59,33 @@ def test_a_measure_of_one_function_has_intervals_and_nulls_and_its_own_keywords(
         assert (high - low) / 2 == pytest.approx(half, rel=1e-3)
     assert result["norm_of_queries_null"].sizes["draw"] == 3
     permuted = result["norm_of_queries_null"].sel(null="permuted")
-    assert permuted.values == pytest.approx(np.tile(result["norm_of_queries"], (3, 1, 1)))  # no order matters to it
+    assert permuted.values == pytest.approx(
+        np.tile(result["norm_of_queries"], (3, 1, 1))
+    )  # it does not depend on the order
     interval = result["norm_of_queries_interval"].attrs
     assert (interval["ci_kind"], interval["ci_prob"]) == ("t", 0.5)
     assert result["norm_of_queries"].attrs["valid_min"] == 0
     assert result.attrs["smallest_p"] == 0.25 and result.attrs["power"] == 1.0
 
 
-def test_without_nulls_there_are_none():
+def test_nulls_0_gives_no_null_variables():
     result = lengths(checkpoint(), sequences=4, nulls=0)
     assert "norm_of_queries_null" not in result and "draw" not in result.dims
     assert result.attrs["smallest_p"] == 1
 
 
-def test_every_look_sees_all_the_sequences(monkeypatch):
+def test_every_condition_uses_all_sequences(monkeypatch):
     seen = []
-    whole = driver.chunks
+    chunks_of = driver.chunks
     monkeypatch.setattr(
-        driver, "chunks", lambda split, rows, network: (seen.append(rows.tolist()), whole(split, rows, network))[1]
+        driver, "chunks", lambda split, rows, network: (seen.append(rows.tolist()), chunks_of(split, rows, network))[1]
     )
     proximity(checkpoint(), sequences=5, nulls=2)
     assert seen == [list(range(5))] * 5
 
 
 class Noise(nn.Module):
-    """A network whose scores are products of random vectors of random tokens: nothing depends on position."""
+    """Network whose scores are products of random token vectors and do not depend on position."""
 
     shape = Shape(layers=1, heads=1, n=6, d_model=4)
 
@@ -105,28 +107,28 @@ class Noise(nn.Module):
         return Noise(seed)
 
 
-def test_without_structure_a_number_lies_above_all_its_draws_as_often_as_each_draw_does():
-    """With 4 draws in a fifth of the cases: the null has the spread of what it stands beside.
+def test_measured_value_and_draws_are_exchangeable_without_structure():
+    """With 4 draws, the measured value exceeds all of them in one fifth of the cases.
 
-    If each draw saw its own quarter of the sequences it would be in a tenth.
+    It would be one tenth if each draw used a different quarter of the sequences.
     """
     rng, cases, above = np.random.default_rng(0), 300, {"permuted": 0, "initial": 0}
 
     def prepare(condition):
-        def see(sample, add):
-            def distance(heads):
+        def compute(sample, add):
+            def add_distance(heads):
                 scores = replace(heads.scores, order=sample.order)
                 add(("distance",), 0, pattern_statistics(scores).mean_distance)
 
-            read(condition.network, sample.batch, "labels", distance)
+            read(condition.network, sample.batch, "labels", add_distance)
 
-        return see
+        return compute
 
     for case in range(cases):
         split = Split(rng.integers(6, size=(8, 6)), np.zeros(8, dtype=int))
         task = Task("noise", DataSpec(n=6, inputs="tokens", classes=2, vocabulary=6), split, split)
-        of = Probe(Noise(10**6 + case), lambda task=task: task)
-        tallies, _ = driver.over_sequences(driver.checked_request("noise", of, 8, 4, 0.95, case), prepare)
+        probe = Probe(Noise(10**6 + case), lambda task=task: task)
+        tallies, _ = driver.over_sequences(driver.checked_request("noise", probe, 8, 4, 0.95, case), prepare)
         measured, *draws = (
             tally.layers(("distance",))[0].mean.item()
             for tally in (tallies.measured, *tallies.nulls["permuted"], *tallies.nulls["initial"])
@@ -138,45 +140,45 @@ def test_without_structure_a_number_lies_above_all_its_draws_as_often_as_each_dr
 
 
 @pytest.mark.parametrize(
-    ("named", "said"),
+    ("arguments", "message"),
     [
-        ({"nulls": -1}, "nulls=-1: must be 0 .none. ..."),
+        ({"nulls": -1}, "nulls=-1: must be from 0 .none. to"),
         ({"level": 1.0}, "level=1.0: must be between 0 and 1"),
-        ({"sequences": 1}, "sequences=1: an interval needs at least 2"),
+        ({"sequences": 1}, "sequences=1: must be at least 2 for an interval"),
     ],
 )
-def test_what_cannot_be_asked_is_refused(named, said):
-    with pytest.raises(UsageError, match=said):
-        lengths(checkpoint(), **named)
+def test_invalid_arguments_are_refused(arguments, message):
+    with pytest.raises(UsageError, match=message):
+        lengths(checkpoint(), **arguments)
 
 
 @pytest.mark.parametrize(
-    ("compute", "said"),
+    ("compute", "message"),
     [
-        (lambda heads: {"x": heads.scores.q[:, :, 0, 0], "y": heads.v}, "<lambda> returned x, y; it describes x"),
+        (lambda heads: {"x": heads.scores.q[:, :, 0, 0], "y": heads.v}, "<lambda>: returned x, y; must be x"),
         (lambda heads: {"x": heads.v}, r"x of shape \(4, 2, 12, 8\): must be a tensor over .*'head'.* = \(4, 2\)"),
         (lambda heads: {"x": 3.0}, "x of type float: must be a tensor"),
-        (lambda heads, back=1: {}, "<lambda>: keyword back must stand after *"),
+        (lambda heads, back=1: {}, "<lambda>: keyword back must be keyword-only"),
         (lambda heads, *, back=1: {}, "<lambda>: keyword back needs a default and a type"),
     ],
 )
-def test_a_measure_that_does_not_do_what_it_says_is_told_so(compute, said):
-    with pytest.raises(UsageError, match=said):
+def test_functions_that_do_not_match_their_description_are_refused(compute, message):
+    with pytest.raises(UsageError, match=message):
         measure(Number("x", "a number"))(compute)(checkpoint(), sequences=4, nulls=0)
 
 
-def test_a_name_that_is_taken_and_an_axis_that_is_unknown_are_refused():
+def test_reserved_keywords_and_unknown_axes_are_refused():
     def compute(heads, *, out: int = 1):
         return {}
 
-    with pytest.raises(UsageError, match="compute: keyword out is taken"):
+    with pytest.raises(UsageError, match="compute: keyword out is reserved"):
         measure(Number("x", "a number"))(compute)
-    with pytest.raises(UsageError, match="axes key; valid besides layer and head: offset"):
+    with pytest.raises(UsageError, match="axes key; valid in addition to layer and head: offset"):
         measure(Number("x", "a number", axes=("key",)))
-    with pytest.raises(UsageError, match="takes the numbers that the function returns"):
+    with pytest.raises(UsageError, match="needs a description of each value"):
         measure()
 
 
-def test_what_cannot_be_measured_is_refused():
+def test_unsupported_types_are_refused():
     with pytest.raises(UsageError, match="a list cannot be measured; valid: Checkpoint, Probe"):
         lengths([1, 2])

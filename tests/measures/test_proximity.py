@@ -50,7 +50,7 @@ def test_an_imposed_proximity_bias_is_minus_distance_over_its_range(grid):
 
 
 def planted(distance):
-    """Return an edit by which head 0 attends to offset +distance, through one-hot positions; head 1 stays flat."""
+    """Return an edit by which head 0 attends to offset +distance via one-hot positions; head 1 stays uniform."""
 
     def edit(model):
         silence(model)
@@ -65,7 +65,7 @@ def planted(distance):
 
 
 @pytest.mark.parametrize("distance", [1, 3])
-def test_a_planted_offset_is_found_in_its_head_alone(distance):
+def test_a_planted_offset_is_found_only_in_its_head(distance):
     result = proximity(checkpoint(d_model=32, norm="none", position="learned", edit=planted(distance)), **FEW)
     pattern = result["pattern_by_offset"].isel(layer=0)
     assert int(pattern.isel(head=0).idxmax("offset")) == distance
@@ -78,42 +78,42 @@ def test_a_planted_offset_is_found_in_its_head_alone(distance):
     assert (contrast > 0.5) == (distance == 1)
 
 
-def test_permuted_positions_lose_what_the_position_gave():
+def test_the_permuted_null_has_no_positional_structure():
     result = proximity(checkpoint(d_model=32, norm="none", position="learned", edit=planted(1)), **FEW)
     null = result.sel(null="permuted").isel(layer=0, head=0)
     assert float(result["toeplitz_share"].isel(layer=0, head=0)) > 0.9
     assert float(null["toeplitz_share_null"].max()) < 0.5
-    # the permutation moves scores about, and changes none of them
+    # the permutation changes the positions of scores, not their values
     assert null["entropy_null"].mean() == pytest.approx(float(result["entropy"].isel(layer=0, head=0)))
 
 
 @pytest.mark.parametrize("causal", [False, True])
-def test_the_permuted_null_moves_scores_about_and_changes_none(causal):
+def test_the_permuted_null_keeps_the_values_of_the_scores(causal):
     result = proximity(checkpoint(position="relative", causal=causal), **FEW)
     null = result["entropy_null"].sel(null="permuted")
     assert null.mean("draw").values == pytest.approx(result["entropy"].values)
     assert (result["mean_distance_null"].sel(null="permuted").std("draw") > 0).all()
-    if not causal:  # queries and keys move together: a token stays its own key
-        own = result["pattern_by_offset_null"].sel(null="permuted", offset=0).mean("draw")
-        assert own.values == pytest.approx(result["pattern_by_offset"].sel(offset=0).values)
+    if not causal:  # queries and keys are permuted together, so offset 0 stays
+        diagonal = result["pattern_by_offset_null"].sel(null="permuted", offset=0).mean("draw")
+        assert diagonal.values == pytest.approx(result["pattern_by_offset"].sel(offset=0).values)
 
 
-def test_every_draw_of_a_null_is_another():
+def test_draws_of_a_null_differ():
     # all sequences have the same scores
     result = proximity(checkpoint(position="alibi", edit=silence), sequences=2, nulls=8)
     assert len(np.unique(result["mean_distance_null"].sel(null="permuted").isel(layer=0, head=0).values.round(9))) == 8
 
 
-def test_the_initial_null_is_untrained_and_no_run_has_its_seeds():
+def test_the_initial_null_has_seeds_that_no_run_uses():
     result = proximity(checkpoint(position="alibi", edit=silence), **FEW)
     draws = result["score_by_offset_null"].sel(null="initial")
     assert float(draws.std("draw").min()) > 0
-    own = proximity(checkpoint(position="alibi"), **FEW)["score_by_offset"]
-    assert not any(np.allclose(draws.isel(draw=draw), own) for draw in range(draws.sizes["draw"]))
+    profile = proximity(checkpoint(position="alibi"), **FEW)["score_by_offset"]
+    assert not any(np.allclose(draws.isel(draw=draw), profile) for draw in range(draws.sizes["draw"]))
 
 
 def test_a_network_without_positions_is_like_its_permuted_null():
-    """A token may prefer itself (offset 0), with and without permutation; nothing else depends on the offset."""
+    """Only offset 0 can differ (a token compared with itself), with and without permutation."""
     result = proximity(checkpoint(position="none"), sequences=30, nulls=8)
     for name in ("toeplitz_share", "mean_distance_ratio", "proximity_contrast"):
         null = result[f"{name}_null"].sel(null="permuted")
@@ -129,7 +129,7 @@ def test_images_have_both_views(image_checkpoint):
     count = geometry((8, 8)).count.reshape(15, 15).numpy()
     weight = (result["grid_pattern_by_offset"] * count).sum(("row_offset", "column_offset"))
     assert weight.values == pytest.approx(np.full((2, 2), 64))
-    # one pixel down is one row of eight tokens on
+    # one row down is eight tokens ahead
     line, grid = result["pattern_by_offset"], result["grid_pattern_by_offset"]
     far = line.sel(offset=63) - grid.sel(row_offset=7, column_offset=7)
     assert far.values == pytest.approx(np.zeros((2, 2)), abs=1e-12)
@@ -140,7 +140,7 @@ def test_a_window_must_leave_far_pixels(image_checkpoint):
         proximity(image_checkpoint, window=10)
 
 
-def test_uniform_attention_is_uniform_whatever_the_lengths():
+def test_uniform_attention_is_uniform_for_all_lengths():
     lengths = np.array([N] * 15 + [5] * 15)
     result = proximity(checkpoint(position="none", lengths=lengths, edit=silence), sequences=30, nulls=1)
     ratio = result["pattern_by_offset"] / result["uniform_pattern_by_offset"]
@@ -148,14 +148,14 @@ def test_uniform_attention_is_uniform_whatever_the_lengths():
 
 
 def test_the_error_of_the_decay_is_the_jackknife_over_groups():
-    made = checkpoint(position="relative", edit=fading, init_std=0.25)
-    result = proximity(made, sequences=30, nulls=1)
-    (scores,) = scores_by_layer(made.model, made.tokens(30))
-    kernels = materialised.score_statistics(scores)["offset_profile"].numpy()
+    ckpt = checkpoint(position="relative", edit=fading, init_std=0.25)
+    result = proximity(ckpt, sequences=30, nulls=1)
+    (scores,) = scores_by_layer(ckpt.model, ckpt.tokens(30))
+    profiles = materialised.score_statistics(scores)["offset_profile"].numpy()
     distance = np.arange(1.0, N)
     lengths = []
     for group in range(20):
-        mean = np.delete(kernels, [group, group + 20] if group < 10 else [group], axis=0).mean(0)
+        mean = np.delete(profiles, [group, group + 20] if group < 10 else [group], axis=0).mean(0)
         folded = (mean[:, N:] + mean[:, : N - 1][:, ::-1]) / 2
         lengths.append(fit_decay(folded, distance, N - distance).length)
     error = np.sqrt(19 / 20 * np.square(np.array(lengths) - np.mean(lengths, axis=0)).sum(0))
@@ -163,15 +163,15 @@ def test_the_error_of_the_decay_is_the_jackknife_over_groups():
 
 
 def fading(model):
-    """Biases that fall off exponentially with the distance, length 2."""
+    """Set relative biases that decay exponentially with the distance, with length 2."""
     reach = torch.arange(16.0)
     model.position.weight.copy_(4 * torch.exp(-torch.cat([reach, reach]) / 2).expand(2, 32))
 
 
 def test_a_planted_decay_is_found_with_its_error():
-    """Relative biases that fall off exponentially, under content scores that add noise."""
-    made = checkpoint(position="relative", edit=fading, init_std=0.25, lengths=np.full(30, 8))
-    result = proximity(made, sequences=30, nulls=1)
+    """Exponentially decaying relative biases, with content scores as noise."""
+    ckpt = checkpoint(position="relative", edit=fading, init_std=0.25, lengths=np.full(30, 8))
+    result = proximity(ckpt, sequences=30, nulls=1)
     length, error = (result[name].isel(layer=0).values for name in ("decay_length", "decay_length_se"))
     assert (error > 0).all()
     assert (abs(length - 2) < 5 * error).all()
@@ -179,63 +179,63 @@ def test_a_planted_decay_is_found_with_its_error():
     assert (result["decay_reason"] == "").all()
 
 
-def test_a_short_sequence_that_is_not_measured_has_no_say():
+def test_short_sequences_that_are_not_measured_have_no_effect():
     lengths = np.array([N] * 10 + [7] * 10 + [1] * 10)
-    made = checkpoint(position="relative", lengths=lengths)
-    level = (
-        proximity(made, sequences=20, nulls=1)["score_by_offset"].isel(layer=0).sel(offset=slice(-6, 6)).mean("head")
+    ckpt = checkpoint(position="relative", lengths=lengths)
+    profile = (
+        proximity(ckpt, sequences=20, nulls=1)["score_by_offset"].isel(layer=0).sel(offset=slice(-6, 6)).mean("head")
     )
-    weight = 7 - abs(level["offset"])
-    assert float((level * weight).sum()) == pytest.approx(0, abs=1e-9)
+    weight = 7 - abs(profile["offset"])
+    assert float((profile * weight).sum()) == pytest.approx(0, abs=1e-9)
 
 
 @pytest.mark.parametrize("causal", [False, True])
-def test_shorter_sequences_count_with_their_own_offsets(causal):
+def test_shorter_sequences_contribute_to_their_own_offsets(causal):
     lengths = np.array([N] * 15 + [5] * 15)
-    made = partial(checkpoint, position="alibi", edit=silence, causal=causal)
-    result = proximity(made(lengths=lengths), sequences=30, nulls=1)
+    make = partial(checkpoint, position="alibi", edit=silence, causal=causal)
+    result = proximity(make(lengths=lengths), sequences=30, nulls=1)
     profile = result["score_by_offset"].isel(layer=0, head=0).dropna("offset")
     assert profile.size == (N if causal else 2 * N - 1)
-    short = proximity(made(lengths=np.full(30, 5)), sequences=30, nulls=1)
+    short = proximity(make(lengths=np.full(30, 5)), sequences=30, nulls=1)
     assert np.isfinite(short["score_by_offset"].isel(layer=0, head=0)).sum() == (5 if causal else 9)
     offset = np.abs(profile["offset"].values)
     assert (profile - profile.sel(offset=0)).values == pytest.approx(-0.0625 * offset, abs=1e-9)
     assert result["toeplitz_share"].values == pytest.approx(np.ones((1, 2)))
-    ratio = [float(one["mean_distance"].isel(layer=0, head=0)) for one in (short, result)]
+    ratio = [float(measured["mean_distance"].isel(layer=0, head=0)) for measured in (short, result)]
     assert ratio[0] < ratio[1]
 
 
-@pytest.mark.parametrize("named", [{"pooling": "cls"}, {"causal": True, "position": "relative"}, {"n_layers": 3}])
-def test_it_works_for_every_kind_of_network(named):
-    result = proximity(checkpoint(**named), **FEW)
+@pytest.mark.parametrize("settings", [{"pooling": "cls"}, {"causal": True, "position": "relative"}, {"n_layers": 3}])
+def test_all_kinds_of_networks_can_be_measured(settings):
+    result = proximity(checkpoint(**settings), **FEW)
     for name in ("toeplitz_share", "proximity_contrast", "mean_distance_ratio", "entropy", "near_mass"):
         assert np.isfinite(result[name]).all(), name
 
 
 def test_intervals_narrow_with_more_sequences():
     few, many = (proximity(checkpoint(), sequences=size, nulls=1) for size in (5, 30))
-    width = [float(one["entropy_interval"].diff("bound").mean()) for one in (few, many)]
+    width = [float(measured["entropy_interval"].diff("bound").mean()) for measured in (few, many)]
     assert width[1] < 0.7 * width[0]
 
 
 @pytest.mark.parametrize(
-    ("named", "said"),
+    ("arguments", "message"),
     [
-        ({"sequences": 1}, "sequences=1: an interval needs at least 2"),
-        ({"window": 0}, "window=0: must be at least 1 and below 11, the farthest distance"),
+        ({"sequences": 1}, "sequences=1: must be at least 2 for an interval"),
+        ({"window": 0}, "window=0: must be at least 1 and below 11, the largest distance"),
         ({"window": N - 1}, "window=11"),
         ({"seed": -1}, "seed=-1"),
     ],
 )
-def test_what_cannot_be_measured_is_refused(named, said):
-    with pytest.raises(UsageError, match=said):
-        proximity(checkpoint(), **named)
+def test_invalid_arguments_are_refused(arguments, message):
+    with pytest.raises(UsageError, match=message):
+        proximity(checkpoint(), **arguments)
 
 
-def test_accuracy_and_objective_stand_beside_the_numbers(spt_run):
+def test_results_have_accuracy_and_objective(spt_run):
     last = spt_run.checkpoints[-1]
     result = proximity(last, sequences=4, nulls=1)
     assert float(result["test_accuracy"]) == last.last_metrics["test_accuracy"]
     assert result["objective"].item() == "labels"
-    bare = proximity(dataclasses.replace(last, metrics=[]), sequences=4, nulls=1)
-    assert np.isnan(bare["test_accuracy"])
+    without_metrics = proximity(dataclasses.replace(last, metrics=[]), sequences=4, nulls=1)
+    assert np.isnan(without_metrics["test_accuracy"])

@@ -1,4 +1,4 @@
-"""Sequences of one or two tokens: what is defined is measured, and what is not is named."""
+"""Sequences of one or two tokens: undefined statistics are NaN and listed in ``left_out``."""
 
 import numpy as np
 import pytest
@@ -14,40 +14,40 @@ from attnprobe.tasks import Split, Task
 ARCHITECTURES = [{}, {"causal": True, "position": "rotary"}, {"position": "alibi", "norm_placement": "post"}]
 
 
-def probe(n, grid, named):
-    draw = np.random.default_rng(0).integers
+def probe(n, grid, settings):
+    integers = np.random.default_rng(0).integers
     data = DataSpec(n=n, inputs="tokens", classes=2, vocabulary=5, grid=grid)
-    task = Task("short", data, *(Split(draw(0, 5, (8, n)), draw(0, 2, 8)) for _ in range(2)))
-    config = ModelConfig(d_model=8, init_std=0.5, **named)
+    task = Task("short", data, *(Split(integers(0, 5, (8, n)), integers(0, 2, 8)) for _ in range(2)))
+    config = ModelConfig(d_model=8, init_std=0.5, **settings)
     return Probe(Own(Transformer(config, data).eval(), TrainConfig(model=config), lambda: task), lambda: task)
 
 
 @pytest.mark.parametrize("n", [1, 2])
 @pytest.mark.parametrize("image", [False, True])
-@pytest.mark.parametrize("named", ARCHITECTURES)
-def test_every_measure_measures_short_sequences_and_names_what_is_undefined(n, image, named):
-    short = probe(n, (1, n) if image else None, named)
-    found = {name: getattr(ap, name)(short, nulls=1) for name in MEASURES}
-    for result in found.values():
+@pytest.mark.parametrize("settings", ARCHITECTURES)
+def test_measures_of_short_sequences_list_undefined_statistics(n, image, settings):
+    short = probe(n, (1, n) if image else None, settings)
+    results = {name: getattr(ap, name)(short, nulls=1) for name in MEASURES}
+    for result in results.values():
         ap.figures.draw(result)
     for name in ("proximity", "positions"):
-        assert found[name].proximity_contrast.isnull().all()
-        assert "no key is farther than 1" in found[name].attrs["left_out"]
-    assert ("no key is farther than 0" in found["gradients"].attrs["left_out"]) == (n == 1)
-    assert found["interventions"].loss_change.notnull().any()
-    proximity = found["proximity"]
+        assert results[name].proximity_contrast.isnull().all()
+        assert "no key is farther than 1" in results[name].attrs["left_out"]
+    assert ("no key is farther than 0" in results["gradients"].attrs["left_out"]) == (n == 1)
+    assert results["interventions"].loss_change.notnull().any()
+    proximity = results["proximity"]
     assert (proximity.decay_reason == "fewer than two distances").all()
     if n == 1:
         assert (proximity.entropy == 0).all() and (proximity.mean_distance == 0).all()
         assert (proximity.pattern_by_offset == 1).all()
-    elif not named.get("causal"):
-        # A row of two keys has one degree of freedom, which the offset explains.
+    elif not settings.get("causal"):
+        # A row of two keys has one degree of freedom, which is explained by the offset.
         np.testing.assert_allclose(proximity.toeplitz_share, 1)
 
 
 @pytest.mark.parametrize("name", ["proximity", "positions"])
-def test_a_window_that_leaves_no_far_key_is_still_refused(name):
-    with pytest.raises(ap.UsageError, match="window=2: must be at least 1 and below 2, the farthest distance"):
+def test_windows_without_far_keys_are_refused(name):
+    with pytest.raises(ap.UsageError, match="window=2: must be at least 1 and below 2, the largest distance"):
         getattr(ap, name)(probe(3, None, {}), nulls=0)
     with pytest.raises(ap.UsageError, match=r"window=0: must be at least 1"):
         getattr(ap, name)(probe(2, None, {}), window=0, nulls=0)
