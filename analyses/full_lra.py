@@ -67,7 +67,7 @@ from attnprobe import tasks
 from attnprobe.config import Recipe, TrainConfig
 from attnprobe.errors import UsageError
 from attnprobe.figures.style import COLOURS, WIDTH, Page, paper
-from attnprobe.files import write_whole
+from attnprobe.files import write_atomic
 from attnprobe.results import dataset, open_result, save, variable
 from attnprobe.statistics.seeds import mean_interval
 from attnprobe.sweeps.cells import took
@@ -254,7 +254,7 @@ def note(folder: Path, clock: Clock, seconds: float, name: str) -> None:
         "stepping": before["stepping"] + clock.seconds,
         "hardware": sorted({*before["hardware"], name}),
     }
-    write_whole(folder / "took.json", json.dumps(after) + "\n")
+    write_atomic(folder / "took.json", json.dumps(after) + "\n")
 
 
 def noted(folder: Path) -> dict[str, Any]:

@@ -33,7 +33,7 @@ from settings import CHOSEN, SMALL, TASKS
 
 from attnprobe.config import TrainConfig
 from attnprobe.errors import UsageError, listed
-from attnprobe.files import write_whole
+from attnprobe.files import write_atomic
 from attnprobe.report.write import write_figure
 from attnprobe.results import open_result, save
 
@@ -185,7 +185,7 @@ def shown(name: str, result: xr.Dataset, scale: Scale) -> Conclusion:
     """Write the figure and caption of a result, and return its conclusion."""
     module, path = ANALYSES[name], figure_path(name, scale)
     write_figure(module.draw(result), path, f"{name}: {module.TITLE}")
-    write_whole(path.with_name(f"{path.name}.txt"), module.caption(result) + "\n")
+    write_atomic(path.with_name(f"{path.name}.txt"), module.caption(result) + "\n")
     return module.conclude(result)
 
 
@@ -209,7 +209,7 @@ def write_tables(page: Path) -> None:
         begin, end = f"<!-- {mark}: made by run.py -->", f"<!-- end of {mark} -->"
         before, _, rest = text.partition(begin)
         text = f"{before}{begin}\n{content}\n{end}{rest.partition(end)[2]}"
-    write_whole(page, text)
+    write_atomic(page, text)
 
 
 def table() -> str:

@@ -11,7 +11,7 @@ PART = ".part"
 
 
 @contextlib.contextmanager
-def whole(path: Path) -> Iterator[Path]:
+def atomic_path(path: Path) -> Iterator[Path]:
     """Yield a temporary path that replaces ``path`` on success and is deleted after an exception.
 
     The name is unique, so concurrent writers of the same path do not interfere.
@@ -24,7 +24,7 @@ def whole(path: Path) -> Iterator[Path]:
         part.unlink(missing_ok=True)
 
 
-def write_whole(path: Path, text: str) -> None:
+def write_atomic(path: Path, text: str) -> None:
     """Write text to a file atomically."""
-    with whole(path) as part:
+    with atomic_path(path) as part:
         part.write_text(text)

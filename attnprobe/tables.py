@@ -82,7 +82,7 @@ class Table(MutableMapping[str, Any]):
 NETWORKS = Table(
     "network",
     {
-        "Checkpoint": "attnprobe.networks.own:of_checkpoint",
+        "Checkpoint": "attnprobe.networks.transformer:of_checkpoint",
     },
 )
 """Functions that convert an object to a `Probe`, by the name of its class or of a base class."""

@@ -11,7 +11,7 @@ from attnprobe.errors import UsageError
 from attnprobe.measures import gradients, terms
 from attnprobe.model.transformer import Transformer
 from attnprobe.networks.base import Probe, read
-from attnprobe.networks.own import Own
+from attnprobe.networks.transformer import TransformerNetwork
 from attnprobe.tasks import Split, Task
 from attnprobe.training.checkpoint import Checkpoint
 from attnprobe.training.objectives import Batch
@@ -71,7 +71,7 @@ def train_or_resume(folder, fields):
 def own(model):
     """Wrap a `Transformer` in the network interface of the measures."""
     config = ModelConfig(**{name: getattr(model.cfg, name) for name in ModelConfig.__dataclass_fields__})
-    return Own(model, TrainConfig(model=config), lambda: None)
+    return TransformerNetwork(model, TrainConfig(model=config), lambda: None)
 
 
 def batch_of(inputs):

@@ -113,7 +113,7 @@ def test_measures_import_no_network_class():
             wrong = [
                 name
                 for name in full_imports(path.read_text())
-                if name.startswith(("attnprobe.model", "attnprobe.networks.own", "transformer_lens"))
+                if name.startswith(("attnprobe.model", "attnprobe.networks.transformer", "transformer_lens"))
             ]
             assert not wrong, f"{path}: {wrong}"
 

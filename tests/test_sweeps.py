@@ -23,7 +23,7 @@ from support import TINY, in_three_ways
 import attnprobe as ap
 from attnprobe.cli import main
 from attnprobe.errors import UsageError
-from attnprobe.sweeps import cells, look_at, read_sweep, summary, train_all, workers
+from attnprobe.sweeps import cells, read_sweep, summary, sweep_table, train_all, workers
 from attnprobe.sweeps.cells import took
 from attnprobe.tasks import configure
 from attnprobe.training.run import Run
@@ -321,14 +321,14 @@ def test_every_status_is_reported_and_counted(tmp_path, capsys):
     cells.record_failure(failed.folder, "it was too hard")
     running.folder.mkdir()
     with FileLock(running.folder / "cell.lock"):
-        assert list(look_at(sweep.cells)["status"]) == ["done", "unfinished", "running", "failed", "missing"]
+        assert list(sweep_table(sweep.cells)["status"]) == ["done", "unfinished", "running", "failed", "missing"]
         main(["sweep", str(path), "--status"])
     output = capsys.readouterr().out
     assert "5 cells: 1 done, 1 running, 1 unfinished, 1 failed, 1 missing" in output
     assert f"failed: {failed.folder}: it was too hard" in output
     assert re.search(rf"{unfinished.folder} unfinished +6 +12\n", output)
-    assert list(look_at(sweep.cells)["freeze"]) == ["qk,positions"] * 5
-    assert summary(look_at([done])) == "1 cell: 1 done"
+    assert list(sweep_table(sweep.cells)["freeze"]) == ["qk,positions"] * 5
+    assert summary(sweep_table([done])) == "1 cell: 1 done"
     assert not (sweep.out / "sweep.json").exists()  # --status writes nothing
 
 

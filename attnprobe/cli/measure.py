@@ -43,7 +43,7 @@ def run(name: str, arguments: list[str]) -> None:
     else:
         result = last = report.write.write_checkpoint(name, load(flags.path), folder, options)
     if flags.json:
-        print_json(rows.whole_rows(result) + rows.head_rows(result))
+        print_json(rows.network_rows(result) + rows.head_rows(result))
         return
     print(last.attrs.get("title", last.attrs.get("run_title")))
     _print_numbers(last)
@@ -70,7 +70,7 @@ def _flags(name: str, keywords: dict[str, inspect.Parameter]) -> type[Measure]:
 def _print_numbers(result: Any) -> None:
     """Print one table for the whole network and one per head, with intervals and the ranges of the nulls."""
     level = result.attrs["ci_prob"]
-    for row in rows.whole_rows(result):
+    for row in rows.network_rows(result):
         if lines := rows.table(row, level):
             print("\nwhole network")
             print_table(lines)

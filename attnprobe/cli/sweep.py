@@ -39,7 +39,7 @@ def run(arguments: list[str]) -> None:
     cells = plan.shard(flags.shard)
     if not flags.status:
         sweeps.run_sweep(plan, cells, 1 if flags.workers is None else flags.workers, flags.ray)
-    table = sweeps.look_at(cells)
+    table = sweeps.sweep_table(cells)
     if flags.status:
         print_table(table[["folder", "status", "step", "steps"]].to_dict("records"))
     failed = table[table["status"] == "failed"]

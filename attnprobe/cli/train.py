@@ -11,7 +11,7 @@ from attnprobe.config import ModelConfig, TrainConfig, read_settings
 from attnprobe.errors import UsageError
 from attnprobe.former_names import SETTING_VALUES, SETTINGS, refuse_former_flags
 from attnprobe.tables import OBJECTIVES, POSITIONS
-from attnprobe.training.rank import writes_here
+from attnprobe.training.rank import is_main_process
 
 ACCURACIES = ("train_accuracy", "validation_accuracy", "test_accuracy")
 ALLOWED_WITH_RESUME = {"resume", "log", "minutes", "data", "help"}
@@ -51,7 +51,7 @@ def run(arguments: list[str]) -> None:
         trained = ap.resume(flags.resume, log=flags.log, minutes=flags.minutes)
     else:
         trained = ap.train(_settings(flags, provided), flags.out, log=flags.log, minutes=flags.minutes)
-    if not writes_here():
+    if not is_main_process():
         return
     if not trained.finished:
         command = f"next: attnprobe train --resume {trained.folder}"

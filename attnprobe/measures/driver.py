@@ -157,7 +157,7 @@ class Sample:
 
     def mask(self, objective: str) -> Tensor | None:
         """Return the mask of masked tokens, or None if the objective does not mask tokens."""
-        return self.hidden if OBJECTIVES[objective].hides_tokens else None
+        return self.hidden if OBJECTIVES[objective].masks_tokens else None
 
 
 def lengths_of(split: Split) -> np.ndarray:
@@ -177,7 +177,7 @@ def chunks(split: Split, rows: np.ndarray, network: Network) -> Iterator[tuple[n
             yield chunk, Batch(split.tensor(rows[chunk], length).to(device), labels.to(device))
 
 
-def hidden_tokens(of: Probe, seed: int, sequences: int) -> np.ndarray:
+def masked_tokens(of: Probe, seed: int, sequences: int) -> np.ndarray:
     """Return the mask of masked tokens of the first test sequences; at least one token per sequence is masked."""
     n = of.task.data.n
     draws = numpy_generator(seed, "masks of measures").random((sequences, n))
@@ -328,7 +328,7 @@ def over_sequences(
                 draws[kind] = conditions
     condition_count = 1 + sum(map(len, draws.values()))
     total = condition_count * request.sequences * passes
-    masked = hidden_tokens(request.probe, request.seed, request.sequences)
+    masked = masked_tokens(request.probe, request.seed, request.sequences)
     with tqdm(total=total, desc=request.measure, unit="sequence", delay=5, leave=False, dynamic_ncols=True) as bar:
 
         def run(condition: Condition) -> Tally:

@@ -28,9 +28,9 @@ from attnprobe.measures.driver import (
     checked_request,
     chunks,
     geometry_of,
-    hidden_tokens,
     labelled,
     lengths_of,
+    masked_tokens,
     over_sequences,
     result,
     undefined,
@@ -533,7 +533,7 @@ def _curvatures(setup: _Setup, prepared: _Prepared, rows: np.ndarray) -> dict[st
     `STEP`.
     """
     probe, prefix = setup.request.probe, list(setup.views)[-1]
-    masked = hidden_tokens(probe, setup.request.seed, int(rows.max()) + 1)
+    masked = masked_tokens(probe, setup.request.seed, int(rows.max()) + 1)
     moments_by_loss = {}
     for loss, network in prepared.networks.items():
         assert isinstance(network, Doubles)
@@ -542,7 +542,7 @@ def _curvatures(setup: _Setup, prepared: _Prepared, rows: np.ndarray) -> dict[st
         for indices, batch in chunks(probe.task.test, rows, double):
             inputs = batch.inputs.double() if batch.inputs.is_floating_point() else batch.inputs
             mask = None
-            if OBJECTIVES[loss].hides_tokens:
+            if OBJECTIVES[loss].masks_tokens:
                 mask = torch.from_numpy(masked[rows[indices], : inputs.shape[1]]).to(inputs.device)
             batch = replace(batch, inputs=inputs)
             for layer, moments in enumerate(moments_by_loss[loss]):

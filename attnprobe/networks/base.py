@@ -213,7 +213,7 @@ def read(network: Network, batch: Batch, objective: str, see: Callable[[Heads], 
         see(heads.behind_prefix().detached())
         return heads.attend()
 
-    if mask is None and OBJECTIVES[objective].hides_tokens:
+    if mask is None and OBJECTIVES[objective].masks_tokens:
         mask = torch.zeros_like(batch.inputs, dtype=torch.bool)  # no masked tokens
 
     with torch.no_grad(), network.attending(attend):

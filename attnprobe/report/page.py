@@ -7,8 +7,8 @@ from pathlib import Path
 import pandas as pd
 
 from attnprobe.errors import UsageError
-from attnprobe.files import write_whole
-from attnprobe.report.rows import shown_rows, table, whole_rows
+from attnprobe.files import write_atomic
+from attnprobe.report.rows import network_rows, shown_rows, table
 from attnprobe.report.write import prepare, write_checkpoint, write_run
 from attnprobe.tables import MEASURES
 from attnprobe.training.checkpoint import load
@@ -48,14 +48,14 @@ def write_report(path: Path, folder: Path, progress: bool = True) -> Path:
             continue
         images = "".join(f'<p><a href="{stem}.pdf"><img src="{stem}.png" alt="{stem}"></a></p>' for stem in stems)
         tables = ""
-        for row in whole_rows(result) + shown_rows(result):
+        for row in network_rows(result) + shown_rows(result):
             if lines := table(row, result.attrs["ci_prob"]):
                 heading = f"layer {row['layer']}, head {row['head']}" if "layer" in row else "whole network"
                 content = pd.DataFrame(lines).to_html(index=False, border=0)
                 tables += f"<details><summary>{heading}</summary>{content}</details>"
         sections.append(f"<h2>{name}</h2><p>{html.escape(summary)}</p>{images}{tables}")
     page = folder / "report.html"
-    write_whole(page, PAGE.format(title=html.escape(checkpoint.title), body="".join(sections)))
+    write_atomic(page, PAGE.format(title=html.escape(checkpoint.title), body="".join(sections)))
     return page
 
 

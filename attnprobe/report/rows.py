@@ -32,7 +32,7 @@ def shown_rows(result: xr.Dataset) -> list[dict[str, Any]]:
     return head_rows(result, names or None)
 
 
-def whole_rows(result: xr.Dataset) -> list[dict[str, Any]]:
+def network_rows(result: xr.Dataset) -> list[dict[str, Any]]:
     """Return one dictionary (per step) with the variables of the whole network that have an interval."""
     names = [str(name) for name in result if f"{name}_interval" in result]
     rows = _rows(result, [axis for axis in ("step",) if axis in result.dims], names)
@@ -66,7 +66,7 @@ def table(row: Mapping[str, Any], level: float) -> list[dict[str, str]]:
     """Return one row as the lines of a table: each value with its interval and the ranges of its nulls.
 
     Args:
-        row: A row of `head_rows`, `shown_rows` or `whole_rows`.
+        row: A row of `head_rows`, `shown_rows` or `network_rows`.
         level: Level of the intervals, for the heading.
     """
     columns = {

@@ -35,13 +35,13 @@ from pathlib import Path
 import attnprobe as ap
 from attnprobe.config import TrainConfig
 from attnprobe.errors import UsageError
-from attnprobe.files import write_whole
+from attnprobe.files import write_atomic
 from attnprobe.sweeps.cells import attempt, look, record_failure
 from attnprobe.sweeps.plan import Cell, Sweep, read_sweep, run_folder
-from attnprobe.sweeps.table import look_at, open_sweep, summary
+from attnprobe.sweeps.table import open_sweep, summary, sweep_table
 from attnprobe.sweeps.workers import run_all
 
-__all__ = ["Cell", "Sweep", "look_at", "open_sweep", "read_sweep", "run_sweep", "summary", "train_all"]
+__all__ = ["Cell", "Sweep", "sweep_table", "open_sweep", "read_sweep", "run_sweep", "summary", "train_all"]
 
 AGAIN_AFTER = 2.0
 """Seconds before `train_all` retries a run that another process is training."""
@@ -73,7 +73,7 @@ def run_sweep(sweep: Sweep, cells: Sequence[Cell], count: int = 1, ray: str | No
         run_on_ray(plan, ray)
     elif plan:
         run_all(attempt, plan, count, lost=record_failure)
-    write_whole(sweep.out / "sweep.csv", look_at(sweep.cells).to_csv(index=False))
+    write_atomic(sweep.out / "sweep.csv", sweep_table(sweep.cells).to_csv(index=False))
 
 
 def train_all(configs: Sequence[TrainConfig], out: str | Path, workers: int = 1) -> "list[ap.Run]":
@@ -112,4 +112,4 @@ def _write_plan(sweep: Sweep) -> None:
     cells = [
         {"folder": cell.folder.name, "settings": cell.settings, "steps": cell.config.steps} for cell in sweep.cells
     ]
-    write_whole(sweep.out / "sweep.json", json.dumps({"cells": cells}, indent=1) + "\n")
+    write_atomic(sweep.out / "sweep.json", json.dumps({"cells": cells}, indent=1) + "\n")

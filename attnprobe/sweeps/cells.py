@@ -19,7 +19,7 @@ from filelock import FileLock, Timeout
 import attnprobe as ap
 from attnprobe.config import TrainConfig
 from attnprobe.errors import UsageError
-from attnprobe.files import write_whole
+from attnprobe.files import write_atomic
 from attnprobe.training.metrics import read_metrics
 
 Status = Literal["done", "running", "unfinished", "failed", "missing"]
@@ -93,7 +93,7 @@ def attempt(folder: Path, config: TrainConfig, on_step: Callable[[int], None] | 
                 message = str(error).strip().split("\n")[0]
                 return record_failure(folder, f"{type(error).__name__}: {message}", traceback.format_exc())
             finally:
-                write_whole(folder / "took.json", json.dumps({"seconds": took(folder) + time.monotonic() - start}))
+                write_atomic(folder / "took.json", json.dumps({"seconds": took(folder) + time.monotonic() - start}))
             (folder / "failed.json").unlink(missing_ok=True)
             return "done"
     except Timeout:
@@ -110,7 +110,7 @@ def took(folder: Path) -> float:
 
 def record_failure(folder: Path, reason: str, details: str | None = None) -> Outcome:
     """Record in the cell's folder why it failed."""
-    write_whole(folder / "failed.json", json.dumps({"reason": reason, "traceback": details}, indent=1) + "\n")
+    write_atomic(folder / "failed.json", json.dumps({"reason": reason, "traceback": details}, indent=1) + "\n")
     return "failed"
 
 

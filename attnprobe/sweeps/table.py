@@ -40,7 +40,7 @@ def open_sweep(folder: str | Path) -> pd.DataFrame:
     )
 
 
-def look_at(cells: Sequence[Cell]) -> pd.DataFrame:
+def sweep_table(cells: Sequence[Cell]) -> pd.DataFrame:
     """Return the table of `open_sweep` for some cells of a sweep, which need not have started."""
     return _table([_row(cell.folder, cell.settings, cell.config.steps) for cell in cells])
 

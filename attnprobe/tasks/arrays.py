@@ -14,7 +14,7 @@ import numpy as np
 
 from attnprobe.config import DataSpec
 from attnprobe.errors import UsageError, listed
-from attnprobe.files import whole
+from attnprobe.files import atomic_path
 from attnprobe.randomness import numpy_generator
 from attnprobe.tasks.split import Split
 
@@ -90,7 +90,7 @@ def save(task: Any, path: Path) -> None:
         raise UsageError(f"{path}: the name must end in {SUFFIX}")
     arrays: dict[str, Any] = of_task(task)
     try:
-        with whole(path) as part, part.open("wb") as file:
+        with atomic_path(path) as part, part.open("wb") as file:
             np.savez(file, **arrays)
     except OSError as error:
         raise UsageError(f"{path}: cannot be written ({error.strerror})") from error

@@ -35,7 +35,7 @@ def draw(config: TrainConfig, split: Split, objective: str, step: int) -> Drawn:
     """Draw the batch of a step (1, 2, ...) of a stage."""
     rows = batch_rows(config, len(split), objective, step)
     lengths, kind, mask = lengths_of(split, rows), OBJECTIVES[objective], None
-    if kind.hides_tokens:
+    if kind.masks_tokens:
         mask = mask_of(lengths, config.mask_probability, torch_generator(config.seed, "masks", step))
     return Drawn(rows, mask, kind.count(lengths, mask))
 

@@ -13,7 +13,7 @@ import torch
 from attnprobe import tasks
 from attnprobe.config import DataSpec, TrainConfig, from_plain
 from attnprobe.errors import UsageError, listed
-from attnprobe.files import whole
+from attnprobe.files import atomic_path
 from attnprobe.former_names import current_settings
 from attnprobe.provenance import provenance
 from attnprobe.tables import OBJECTIVES
@@ -117,7 +117,7 @@ class Checkpoint:
             "fingerprint": self.fingerprint,
             "provenance": self.provenance,
         }
-        with whole(path) as part:
+        with atomic_path(path) as part:
             torch.save(fields, part)
 
     def __repr__(self) -> str:

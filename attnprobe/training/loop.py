@@ -32,7 +32,7 @@ from attnprobe.training.checkpoint import Checkpoint, load
 from attnprobe.training.metrics import best
 from attnprobe.training.objectives import evaluate
 from attnprobe.training.processes import Processes, processes
-from attnprobe.training.rank import writes_here
+from attnprobe.training.rank import is_main_process
 from attnprobe.training.run import Run
 from attnprobe.training.trackers import check, trackers
 
@@ -71,7 +71,7 @@ def train(
             run, or if the loss is not finite. In the last case the folder keeps all checkpoints saved so far.
     """
     run = Run(Path(out or f"runs/{tasks.short_name(config.task)}-{config.recipe}-{config.seed}"))
-    if writes_here():
+    if is_main_process():
         run.refuse_another()
     training = _prepare(config, run, on_step, log, None)
     with run.held() if training.world.writes else contextlib.nullcontext():
@@ -108,7 +108,7 @@ def resume(
     """
     run = Run(Path(folder))
     config = run.config if device is None else dataclasses.replace(run.config, device=device)
-    with run.held() if writes_here() and not run.finished else contextlib.nullcontext():
+    with run.held() if is_main_process() and not run.finished else contextlib.nullcontext():
         if run.finished:
             run.latest_path.unlink(missing_ok=True)
         else:
@@ -389,7 +389,7 @@ class _Training:
         loss, correct, count = 0.0, 0.0, 0.0
         for index in range(self.world.rank, len(batches), self.world.count):
             rows, mask = batches[index], None
-            if OBJECTIVES[objective].hides_tokens:
+            if OBJECTIVES[objective].masks_tokens:
                 generator = torch_generator(self.config.seed, f"evaluation masks {name}", index)
                 mask = mask_of(lengths_of(split, rows), self.config.mask_probability, generator)
             batch, batch_mask = take(split, rows, mask, self.world.device)

@@ -90,7 +90,7 @@ class Objective:
     """Map sequence lengths and mask to the number of predictions."""
     noun: str
     """Name of the predicted item, for titles: "label" accuracy."""
-    hides_tokens: bool = False
+    masks_tokens: bool = False
     """Whether input tokens are masked."""
     needs_causal: bool = False
     """Whether bidirectional attention would reveal the target."""
@@ -116,7 +116,7 @@ def _masked_count(lengths: Tensor, mask: Tensor | None) -> int:
 
 
 labels = Objective("labels", _label, lambda lengths, mask: len(lengths), "label")
-masked = Objective("tokens", _masked_tokens, _masked_count, "masked-token", hides_tokens=True)
+masked = Objective("tokens", _masked_tokens, _masked_count, "masked-token", masks_tokens=True)
 next_token = Objective(
     "tokens", _next_tokens, lambda lengths, mask: int((lengths - 1).sum()), "next-token", needs_causal=True
 )
@@ -153,7 +153,7 @@ class Reads(Protocol):
 
 def predict(model: Reads, batch: Batch, objective: str, mask: Bool[Tensor, "batch token"] | None = None) -> Predictions:
     """Return the network's predictions on a batch; objectives that mask tokens need ``mask``."""
-    input_mask = mask if OBJECTIVES[objective].hides_tokens else None
+    input_mask = mask if OBJECTIVES[objective].masks_tokens else None
     x = model.residual(batch.inputs, masked=input_mask, lengths=batch.lengths)
     return predict_from(model, x, batch, objective, mask)
 

@@ -3,6 +3,6 @@
 import os
 
 
-def writes_here() -> bool:
+def is_main_process() -> bool:
     """Return whether this process writes the files: rank 0, or the only process."""
     return os.environ.get("RANK", "0") == "0"

@@ -18,7 +18,7 @@ from filelock import FileLock, Timeout
 
 from attnprobe.config import TrainConfig, from_plain
 from attnprobe.errors import UsageError, listed
-from attnprobe.files import PART, write_whole
+from attnprobe.files import PART, write_atomic
 from attnprobe.provenance import provenance
 from attnprobe.training.checkpoint import Checkpoint, load
 from attnprobe.training.metrics import read_metrics
@@ -38,7 +38,7 @@ class Run:
         try:
             (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
             content = {"config": dataclasses.asdict(config), "provenance": provenance()}
-            write_whole(folder / "config.json", json.dumps(content, indent=1) + "\n")
+            write_atomic(folder / "config.json", json.dumps(content, indent=1) + "\n")
         except OSError as error:
             raise UsageError(f"{folder}: cannot be written ({error.strerror})") from error
         return run
@@ -153,9 +153,9 @@ class Run:
         for path in self.checkpoint_paths:
             if int(path.stem[5:]) not in steps:
                 path.unlink()
-        write_whole(self.folder / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in metrics))
+        write_atomic(self.folder / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in metrics))
 
     def finish(self, ended: dict[str, Any]) -> None:
         """Record how training ended and delete the state to resume from."""
-        write_whole(self.folder / "finished.json", json.dumps(ended) + "\n")
+        write_atomic(self.folder / "finished.json", json.dumps(ended) + "\n")
         self.latest_path.unlink(missing_ok=True)

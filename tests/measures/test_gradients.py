@@ -10,7 +10,7 @@ from attnprobe import gradients
 from attnprobe.config import DataSpec
 from attnprobe.errors import UsageError
 from attnprobe.networks import probe
-from attnprobe.networks.own import flat
+from attnprobe.networks.transformer import flat
 from attnprobe.scores import Heads
 from attnprobe.tables import POSITIONS
 

@@ -7,7 +7,7 @@ from attnprobe import interventions
 from attnprobe.config import DataSpec
 from attnprobe.errors import UsageError
 from attnprobe.geometry import geometry
-from attnprobe.measures.driver import hidden_tokens, permutation
+from attnprobe.measures.driver import masked_tokens, permutation
 from attnprobe.measures.edits import shuffled
 from attnprobe.networks import probe
 
@@ -174,7 +174,7 @@ def test_edits_under_masked_reconstruction_mask_the_tokens():
     ckpt = checkpoint(edit=spread, position="learned")
     object.__setattr__(ckpt, "objective", "masked")
     result = interventions(ckpt, **FEW)
-    model, inputs, mask = ckpt.model, ckpt.tokens(8), torch.from_numpy(hidden_tokens(probe(ckpt), 0, 8))
+    model, inputs, mask = ckpt.model, ckpt.tokens(8), torch.from_numpy(masked_tokens(probe(ckpt), 0, 8))
     (parts,) = parts_of(model, inputs, means_of(model, [ckpt.task.train.tensor(slice(8))]), mask)
     pp = torch.einsum("bhid,bhjd->bhij", parts.q_position, parts.k_position) / model.cfg.d_head**0.5
     with torch.no_grad(), model.hooks(fwd_hooks=[("blocks.0.attn.hook_attn_scores", lambda s, hook: (s - pp).to(s))]):

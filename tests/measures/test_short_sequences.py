@@ -7,7 +7,7 @@ import attnprobe as ap
 from attnprobe.config import DataSpec, ModelConfig, TrainConfig
 from attnprobe.model.transformer import Transformer
 from attnprobe.networks.base import Probe
-from attnprobe.networks.own import Own
+from attnprobe.networks.transformer import TransformerNetwork
 from attnprobe.tables import MEASURES
 from attnprobe.tasks import Split, Task
 
@@ -19,7 +19,9 @@ def probe(n, grid, settings):
     data = DataSpec(n=n, inputs="tokens", classes=2, vocabulary=5, grid=grid)
     task = Task("short", data, *(Split(integers(0, 5, (8, n)), integers(0, 2, 8)) for _ in range(2)))
     config = ModelConfig(d_model=8, init_std=0.5, **settings)
-    return Probe(Own(Transformer(config, data).eval(), TrainConfig(model=config), lambda: task), lambda: task)
+    return Probe(
+        TransformerNetwork(Transformer(config, data).eval(), TrainConfig(model=config), lambda: task), lambda: task
+    )
 
 
 @pytest.mark.parametrize("n", [1, 2])

@@ -25,7 +25,7 @@ from attnprobe.training.checkpoint import Checkpoint
 from attnprobe.training.objectives import Batch, Predictions, evaluate, predict, predict_from
 
 FIT_RATE = 1e-3
-"""Constant learning rate of `Own.fitted`."""
+"""Constant learning rate of `TransformerNetwork.fitted`."""
 
 
 def of_checkpoint(checkpoint: Checkpoint) -> Probe:
@@ -33,7 +33,7 @@ def of_checkpoint(checkpoint: Checkpoint) -> Probe:
     config = checkpoint.config
     objectives = tuple(name for name, entry in OBJECTIVES.items() if config.model.causal or not entry.needs_causal)
     return Probe(
-        network=Own(checkpoint.model, config, lambda: checkpoint.task),
+        network=TransformerNetwork(checkpoint.model, config, lambda: checkpoint.task),
         data=lambda: checkpoint.task,
         objective=checkpoint.objective,
         objectives=objectives,
@@ -50,7 +50,7 @@ def of_checkpoint(checkpoint: Checkpoint) -> Probe:
 
 
 @dataclass(frozen=True, eq=False)
-class Own:
+class TransformerNetwork:
     """Network trained by attnprobe, with all optional capabilities of the interface."""
 
     model: Transformer
@@ -83,7 +83,7 @@ class Own:
         """Run the network and return its predictions; ``mask`` is used only by objectives that mask tokens."""
         return predict(self.model, batch, objective, mask)
 
-    def untrained(self, seed: int) -> "Own":
+    def untrained(self, seed: int) -> "TransformerNetwork":
         """Return a newly initialised network of the same configuration."""
         return replace(self, model=Transformer(self.config.model, self.model.data, seed=seed).eval())
 
@@ -166,7 +166,7 @@ class Own:
         return torch.stack([attn.W_Q for attn in layers]), torch.stack([attn.W_K for attn in layers])
 
     @torch.no_grad()
-    def with_maps_of(self, other: "Own", heads: Sequence[tuple[int, slice]]) -> "Own":
+    def with_maps_of(self, other: "TransformerNetwork", heads: Sequence[tuple[int, slice]]) -> "TransformerNetwork":
         """Return a copy with the other network's query and key maps in the given (layer, slice of heads) pairs."""
         model, d_head = copy.deepcopy(self.model), self.model.cfg.d_head
         for layer, head_slice in heads:
@@ -196,11 +196,11 @@ class Own:
 
     # modified copies
 
-    def in_double(self) -> "Own":
+    def in_double(self) -> "TransformerNetwork":
         """Return a copy in float64."""
         return replace(self, model=copy.deepcopy(self.model).double())
 
-    def fitted(self, objective: str, steps: int, seed: int, uniform: bool) -> "Own":
+    def fitted(self, objective: str, steps: int, seed: int, uniform: bool) -> "TransformerNetwork":
         """Return a copy whose output head is trained for a number of steps.
 
         With ``uniform``, the copy attends uniformly during training, and its value and output maps are trained too.
@@ -217,7 +217,7 @@ class Own:
             for step in range(1, steps + 1):
                 rows = batch_rows(self.config, len(split), f"fit {objective}", step)
                 mask = None
-                if OBJECTIVES[objective].hides_tokens:
+                if OBJECTIVES[objective].masks_tokens:
                     generator = torch_generator(seed, f"fit masks {objective}", step)
                     mask = mask_of(lengths_of(split, rows), self.config.mask_probability, generator)
                 batch, mask = take(split, rows, mask, device)
