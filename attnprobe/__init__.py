@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from attnprobe.measures.positions import positions
     from attnprobe.measures.proximity import proximity
     from attnprobe.model.transformer import Transformer
+    from attnprobe.networks.torch_model import network
     from attnprobe.results import open_result, over_steps
     from attnprobe.sweeps import open_sweep
     from attnprobe.tables import MEASURES, TASKS
@@ -43,6 +44,7 @@ _HOME = {
     "interventions": "measures.interventions",
     "positions": "measures.positions",
     "proximity": "measures.proximity",
+    "network": "networks.torch_model",
     "open_result": "results",
     "over_steps": "results",
     "Run": "training.run",
@@ -76,6 +78,7 @@ __all__ = [
     "gradients",
     "interventions",
     "load",
+    "network",
     "open_result",
     "open_sweep",
     "over_steps",

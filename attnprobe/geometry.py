@@ -39,6 +39,8 @@ class Geometry:
     """(n,) for a line, (rows, columns) for a grid."""
     causal: bool = False
     """Whether a query sees only keys at or before its own position in row-major order."""
+    window: int | None = None
+    """Largest visible distance in a line (sliding-window attention); None if all distances are visible."""
 
     @property
     def n(self) -> int:
@@ -87,14 +89,20 @@ class Geometry:
     @cached_property
     def seen(self) -> Bool[Tensor, " offset"]:
         """Whether keys at each offset are visible; this does not depend on the query."""
-        return self.in_line < self.n if self.causal else torch.ones(len(self.in_line), dtype=torch.bool)
+        offset = self.in_line - (self.n - 1)
+        seen = offset <= 0 if self.causal else torch.ones(len(offset), dtype=torch.bool)
+        return seen if self.window is None else seen & (offset.abs() <= self.window)
 
     def sum_over_keys(self, x: Float[Tensor, "*lead key"]) -> Float[Tensor, "*lead query"]:
         """Sum x over the visible keys of each query."""
+        if self.window is not None:
+            return _window_sums(x, self.window, 0 if self.causal else self.window)
         return x.cumsum(-1) if self.causal else x.sum(-1, keepdim=True).expand_as(x)
 
     def sum_over_queries(self, x: Float[Tensor, "*lead query"]) -> Float[Tensor, "*lead key"]:
         """Sum x over the queries that see each key."""
+        if self.window is not None:
+            return _window_sums(x, 0 if self.causal else self.window, self.window)
         return x.flip(-1).cumsum(-1).flip(-1) if self.causal else x.sum(-1, keepdim=True).expand_as(x)
 
     def windows(self, t: Float[Tensor, "*lead offset"]) -> Float[Tensor, "*lead query"]:
@@ -179,9 +187,17 @@ class Geometry:
 
 
 @lru_cache(maxsize=64)
-def geometry(shape: tuple[int, ...], causal: bool = False) -> Geometry:
+def geometry(shape: tuple[int, ...], causal: bool = False, window: int | None = None) -> Geometry:
     """Return the cached geometry of a shape, including the properties it has already computed."""
-    return Geometry(shape, causal)
+    return Geometry(shape, causal, window)
+
+
+def _window_sums(x: Float[Tensor, "*lead token"], before: int, after: int) -> Float[Tensor, "*lead token"]:
+    """Return for each i the sum of x over tokens i - before ... i + after."""
+    n = x.shape[-1]
+    cumulative = torch.cat([torch.zeros_like(x[..., :1]), x.cumsum(-1)], dim=-1)
+    token = torch.arange(n, device=x.device)
+    return cumulative[..., (token + after + 1).clamp(max=n)] - cumulative[..., (token - before).clamp(min=0)]
 
 
 def _windows(t: Tensor) -> Tensor:
@@ -230,7 +246,7 @@ def _conjugate_gradients(
     raise ArithmeticError(f"conjugate gradients: not converged after {STEPS} steps")
 
 
-STEPS = 200
+STEPS = 10_000
 """Maximum number of conjugate-gradient steps."""
 TOLERANCE = 1e-14
 """Relative residual at which conjugate gradients stop."""

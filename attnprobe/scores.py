@@ -61,8 +61,12 @@ class Scores:
     """
     prefix: int = 0
     """Number of prepended tokens ([CLS]): they attend and are attended to, but statistics exclude them."""
+    suffix: int = 0
+    """Number of appended tokens ([SEP]), likewise."""
     token_bias: Tensor | None = None
-    """[head, offset]: bias between tokens after the prefix only, at the offsets of `geometry`."""
+    """[head, offset]: bias between tokens outside prefix and suffix only, at the offsets of `geometry`."""
+    window: int | None = None
+    """Largest distance at which keys are visible (sliding-window attention), at least 1; all by default."""
 
     def __post_init__(self) -> None:
         """Check shapes, types and devices, but no values."""
@@ -72,16 +76,19 @@ class Scores:
                 f"k of shape {tuple(self.k.shape)} and type {self.k.dtype}: must match q, of shape "
                 f"{tuple(self.q.shape)} and type {self.q.dtype} on {self.q.device}"
             )
-        if not 0 <= self.prefix < n:
-            raise UsageError(f"prefix={self.prefix}: must be 0 ... {n - 1} for {n} tokens in q")
-        if self.grid is not None and (math.prod(self.grid) < n - self.prefix or min(self.grid) < 1):
-            raise UsageError(f"grid={self.grid}: must be (rows, columns) that hold the {n - self.prefix} tokens of q")
+        if not (0 <= self.prefix < n and 0 <= self.suffix < n - self.prefix):
+            raise UsageError(f"prefix={self.prefix}, suffix={self.suffix}: must leave some of the {n} tokens of q")
+        inner = n - self.prefix - self.suffix
+        if self.grid is not None and (math.prod(self.grid) < inner or min(self.grid) < 1):
+            raise UsageError(f"grid={self.grid}: must be (rows, columns) that hold the {inner} tokens of q")
+        if self.window is not None and (self.window < 1 or self.grid is not None):
+            raise UsageError(f"window={self.window}: must be at least 1, without a grid")
         if self.scale is not None and not math.isfinite(self.scale):
             raise UsageError(f"scale={self.scale}: must be finite")
-        sides = self.grid or (n - self.prefix,)
+        sides = self.grid or (inner,)
         offset_count = math.prod([2 * side - 1 for side in sides])  # a list: a generator is a torch.compile graph break
         for name, bias, sizes in (
-            ("bias", self.bias, {2 * n - 1} if self.prefix else {2 * n - 1, offset_count}),
+            ("bias", self.bias, {2 * n - 1} if inner < n else {2 * n - 1, offset_count}),
             ("token_bias", self.token_bias, {offset_count}),
         ):
             if bias is None:
@@ -94,13 +101,13 @@ class Scores:
                 )
 
     def checked(self) -> "Scores":
-        """Check every value and return the scores between the tokens after the prefix.
+        """Check every value and return the scores between the tokens outside prefix and suffix.
 
         Raises `UsageError` if a value is not finite (also in padding), if scores could exceed the range of their type
         (mask keys with ``causal`` or ``real``, not with a huge negative bias), or if ``real`` or ``order`` is invalid.
         """
-        if self.prefix or self.token_bias is not None:
-            return self.behind_prefix().checked()
+        if self.prefix or self.suffix or self.token_bias is not None:
+            return self.inner().checked()
         batch, _, n, d_head = check_shape("q", self.q, ("batch", "head", "token", "d_head"))
         if self.grid is not None and math.prod(self.grid) != n:
             raise UsageError(f"grid={self.grid}: must be (rows, columns) with exactly the {n} tokens of q")
@@ -149,9 +156,10 @@ class Scores:
 
     @property
     def geometry(self) -> Geometry:
-        """Geometry of the tokens after the prefix, including padding; an incomplete image counts as a line."""
-        n = self.shape[2] - self.prefix
-        return geometry((n,) if self.grid is None or math.prod(self.grid) != n else self.grid, self.causal)
+        """Geometry of the tokens outside prefix and suffix, including padding; an incomplete image counts as a line."""
+        n = self.shape[2] - self.prefix - self.suffix
+        shape = (n,) if self.grid is None or math.prod(self.grid) != n else self.grid
+        return geometry(shape, self.causal, self.window if self.window is None or self.window < n - 1 else None)
 
     @property
     def biased(self) -> bool:
@@ -160,27 +168,32 @@ class Scores:
 
     @property
     def bias_by_offset(self) -> Tensor | None:
-        """Total bias between tokens after the prefix at the offsets of the geometry, [head, offset]."""
+        """Total bias between tokens outside prefix and suffix at the offsets of the geometry, [head, offset]."""
         if self.bias is None:
             return self.token_bias
         in_line = self.geometry.in_line
-        bias = self.bias[:, self.prefix : self.bias.shape[1] - self.prefix]
+        cut = self.prefix + self.suffix
+        bias = self.bias[:, cut : self.bias.shape[1] - cut]
         # A grid with a single row or column has the same offsets as the line.
         bias = bias if bias.shape[1] == len(in_line) else bias[:, in_line]
         return bias if self.token_bias is None else self.token_bias + bias
 
-    def behind_prefix(self) -> "Scores":
-        """Return the scores between the tokens after the prefix, with all biases merged into `bias`."""
-        after_prefix = slice(self.prefix, None)
-        real = None if self.real is None else self.real[:, after_prefix]
-        q, k = self.q[:, :, after_prefix], self.k[:, :, after_prefix]
+    @property
+    def tokens(self) -> slice:
+        """The tokens outside prefix and suffix."""
+        return slice(self.prefix, self.shape[2] - self.suffix)
+
+    def inner(self) -> "Scores":
+        """Return the scores between the tokens outside prefix and suffix, with all biases merged into `bias`."""
+        real = None if self.real is None else self.real[:, self.tokens]
+        q, k = self.q[:, :, self.tokens], self.k[:, :, self.tokens]
         grid = self.grid if self.grid == self.geometry.shape else None
         if grid is None and self.grid is not None and self.token_bias is not None:
             raise UsageError(
                 f"grid={self.grid}: token_bias is defined for the whole grid, not for its first {q.shape[2]} pixels"
             )
         bias = self.bias_by_offset
-        return replace(self, q=q, k=k, bias=bias, token_bias=None, real=real, prefix=0, grid=grid)
+        return replace(self, q=q, k=k, bias=bias, token_bias=None, real=real, prefix=0, suffix=0, grid=grid)
 
     def detached(self) -> "Scores":
         """Return the scores detached from the autograd graph."""
@@ -192,7 +205,7 @@ class Scores:
         return replace(self, q=torch.zeros_like(self.q), bias=None, token_bias=None)
 
     def with_bias(self, bias: Float[Tensor, "head offset"]) -> "Scores":
-        """Return the scores with an added bias between the tokens after the prefix, at the offsets of `geometry`."""
+        """Return the scores with an added bias between tokens outside prefix and suffix, at offsets of `geometry`."""
         return replace(self, token_bias=bias if self.token_bias is None else self.token_bias + bias)
 
     def of_heads(self, heads: slice) -> "Scores":
@@ -211,7 +224,7 @@ class Scores:
         """
         scores = replace(self, q=q, k=k)
         # A causal mask alone needs no array: the attention kernel applies it.
-        if (self.biased or self.real is not None) and self._fits:
+        if (self.biased or self.real is not None or self.window is not None) and self._fits:
             vars(scores)["added"] = self.added
         return scores
 
@@ -222,7 +235,7 @@ class Scores:
 
     def added_to(self, start: int, stop: int) -> Float[Tensor, "#batch #head query key"] | None:
         """Return `added` for the queries from start to stop - 1, or None."""
-        if not self.biased and not self.causal and self.real is None:
+        if not self.biased and not self.causal and self.real is None and self.window is None:
             return None
         n, device = self.shape[2], self.q.device
         query, key = torch.arange(start, stop, device=device), torch.arange(n, device=device)
@@ -233,10 +246,13 @@ class Scores:
         elif self.bias is not None:
             added = bias_of_pairs(self.bias, (n,), query, key)[None]
         if token_bias is not None:
-            sides = self.grid or (n - self.prefix,)
-            added = added + bias_of_pairs(token_bias, sides, query, key, self.prefix)[None]
+            sides = self.grid or (n - self.prefix - self.suffix,)
+            tokens = self.tokens if self.prefix or self.suffix else None
+            added = added + bias_of_pairs(token_bias, sides, query, key, tokens)[None]
         if self.causal:
             added = torch.where(key > query[:, None], -math.inf, added)
+        if self.window is not None:
+            added = torch.where((key - query[:, None]).abs() > self.window, -math.inf, added)
         return added if self.real is None else torch.where(self.real[:, None, None, :], added, -math.inf)
 
     @property
@@ -259,7 +275,7 @@ class Scores:
     def attend(self, v: Float[Tensor, "batch head key d_value"]) -> Float[Tensor, "batch head query d_value"]:
         """Return z by fused attention, without an n x n array of scores or a large one of biases and masks."""
         q, k, scale, n = self.q, self.k, self.scale, self.shape[2]
-        if not self.biased and self.real is None:
+        if not self.biased and self.real is None and self.window is None:
             return F.scaled_dot_product_attention(q, k, v, is_causal=self.causal, scale=scale)
         if self._fits:
             blocks = [(slice(0, n), self.added)]
@@ -298,18 +314,20 @@ def bias_of_pairs(
     sides: tuple[int, ...],
     query: Int[Tensor, " query"],
     key: Int[Tensor, " key"],
-    prefix: int = 0,
+    tokens: slice | None = None,
 ) -> Float[Tensor, "row query key"]:
     """Evaluate functions of the offset at pairs of tokens in a line or grid.
 
-    Token numbers include the prefix, and pairs with a prefix token get 0.
+    ``tokens`` are the tokens that the offsets refer to, all by default; pairs with any other token get 0.
     """
     rows, columns = sides if len(sides) == 2 else (1, *sides)
-    query, key = query[:, None] - prefix, key - prefix
+    start, stop = (0, None) if tokens is None else (tokens.start, tokens.stop)
+    query, key = query[:, None] - start, key - start
     row_offset = key // columns - query // columns + rows - 1
     index = row_offset * (2 * columns - 1) + key % columns - query % columns + columns - 1
-    if prefix:
-        bias, index = F.pad(bias, (0, 1)), index.where((query >= 0) & (key >= 0), bias.shape[1])
+    if stop is not None:
+        inside = (query >= 0) & (key >= 0) & (query < stop - start) & (key < stop - start)
+        bias, index = F.pad(bias, (0, 1)), index.where(inside, bias.shape[1])
     if bias.is_cuda:
         return bias[:, index]  # slower than index_select, but its gradient is deterministic
     return bias.index_select(1, index.flatten()).unflatten(1, index.shape)
@@ -331,11 +349,11 @@ class Heads:
         """Return z."""
         return self.by(self.scores, self.v)
 
-    def behind_prefix(self) -> "Heads":
-        """Return the heads restricted to the tokens after the prefix."""
-        after_prefix = slice(self.scores.prefix, None)
-        inputs = None if self.inputs is None else self.inputs[:, after_prefix]
-        return replace(self, scores=self.scores.behind_prefix(), v=self.v[:, :, after_prefix], inputs=inputs)
+    def inner(self) -> "Heads":
+        """Return the heads restricted to the tokens outside prefix and suffix."""
+        tokens = self.scores.tokens
+        inputs = None if self.inputs is None else self.inputs[:, tokens]
+        return replace(self, scores=self.scores.inner(), v=self.v[:, :, tokens], inputs=inputs)
 
     def detached(self) -> "Heads":
         """Return the heads detached from the autograd graph."""
@@ -363,7 +381,7 @@ class Part:
 
 def check_alike(a: Scores, b: Scores) -> None:
     """Raise `UsageError` if two scores do not have the same query-key pairs, or if either has padding."""
-    for name in ("shape", "causal", "grid"):
+    for name in ("shape", "causal", "window", "grid"):
         if getattr(a, name) != getattr(b, name):
             raise UsageError(f"scores with {name} {getattr(a, name)} and {getattr(b, name)}: must be equal")
     if a.real is not None or b.real is not None:

@@ -83,6 +83,7 @@ NETWORKS = Table(
     "network",
     {
         "Checkpoint": "attnprobe.networks.transformer:of_checkpoint",
+        "Module": "attnprobe.networks.torch_model:of_module",
     },
 )
 """Functions that convert an object to a `Probe`, by the name of its class or of a base class."""

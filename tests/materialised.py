@@ -31,6 +31,8 @@ def dense(scores):
     result = rearranged(scores, result)
     if scores.causal:
         result = result.masked_fill(position > position[:, None], -torch.inf)
+    if scores.window is not None:
+        result = result.masked_fill((position - position[:, None]).abs() > scores.window, -torch.inf)
     if scores.real is not None:
         result = result.masked_fill(~(scores.real[:, None, :, None] & scores.real[:, None, None, :]), -torch.inf)
     return result
@@ -40,12 +42,14 @@ def rearranged(scores, x):
     """Permute [batch, head, query, key] by the order of the scores."""
     if scores.order is None:
         return x
-    if not scores.causal:
+    if not scores.causal and (scores.window is None or scores.window >= x.shape[-1] - 1):
         return x[..., scores.order, :][..., scores.order]
-    x = x.clone()
-    for i in range(x.shape[-1]):
-        x[..., i, : i + 1] = x[..., i, scores.order[scores.order <= i]]
-    return x
+    permuted, n = x.clone(), x.shape[-1]
+    for i in range(n):
+        window = n if scores.window is None else scores.window
+        seen = torch.tensor([abs(j - i) <= window and (j <= i or not scores.causal) for j in range(n)])
+        permuted[..., i, seen] = x[..., i, scores.order[seen[scores.order]]]
+    return permuted
 
 
 def by_offset(scores, x):

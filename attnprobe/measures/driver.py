@@ -38,6 +38,10 @@ NULLS = ("permuted", "initial")
 ELEMENTS = 2**23
 """Maximum number of query and key elements per chunk of sequences."""
 MOST_NULLS = 2**16
+NEED_LOSS = {"gradients", "interventions"}
+"""Measures of predictions."""
+NEED_ALL_PAIRS = {"positions", "gradients", "interventions"}
+"""Measures whose directions, edits and position terms cover all distances."""
 """Limit (exclusive) of the number of draws."""
 
 Key = tuple[str, ...]
@@ -286,9 +290,9 @@ class Request:
         return int(lengths_of(self.probe.task.test)[self.rows].min())
 
 
-def checked_request(measure: str, of: Any, sequences: int, nulls: int, level: float, seed: int) -> Request:
+def checked_request(measure: str, of: Any, inputs: Any, sequences: int, nulls: int, level: float, seed: int) -> Request:
     """Check the arguments shared by all measures; raise `UsageError` if one is invalid."""
-    subject = probe(of)
+    subject = probe(of, inputs)
     available = len(subject.task.test)
     if min(sequences, available) < 2:
         hint = f" (the test split has {available})" if sequences > 1 else ""
@@ -299,6 +303,10 @@ def checked_request(measure: str, of: Any, sequences: int, nulls: int, level: fl
         raise UsageError(f"nulls={nulls}: must be from 0 (none) to {MOST_NULLS - 1}")
     if not 0 < level < 1:
         raise UsageError(f"level={level}: must be between 0 and 1")
+    if measure in NEED_ALL_PAIRS and subject.network.shape.windowed:
+        raise UsageError(f"{measure}: not available yet for sliding-window attention; name other layers with site=")
+    if measure in NEED_LOSS and not subject.has_loss:
+        raise UsageError(f"{measure} needs a loss: ap.network(model, inputs, labels=...), or loss=...")
     return Request(measure, subject, min(sequences, available), nulls, level, seed)
 
 
@@ -508,7 +516,9 @@ def _check_values(name: str, values: Any, scores: Scores, axes: tuple[str, ...])
         raise UsageError(f"{name} of {actual}: must be a tensor over {['batch', 'head', *axes]} = {expected}{hint}")
 
 
-def _arguments(of: Any, *, sequences: int = 256, nulls: int = 8, level: float = 0.95, seed: int = 0) -> None:
+def _arguments(
+    of: Any, inputs: Any = None, *, sequences: int = 256, nulls: int = 8, level: float = 0.95, seed: int = 0
+) -> None:
     """Define the arguments shared by all measures."""
 
 
@@ -541,12 +551,12 @@ def measure(*numbers: Number) -> Callable[[Callable[..., Mapping[str, Tensor]]],
         name = compute.__name__
         by_name = {number.name: number for number in numbers}
         keywords = _keywords(compute)
-        first, *shared = _shared.parameters.values()
-        signature = inspect.Signature([first, *keywords, *shared])
+        of, inputs, *shared = _shared.parameters.values()
+        signature = inspect.Signature([of, inputs, *keywords, *shared])
 
         @functools.wraps(compute)
-        def measured(of: Any, **arguments: Any) -> xr.Dataset:
-            bound = signature.bind(of, **arguments)
+        def measured(of: Any, inputs: Any = None, **arguments: Any) -> xr.Dataset:
+            bound = signature.bind(of, inputs, **arguments)
             bound.apply_defaults()
             options = dict(bound.arguments)
             request = checked_request(name, *(options.pop(parameter) for parameter in _shared.parameters))

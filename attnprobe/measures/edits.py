@@ -93,7 +93,7 @@ def _impose_proximity(heads: Heads, material: Material) -> Tensor:
 
 
 def _keep_position(heads: Heads, material: Material) -> Tensor:
-    q, k = _position_parts(heads, material, keep_prefix=True)
+    q, k = _position_parts(heads, material, keep_special=True)
     kept = replace(heads.scores, q=q, k=k)
     return replace(
         heads, scores=kept if material.bias_change is None else kept.with_bias(material.bias_change)
@@ -102,7 +102,7 @@ def _keep_position(heads: Heads, material: Material) -> Tensor:
 
 def _ablate_position(heads: Heads, material: Material) -> Tensor:
     scores = heads.scores
-    q, k = _position_parts(heads, material, keep_prefix=False)
+    q, k = _position_parts(heads, material, keep_special=False)
     # Concatenated vectors: their product is the difference of the products.
     q, k = torch.cat([scores.q, q], dim=-1), torch.cat([scores.k, -k], dim=-1)
     without = replace(scores, q=q, k=k, scale=scores.factor)
@@ -164,7 +164,7 @@ def _move(heads: Heads, material: Material, positions: Int[Tensor, " token"]) ->
         )
         q, k = network.turn(q, rotations.to(q)), network.turn(k, rotations.to(k))
     else:
-        parts = _position_parts(heads, material, keep_prefix=False)
+        parts = _position_parts(heads, material, keep_special=False)
         moved = _after_prefix(positions, prefix)
         q, k = (x - part + part[:, :, moved] for x, part in zip((q, k), parts, strict=True))
     if not scores.biased:
@@ -175,12 +175,16 @@ def _move(heads: Heads, material: Material, positions: Int[Tensor, " token"]) ->
     return replace(heads, scores=arranged, v=heads.v[:, :, order]).attend()[:, :, order.argsort()]
 
 
-def _position_parts(heads: Heads, material: Material, keep_prefix: bool) -> tuple[Tensor, Tensor]:
-    """Return the position parts, [batch, head, token, d_head]; prepended tokens are kept (``keep_prefix``) or 0."""
+def _position_parts(heads: Heads, material: Material, keep_special: bool) -> tuple[Tensor, Tensor]:
+    """Return the position parts, [batch, head, token, d_head].
+
+    Prefix and suffix keep their vectors (``keep_special``) or are 0.
+    """
     extended = []
     for vectors, part in ((heads.scores.q, material.q_position), (heads.scores.k, material.k_position)):
-        prefix = vectors[:, :, : heads.scores.prefix]
-        extended.append(torch.cat([prefix if keep_prefix else torch.zeros_like(prefix), part.to(vectors)], dim=2))
+        whole = vectors.clone() if keep_special else torch.zeros_like(vectors)
+        whole[:, :, heads.scores.tokens] = part.to(vectors)
+        extended.append(whole)
     return extended[0], extended[1]
 
 

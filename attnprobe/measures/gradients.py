@@ -129,6 +129,7 @@ CURVATURE = Number(
 
 def gradients(
     of: Any,
+    inputs: Any = None,
     *,
     sequences: int = 256,
     objectives: tuple[str, ...] = (),
@@ -186,7 +187,8 @@ def gradients(
     that the network was not trained on.
 
     Args:
-        of: Checkpoint (or `Probe`) to measure.
+        of: Checkpoint, PyTorch model (with ``inputs``) or `Probe` to measure.
+        inputs: Inputs of ``of`` if it is a PyTorch model; see `attnprobe.network` for more control.
         sequences: Number of test sequences (the first ones).
         objectives: Losses to differentiate: labels, masked, next-token; by default all that apply to the network.
         at: Point of differentiation: the checkpoint's own scores, or all scores 0 (exactly uniform attention).
@@ -197,7 +199,7 @@ def gradients(
         level: Confidence level of the intervals.
         seed: Seed of masks, random directions, permutations and initial networks.
     """
-    request = checked_request("gradients", of, sequences, nulls, level, seed)
+    request = checked_request("gradients", of, inputs, sequences, nulls, level, seed)
     check_window(request.network, length_scale, "length_scale")
     losses = _losses(request.probe, objectives)
     if at not in ("checkpoint", "uniform"):
@@ -399,7 +401,7 @@ def _statistics(
     order: Tensor | None,
 ) -> dict[tuple[str, str], Tensor]:
     """Return the statistics, [sequence, head, ...], by view prefix and name."""
-    scores = replace(heads.scores.behind_prefix(), order=None if order is None else order.to(dz.device))
+    scores = replace(heads.scores.inner(), order=None if order is None else order.to(dz.device))
     left, right = (x.to(heads.v) for x in directions.random)
     grid_statistics = gradient_statistics(scores, heads.v, dz, [(left, right)], heads.inputs)
     norm = grid_statistics.square.sqrt()

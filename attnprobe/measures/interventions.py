@@ -63,6 +63,7 @@ BASE = [
 
 def interventions(
     of: Any,
+    inputs: Any = None,
     *,
     sequences: int = 256,
     length_scale: float = 2.0,
@@ -107,7 +108,8 @@ def interventions(
     ``objective``, ``train_accuracy`` and ``test_accuracy`` (no dims) describe the checkpoint.
 
     Args:
-        of: Checkpoint (or `Probe`) to intervene in.
+        of: Checkpoint, PyTorch model (with ``inputs``) or `Probe` to intervene in.
+        inputs: Inputs of ``of`` if it is a PyTorch model; see `attnprobe.network` for more control.
         sequences: Number of test sequences (the first ones), and of training sequences for the means.
         length_scale: Distance over which the imposed bias decreases by 1, in tokens or pixels.
         patch_from: Checkpoint of a network of the same shape to patch scores and maps from.
@@ -115,7 +117,7 @@ def interventions(
         level: Confidence level of the intervals.
         seed: Seed of masks and permutations.
     """
-    request = checked_request("interventions", of, sequences, nulls, level, seed)
+    request = checked_request("interventions", of, inputs, sequences, nulls, level, seed)
     if not length_scale > 0:
         raise UsageError(f"length_scale={length_scale}: must be above 0")
     setup = _setup(request, length_scale, None if patch_from is None else _other_network(request, patch_from))

@@ -76,7 +76,14 @@ NUMBERS = [
 
 
 def positions(
-    of: Any, *, sequences: int = 256, window: int = 2, nulls: int = 8, level: float = 0.95, seed: int = 0
+    of: Any,
+    inputs: Any = None,
+    *,
+    sequences: int = 256,
+    window: int = 2,
+    nulls: int = 8,
+    level: float = 0.95,
+    seed: int = 0,
 ) -> xr.Dataset:
     r"""Measure the contributions of content and position to the scores of each head.
 
@@ -123,14 +130,15 @@ def positions(
     ``objective``, ``train_accuracy`` and ``test_accuracy`` (no dims) describe the checkpoint.
 
     Args:
-        of: Checkpoint (or `Probe`) to measure.
+        of: Checkpoint, PyTorch model (with ``inputs``) or `Probe` to measure.
+        inputs: Inputs of ``of`` if it is a PyTorch model; see `attnprobe.network` for more control.
         sequences: Number of test sequences (the first ones), and of training sequences for the means.
         window: Largest distance of a near key, in tokens or pixels.
         nulls: Number of draws of each null; 0 for none.
         level: Confidence level of the intervals.
         seed: Seed of the permutations and the initial networks.
     """
-    request = checked_request("positions", of, sequences, nulls, level, seed)
+    request = checked_request("positions", of, inputs, sequences, nulls, level, seed)
     check_window(request.network, window)
     views_by_prefix, network = views(request.network), request.network
     train, objective = request.probe.task.train, request.probe.objectives[0]
@@ -138,8 +146,9 @@ def positions(
     measured_conditions: list[tuple[Network, Means, np.ndarray | None]] = []
 
     def prepare(condition: Condition) -> Compute:
-        # For causal attention the inputs stay in place and the scores are permuted.
-        permutes_inputs = condition.order is not None and not network.shape.causal
+        # For causal attention, and inputs that are not tokens, the scores are permuted instead of the inputs.
+        reorderable = network.shape.inputs_are_tokens and not network.shape.causal
+        permutes_inputs = condition.order is not None and reorderable
 
         def permuted_inputs(batch: Batch) -> Batch:
             if condition.order is None or not permutes_inputs:

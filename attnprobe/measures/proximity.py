@@ -77,7 +77,14 @@ NUMBERS = [
 
 
 def proximity(
-    of: Any, *, sequences: int = 256, window: int = 2, nulls: int = 8, level: float = 0.95, seed: int = 0
+    of: Any,
+    inputs: Any = None,
+    *,
+    sequences: int = 256,
+    window: int = 2,
+    nulls: int = 8,
+    level: float = 0.95,
+    seed: int = 0,
 ) -> xr.Dataset:
     r"""Measure how the scores and attention of each head depend on the distance between query and key.
 
@@ -117,14 +124,15 @@ def proximity(
     ``objective``, ``train_accuracy`` and ``test_accuracy`` (no dims) describe the checkpoint.
 
     Args:
-        of: Checkpoint (or `Probe`) to measure.
+        of: Checkpoint, PyTorch model (with ``inputs``) or `Probe` to measure.
+        inputs: Inputs of ``of`` if it is a PyTorch model; see `attnprobe.network` for more control.
         sequences: Number of test sequences (the first ones).
         window: Largest distance of a near key, in tokens or pixels.
         nulls: Number of draws of each null; 0 for none.
         level: Confidence level of the intervals.
         seed: Seed of the permutations and the initial networks.
     """
-    request = checked_request("proximity", of, sequences, nulls, level, seed)
+    request = checked_request("proximity", of, inputs, sequences, nulls, level, seed)
     check_window(request.network, window)
     views_by_prefix, windows = views(request.network), tuple(sorted({1, window}))
     groups = np.arange(request.sequences) % min(GROUPS, request.sequences)
@@ -239,10 +247,13 @@ def _decay_summary(prefix: str, view: View, tallies: Tallies, groups: np.ndarray
 
 def _decay(profiles: np.ndarray, pairs: Geometry) -> Decay:
     """Fit the decay to profiles by distance: means of the offset profiles over the offsets at each distance."""
-    # The largest offsets have no scores if all sequences are shorter than n.
-    observed = np.isfinite(profiles).reshape(-1, profiles.shape[-1]).any(axis=0)
+    # The largest offsets have no scores if all sequences are shorter than n, or beyond a sliding window.
+    observed = np.isfinite(profiles)
+    if not (observed == observed[:1]).all():  # layers differ
+        fits = [_decay(layer[None], pairs) for layer in profiles]
+        return Decay(*(np.concatenate([getattr(fit, name) for fit in fits]) for name in ("length", "r2", "reason")))
     count = pairs.count.numpy()
-    used = (pairs.distance.numpy() > 0) & (count > 0) & observed
+    used = (pairs.distance.numpy() > 0) & (count > 0) & observed.reshape(-1, observed.shape[-1]).any(axis=0)
     distance, index = np.unique(pairs.distance.numpy()[used], return_inverse=True)
     weight = np.bincount(index, count[used])
     sums = (profiles[..., used] * count[used]).reshape(math.prod(profiles.shape[:-1]), len(index))

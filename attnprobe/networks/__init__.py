@@ -9,8 +9,16 @@ from attnprobe.tables import NETWORKS
 __all__ = ["Network", "Probe", "probe"]
 
 
-def probe(of: Any) -> Probe:
-    """Convert the argument of a measure to a `Probe`: a checkpoint with its test data; a probe is returned as is."""
+def probe(of: Any, inputs: Any = None) -> Probe:
+    """Convert the arguments of a measure to a `Probe`.
+
+    Accepts a checkpoint (measured on its test data), any PyTorch model with ``inputs``, or a probe, which is returned
+    unchanged.
+    """
+    if inputs is not None:
+        from attnprobe.networks.torch_model import network  # checkpoints do not need it
+
+        return network(of, inputs)
     if isinstance(of, Probe):
         return of
     for kind in type(of).__mro__:

@@ -47,6 +47,10 @@ class Shape:
     causal: bool = False
     prefix: int = 0
     """Number of prepended tokens ([CLS])."""
+    windowed: bool = False
+    """Whether some layer has sliding-window attention."""
+    inputs_are_tokens: bool = True
+    """Whether a batch has one input per token, so that inputs can be permuted to permute the tokens."""
 
 
 @runtime_checkable
@@ -187,6 +191,8 @@ class Probe:
     """Title of figures."""
     metrics: Mapping[str, Any] = field(default_factory=dict)
     """Train and test accuracy, if known."""
+    has_loss: bool = True
+    """Whether the network's predictions have a loss; without one, only scores can be measured."""
     facts: Mapping[str, Any] = field(default_factory=dict)
     """Origin of the network (step, configuration ...), saved as attributes of results."""
 
@@ -210,7 +216,7 @@ def read(network: Network, batch: Batch, objective: str, see: Callable[[Heads], 
     """Run a forward pass and call ``see`` with the `Heads` of each layer, without the prepended tokens."""
 
     def attend(heads: Heads) -> Tensor:
-        see(heads.behind_prefix().detached())
+        see(heads.inner().detached())
         return heads.attend()
 
     if mask is None and OBJECTIVES[objective].masks_tokens:

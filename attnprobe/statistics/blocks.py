@@ -88,12 +88,12 @@ class Group:
             yield Block(start, stop, stop if self.scores.causal else n)
 
     def write_scores(self, block: Block, out: Float[Tensor, "matrix query key"]) -> None:
-        """Write the scores of a block; keys after a causal query get a number far below any score.
+        """Write the scores of a block; masked keys get a number far below any score.
 
         That number is finite because it is later multiplied by an attention weight of 0.
         """
         self.write_products(block, self.q, self.k, out, self.bias)
-        if self.scores.causal:
+        if self.masked:
             out.masked_fill_(~self.visible(block), torch.finfo(out.dtype).min / 4)
 
     def write_products(
@@ -106,9 +106,9 @@ class Group:
     ) -> None:
         """Write the products of left and right, plus a bias, for the pairs of a block, permuted by `Scores.order`.
 
-        The numbers at keys after a causal query are finite but meaningless.
+        The numbers at masked keys are finite but meaningless.
         """
-        causal, order = self.scores.causal, self.scores.order
+        order = self.scores.order
         queries = torch.arange(block.start, block.stop, device=out.device)
         if order is None:
             torch.bmm(left[:, block.queries], right[:, : block.keys].mT, out=out)
@@ -116,22 +116,34 @@ class Group:
                 out += self._windows(bias, queries, block.keys)
             return
         order = order.to(out.device)
-        sources = queries if causal else order[queries]
+        sources = queries if self.masked else order[queries]
         products = left[:, sources] @ right.mT
         if bias is not None:
             products += self._windows(bias, sources, self.geometry.n)
         products = products[..., order]
-        if causal:
-            out.zero_().masked_scatter_(self.visible(block), products[:, order <= queries[:, None]])
+        if self.masked:
+            out.zero_().masked_scatter_(self.visible(block), products[:, self._sees(queries, order)])
         else:
             out.copy_(products)
 
     def visible(self, block: Block) -> Bool[Tensor, "#query key"]:
         """Return which keys are visible to the queries of a block."""
-        key = torch.arange(block.keys, device=self.q.device)
-        if not self.scores.causal:
-            return (key >= 0)[None]
-        return key <= torch.arange(block.start, block.stop, device=self.q.device)[:, None]
+        device = self.q.device
+        keys = torch.arange(block.keys, device=device)
+        if not self.masked:
+            return (keys >= 0)[None]
+        return self._sees(torch.arange(block.start, block.stop, device=device), keys)
+
+    @property
+    def masked(self) -> bool:
+        """Whether some keys are not visible to some queries."""
+        return self.geometry.causal or self.geometry.window is not None
+
+    def _sees(self, queries: Int[Tensor, " query"], keys: Int[Tensor, " key"]) -> Bool[Tensor, "query key"]:
+        """Return which keys are visible to which queries."""
+        offset, window = keys - queries[:, None], self.geometry.window
+        seen = offset <= 0 if self.geometry.causal else torch.ones_like(offset, dtype=torch.bool)
+        return seen if window is None else seen & (offset.abs() <= window)
 
     def _windows(
         self, bias: Float[Tensor, "matrix offset"], queries: Int[Tensor, " query"], keys: int

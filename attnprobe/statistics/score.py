@@ -193,7 +193,8 @@ class _Sums:
 
 def _sums(scores: Scores, by_offset: bool = True) -> _Sums:
     """Return the sums; ``by_offset`` is the most expensive one and may be skipped if there is no bias."""
-    if scores.order is not None and (scores.causal or scores.bias is not None):
+    masked = scores.causal or scores.geometry.window is not None
+    if scores.order is not None and (masked or scores.bias is not None):
         return _streamed_sums(scores)  # not products of permuted queries and keys
     order = slice(None) if scores.order is None else scores.order
     batch, heads, n = scores.shape
@@ -231,11 +232,11 @@ def _products(q: Tensor, k: Tensor, geometry: Geometry, correlate: bool) -> tupl
     level = k.mean(1, keepdim=True)
     k = k - level
     gram_q, gram_k = q.mT @ q, k.mT @ k
-    if geometry.causal:
+    if geometry.causal or geometry.window is not None:
         keys = geometry.keys.to(q.device)
-        mean = (q * k.cumsum(1)).sum(-1) / keys
-        by_key = (q.flip(1).cumsum(1).flip(1) * k).sum(-1)
-        square = _causal_square(q, k)
+        mean = (q * geometry.sum_over_keys(k.mT).mT).sum(-1) / keys
+        by_key = (geometry.sum_over_queries(q.mT).mT * k).sum(-1)
+        square = _masked_square(q, k, geometry)
     else:
         mean = torch.zeros_like(q[..., 0])
         by_key = (k @ q.sum(1)[..., None])[..., 0]
@@ -247,15 +248,33 @@ def _products(q: Tensor, k: Tensor, geometry: Geometry, correlate: bool) -> tupl
     return by_offset, by_key, mean, (q @ level.mT)[..., 0], square, scale
 
 
-def _causal_square(q: Tensor, k: Tensor) -> Tensor:
-    """Return the sum over j <= i of the squares of q_i . k_j."""
+def _masked_square(q: Tensor, k: Tensor, geometry: Geometry) -> Tensor:
+    """Return the sum over visible pairs of the squares of q_i . k_j.
+
+    For each block of queries, keys that all of its queries see enter by their Gram matrix, which moves along; only keys
+    that some of its queries see are multiplied out.
+    """
+    n = q.shape[1]
+    window = n if geometry.window is None else geometry.window
     gram = torch.zeros_like(k.mT @ k)
     total = torch.zeros_like(gram[:, 0, 0])
-    for start in range(0, q.shape[1], BLOCK):
-        block = slice(start, start + BLOCK)
-        total = total + (q[:, block] @ k[:, block].mT).tril().square().sum((-2, -1))
-        total = total + ((q[:, block] @ gram) * q[:, block]).sum((-2, -1))
-        gram = gram + k[:, block].mT @ k[:, block]
+    first = last = 0  # keys first ... last - 1 are in the Gram matrix
+    for start in range(0, n, BLOCK):
+        stop = min(start + BLOCK, n)
+        # All queries of the block see the keys low ... high - 1.
+        low, high = max(0, stop - 1 - window), start if geometry.causal else min(n, start + window + 1)
+        if low < high:
+            gram = gram + k[:, last:high].mT @ k[:, last:high] - k[:, first:low].mT @ k[:, first:low]
+            first, last = low, high
+            total = total + ((q[:, start:stop] @ gram) * q[:, start:stop]).sum((-2, -1))
+        edges = [slice(max(0, start - window), low), slice(high, stop if geometry.causal else min(n, stop + window))]
+        if low >= high:
+            edges = [slice(edges[0].start, edges[1].stop)]
+        for edge in edges:
+            offset = torch.arange(edge.start, edge.stop) - torch.arange(start, stop)[:, None]
+            seen = (offset.abs() <= window) & (offset <= 0 if geometry.causal else torch.ones_like(offset).bool())
+            products = (q[:, start:stop] @ k[:, edge].mT) * seen.to(q.device)
+            total = total + products.square().sum((-2, -1))
     return total
 
 

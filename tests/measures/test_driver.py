@@ -128,7 +128,7 @@ def test_measured_value_and_draws_are_exchangeable_without_structure():
         split = Split(rng.integers(6, size=(8, 6)), np.zeros(8, dtype=int))
         task = Task("noise", DataSpec(n=6, inputs="tokens", classes=2, vocabulary=6), split, split)
         probe = Probe(Noise(10**6 + case), lambda task=task: task)
-        tallies, _ = driver.over_sequences(driver.checked_request("noise", probe, 8, 4, 0.95, case), prepare)
+        tallies, _ = driver.over_sequences(driver.checked_request("noise", probe, None, 8, 4, 0.95, case), prepare)
         measured, *draws = (
             tally.layers(("distance",))[0].mean.item()
             for tally in (tallies.measured, *tallies.nulls["permuted"], *tallies.nulls["initial"])
@@ -180,5 +180,5 @@ def test_reserved_keywords_and_unknown_axes_are_refused():
 
 
 def test_unsupported_types_are_refused():
-    with pytest.raises(UsageError, match="a list cannot be measured; valid: Checkpoint, Probe"):
+    with pytest.raises(UsageError, match="a list cannot be measured; valid: Checkpoint, Module, Probe"):
         lengths([1, 2])

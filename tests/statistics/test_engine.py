@@ -38,6 +38,7 @@ OPTIONS = st.fixed_dictionaries(
         "d_head": st.integers(1, 5),
         "dtype": st.sampled_from(list(TOLERANCE)),
         "causal": st.booleans(),
+        "window": st.none() | st.integers(1, 12),
         "size": st.sampled_from([0.1, 1.0, 3.0]),
         "scale": st.sampled_from([None, 0.7]),
         "bias": st.sampled_from([None, 0.3, 4.0]),
@@ -47,7 +48,7 @@ OPTIONS = st.fixed_dictionaries(
 )
 
 
-def random_scores(seed, grid, n, batch, heads, d_head, dtype, causal, size, scale, bias, bias_on_grid, special):
+def random_scores(seed, grid, n, batch, heads, d_head, dtype, causal, window, size, scale, bias, bias_on_grid, special):
     """Return random scores with the drawn options, and a generator for further draws."""
     generator = torch.Generator().manual_seed(seed)
     n = n if grid is None else grid[0] * grid[1]
@@ -66,7 +67,8 @@ def random_scores(seed, grid, n, batch, heads, d_head, dtype, causal, size, scal
         real = (torch.arange(n) >= ends[:, :1]) & (torch.arange(n) < ends[:, 1:])
     if special == "order":
         order = torch.randperm(n, generator=generator)
-    return Scores(q, k, scale, bias, causal, real, grid, order), generator
+    window = window if grid is None else None
+    return Scores(q, k, scale, bias, causal, real, grid, order, window=window), generator
 
 
 def close(found, expected, tolerance, scale=None):
@@ -113,7 +115,7 @@ def test_covariance(drawn, other):
     first, generator = random_scores(**drawn | {"special": "nothing"})
     q, k = torch.randn(2, *first.shape, 3, generator=generator, dtype=first.q.dtype)
     bias = None if other is None else other * torch.randn(first.shape[1], 2 * first.shape[2] - 1, generator=generator)
-    second = Scores(q, k, 0.3, bias, first.causal, grid=first.grid)
+    second = Scores(q, k, 0.3, bias, first.causal, grid=first.grid, window=first.window)
     visible = materialised.dense(first).isfinite()
     centred = []
     for scores in (first, second):
@@ -178,7 +180,7 @@ def test_gradient_product(drawn):
     one, generator = random_scores(**drawn | {"special": "order"})
     size = (*one.shape, 3)
     v, dz, other_v, other_dz, q, k = torch.randn(6, *size, generator=generator, dtype=one.q.dtype)
-    other = Scores(q, k, causal=one.causal, grid=one.grid, order=one.order)
+    other = Scores(q, k, causal=one.causal, grid=one.grid, order=one.order, window=one.window)
     found = gradient_product((one, v, dz), (other, other_v, other_dz))
     gradients = [materialised.score_gradient(one, v, dz), materialised.score_gradient(other, other_v, other_dz)]
     sizes = [

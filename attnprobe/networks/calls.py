@@ -1,0 +1,207 @@
+"""Attention calls of any PyTorch model.
+
+In PyTorch, scores become a pattern in ``F.scaled_dot_product_attention`` or in a softmax over keys. A
+`torch.overrides.TorchFunctionMode` intercepts both, in any model, after rotation and head splitting, with mask, bias
+and scale, and may replace the result. Without a replacement the model computes exactly what it computes otherwise.
+
+A softmax call is represented as attention as well, with q = the scores and k = v = the identity: $S = q k^T$ and $z =
+A v = A$. The function that replaces attention then returns the pattern.
+
+Not seen: an exponential divided by its sum, traced models (``torch.jit.trace``) and ``flex_attention``.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+from unittest.mock import patch
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from attnprobe.errors import UsageError
+
+SDPA = F.scaled_dot_product_attention
+SOFTMAX = {F.softmax, torch.softmax, Tensor.softmax, torch.special.softmax}
+MASKED = -1e4
+"""Added values at or below this mask a key: -inf, torch.finfo(...).min, the -10000 of early BERT models."""
+
+
+@dataclass(frozen=True, eq=False)
+class Call:
+    """One attention call of a forward pass."""
+
+    site: str
+    """Path of the module that makes the call, such as ``encoder.layer.3.attention.self``."""
+    turn: int
+    """Number of earlier calls by the same module in this forward pass (shared layers, as in ALBERT)."""
+    module_input: tuple[int, ...] | None
+    """Shape of the nearest 3-D input of a module around the call, [batch, token, d_model]."""
+    q: Tensor
+    """[batch, head, query, d_head]."""
+    k: Tensor
+    """[batch, head, key, d_head], repeated to the number of query heads."""
+    v: Tensor
+    """[batch, head, key, d_value], repeated to the number of query heads."""
+    scale: float
+    mask: Tensor | None = None
+    """Broadcasts to [batch, head, query, key]: True for visible pairs, or values added to the scores."""
+    causal: bool = False
+    """Whether keys after the query are masked in addition."""
+    softmax: bool = False
+    """Whether the call is a softmax: q is the score, and z the pattern."""
+
+    @property
+    def visible(self) -> Tensor:
+        """[batch or 1, head or 1, query, key]: True for visible pairs."""
+        queries, keys = self.q.shape[2], self.k.shape[2]
+        visible = torch.ones(1, 1, queries, keys, dtype=torch.bool, device=self.q.device)
+        if self.causal:
+            visible = visible.tril()
+        if self.softmax:
+            return visible & (self.q > MASKED)
+        if self.mask is None:
+            return visible
+        return visible & (self.mask if self.mask.dtype == torch.bool else self.mask > MASKED)
+
+    @property
+    def bias(self) -> Tensor | None:
+        """Values added to the scores, 0 at masked pairs; None if there are none."""
+        if self.softmax or self.mask is None or self.mask.dtype == torch.bool:
+            return None
+        bias = self.mask.masked_fill(self.mask <= MASKED, 0.0)
+        return bias if bool((bias != 0).any()) else None
+
+    def dense(self) -> Tensor:
+        """Return the scores, [batch, head, query, key], with -inf at masked pairs; an n x n array, for checks."""
+        scores = self.q if self.softmax else self.q @ self.k.mT * self.scale
+        bias = self.bias
+        scores = scores if bias is None else scores + bias
+        return scores.masked_fill(~self.visible, -math.inf)
+
+
+Answer = Callable[[Call, Callable[[], Tensor]], Tensor]
+"""Function from a call and the model's own computation of z to z."""
+
+
+@contextmanager
+def watching(model: nn.Module, answer: Answer) -> Iterator[None]:
+    """Pass every attention call of a model's forward passes to ``answer``, which returns its z."""
+    mode = _Mode(answer)
+    with ExitStack() as stack:
+        for name, module in model.named_modules():
+            # Hooks on leaves would make attnprobe's hook points explicit, and name calls after nn.Softmax.
+            if name and next(module.children(), None) is None:
+                continue
+            enter = module.register_forward_pre_hook(mode.entering(name), with_kwargs=True)
+            leave = module.register_forward_hook(mode.leaving, always_call=True)
+            stack.callback(enter.remove)
+            stack.callback(leave.remove)
+        stack.enter_context(mode)
+        yield
+
+
+def calls(model: nn.Module, run: Callable[[], object]) -> list[tuple[Call, Tensor]]:
+    """Return every attention call of one forward pass with its z."""
+    seen: list[tuple[Call, Tensor]] = []
+
+    def answer(call: Call, own: Callable[[], Tensor]) -> Tensor:
+        z = own()
+        seen.append((call, z))
+        return z
+
+    with torch.no_grad(), watching(model, answer):
+        run()
+    return seen
+
+
+def replay_error(call: Call, z: Tensor) -> float:
+    """Return the largest difference between softmax(scores) v and the model's own z, over queries with visible keys."""
+    scores = call.dense().double()
+    attends = scores.isfinite().any(-1, keepdim=True)
+    replayed = scores.softmax(-1) @ call.v.double()
+    return float((replayed - z.double()).where(attends, 0.0).abs().max())
+
+
+class _Mode(TorchFunctionMode):
+    """Intercepts attention calls and knows which module makes them."""
+
+    def __init__(self, answer: Answer) -> None:
+        super().__init__()
+        self.answer = answer
+        self.path: list[tuple[str, tuple[int, ...] | None]] = [("", None)]
+        self.turns: dict[str, int] = {}
+
+    def entering(self, name: str) -> Callable[..., None]:
+        """Return a forward pre-hook that records entering a module."""
+
+        def enter(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            if not name:
+                self.turns.clear()
+            tensors = (x for x in (*args, *kwargs.values()) if isinstance(x, Tensor))
+            first = next(tensors, None)
+            shape = tuple(first.shape) if first is not None and first.ndim == 3 else None
+            self.path.append((name, shape))
+
+        return enter
+
+    def leaving(self, module: nn.Module, args: Any, output: Any) -> None:
+        """Forward hook that records leaving a module."""
+        self.path.pop()
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Intercept attention functions; run all others."""
+        kwargs = kwargs or {}
+        if func is SDPA:
+            return self._sdpa(*args, **kwargs)
+        if func in SOFTMAX:
+            return self._softmax(func, *args, **kwargs)
+        if func is F.multi_head_attention_forward:
+            # The mode is off inside an overridden function, so its attention function is patched.
+            weights_wanted = kwargs.get("need_weights", True)
+            with patch.object(F, "scaled_dot_product_attention", self._sdpa):
+                output, _ = func(*args, **{**kwargs, "need_weights": False})
+            return output, (func(*args, **kwargs)[1] if weights_wanted else None)
+        return func(*args, **kwargs)
+
+    def _location(self) -> tuple[str, int, tuple[int, ...] | None]:
+        site = self.path[-1][0]
+        turn = self.turns.get(site, 0)
+        self.turns[site] = turn + 1
+        return site, turn, next((shape for _, shape in reversed(self.path) if shape is not None), None)
+
+    def _sdpa(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attn_mask: Tensor | None = None,
+        dropout_p: float = 0.0,
+        is_causal: bool = False,
+        scale: float | None = None,
+        enable_gqa: bool = False,
+    ) -> Tensor:
+        if query.ndim != 4:
+            raise UsageError(
+                f"{self.path[-1][0]}: attention over {query.ndim} axes; must be [batch, head, token, d_head]"
+            )
+        groups = query.shape[1] // key.shape[1]
+        k, v = (x.repeat_interleave(groups, 1) if groups > 1 else x for x in (key, value))
+        factor = query.shape[-1] ** -0.5 if scale is None else float(scale)
+        call = Call(*self._location(), q=query, k=k, v=v, scale=factor, mask=attn_mask, causal=is_causal)
+        options = {"scale": scale, "enable_gqa": enable_gqa}
+        return self.answer(call, lambda: SDPA(query, key, value, attn_mask, dropout_p, is_causal, **options))
+
+    def _softmax(self, func: Any, input: Tensor, dim: int | None = None, *args: Any, **kwargs: Any) -> Tensor:
+        def own() -> Tensor:
+            return func(input, dim, *args, **kwargs)
+
+        if input.ndim != 4 or dim not in (-1, 3) or input.shape[-2] == 1:
+            return own()
+        identity = torch.eye(input.shape[-1], dtype=input.dtype, device=input.device)
+        identity = identity.expand(*input.shape[:2], -1, -1)
+        call = Call(*self._location(), q=input, k=identity, v=identity, scale=1.0, softmax=True)
+        return self.answer(call, own)

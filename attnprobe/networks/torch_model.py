@@ -1,0 +1,483 @@
+"""Any PyTorch model behind the network protocol, through its attention calls (`attnprobe.networks.calls`).
+
+The model runs on its own inputs. The sequences that measures see are row numbers of these inputs, repeated once per
+measured token, so that text, images and anything else a model reads need no conversion.
+"""
+
+import fnmatch
+import hashlib
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from attnprobe.config import DataSpec
+from attnprobe.errors import UsageError, listed
+from attnprobe.networks.base import Attend, Mask, Probe, Shape
+from attnprobe.networks.calls import Call, calls, replay_error, watching
+from attnprobe.networks.structure import scores_of
+from attnprobe.provenance import fingerprint
+from attnprobe.scores import Heads, Scores
+from attnprobe.tables import OBJECTIVES
+from attnprobe.tasks import Split, Task
+from attnprobe.training.objectives import Batch, Predictions
+
+TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 5e-2}
+"""Largest replay error (`replay_error`) relative to the largest value of z, by floating-point type."""
+CHECKED = 2
+"""Number of rows of the forward pass in which attention calls are found and checked."""
+
+Loss = Callable[[Any, dict[str, Tensor]], Tensor]
+"""Function from the output of the model and its inputs to the loss of each row, [batch]."""
+Site = tuple[str, int]
+"""Path of the module that attends, and the number of its earlier calls in the forward pass."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Inputs of a model: tensors whose first axis is the row."""
+
+    tensors: dict[str, Tensor]
+    positional: bool
+    """Whether the single tensor is the positional argument of the model."""
+    lengths: np.ndarray | None
+    """Number of tokens of each row before its padding, if an attention mask says so; rows are cropped to it."""
+    padded: tuple[str, ...] = ()
+    """Tensors that have a token axis, and are cropped."""
+    reference: int = 0
+    """Number of rows at the end that serve as reference data."""
+
+    def __len__(self) -> int:
+        """Return the number of rows."""
+        return len(next(iter(self.tensors.values())))
+
+    def select(self, rows: Tensor, length: int | None = None) -> dict[str, Tensor]:
+        """Return the inputs of some rows of the same length."""
+        return {
+            name: x[rows.to(x.device)][:, :length] if name in self.padded else x[rows.to(x.device)]
+            for name, x in self.tensors.items()
+        }
+
+
+@dataclass(frozen=True, eq=False)
+class TorchModel:
+    """A PyTorch model with the inputs that it is measured on."""
+
+    model: nn.Module
+    rows: Rows
+    sites: tuple[Site, ...]
+    """Attention calls that are measured, one per layer, in the order of the forward pass."""
+    shape: Shape
+    special: tuple[int, int]
+    """Number of special tokens at the beginning and at the end, which are not measured."""
+    initial: Callable[[int], nn.Module] | None
+    """Function from a seed to a newly initialised model."""
+    labels: Tensor | None = None
+    loss: Loss | None = None
+    mask_id: int | None = None
+    """Token id with which masked tokens are replaced."""
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """Iterate over the weights."""
+        return self.model.parameters()
+
+    def attending(self, attend: Attend) -> AbstractContextManager[None]:
+        """Replace attention with a function, in every measured call of every forward pass within a ``with`` block."""
+        layers = {site: layer for layer, site in enumerate(self.sites)}
+        prefix, suffix = self.special
+
+        def answer(call: Call, own: Callable[[], Tensor]) -> Tensor:
+            layer = layers.get((call.site, call.turn))
+            if layer is None:
+                return own()
+            scores = scores_of(call, prefix, suffix, self.shape.grid)
+
+            def by(edited: Scores, v: Tensor) -> Tensor:
+                return own() if edited is scores and v is call.v else edited.attend(v).to(call.v.dtype)
+
+            return attend(Heads(layer, scores, call.v, None, by))
+
+        return watching(self.model, answer)
+
+    def run(self, batch: Batch, mask: Mask = None) -> tuple[Any, dict[str, Tensor]]:
+        """Return the model's output on a batch and its inputs; masked tokens are replaced by the mask token."""
+        prefix, suffix = self.special
+        inputs = self.rows.select(batch.inputs[:, 0], batch.inputs.shape[1] + prefix + suffix)
+        inputs = {name: x.to(next(self.parameters()).device) for name, x in inputs.items()}
+        if mask is not None and bool(mask.any()):
+            assert self.mask_id is not None
+            hidden = F.pad(mask, (prefix, suffix))
+            inputs["input_ids"] = inputs["input_ids"].masked_fill(hidden, self.mask_id)
+        if self.rows.positional:
+            return self.model(*inputs.values()), inputs
+        return self.model(**inputs), inputs
+
+    def predictions(self, batch: Batch, objective: str, mask: Mask = None) -> Predictions:
+        """Run the model and return its predictions: those of the user's loss, of its logits, or none."""
+        rows, (prefix, suffix) = torch.arange(len(batch.inputs)), self.special
+        output, inputs = self.run(batch, mask if OBJECTIVES[objective].masks_tokens else None)
+        device = next(self.parameters()).device
+        if objective == "labels" and self.loss is not None:
+            loss = self.loss(output, {**inputs, "row": batch.inputs[:, 0]})
+            if not isinstance(loss, Tensor) or loss.shape != (len(rows),):
+                found = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
+                raise UsageError(f"loss returned {found}: must be a tensor [batch] = {(len(rows),)}, one loss per row")
+            return Predictions(loss, None, rows.to(device), len(rows))
+        if objective == "labels" and self.labels is None:
+            return Predictions(torch.full((len(rows),), torch.nan), None, rows, len(rows))
+        logits = _logits(output)
+        if objective == "labels" and self.labels is not None:
+            target, sequence = self.labels.to(device)[batch.inputs[:, 0].to(device)], rows.to(device)
+        else:
+            ids = self.rows.select(batch.inputs[:, 0], batch.inputs.shape[1] + prefix + suffix)["input_ids"].to(device)
+            if objective == "masked":
+                assert mask is not None
+                chosen = F.pad(mask, (prefix, suffix)).to(device)
+                logits, target, sequence = logits[chosen], ids[chosen], chosen.nonzero()[:, 0]
+            else:
+                sequence = rows.to(device).repeat_interleave(ids.shape[1] - 1)
+                logits, target = logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten()
+        correct = (logits.argmax(dim=-1) == target).float()
+        return Predictions(F.cross_entropy(logits, target, reduction="none"), correct, sequence, len(rows))
+
+    def untrained(self, seed: int) -> "TorchModel | None":
+        """Return a newly initialised model of the same configuration, or None without a way to make it."""
+        if self.initial is None:
+            return None
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed % 2**63)
+            fresh = self.initial(seed)
+        reference = next(self.parameters())
+        return replace(self, model=fresh.eval().to(device=reference.device, dtype=reference.dtype))
+
+
+def of_module(model: nn.Module) -> Probe:
+    """Refuse a model without inputs."""
+    name = type(model).__name__
+    raise UsageError(f"a {name} needs inputs: ap.proximity(model, inputs) or ap.network(model, inputs, ...)")
+
+
+def network(
+    model: nn.Module,
+    inputs: Any,
+    *,
+    labels: Sequence[int] | Tensor | None = None,
+    loss: Loss | None = None,
+    tokenizer: Any = None,
+    processor: Any = None,
+    site: str | None = None,
+    grid: tuple[int, int] | None = None,
+    leave_out: Literal["special", "none"] | tuple[int, int] = "special",
+    reference: Any = None,
+    initial: Callable[[int], nn.Module] | None = None,
+) -> Probe:
+    """Return any PyTorch model, with the inputs to measure it on, as the argument of a measure.
+
+    The attention calls of the model are found in one forward pass and checked: the recorded queries, keys, mask, bias
+    and scale must reproduce the output z of every call.
+
+    Args:
+        model: A model in evaluation mode: Hugging Face, timm, torchvision, ``nn.TransformerEncoder``, your own.
+        inputs: Token ids or other inputs [row, ...], a dictionary of such tensors, texts (with ``tokenizer``) or images
+            (with ``processor``). Rows are cropped to the length that ``attention_mask`` gives.
+        labels: Class of each row, for models whose output has logits [row, class]; needed by `gradients` and
+            `interventions` unless there is a ``loss`` or a language-model head.
+        loss: Function from the model's output and its inputs to the loss of each row, instead of the cross-entropy of
+            ``labels``. The inputs have the row numbers under "row".
+        tokenizer: Hugging Face tokenizer for texts; it also says which tokens are special, and the mask token.
+        processor: Hugging Face image processor for images.
+        site: Pattern of the paths of the attention modules to measure, such as "encoder.*", if there are several
+            kinds.
+        grid: Rows and columns of the patches of an image; from the configuration of Hugging Face vision models.
+        leave_out: Tokens that are not measured although they attend and are attended to: special tokens at both ends,
+            none, or the number at the beginning and at the end.
+        reference: Inputs for the means and offset profiles of `positions` and `interventions`, in the same form as
+            ``inputs``. By default every second row is used for these, and the others are measured.
+        initial: Function from a seed to a newly initialised model, for the null at initialisation. Hugging Face models
+            are made from their configuration.
+
+    Raises:
+        UsageError: If the model has no attention call that can be measured; the message says why and what to do.
+    """
+    model = getattr(model, "original_model", model)  # TransformerLens's bridge holds the torch model
+    if model.training:
+        raise UsageError(f"{type(model).__name__} is in training mode: call model.eval()")
+    rows = _rows(model, inputs, tokenizer, processor)
+    if reference is not None:
+        rows = _joined(rows, _rows(model, reference, tokenizer, processor))
+    if grid is None:
+        grid = _grid_of(model)
+    special = _special(model, rows, tokenizer, leave_out)
+    length = None if rows.lengths is None else int(rows.lengths[:CHECKED].min())
+
+    def run() -> None:
+        chosen = rows.select(torch.arange(min(CHECKED, len(rows))), length)
+        chosen = {name: x.to(next(model.parameters()).device) for name, x in chosen.items()}
+        model(*chosen.values()) if rows.positional else model(**chosen)
+
+    found = calls(model, run)
+    chosen = _chosen(found, site, type(model).__name__)
+    first = chosen[0][0]
+    tokens = first.q.shape[2]
+    if grid is not None and leave_out == "special" and tokenizer is None and rows.lengths is None:
+        if tokens < grid[0] * grid[1]:
+            raise UsageError(f"grid={grid}: has more patches than the {tokens} tokens of {first.site}")
+        special = (tokens - grid[0] * grid[1], 0)  # class, distillation and register tokens come first
+    scores = [scores_of(call, *special, grid) for call, _ in chosen]
+    causal = {one.causal for one in scores}
+    if len(causal) > 1:
+        raise UsageError(
+            f"{listed(call.site for call, _ in chosen)}: some are causal and some not; name one kind: site="
+        )
+    lengths = rows.lengths if rows.lengths is not None else np.full(len(rows), tokens)
+    measured = lengths - sum(special)
+    if measured.min() < 1:
+        raise UsageError(f"row {int(measured.argmin())}: has no tokens besides {sum(special)} special ones")
+    d_model = first.module_input[-1] if first.module_input is not None else first.q.shape[1] * first.q.shape[3]
+    shape = Shape(
+        layers=len(chosen),
+        heads=first.q.shape[1],
+        n=int(measured.max()),
+        d_model=d_model,
+        grid=grid,
+        causal=causal.pop(),
+        windowed=any(one.window is not None for one in scores),
+        inputs_are_tokens=False,
+    )
+    torch_model = TorchModel(
+        model=model,
+        rows=rows,
+        sites=tuple((call.site, call.turn) for call, _ in chosen),
+        shape=shape,
+        special=special,
+        initial=initial if initial is not None else _from_config(model),
+        labels=None if labels is None else torch.as_tensor(labels),
+        loss=loss,
+        mask_id=getattr(tokenizer, "mask_token_id", None),
+    )
+    if torch_model.labels is not None and torch_model.labels.shape != (len(rows),):
+        raise UsageError(f"labels of shape {tuple(torch_model.labels.shape)}: must be [{len(rows)}], one per row")
+    return _probe(torch_model, measured, reference is None)
+
+
+def _probe(model: TorchModel, lengths: np.ndarray, halves: bool) -> Probe:
+    """Return the probe of a model: its data are row numbers, one per measured token."""
+    count, n = len(model.rows), model.shape.n
+    numbers = np.broadcast_to(np.arange(count)[:, None], (count, n))
+    labels = np.zeros(count, np.int64) if model.labels is None else model.labels.numpy().astype(np.int64)
+    same = bool((lengths == n).all())
+    half = np.arange(count) % 2 == 1 if halves else np.arange(count) >= count - model.rows.reference
+    if half.all() or not half.any():
+        half = np.zeros(count, bool)  # a single row
+
+    def split(chosen: np.ndarray) -> Split:
+        return Split(np.ascontiguousarray(numbers[chosen]), labels[chosen], None if same else lengths[chosen])
+
+    train = half if half.any() else ~half
+    spec = DataSpec(
+        n=n, inputs="tokens", classes=max(2, int(labels.max()) + 1), vocabulary=count, grid=model.shape.grid
+    )
+    task = Task(type(model.model).__name__, spec, split(train), split(~half))
+    arrays = [x.cpu().numpy() for x in model.rows.tensors.values()]
+    sites = [f"{path}#{turn}" if turn else path for path, turn in model.sites]
+    return Probe(
+        network=model,
+        data=lambda: task,
+        objective=_objectives(model)[0],
+        objectives=_objectives(model),
+        mask_probability=0.15,
+        title=f"{type(model.model).__name__}, {count} inputs",
+        facts={
+            "model": type(model.model).__name__,
+            "sites": sites,
+            "special_tokens": list(model.special),
+            "inputs_fingerprint": fingerprint(arrays),
+            "weights_fingerprint": _weights_fingerprint(model.model),
+            "step": 0,
+        },
+        has_loss=model.loss is not None or model.labels is not None or _objectives(model) != ("labels",),
+    )
+
+
+def _objectives(model: TorchModel) -> tuple[str, ...]:
+    """Return the objectives that the model can be evaluated on; labels stands for the user's loss, or for none."""
+    names = ["labels"]
+    head = type(model.model).__name__
+    if "input_ids" in model.rows.tensors and ("LMHead" in head or "CausalLM" in head or "MaskedLM" in head):
+        if "MaskedLM" in head and model.mask_id is not None:
+            names.append("masked")
+        elif model.shape.causal:
+            names.append("next-token")
+    if len(names) > 1 and model.labels is None and model.loss is None:
+        names.remove("labels")
+    return tuple(names)
+
+
+def _logits(output: Any) -> Tensor:
+    logits = getattr(output, "logits", output)
+    if not isinstance(logits, Tensor):
+        raise UsageError(f"the output of the model, a {type(output).__name__}, has no logits: pass loss=")
+    return logits
+
+
+def _chosen(found: list[tuple[Call, Tensor]], site: str | None, name: str) -> list[tuple[Call, Tensor]]:
+    """Return the calls to measure, checked; raise `UsageError` if there are none or several kinds."""
+    if not found:
+        raise UsageError(
+            f"{name}: no attention call seen; use attn_implementation='sdpa' or 'eager', or a model that is not traced"
+        )
+    usable = {id(call): _refusal(call) for call, _ in found}
+    kinds: dict[str, list[tuple[Call, Tensor]]] = {}
+    for call, z in found:
+        if site is None or fnmatch.fnmatch(call.site, site):
+            kinds.setdefault(re.sub(r"\d+", "*", call.site), []).append((call, z))
+    if not kinds:
+        raise UsageError(
+            f"site={site!r} matches no attention call; valid: {listed(sorted({c.site for c, _ in found}))}"
+        )
+    good = {kind: pairs for kind, pairs in kinds.items() if all(usable[id(call)] is None for call, _ in pairs)}
+    if not good:
+        call, reason = next(
+            (call, usable[id(call)]) for pairs in kinds.values() for call, _ in pairs if usable[id(call)]
+        )
+        raise UsageError(f"{call.site}: {reason}")
+    if len(good) > 1:
+        raise UsageError(f"{name} has several kinds of attention; name one with site=: {listed(good)}")
+    chosen = next(iter(good.values()))
+    if len({call.q.shape[1:3] for call, _ in chosen}) > 1:
+        raise UsageError(f"{name}: layers differ in heads or tokens; name some of them with site=")
+    for call, z in chosen:
+        error, limit = replay_error(call, z), TOLERANCE.get(z.dtype, 0.0) * max(1.0, float(z.abs().max()))
+        if not error <= limit:
+            raise UsageError(
+                f"{call.site}: the recorded scores reproduce z to {error:.1e}, must be {limit:.1e}; dropout?"
+            )
+    return chosen
+
+
+def _refusal(call: Call) -> str | None:
+    """Return why a call cannot be measured, or None."""
+    queries, keys = call.q.shape[2], call.k.shape[2]
+    if queries != keys:
+        return f"{queries} queries and {keys} keys: cross-attention, a cache or a sink cannot be measured"
+    if call.module_input is not None and queries not in call.module_input[:2]:
+        return f"{queries} queries, but its module reads {call.module_input}: attention is not over tokens"
+    return None
+
+
+def _rows(model: nn.Module, inputs: Any, tokenizer: Any, processor: Any) -> Rows:
+    """Return inputs as tensors by name."""
+    if processor is not None and not isinstance(inputs, Tensor | Mapping):
+        inputs = processor(images=inputs, return_tensors="pt")
+    elif isinstance(inputs, str) or (isinstance(inputs, Sequence) and inputs and isinstance(inputs[0], str)):
+        if tokenizer is None:
+            raise UsageError("inputs are texts: pass tokenizer=, or token ids")
+        texts = [inputs] if isinstance(inputs, str) else list(inputs)
+        if tokenizer.pad_token_id is None:
+            tokenizer.pad_token = tokenizer.eos_token
+        limit = min(
+            tokenizer.model_max_length, getattr(getattr(model, "config", None), "max_position_embeddings", 10**6)
+        )
+        inputs = tokenizer(
+            texts, return_tensors="pt", padding=True, padding_side="right", truncation=True, max_length=limit
+        )
+    if isinstance(inputs, Mapping):
+        tensors = {str(name): torch.as_tensor(x) for name, x in inputs.items()}
+        positional = False
+    else:
+        x = torch.as_tensor(np.asarray(inputs) if not isinstance(inputs, Tensor) else inputs)
+        main = getattr(model, "main_input_name", None)
+        tensors, positional = {main or "inputs": x}, main is None
+    if not tensors or len({len(x) for x in tensors.values()}) != 1:
+        shapes = listed(f"{name} {tuple(x.shape)}" for name, x in tensors.items())
+        raise UsageError(f"inputs {shapes}: must have the same number of rows")
+    mask = tensors.get("attention_mask")
+    if mask is None or mask.ndim != 2:
+        return Rows(tensors, positional, None)
+    lengths = mask.sum(1).long()
+    if not torch.equal(mask.bool(), torch.arange(mask.shape[1]) < lengths[:, None].to(mask.device)):
+        raise UsageError("attention_mask: must be 1 for the first tokens of each row and 0 for padding after them")
+    padded = tuple(name for name, x in tensors.items() if x.ndim >= 2 and x.shape[:2] == mask.shape)
+    return Rows(tensors, positional, lengths.numpy(), padded)
+
+
+def _joined(rows: Rows, reference: Rows) -> Rows:
+    """Return the rows of both, the reference last."""
+    if rows.tensors.keys() != reference.tensors.keys():
+        raise UsageError(f"reference has {listed(reference.tensors)}: must have {listed(rows.tensors)} as the inputs")
+    tensors = {}
+    for name, x in rows.tensors.items():
+        y = reference.tensors[name]
+        if name in rows.padded:
+            width = max(x.shape[1], y.shape[1])
+            x, y = (F.pad(part, (0, width - part.shape[1])) for part in (x, y))
+        tensors[name] = torch.cat([x, y])
+    lengths = [part.lengths for part in (rows, reference) if part.lengths is not None]
+    return Rows(tensors, rows.positional, np.concatenate(lengths) if lengths else None, rows.padded, len(reference))
+
+
+def _special(model: nn.Module, rows: Rows, tokenizer: Any, leave_out: Any) -> tuple[int, int]:
+    """Return the number of special tokens at the beginning and at the end of every row."""
+    if isinstance(leave_out, tuple):
+        if len(leave_out) != 2 or min(leave_out) < 0:
+            raise UsageError(f"leave_out={leave_out}: must be the number of tokens at the beginning and at the end")
+        return leave_out
+    if leave_out not in ("special", "none"):
+        raise UsageError(f"leave_out={leave_out!r}: must be special, none, or (at the beginning, at the end)")
+    ids = rows.tensors.get("input_ids")
+    if leave_out == "none" or ids is None:
+        return 0, 0
+    config = getattr(model, "config", None)
+    names = ("bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id", "pad_token_id")
+    known = set(tokenizer.all_special_ids) if tokenizer is not None else {getattr(config, name, None) for name in names}
+    special = torch.isin(ids, torch.tensor(sorted(x for x in known if isinstance(x, int)), dtype=ids.dtype))
+    lengths = torch.full((len(ids),), ids.shape[1]) if rows.lengths is None else torch.as_tensor(rows.lengths)
+    real = torch.arange(ids.shape[1]) < lengths[:, None]
+    starts = (special | ~real).int().cumprod(1).sum(1)
+    ends = (special | ~real).flip(1).int().cumprod(1).sum(1) - (ids.shape[1] - lengths)
+    prefix, suffix = int(starts[0]), int(ends[0])
+    inner = (
+        special & (torch.arange(ids.shape[1]) >= prefix) & (torch.arange(ids.shape[1]) < (lengths - suffix)[:, None])
+    )
+    if (starts != prefix).any() or (ends != suffix).any() or inner.any():
+        raise UsageError(
+            "special tokens differ between rows or are inside them: pass leave_out='none', or the number of tokens to "
+            "leave out at both ends, as in leave_out=(1, 1)"
+        )
+    return prefix, suffix
+
+
+def _grid_of(model: nn.Module) -> tuple[int, int] | None:
+    """Return the patches of a Hugging Face vision model, from its configuration."""
+    config = getattr(model, "config", None)
+    config = getattr(config, "vision_config", config)
+    image, patch = getattr(config, "image_size", None), getattr(config, "patch_size", None)
+    if (
+        not isinstance(image, int)
+        or not isinstance(patch, int)
+        or getattr(model, "main_input_name", "") != "pixel_values"
+    ):
+        return None
+    return image // patch, image // patch
+
+
+def _from_config(model: nn.Module) -> Callable[[int], nn.Module] | None:
+    """Return how to make a new Hugging Face model of the same configuration."""
+    if not any(kind.__name__ == "PreTrainedModel" for kind in type(model).__mro__):
+        return None
+    kind: Any = type(model)
+    return lambda seed: kind(model.config)
+
+
+def _weights_fingerprint(model: nn.Module) -> str:
+    digest = hashlib.sha256()
+    for name, weight in model.state_dict().items():
+        digest.update(f"{name}{weight.dtype}{tuple(weight.shape)}".encode())
+        digest.update(weight.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]

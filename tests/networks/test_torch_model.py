@@ -1,0 +1,258 @@
+"""Any PyTorch model: what is measured equals what the model computes, for many architectures."""
+
+import functools
+
+import numpy as np
+import pytest
+import torch
+import transformers as tf
+from support import checkpoint
+from torch import nn
+
+import attnprobe as ap
+from attnprobe.errors import UsageError
+from attnprobe.networks.calls import calls, replay_error, watching
+from attnprobe.networks.torch_model import network
+
+N, VOCABULARY = 13, 40
+FEW = {"sequences": 4, "nulls": 1}
+EAGER = {"attn_implementation": "eager"}
+"""With eager attention the models return their patterns, the reference of these tests."""
+BASE = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 32,
+    "attn_implementation": "eager",
+}
+MODERN = {f"{name}_token_id": 0 for name in ("pad", "bos", "eos", "cls", "sep")}
+GPT = {"vocab_size": VOCABULARY, "n_layer": 2, "n_head": 2, "attn_implementation": "eager"}
+FAMILIES = {
+    "bert": lambda: tf.BertModel(tf.BertConfig(**BASE)),
+    "roberta": lambda: tf.RobertaModel(tf.RobertaConfig(**BASE)),
+    "albert": lambda: tf.AlbertModel(tf.AlbertConfig(**BASE, embedding_size=8)),
+    "electra": lambda: tf.ElectraModel(tf.ElectraConfig(**BASE, embedding_size=8)),
+    "esm": lambda: tf.EsmModel(tf.EsmConfig(**BASE, position_embedding_type="rotary", pad_token_id=1, mask_token_id=2)),
+    "deberta": lambda: tf.DebertaV2Model(
+        tf.DebertaV2Config(**BASE, relative_attention=True, pos_att_type=["p2c", "c2p"])
+    ),
+    "t5": lambda: tf.T5EncoderModel(
+        tf.T5Config(vocab_size=VOCABULARY, d_model=16, d_kv=8, d_ff=32, num_layers=2, num_heads=2, **EAGER)
+    ),
+    "distilbert": lambda: tf.DistilBertModel(
+        tf.DistilBertConfig(vocab_size=VOCABULARY, dim=16, n_layers=2, n_heads=2, hidden_dim=32, **EAGER)
+    ),
+    "gpt2": lambda: tf.GPT2Model(tf.GPT2Config(**GPT, n_embd=16)),
+    "gpt-neox": lambda: tf.GPTNeoXModel(tf.GPTNeoXConfig(**BASE)),
+    "llama": lambda: tf.LlamaModel(tf.LlamaConfig(**BASE, num_key_value_heads=1)),
+    "bloom": lambda: tf.BloomModel(tf.BloomConfig(**GPT, hidden_size=16)),
+    "mpt": lambda: tf.MptModel(
+        tf.MptConfig(vocab_size=VOCABULARY, d_model=16, n_layers=2, n_heads=2, max_seq_len=32, **EAGER)
+    ),
+    "mistral": lambda: tf.MistralModel(tf.MistralConfig(**BASE, num_key_value_heads=1, sliding_window=5)),
+    "modernbert": lambda: tf.ModernBertModel(
+        tf.ModernBertConfig(**BASE, **MODERN, local_attention=6, global_attn_every_n_layers=2)
+    ),
+    "vit": lambda: tf.ViTModel(tf.ViTConfig(**{**BASE, "vocab_size": 1}, image_size=12, patch_size=4)),
+}
+
+
+@functools.cache
+def family(name):
+    """Return a model with random weights of a visible size, and its inputs."""
+    torch.manual_seed(0)
+    model = FAMILIES[name]().eval()
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.normal_(0, 0.3)
+    generator = torch.Generator().manual_seed(1)
+    if model.main_input_name == "pixel_values":
+        return model, torch.randn(6, 3, 12, 12, generator=generator)
+    return model, torch.randint(5, VOCABULARY, (6, N), generator=generator)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_patterns_are_those_that_the_model_returns(name):
+    model, inputs = family(name)
+    with torch.no_grad():
+        output = model(inputs, output_attentions=True)
+        seen = []
+        with watching(model, lambda call, own: seen.append(call) or own()):
+            assert torch.equal(model(inputs).last_hidden_state, model(inputs).last_hidden_state)
+            watched = model(inputs).last_hidden_state
+        assert torch.allclose(watched, output.last_hidden_state, atol=1e-5)
+    assert seen
+    result = ap.proximity(network(model, inputs, reference=inputs, leave_out="special"), **{**FEW, "sequences": 6})
+    special = 1 if name == "vit" else 0
+    n = output.attentions[0].shape[-1] - special
+    assert result.sizes["layer"] == len(output.attentions) == 2
+    offset = torch.arange(n) - torch.arange(n)[:, None] + n - 1
+    for layer, pattern in enumerate(output.attentions):
+        tokens = pattern[..., special:, special:].double()
+        tokens = tokens / tokens.sum(-1, keepdim=True)
+        profile = torch.zeros(6, 2, 2 * n - 1, dtype=torch.float64).index_add_(-1, offset.flatten(), tokens.flatten(2))
+        pairs = torch.bincount(offset[(tokens > 0).flatten(0, 1).any(0)], minlength=2 * n - 1)
+        expected = (profile.mean(0) / pairs).numpy()
+        found = result["pattern_by_offset"].sel(layer=layer).values
+        seen = pairs.numpy() > 0
+        np.testing.assert_allclose(found[:, seen], expected[:, seen], rtol=1e-4, atol=1e-6)
+    assert ("grid_toeplitz_share" in result) == (name == "vit")
+    assert result["toeplitz_share_null"].sizes["null"] == 2  # Hugging Face models can be initialised anew
+
+
+# Our own network, seen from outside, has the numbers that it has from inside.
+
+
+@pytest.fixture(scope="module", params=["learned", "rotary", "alibi", "relative"])
+def twice(request):
+    """A checkpoint of two layers, and its network as a plain PyTorch model on the same data."""
+    ckpt = checkpoint(n_layers=2, position=request.param, position_std=0.4, causal=request.param == "alibi")
+    split = ckpt.task.test
+    inputs, labels = torch.from_numpy(split.inputs), torch.from_numpy(split.labels)
+    outside = network(ckpt.model, inputs, labels=torch.cat([labels, labels]), reference=inputs)
+    return ckpt, outside
+
+
+@pytest.mark.parametrize(
+    ("measure", "options", "names"),
+    [
+        ("proximity", {}, ("score_by_offset", "pattern_by_offset", "toeplitz_share", "entropy", "near_mass")),
+        (
+            "gradients",
+            {"objectives": ("labels",)},
+            ("descent", "gradient_norm", "energy_share", "descent_by_offset", "descent_null"),
+        ),
+        ("interventions", {}, ("loss_change", "all_accuracy_change", "base_loss", "layer_loss_change_null")),
+    ],
+)
+def test_from_outside_as_from_inside(twice, measure, options, names):
+    inside, outside = (getattr(ap, measure)(subject, **FEW, **options) for subject in twice)
+    if measure == "interventions":
+        common = [name for name in inside["intervention"].values if name in outside["intervention"].values]
+        assert {"uniform_attention", "keep_toeplitz", "ablate_toeplitz", "impose_proximity"} <= set(common)
+        edits = ["uniform_attention", "keep_toeplitz", "ablate_toeplitz", "impose_proximity"]
+        inside, outside = inside.sel(intervention=edits), outside.sel(intervention=edits)
+    for name in names:
+        known = inside[name].sel(null="permuted") if "null" in inside[name].dims else inside[name]
+        found = outside[name].sel(null="permuted") if "null" in outside[name].dims else outside[name]
+        if measure == "gradients" and "direction" in known.dims:  # the measured profile is of training sequences
+            known, found = (one.drop_sel(direction="random") for one in (known, found))
+        np.testing.assert_allclose(found, known, rtol=2e-3, atol=1e-6, err_msg=name)
+
+
+def test_positions_of_a_model_that_does_not_show_its_encoding_add_up_to_the_score(twice):
+    _, outside = twice
+    result = ap.positions(outside, **FEW)
+    assert result["variance_share"].sum("term").values == pytest.approx(1, abs=1e-6)
+    proximity = ap.proximity(outside, **FEW)
+    total = result["proximity_contrast"].sum("term")
+    np.testing.assert_allclose(total, proximity["proximity_contrast"], rtol=1e-4, atol=1e-6)
+
+
+# Inputs.
+
+
+def test_padding_and_special_tokens_are_not_measured():
+    model, _ = family("bert")
+    ids = torch.randint(5, VOCABULARY, (4, N), generator=torch.Generator().manual_seed(2))
+    lengths = torch.tensor([N, N - 3, N, N - 3])
+    ids[:, 0] = 3
+    ids[torch.arange(4), lengths - 1] = 4
+    mask = (torch.arange(N) < lengths[:, None]).long()
+    ids = ids * mask
+    padded = {"input_ids": ids, "attention_mask": mask}
+    together = network(model, padded, reference=padded, leave_out=(1, 1))
+    assert together.network.shape.n == N - 2
+    result = ap.proximity(together, sequences=4, nulls=0)
+    short = ids[1::2, : N - 3]
+    alone = ap.proximity(network(model, short, reference=short, leave_out=(1, 1)), sequences=2, nulls=0)
+    # Of the padded sequences, entropy is the mean over both lengths.
+    long = ap.proximity(network(model, ids[::2], reference=ids[::2], leave_out=(1, 1)), sequences=2, nulls=0)
+    np.testing.assert_allclose(result["entropy"], (alone["entropy"] + long["entropy"]) / 2, rtol=1e-5)
+
+
+def test_a_language_model_head_has_its_own_objectives():
+    torch.manual_seed(0)
+    model = tf.GPT2LMHeadModel(tf.GPT2Config(**GPT, n_embd=16, bos_token_id=0, eos_token_id=1)).eval()
+    ids = torch.randint(5, VOCABULARY, (4, N), generator=torch.Generator().manual_seed(3))
+    probe = network(model, ids, reference=ids)
+    result = ap.interventions(probe, sequences=4, nulls=0)
+    with torch.no_grad():
+        logits = model(ids).logits
+    loss = nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
+    assert float(result["base_loss"]) == pytest.approx(loss.item(), rel=1e-5)
+    assert ap.gradients(probe, sequences=4, nulls=0)["loss"].values.tolist() == ["next-token"]
+
+
+def test_a_loss_of_your_own():
+    model, inputs = family("bert")
+    probe = network(model, inputs, reference=inputs, loss=lambda output, batch: output.pooler_output.square().sum(-1))
+    result = ap.interventions(probe, sequences=4, nulls=0)
+    with torch.no_grad():
+        expected = model(inputs[:4]).pooler_output.square().sum(-1).mean()
+    assert float(result["base_loss"]) == pytest.approx(expected.item(), rel=1e-5)
+    assert np.isfinite(ap.gradients(probe, sequences=4, nulls=0)["gradient_norm"]).all()
+
+
+def test_torch_encoders_are_seen_and_replayed():
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True)
+    for model in (nn.TransformerEncoder(layer, 2).eval(), nn.Sequential(Attends(), Attends()).eval()):
+        x = torch.randn(4, 9, 16)
+        pairs = calls(model, lambda model=model, x=x: model(x))
+        assert len(pairs) == 2 and max(replay_error(*pair) for pair in pairs) < 1e-6
+        assert ap.proximity(model, x, sequences=2, nulls=0).sizes["layer"] == 2
+
+
+class Attends(nn.Module):
+    """Attention written out, with a softmax."""
+
+    def __init__(self):
+        super().__init__()
+        self.qkv = nn.Linear(16, 48)
+
+    def forward(self, x):
+        q, k, v = self.qkv(x).unflatten(-1, (3, 2, 8)).permute(2, 0, 3, 1, 4)
+        return (nn.functional.softmax(q @ k.mT / 3, dim=-1) @ v).transpose(1, 2).flatten(2)
+
+
+# What cannot be measured is refused in one line.
+
+
+def _several_kinds():
+    return tf.T5Model(tf.T5Config(vocab_size=VOCABULARY, d_model=16, d_kv=8, d_ff=32, num_layers=2, num_heads=2)).eval()
+
+
+@pytest.mark.parametrize(
+    ("model", "inputs", "options", "said"),
+    [
+        (lambda: family("bert")[0].train(), "ids", {}, "BertModel is in training mode: call model.eval()"),
+        (lambda: nn.Sequential(nn.Linear(16, 16)).eval(), torch.zeros(3, 4, 16), {}, "no attention call seen"),
+        (lambda: family("bert")[0].eval(), ["a text"], {}, "inputs are texts: pass tokenizer="),
+        (lambda: family("bert")[0].eval(), "ids", {"site": "decoder.*"}, "matches no attention call; valid: encoder"),
+        (lambda: family("bert")[0].eval(), "ids", {"labels": [0, 1]}, "labels of shape (2,): must be [6], one per row"),
+        (lambda: family("bert")[0].eval(), "ids", {"leave_out": (1, -1)}, "leave_out=(1, -1): must be the number"),
+        (
+            _several_kinds,
+            {"input_ids": torch.full((3, 6), 5), "decoder_input_ids": torch.full((3, 6), 5)},
+            {},
+            "several kinds of attention; name one with site=",
+        ),
+    ],
+)
+def test_refusals(model, inputs, options, said):
+    inputs = family("bert")[1] if isinstance(inputs, str) else inputs
+    with pytest.raises(UsageError) as caught:
+        network(model(), inputs, **options)
+    assert said in str(caught.value) and "\n" not in str(caught.value)
+    family("bert")[0].eval()
+
+
+def test_a_model_without_inputs_or_loss_is_refused():
+    model, inputs = family("bert")
+    with pytest.raises(UsageError, match=r"a BertModel needs inputs: ap.proximity\(model, inputs\)"):
+        ap.proximity(model)
+    for measure in (ap.gradients, ap.interventions):
+        with pytest.raises(UsageError, match="needs a loss"):
+            measure(model, inputs)
