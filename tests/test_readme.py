@@ -4,6 +4,7 @@ import re
 import textwrap
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import attnprobe as ap
@@ -16,7 +17,7 @@ README = (ROOT / "README.md").read_text()
 
 def test_the_python_examples_run(tmp_path, monkeypatch):
     blocks = re.findall(r"^ *```python\n(.*?)```", README, re.DOTALL | re.MULTILINE)
-    example, own_data, at_any_length, own_measure = map(textwrap.dedent, blocks)
+    example, own_data, any_model, at_any_length, own_measure = map(textwrap.dedent, blocks)
     quick = 'ap.configure("pairs", steps=4, pretrain_steps=2, '
     monkeypatch.chdir(tmp_path)
     names = {}
@@ -25,6 +26,9 @@ def test_the_python_examples_run(tmp_path, monkeypatch):
     assert (tmp_path / "proximity.pdf").exists()
     exec(own_data, names)
     assert names["run"].last.task.data.n == 18
+    small = "BertConfig(hidden_size=24, intermediate_size=24, "
+    exec(any_model.replace("(BertConfig(", f"({small}").replace("64)", "12)"), names)
+    assert names["ds"].sizes["layer"] == 2 and np.isfinite(names["effects"]["all_loss_change"]).all()
     exec(at_any_length.replace("2500", "50"), names)
     assert names["pattern"].top_keys.shape == (2, 4, 50, 3)
     monkeypatch.setattr(MEASURES, "_entries", dict(MEASURES._entries))

@@ -4,18 +4,24 @@ import dataclasses
 import inspect
 import typing
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import tyro
 
 from attnprobe import report
 from attnprobe.cli.parse import ReadsData, flag, helps, parse
 from attnprobe.cli.printing import print_json, print_table
+from attnprobe.errors import UsageError
 from attnprobe.former_names import KEYWORDS, refuse_former_flags
+from attnprobe.networks import hugging_face
+from attnprobe.networks.hugging_face import PREFIX
 from attnprobe.report import rows
 from attnprobe.tables import MEASURES
 from attnprobe.training.checkpoint import load
 from attnprobe.training.run import Run
+
+INPUTS = ("text", "tokens", "images", "site", "leave_out")
+"""Flags of Hugging Face models."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,7 +29,18 @@ class Measure(ReadsData):
     """Arguments shared by the commands of all measures; each measure adds its keyword arguments as fields."""
 
     path: tyro.conf.Positional[Path] = dataclasses.field(kw_only=True)
-    """Checkpoint, or run folder: measures every checkpoint and the evolution over steps."""
+    """Checkpoint; run folder: measures every checkpoint and the evolution over steps; or hf:FOLDER, hf:OWNER/NAME: a
+    Hugging Face model, with --text, --tokens or --images."""
+    text: Path | None = None
+    """Text file for a Hugging Face model; every line is a sequence."""
+    tokens: Path | None = None
+    """An .npz file with inputs of a Hugging Face model (input_ids ..., optionally labels)."""
+    images: Path | None = None
+    """Folder of images for a Hugging Face model."""
+    site: str | None = None
+    """Pattern of the attention modules to measure in a Hugging Face model, such as 'encoder.*'."""
+    leave_out: Literal["special", "none"] = "special"
+    """Tokens of a Hugging Face model that attend but are not measured."""
     out: Path | None = None
     """Folder for the result (.nc) and figure (.png, .pdf); default: figures/NAME in the run or by the checkpoint."""
     json: bool = False
@@ -36,8 +53,18 @@ def run(name: str, arguments: list[str]) -> None:
     keywords = _keywords(name)
     flags: Any = parse(_flags(name, keywords), name, arguments)
     options = {keyword: getattr(flags, keyword) for keyword in keywords}
-    folder = flags.out or report.write.default_folder(flags.path)
-    if flags.path.is_dir():
+    foreign = str(flags.path).startswith(PREFIX)
+    folder = flags.out or (Path("figures") if foreign else report.write.default_folder(flags.path))
+    if foreign:
+        name_or_folder = str(flags.path).removeprefix(PREFIX)
+        inputs = {field: getattr(flags, field) for field in INPUTS}
+        probe = hugging_face.load(name_or_folder, options["sequences"], **inputs)
+        result = last = report.write.write_checkpoint(name, probe, folder, options)
+    elif given := [f"--{field}" for field in ("text", "tokens", "images", "site") if getattr(flags, field) is not None]:
+        raise UsageError(
+            f"{given[0]} is for Hugging Face models ({PREFIX}FOLDER, {PREFIX}OWNER/NAME), not {flags.path}"
+        )
+    elif flags.path.is_dir():
         result = report.write.write_run(name, Run.open(flags.path), folder, options, progress=not flags.json)
         last = result.isel(step=-1)
     else:

@@ -281,6 +281,11 @@ class _Prepared:
 
 def _losses(probe: Probe, requested: tuple[str, ...]) -> tuple[str, ...]:
     """Return the requested objectives, by default all that apply; raise `UsageError` if one does not apply."""
+    if probe.network.shape.left_out:
+        raise UsageError(
+            f"gradients: {probe.network.shape.left_out} special tokens are left out, but share in the softmax; measure "
+            "all tokens with leave_out='none'"
+        )
     if probe.network.shape.prefix:
         raise UsageError(
             "pooling='cls': the gradient of the labels reaches the last layer's scores only through the row of [CLS], "

@@ -47,6 +47,8 @@ class Shape:
     causal: bool = False
     prefix: int = 0
     """Number of prepended tokens ([CLS])."""
+    left_out: int = 0
+    """Number of special tokens at both ends that attend and are attended to, but are not measured."""
     windowed: bool = False
     """Whether some layer has sliding-window attention."""
     inputs_are_tokens: bool = True

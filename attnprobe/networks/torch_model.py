@@ -247,6 +247,7 @@ def network(
         d_model=d_model,
         grid=grid,
         causal=causal.pop(),
+        left_out=sum(special),
         windowed=any(one.window is not None for one in scores),
         inputs_are_tokens=False,
     )

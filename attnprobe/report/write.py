@@ -13,6 +13,7 @@ from tqdm import tqdm
 from attnprobe.errors import UsageError
 from attnprobe.figures import draw, draw_over_steps
 from attnprobe.figures.style import paper
+from attnprobe.networks import Probe
 from attnprobe.results import over_steps, save
 from attnprobe.tables import MEASURES
 from attnprobe.training.checkpoint import Checkpoint, load
@@ -31,13 +32,13 @@ def default_folder(path: Path) -> Path:
 
 
 def write_checkpoint(
-    measure: str, checkpoint: Checkpoint, folder: Path, options: Mapping[str, Any] | None = None
+    measure: str, checkpoint: Checkpoint | Probe, folder: Path, options: Mapping[str, Any] | None = None
 ) -> xr.Dataset:
     """Measure a checkpoint, and write the result and its figure.
 
     Args:
         measure: Name of the measure.
-        checkpoint: Checkpoint to measure.
+        checkpoint: Checkpoint, or probe, to measure.
         folder: Folder for MEASURE.nc, .png and .pdf; created if it does not exist.
         options: Keyword arguments of the measure.
 

@@ -1,6 +1,8 @@
 """Any PyTorch model: what is measured equals what the model computes, for many architectures."""
 
+import copy
 import functools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,9 +12,11 @@ from support import checkpoint
 from torch import nn
 
 import attnprobe as ap
+from attnprobe.cli import main
 from attnprobe.errors import UsageError
 from attnprobe.networks.calls import calls, replay_error, watching
 from attnprobe.networks.torch_model import network
+from attnprobe.training.objectives import Batch
 
 N, VOCABULARY = 13, 40
 FEW = {"sequences": 4, "nulls": 1}
@@ -256,3 +260,80 @@ def test_a_model_without_inputs_or_loss_is_refused():
     for measure in (ap.gradients, ap.interventions):
         with pytest.raises(UsageError, match="needs a loss"):
             measure(model, inputs)
+
+
+def test_gradients_are_derivatives_of_the_loss():
+    """In float64, adding a bias at one offset changes the loss as descent by offset says."""
+    model, inputs = family("bert")
+    model = copy.deepcopy(model).double()
+    probe = network(model, inputs, reference=inputs, loss=lambda output, batch: output.pooler_output.sum(-1))
+    result = ap.gradients(probe, sequences=6, nulls=0)
+    n, rows = N, torch.arange(6)[:, None].expand(-1, N)
+    batch = Batch(rows, torch.zeros(6, dtype=torch.long))
+
+    def loss(layer, head, offset, size):
+        bias = torch.zeros(2, 2 * n - 1, dtype=torch.float64)
+        bias[head, offset + n - 1] = size
+
+        def attend(heads):
+            edited = replace(heads, scores=heads.scores.with_bias(bias)) if heads.layer == layer else heads
+            return edited.attend()
+
+        with torch.no_grad(), probe.network.attending(attend):
+            return probe.network.predictions(batch, "labels").loss.mean().item()
+
+    with pytest.raises(UsageError, match="3 special tokens are left out, but share in the softmax"):
+        ap.gradients(replace(probe, network=replace(probe.network, shape=replace(probe.network.shape, left_out=3))))
+    for layer, head, offset in ((0, 1, -1), (0, 0, 3), (1, 1, 0), (1, 0, -n + 1)):
+        slope = (loss(layer, head, offset, 1e-4) - loss(layer, head, offset, -1e-4)) / 2e-4
+        descent = result["descent_by_offset"].sel(layer=layer, head=head, offset=offset, loss="labels")
+        assert float(descent) == pytest.approx(-slope, rel=1e-5, abs=1e-9)
+
+
+# From the command line.
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A folder of a masked language model with its tokenizer, and inputs of three kinds."""
+    folder = tmp_path_factory.mktemp("hf")
+    words = [f"w{number}" for number in range(20)]
+    (folder / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words]))
+    tf.BertTokenizerFast(str(folder / "vocab.txt")).save_pretrained(folder / "model")
+    torch.manual_seed(0)
+    tf.BertForMaskedLM(tf.BertConfig(**{**BASE, "vocab_size": 25})).save_pretrained(folder / "model")
+    rng = np.random.default_rng(0)
+    (folder / "text.txt").write_text("\n".join(" ".join(rng.choice(words, size)) for size in [9, 7] * 6))
+    np.savez(folder / "x.npz", input_ids=rng.integers(5, 25, (10, 8)))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("measure", "inputs", "n"), [("proximity", ["--text", "text.txt"], 9), ("gradients", ["--tokens", "x.npz"], 8)]
+)
+def test_the_command_measures_a_hugging_face_folder(measure, inputs, n, folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    flag, file = inputs
+    few = ["--sequences", "5", "--nulls", "1", "--out", str(tmp_path)]
+    main([measure, f"hf:{folder / 'model'}", flag, str(folder / file), *few])
+    result = ap.open_result(tmp_path / f"{measure}.nc")
+    assert result.attrs["n"] == n and result.attrs["title"] == f"model on {file}"
+    assert (tmp_path / f"{measure}.png").exists() and "layer 1, head 1" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["hf:{}/model"], "needs inputs: one of --text, --tokens, --images"),
+        (["hf:{}/none", "--text", "{}/text.txt"], "none: cannot be loaded"),
+        (["hf:{}/model", "--images", "{}"], "holds 0 images; must hold at least 4"),
+        (["hf:{}/model", "--tokens", "{}/text.txt"], "must be an .npz file of arrays"),
+        (["{}/x.pt", "--site", "encoder.*"], "--site is for Hugging Face models"),
+    ],
+)
+def test_commands_that_cannot_work_are_refused_in_one_line(arguments, said, folder, monkeypatch, capsys):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(SystemExit) as stop:
+        main(["proximity", *(argument.format(folder) for argument in arguments)])
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and said in error and error.count("\n") == 1

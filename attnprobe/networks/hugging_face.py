@@ -1,0 +1,116 @@
+"""Hugging Face models from a local folder or the Hub, with inputs from files."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from attnprobe.errors import UsageError
+from attnprobe.networks.base import Probe
+from attnprobe.networks.torch_model import network
+
+PREFIX = "hf:"
+"""Beginning of the name of a Hugging Face model on the command line."""
+
+
+def load(
+    name: str,
+    rows: int,
+    *,
+    text: Path | None = None,
+    tokens: Path | None = None,
+    images: Path | None = None,
+    site: str | None = None,
+    leave_out: Literal["special", "none"] = "special",
+) -> Probe:
+    """Return a Hugging Face model with inputs from a file or folder, as the argument of a measure.
+
+    Weights are read from safetensors or with ``weights_only=True``; code of the repository is never run.
+
+    Args:
+        name: Folder, or owner/name on the Hub; downloads respect ``HF_HUB_OFFLINE``.
+        rows: Number of rows to measure; as many are reference data (see `network`).
+        text: Text file; every line that is not empty is a row.
+        tokens: An .npz file with the inputs of the model, such as ``input_ids`` and ``attention_mask``, and optionally
+            ``labels``.
+        images: Folder of images.
+        site: See `network`.
+        leave_out: See `network`.
+    """
+    if sum(source is not None for source in (text, tokens, images)) != 1:
+        raise UsageError(f"{PREFIX}{name} needs inputs: one of --text, --tokens, --images")
+    model, options = _model(name), {"site": site, "leave_out": leave_out}
+    if text is not None:
+        probe = network(model, _lines(text, 2 * rows), tokenizer=_processor("AutoTokenizer", name), **options)
+    elif images is not None:
+        probe = network(model, _images(images, 2 * rows), processor=_processor("AutoImageProcessor", name), **options)
+    else:
+        assert tokens is not None
+        arrays = _arrays(tokens, 2 * rows)
+        labels = arrays.pop("labels", None)
+        labels = None if labels is None else labels.tolist()
+        probe = network(model, arrays, labels=labels, tokenizer=_tokenizer_or_none(name), **options)
+    return replace(probe, title=f"{Path(name).name} on {(text or tokens or images or Path()).name}")
+
+
+def _model(name: str) -> Any:
+    import transformers
+
+    try:
+        transformers.utils.logging.disable_progress_bar()
+        config = transformers.AutoConfig.from_pretrained(name, trust_remote_code=False)
+        architecture = (getattr(config, "architectures", None) or [""])[0]
+        kind = getattr(transformers, architecture, transformers.AutoModel)
+        return kind.from_pretrained(name, trust_remote_code=False).eval()
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{PREFIX}{name}: cannot be loaded ({_first_line(error)})") from error
+
+
+def _processor(kind: str, name: str) -> Any:
+    import transformers
+
+    try:
+        return getattr(transformers, kind).from_pretrained(name, trust_remote_code=False)
+    except (OSError, ValueError, ImportError) as error:
+        raise UsageError(f"{PREFIX}{name}: has no usable {kind[4:].lower()} ({_first_line(error)})") from error
+
+
+def _tokenizer_or_none(name: str) -> Any:
+    """Return the tokenizer, which knows special tokens and the mask token, or None for models without one."""
+    try:
+        return _processor("AutoTokenizer", name)
+    except UsageError:
+        return None
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n")[0]
+
+
+def _lines(path: Path, count: int) -> list[str]:
+    try:
+        lines = [line.strip() for line in path.read_text().splitlines() if line.strip()][:count]
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from error
+    if len(lines) < 4:
+        raise UsageError(f"{path}: has {len(lines)} lines that are not empty; must have at least 4")
+    return lines
+
+
+def _arrays(path: Path, count: int) -> dict[str, np.ndarray]:
+    try:
+        with np.load(path, allow_pickle=False) as held:
+            return {name: held[name][:count] for name in held.files}
+    except (OSError, ValueError, AttributeError) as error:
+        raise UsageError(f"{path}: must be an .npz file of arrays ({_first_line(error)})") from error
+
+
+def _images(folder: Path, count: int) -> list[Any]:
+    from PIL import Image
+
+    kinds = set(Image.registered_extensions())
+    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in kinds)[:count]
+    if len(paths) < 4:
+        raise UsageError(f"{folder}: holds {len(paths)} images; must hold at least 4")
+    return [Image.open(path).convert("RGB") for path in paths]
