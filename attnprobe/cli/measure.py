@@ -1,6 +1,7 @@
 """Commands of the measures: flags come from a measure's keyword arguments, help from its docstring."""
 
 import dataclasses
+import functools
 import inspect
 import typing
 from pathlib import Path
@@ -30,7 +31,7 @@ class Measure(ReadsData):
 
     path: tyro.conf.Positional[Path] = dataclasses.field(kw_only=True)
     """Checkpoint; run folder: measures every checkpoint and the evolution over steps; or hf:FOLDER, hf:OWNER/NAME: a
-    Hugging Face model, with --text, --tokens or --images."""
+    Hugging Face model, or a folder of its checkpoint-STEP, with --text, --tokens or --images."""
     text: Path | None = None
     """Text file for a Hugging Face model; every line is a sequence."""
     tokens: Path | None = None
@@ -58,8 +59,15 @@ def run(name: str, arguments: list[str]) -> None:
     if foreign:
         name_or_folder = str(flags.path).removeprefix(PREFIX)
         inputs = {field: getattr(flags, field) for field in INPUTS}
-        probe = hugging_face.load(name_or_folder, options["sequences"], **inputs)
-        result = last = report.write.write_checkpoint(name, probe, folder, options)
+        load_model = functools.partial(hugging_face.load, rows=options["sequences"], **inputs)
+        if steps := hugging_face.series(name_or_folder):
+            subjects = {
+                f"step-{step:06d}": functools.partial(load_model, path, step=step) for step, path in steps.items()
+            }
+            result = report.write.write_series(name, subjects, folder, options, progress=not flags.json)
+            last = result.isel(step=-1)
+        else:
+            result = last = report.write.write_checkpoint(name, load_model(name_or_folder), folder, options)
     elif given := [f"--{field}" for field in ("text", "tokens", "images", "site") if getattr(flags, field) is not None]:
         raise UsageError(
             f"{given[0]} is for Hugging Face models ({PREFIX}FOLDER, {PREFIX}OWNER/NAME), not {flags.path}"

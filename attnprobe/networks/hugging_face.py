@@ -23,6 +23,7 @@ def load(
     images: Path | None = None,
     site: str | None = None,
     leave_out: Literal["special", "none"] = "special",
+    step: int = 0,
 ) -> Probe:
     """Return a Hugging Face model with inputs from a file or folder, as the argument of a measure.
 
@@ -37,6 +38,7 @@ def load(
         images: Folder of images.
         site: See `network`.
         leave_out: See `network`.
+        step: Training step of the model, for results over steps.
     """
     if sum(source is not None for source in (text, tokens, images)) != 1:
         raise UsageError(f"{PREFIX}{name} needs inputs: one of --text, --tokens, --images")
@@ -51,7 +53,19 @@ def load(
         labels = arrays.pop("labels", None)
         labels = None if labels is None else labels.tolist()
         probe = network(model, arrays, labels=labels, tokenizer=_tokenizer_or_none(name), **options)
-    return replace(probe, title=f"{Path(name).name} on {(text or tokens or images or Path()).name}")
+    title = f"{Path(name).name} on {(text or tokens or images or Path()).name}"
+    return replace(probe, title=title, facts={**probe.facts, "step": step})
+
+
+def series(name: str) -> dict[int, str]:
+    """Return the checkpoints of a local folder by step, as ``transformers.Trainer`` writes them (checkpoint-STEP)."""
+    folders = Path(name).glob("checkpoint-*") if Path(name).is_dir() else []
+    steps = {int(folder.name.removeprefix("checkpoint-")): str(folder) for folder in folders if _is_checkpoint(folder)}
+    return dict(sorted(steps.items()))
+
+
+def _is_checkpoint(folder: Path) -> bool:
+    return folder.name.removeprefix("checkpoint-").isdigit() and (folder / "config.json").exists()
 
 
 def _model(name: str) -> Any:

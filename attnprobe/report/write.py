@@ -1,8 +1,9 @@
 """Write results as netCDF and figures as PNG and PDF."""
 
+import functools
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -66,10 +67,24 @@ def write_run(
     Returns:
         The results, joined along ``step``.
     """
+    checkpoints = {path.stem: functools.partial(load, path) for path in run.checkpoint_paths}
+    return write_series(measure, checkpoints, folder, options, progress)
+
+
+def write_series(
+    measure: str,
+    subjects: Mapping[str, Callable[[], Checkpoint | Probe]],
+    folder: Path,
+    options: Mapping[str, Any] | None = None,
+    progress: bool = True,
+) -> xr.Dataset:
+    """Do the same for checkpoints or probes by name, in order of their steps; each is loaded when it is measured."""
     prepare(folder)
     results = []
-    for path in tqdm(run.checkpoint_paths, desc=measure, unit="checkpoint", disable=not progress, dynamic_ncols=True):
-        results.append(write_checkpoint(measure, load(path), folder / path.stem, options))
+    for name, open_subject in tqdm(
+        subjects.items(), desc=measure, unit="checkpoint", disable=not progress, dynamic_ncols=True
+    ):
+        results.append(write_checkpoint(measure, open_subject(), folder / name, options))
     joined = over_steps(results)
     joined.attrs["run_title"] = str(results[-1].attrs["title"])
     _write(joined, draw_over_steps(joined), folder / f"{measure}_over_steps")

@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -319,6 +320,17 @@ def test_the_command_measures_a_hugging_face_folder(measure, inputs, n, folder, 
     result = ap.open_result(tmp_path / f"{measure}.nc")
     assert result.attrs["n"] == n and result.attrs["title"] == f"model on {file}"
     assert (tmp_path / f"{measure}.png").exists() and "layer 1, head 1" in capsys.readouterr().out
+
+
+def test_checkpoints_of_a_trainer_are_measured_over_steps(folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    for step in (20, 100):
+        shutil.copytree(folder / "model", tmp_path / f"run/checkpoint-{step}")
+    few = ["--sequences", "4", "--nulls", "0", "--out", str(tmp_path / "out")]
+    main(["proximity", f"hf:{tmp_path / 'run'}", "--text", str(folder / "text.txt"), *few])
+    result = ap.open_result(tmp_path / "out/proximity_over_steps.nc")
+    assert result["step"].values.tolist() == [20, 100]
+    assert (tmp_path / "out/proximity_over_steps.png").exists() and (tmp_path / "out/step-000100/proximity.nc").exists()
 
 
 @pytest.mark.parametrize(
