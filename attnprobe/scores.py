@@ -256,7 +256,7 @@ class Scores:
         return added if self.real is None else torch.where(self.real[:, None, None, :], added, -math.inf)
 
     @property
-    def _step(self) -> int:
+    def step(self) -> int:
         """Number of queries whose bias and mask entries are held at a time."""
         heads = max(1 if bias is None else len(bias) for bias in self._biases.values())
         return max(1, ELEMENTS // ((1 if self.real is None else len(self.real)) * heads * self.shape[2]))
@@ -264,7 +264,7 @@ class Scores:
     @property
     def _fits(self) -> bool:
         """Whether the bias and mask entries of all queries can be held at a time."""
-        return self.shape[2] <= self._step
+        return self.shape[2] <= self.step
 
     def dense(self) -> Float[Tensor, "batch head query key"]:
         """Return the scores as an array with -inf at masked keys; for short sequences."""
@@ -280,8 +280,8 @@ class Scores:
         if self._fits:
             blocks = [(slice(0, n), self.added)]
         else:
-            starts = range(0, n, self._step)
-            blocks = ((slice(i, i + self._step), self.added_to(i, min(i + self._step, n))) for i in starts)
+            starts = range(0, n, self.step)
+            blocks = ((slice(i, i + self.step), self.added_to(i, min(i + self.step, n))) for i in starts)
         parts = [
             # A mask whose type differs from that of q is silently misread (torch 2.13, float64 on a CPU).
             F.scaled_dot_product_attention(

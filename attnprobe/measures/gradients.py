@@ -186,6 +186,9 @@ def gradients(
     An untrained output head is random, so the sign of its gradient is meaningless; use ``fit_steps`` for objectives
     that the network was not trained on.
 
+    If special tokens are left out (`attnprobe.network`), the gradient is that of the whole softmax, between the measured
+    tokens and row-centred over them.
+
     Args:
         of: Checkpoint, PyTorch model (with ``inputs``) or `Probe` to measure.
         inputs: Inputs of ``of`` if it is a PyTorch model; see `attnprobe.network` for more control.
@@ -281,11 +284,6 @@ class _Prepared:
 
 def _losses(probe: Probe, requested: tuple[str, ...]) -> tuple[str, ...]:
     """Return the requested objectives, by default all that apply; raise `UsageError` if one does not apply."""
-    if probe.network.shape.left_out:
-        raise UsageError(
-            f"gradients: {probe.network.shape.left_out} special tokens are left out, but share in the softmax; measure "
-            "all tokens with leave_out='none'"
-        )
     if probe.network.shape.prefix:
         raise UsageError(
             "pooling='cls': the gradient of the labels reaches the last layer's scores only through the row of [CLS], "
@@ -406,7 +404,7 @@ def _statistics(
     order: Tensor | None,
 ) -> dict[tuple[str, str], Tensor]:
     """Return the statistics, [sequence, head, ...], by view prefix and name."""
-    scores = replace(heads.scores.inner(), order=None if order is None else order.to(dz.device))
+    scores = replace(heads.scores, order=None if order is None else order.to(dz.device))
     left, right = (x.to(heads.v) for x in directions.random)
     grid_statistics = gradient_statistics(scores, heads.v, dz, [(left, right)], heads.inputs)
     norm = grid_statistics.square.sqrt()

@@ -110,13 +110,13 @@ class Group:
         """
         order = self.scores.order
         queries = torch.arange(block.start, block.stop, device=out.device)
+        sources = self.sources(block)
         if order is None:
             torch.bmm(left[:, block.queries], right[:, : block.keys].mT, out=out)
             if bias is not None:
                 out += self._windows(bias, queries, block.keys)
             return
         order = order.to(out.device)
-        sources = queries if self.masked else order[queries]
         products = left[:, sources] @ right.mT
         if bias is not None:
             products += self._windows(bias, sources, self.geometry.n)
@@ -125,6 +125,12 @@ class Group:
             out.zero_().masked_scatter_(self.visible(block), products[:, self._sees(queries, order)])
         else:
             out.copy_(products)
+
+    def sources(self, block: Block) -> Int[Tensor, " query"]:
+        """Return the tokens whose scores the queries of a block have, before `Scores.order` permutes their keys."""
+        queries = torch.arange(block.start, block.stop, device=self.q.device)
+        order = self.scores.order
+        return queries if order is None or self.masked else order.to(queries.device)[queries]
 
     def visible(self, block: Block) -> Bool[Tensor, "#query key"]:
         """Return which keys are visible to the queries of a block."""

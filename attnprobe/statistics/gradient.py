@@ -5,8 +5,12 @@ With $g_i = \partial L / \partial z_i$, the gradient with respect to the output 
 
 $$\frac{\partial L}{\partial S_{ij}} = A_{ij} \Big( g_i \cdot v_j - \sum_k A_{ik}\, g_i \cdot v_k \Big).$$
 
-Its rows sum to 0. Each block of the gradient is computed, reduced and discarded. The precision is that of
-`attnprobe.statistics.pattern`, relative to the sum of the absolute values of the summands.
+Its rows sum to 0. If tokens attend but are left out (`Scores.prefix`, `Scores.suffix`), A is the whole pattern, and the
+gradient between the other tokens is row-centred over them: a constant per row only moves attention to or from tokens
+that are left out.
+
+Each block of the gradient is computed, reduced and discarded. The precision is that of `attnprobe.statistics.pattern`,
+relative to the sum of the absolute values of the summands.
 """
 
 from collections.abc import Iterator, Sequence
@@ -83,9 +87,8 @@ def gradient_statistics(
     Raises:
         UsageError: If shapes do not match or a value is not finite.
     """
-    scores = scores.checked()
+    scores, v, dz, special = _inner(scores, v, dz)
     batch, heads, n = scores.shape
-    _check(scores, v, dz)
     if inputs is not None:
         check_shape("inputs", inputs, ("batch", "token", "d_model"))
         if inputs.shape[:2] != (batch, n) or inputs.device != scores.q.device:
@@ -107,33 +110,38 @@ def gradient_statistics(
         else torch.zeros(batch, heads, inputs.shape[2], inputs.shape[2], dtype=torch.float64),
         along=torch.zeros(batch, heads, len(expanded), dtype=torch.float64),
     )
+    special_scores = [] if special is None else [special.scores]
     optional_inputs = [] if inputs is None else [inputs[:, None].expand(-1, heads, -1, -1)]
     for part in scores.unpadded():
         result.pairs[part.rows, part.offsets] = part.scores.geometry.count
         rows = part.rows.to(v.device)
         unpadded = [
             x[rows, :, part.tokens]
-            for x in (v, dz, *optional_inputs, *(factor for pair in expanded for factor in pair))
+            for x in (v, dz, *special_scores, *optional_inputs, *(factor for pair in expanded for factor in pair))
         ]
         for group in groups(part.scores):
-            _accumulate(group, part, result, [group.take(x) for x in unpadded])
+            tensors = [group.take(x) for x in unpadded]
+            group_special = None
+            if special is not None:
+                group_special = _Special(tensors.pop(2), group.take(special.v[rows]))
+            _accumulate(group, part, result, tensors, group_special)
     return result
 
 
 @torch.no_grad()
 def gradient_product(a: tuple[Scores, Tensor, Tensor], b: tuple[Scores, Tensor, Tensor]) -> Float[Tensor, "batch head"]:
     """Return the inner product of two score gradients, each given by (scores, v, dz), of sequences without padding."""
-    a, b = ((loss[0].checked(), *loss[1:]) for loss in (a, b))
-    check_alike(a[0], b[0])
-    for scores, v, dz in (a, b):
-        _check(scores, v, dz)
-    result = torch.zeros(a[0].shape[:2], dtype=torch.float64)
-    unordered = [replace(scores, order=None) for scores, _, _ in (a, b)]  # products do not depend on the order
+    inner = [_inner(*loss) for loss in (a, b)]
+    check_alike(inner[0][0], inner[1][0])
+    result = torch.zeros(inner[0][0].shape[:2], dtype=torch.float64)
+    unordered = [replace(scores, order=None) for scores, *_ in inner]  # products do not depend on the order
     for group_a, group_b in zip(*map(groups, unordered), strict=True):
-        total = group_a.totals()
-        losses = [(group, group.take(v), group.take(dz)) for group, (_, v, dz) in ((group_a, a), (group_b, b))]
-        units = [_unit(dz) for _, _, dz in losses]
-        gradients = [_gradient(group, v, dz / unit) for (group, v, dz), unit in zip(losses, units, strict=True)]
+        total, units, gradients = group_a.totals(), [], []
+        for group, (_, v, dz, special) in zip((group_a, group_b), inner, strict=True):
+            v, dz = group.take(v), group.take(dz)
+            group_special = None if special is None else _Special(group.take(special.scores), group.take(special.v))
+            units.append(_unit(dz))
+            gradients.append(_gradient(group, v, dz / units[-1], group_special))
         for (_, gradient_a), (_, gradient_b) in zip(*gradients, strict=True):
             total += torch.linalg.vecdot(gradient_a, gradient_b).sum(1)
         result[group_a.sequences, group_a.heads] = total.cpu() * (units[0].double() * units[1].double())[:, 0, 0].cpu()
@@ -152,16 +160,62 @@ def _check(scores: Scores, v: Tensor, dz: Tensor) -> None:
         check_finite(name, x)
 
 
-def _gradient(group: Group, v: Tensor, dz: Tensor) -> Iterator[tuple[Block, Tensor]]:
+@dataclass(frozen=True)
+class _Special:
+    """Keys that are left out, as the other queries see them."""
+
+    scores: Tensor
+    """[batch, head, token, key] or [matrix, token, key]: scores of the queries with these keys; -inf if masked."""
+    v: Tensor
+    """[batch, head, key, d_head] or [matrix, key, d_head]: values of these keys."""
+
+
+def _inner(scores: Scores, v: Tensor, dz: Tensor) -> tuple[Scores, Tensor, Tensor, _Special | None]:
+    """Check the arguments and restrict them to the tokens outside prefix and suffix."""
+    if not (scores.prefix or scores.suffix):
+        checked = scores.checked()
+        _check(checked, v, dz)
+        return checked, v, dz, None
+    _check(scores, v, dz)
+    n, tokens = scores.shape[2], scores.tokens
+    others = torch.tensor([token for token in range(n) if not tokens.start <= token < tokens.stop], device=v.device)
+    special = (scores.q[:, :, tokens] @ scores.k[:, :, others].mT).to(scores.type) * scores.factor
+    for start in range(tokens.start, tokens.stop, scores.step):
+        stop = min(start + scores.step, tokens.stop)
+        added = scores.added_to(start, stop)
+        if added is not None:
+            rows = slice(start - tokens.start, stop - tokens.start)
+            special[:, :, rows] += added.expand(-1, -1, stop - start, -1)[..., others]
+    return scores.checked(), v[:, :, tokens], dz[:, :, tokens], _Special(special, v[:, :, others])
+
+
+def _gradient(group: Group, v: Tensor, dz: Tensor, special: _Special | None = None) -> Iterator[tuple[Block, Tensor]]:
     """Yield the gradient in blocks, [matrix, query, key]; each is valid until the next one is requested."""
     gradient_buffer, pattern_buffer = group.memory(), group.memory()
     for block in group.blocks():
         gradient, pattern = block.of(gradient_buffer, group.size), block.of(pattern_buffer, group.size)
         group.write_scores(block, out=gradient)
-        torch.softmax(gradient, -1, out=pattern)
+        if special is None:
+            torch.softmax(gradient, -1, out=pattern)
+            group.write_products(block, dz, v, out=gradient)
+            gradient -= torch.linalg.vecdot(pattern, gradient)[..., None]
+            gradient *= pattern
+            yield block, gradient
+            continue
+        sources = group.sources(block)
+        other = special.scores[:, sources]
+        peak = torch.maximum(gradient.amax(-1, keepdim=True), other.amax(-1, keepdim=True))
+        torch.exp(gradient - peak, out=pattern)
+        weights = (other - peak).exp()
+        total = pattern.sum(-1, keepdim=True) + weights.sum(-1, keepdim=True)
+        pattern /= total
         group.write_products(block, dz, v, out=gradient)
-        gradient -= torch.linalg.vecdot(pattern, gradient)[..., None]
+        mean = torch.linalg.vecdot(pattern, gradient)
+        mean += torch.linalg.vecdot(weights / total, dz[:, sources] @ special.v.mT)
+        gradient -= mean[..., None]
         gradient *= pattern
+        visible = group.visible(block)
+        gradient -= visible * (gradient.sum(-1, keepdim=True) / visible.sum(-1, keepdim=True))
         yield block, gradient
 
 
@@ -170,7 +224,9 @@ def _unit(dz: Tensor) -> Tensor:
     return dz.abs().amax((1, 2), keepdim=True).clamp(min=torch.finfo(dz.dtype).tiny)
 
 
-def _accumulate(group: Group, part: Part, result: GradientStatistics, tensors: Sequence[Tensor]) -> None:
+def _accumulate(
+    group: Group, part: Part, result: GradientStatistics, tensors: Sequence[Tensor], special: _Special | None
+) -> None:
     """Compute the sums of one group; tensors are v, dz, inputs (if used) and the factors of the directions."""
     v, dz, *factors = tensors
     inputs = None if result.bilinear is None else factors.pop(0)
@@ -179,7 +235,7 @@ def _accumulate(group: Group, part: Part, result: GradientStatistics, tensors: S
     by_offset, by_key, square = OffsetSums(group), group.totals(group.geometry.n), group.totals()
     along = group.totals(len(factors) // 2)
     bilinear = None if inputs is None else group.totals(inputs.shape[2], inputs.shape[2])
-    for block, gradient in _gradient(group, v, dz / unit):
+    for block, gradient in _gradient(group, v, dz / unit, special):
         by_offset.add(gradient, block)
         by_key[:, : block.keys] += over_queries(gradient)
         square += torch.linalg.vecdot(gradient, gradient).sum(1)

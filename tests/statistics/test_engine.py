@@ -190,3 +190,36 @@ def test_gradient_product(drawn):
     unordered = replace(one, order=None), replace(other, order=None)
     product = gradient_product((unordered[0], v, dz), (unordered[1], other_v, other_dz))
     close(found, product, TOLERANCE[one.q.dtype], sizes[0] * sizes[1])  # invariant to permuting both
+
+
+@settings(max_examples=60, deadline=None)
+@given(drawn=OPTIONS, prefix=st.integers(0, 2), suffix=st.integers(0, 2))
+def test_gradients_with_tokens_that_are_left_out(drawn, prefix, suffix):
+    """The gradient of the whole softmax, between the other tokens, row-centred over those that each query sees."""
+    inner, generator = random_scores(**drawn | {"grid": None, "special": "order", "bias_on_grid": False})
+    batch, heads, n = inner.shape
+    total = n + prefix + suffix
+
+    def normal(*shape):
+        return torch.randn(*shape, generator=generator, dtype=inner.q.dtype)
+
+    q, k, v, dz = (normal(batch, heads, total, 3) for _ in range(4))
+    bias = None if drawn["bias"] is None else normal(heads, 2 * total - 1)
+    scores = Scores(
+        q, k, None, bias, inner.causal, order=inner.order, prefix=prefix, suffix=suffix, window=inner.window
+    )
+    found = gradient_statistics(scores, v, dz)
+    whole = replace(scores, prefix=0, suffix=0, order=None)
+    tokens = slice(prefix, total - suffix)
+    gradient = materialised.score_gradient(whole, v, dz)[..., tokens, tokens]
+    seen = materialised.dense(whole)[..., tokens, tokens].isfinite()
+    gradient = (gradient - gradient.sum(-1, keepdim=True) / seen.sum(-1, keepdim=True)) * seen
+    # The order is one of the other tokens; a window that covers all of them does not keep queries in place.
+    window = inner.window if inner.window is not None and inner.window < n - 1 else None
+    measured = Scores(q[:, :, tokens], k[:, :, tokens], causal=inner.causal, order=inner.order, window=window)
+    gradient = materialised.rearranged(measured, gradient)
+    size = v.double().abs().sum((-2, -1)) * dz.double().abs().sum((-2, -1))
+    close(found.by_offset, materialised.by_offset(measured, gradient), TOLERANCE[q.dtype], size)
+    close(found.by_key, gradient.sum(-2), TOLERANCE[q.dtype], size)
+    close(found.square, gradient.square().sum((-2, -1)), TOLERANCE[q.dtype], size.square())
+    close(gradient_product((scores, v, dz), (scores, v, dz)), found.square, TOLERANCE[q.dtype], size.square())
