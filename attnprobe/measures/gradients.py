@@ -186,7 +186,7 @@ def gradients(
     An untrained output head is random, so the sign of its gradient is meaningless; use ``fit_steps`` for objectives
     that the network was not trained on.
 
-    If special tokens are left out (`attnprobe.network`), the gradient is that of the whole softmax, between the measured
+    If special tokens are left out (`attnprobe.network`), the gradient is that of the whole softmax, between measured
     tokens and row-centred over them.
 
     Args:
