@@ -209,13 +209,13 @@ class TrainConfig:
     seed: Seed = 0
     """Seed of the generated data, the initial weights, the batches and the masks."""
     init_seed: Seed | None = None
-    """Seed of the initial weights only; None for `seed`."""
+    """Seed of the initial weights only; defaults to `seed`."""
     model: ModelConfig = field(default_factory=ModelConfig)
     """Architecture of the network."""
     steps: Count = 2000
     """Total number of training steps, self-pretraining included."""
     pretrain_steps: Index = 1500
-    """Number of the `steps` spent on self-pretraining; ignored by the supervised recipe."""
+    """How many of the `steps` are self-pretraining; setting `steps` alone scales it. The supervised recipe has none."""
     pretrain_objective: str = "masked"
     """Objective of self-pretraining."""
     pretrain_order: Literal["original", "shuffled"] = "original"
@@ -233,7 +233,7 @@ class TrainConfig:
     learning_rate: Rate = 3e-3
     """Peak learning rate of AdamW."""
     pretrain_learning_rate: Rate | None = None
-    """Peak learning rate of self-pretraining; None for `learning_rate`."""
+    """Peak learning rate of self-pretraining; defaults to `learning_rate`."""
     schedule: Literal["cosine", "constant"] = "cosine"
     """Learning-rate schedule after the warm-up of each stage: cosine decay to 5 % of the peak, or constant."""
     warmup_steps: Index = 50
@@ -243,7 +243,7 @@ class TrainConfig:
     grad_clip: Amount = 1.0
     """Maximum gradient norm; 0 disables clipping."""
     evaluations: Count = 20
-    """Number of evenly spaced evaluations on training, validation and test data; checkpoints are evaluated too."""
+    """Number of evenly spaced evaluations on training, validation and test data; checkpoints are evaluated as well."""
     patience: Index = 0
     """Early stopping: end training on the labels after this number of evenly spaced evaluations without a lower
     validation loss; 0 disables it."""
@@ -254,7 +254,7 @@ class TrainConfig:
     transfer: str = "all"
     """Parts of the network to load from init_from: all, PART+PART or all-but-PART+PART."""
     freeze: tuple[str, ...] = ()
-    """Parts of the network to freeze, with the part names of transfer: qk,positions."""
+    """Parts of the network to keep fixed, named as in `transfer`: qk,positions."""
     device: str = "cpu"
     """torch device."""
 

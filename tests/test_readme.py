@@ -23,7 +23,7 @@ def test_the_python_examples_run(tmp_path, monkeypatch):
     names = {}
     exec(example.replace('ap.configure("pairs", ', quick), names)
     assert names["cache"]["blocks.0.attn.hook_pattern"].shape == (4, 2, 32, 32)
-    assert (tmp_path / "proximity.pdf").exists()
+    assert (tmp_path / "runs/pairs/proximity.pdf").exists()
     exec(own_data, names)
     assert names["run"].last.task.data.n == 18
     small = "BertConfig(hidden_size=24, intermediate_size=24, "

@@ -43,7 +43,7 @@ class Measure(ReadsData):
     leave_out: Literal["special", "none"] = "special"
     """Tokens of a Hugging Face model that attend but are not measured."""
     out: Path | None = None
-    """Folder for the result (.nc) and figure (.png, .pdf); default: figures/NAME in the run or by the checkpoint."""
+    """Folder for the result (.nc) and figure (.png, .pdf); default: figures/STEP in the run folder."""
     json: bool = False
     """Print the table as JSON."""
 

@@ -44,9 +44,9 @@ def gradients(result: xr.Dataset) -> Figure:
     Below: gain from a bias at each offset, with t-intervals; descent raises the scores at offsets with positive values.
     The grey band is the permuted null, dashed lines are networks at initialisation, cropped if they exceed the axis.
 
-    Compare several profiles, since the result depends on the shape. In a linear network with mean pooling, supervised
-    gradients see one ninth of a linear -distance at any length, a share that falls as 1/n² of a band or an exponential,
-    and nothing of a circulant profile. With an MLP or LayerNorm this holds only approximately, so compare signal and
+    Compare several profiles, since the result depends on the shape. In a linear network with mean pooling, label
+    gradients capture 1/9 of a linear profile (-distance) for every n, a fraction that falls as 1/n² for a band or
+    exponential, and none of a circulant profile. With an MLP or LayerNorm this holds only approximately, so compare signal and
     noise. An untrained output head is random, so the sign of its gradient is meaningless: before training, measure with
     ``fit_steps``, and with ``at="uniform"`` for the setting of the theory. The result also describes the gradient with
     respect to the query/key maps: ``mean_token_share`` is the share of it that reads only the mean token.

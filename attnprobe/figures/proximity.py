@@ -41,8 +41,8 @@ def proximity(result: xr.Dataset) -> Figure:
     Lines are means over test sequences; ribbons are t-intervals of the mean. The grey band (permuted positions) and the
     dashed lines (networks at initialisation) are the ranges of the two nulls over heads and draws: a profile that stays
     inside them shows no more structure than these controls. A cell of the map is framed if the contrast is outside all
-    draws of both nulls of that head. With N draws, an unstructured head exceeds all draws of one null with probability
-    1 / (N + 1).
+    draws of both nulls of that head. With N draws, an unstructured head lies outside the range of one null with
+    probability 2 / (N + 1). Leaving the band at a single offset is no evidence: a profile has many offsets.
 
     Offsets are shown up to half the sequence length, since larger ones have few pairs. Long sequences have a
     logarithmic axis.

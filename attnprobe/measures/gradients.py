@@ -195,8 +195,8 @@ def gradients(
         sequences: Number of test sequences (the first ones).
         objectives: Losses to differentiate: labels, masked, next-token; by default all that apply to the network.
         at: Point of differentiation: the checkpoint's own scores, or all scores 0 (exactly uniform attention).
-        fit_steps: Training steps of the output head before measuring; with at=uniform also of the value maps.
-        length_scale: Length of the proximity directions, in tokens or pixels.
+        fit_steps: Steps of training the output head (and, with at=uniform, the value maps) before measuring.
+        length_scale: Half-width or decay length of the proximity directions, in tokens or pixels.
         curvature: Number of sequences for second derivatives; 0 for none.
         nulls: Number of draws of each null; 0 for none.
         level: Confidence level of the intervals.
