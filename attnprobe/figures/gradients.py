@@ -46,10 +46,11 @@ def gradients(result: xr.Dataset) -> Figure:
 
     Compare several profiles, since the result depends on the shape. In a linear network with mean pooling, label
     gradients capture 1/9 of a linear profile (-distance) for every n, a fraction that falls as 1/n² for a band or
-    exponential, and none of a circulant profile. With an MLP or LayerNorm this holds only approximately, so compare signal and
-    noise. An untrained output head is random, so the sign of its gradient is meaningless: before training, measure with
-    ``fit_steps``, and with ``at="uniform"`` for the setting of the theory. The result also describes the gradient with
-    respect to the query/key maps: ``mean_token_share`` is the share of it that reads only the mean token.
+    exponential, and none of a circulant profile. With an MLP or LayerNorm this holds only approximately, so compare
+    signal and noise. An untrained output head is random, so the sign of its gradient is meaningless: before
+    training, measure with ``fit_steps``, and with ``at="uniform"`` for the setting of the theory. The result also
+    describes the gradient with respect to the query/key maps: ``mean_token_share`` is the share of it that reads
+    only the mean token.
 
     Args:
         result: Result of `attnprobe.gradients` at one checkpoint.
