@@ -217,23 +217,22 @@ def network(
     length = None if rows.lengths is None else int(rows.lengths[:CHECKED].min())
 
     def run() -> None:
-        chosen = rows.select(torch.arange(min(CHECKED, len(rows))), length)
-        chosen = {name: x.to(next(model.parameters()).device) for name, x in chosen.items()}
-        model(*chosen.values()) if rows.positional else model(**chosen)
+        batch = rows.select(torch.arange(min(CHECKED, len(rows))), length)
+        batch = {name: x.to(next(model.parameters()).device) for name, x in batch.items()}
+        model(*batch.values()) if rows.positional else model(**batch)
 
-    found = calls(model, run)
-    chosen = _chosen(found, site, type(model).__name__)
-    first = chosen[0][0]
+    selected = _chosen(calls(model, run), site, type(model).__name__)
+    first = selected[0][0]
     tokens = first.q.shape[2]
     if grid is not None and leave_out == "special" and tokenizer is None and rows.lengths is None:
         if tokens < grid[0] * grid[1]:
             raise UsageError(f"grid={grid}: has more patches than the {tokens} tokens of {first.site}")
         special = (tokens - grid[0] * grid[1], 0)  # class, distillation and register tokens come first
-    scores = [scores_of(call, *special, grid) for call, _ in chosen]
-    causal = {one.causal for one in scores}
+    scores = [scores_of(call, *special, grid) for call, _ in selected]
+    causal = {layer_scores.causal for layer_scores in scores}
     if len(causal) > 1:
         raise UsageError(
-            f"{listed(call.site for call, _ in chosen)}: some are causal and some not; name one kind: site="
+            f"{listed(call.site for call, _ in selected)}: some are causal and some not; name one kind: site="
         )
     lengths = rows.lengths if rows.lengths is not None else np.full(len(rows), tokens)
     measured = lengths - sum(special)
@@ -241,20 +240,20 @@ def network(
         raise UsageError(f"row {int(measured.argmin())}: has no tokens besides {sum(special)} special ones")
     d_model = first.module_input[-1] if first.module_input is not None else first.q.shape[1] * first.q.shape[3]
     shape = Shape(
-        layers=len(chosen),
+        layers=len(selected),
         heads=first.q.shape[1],
         n=int(measured.max()),
         d_model=d_model,
         grid=grid,
         causal=causal.pop(),
         left_out=sum(special),
-        windowed=any(one.window is not None for one in scores),
+        windowed=any(layer_scores.window is not None for layer_scores in scores),
         inputs_are_tokens=False,
     )
     torch_model = TorchModel(
         model=model,
         rows=rows,
-        sites=tuple((call.site, call.turn) for call, _ in chosen),
+        sites=tuple((call.site, call.turn) for call, _ in selected),
         shape=shape,
         special=special,
         initial=initial if initial is not None else _from_config(model),
@@ -272,19 +271,19 @@ def _probe(model: TorchModel, lengths: np.ndarray, halves: bool) -> Probe:
     count, n = len(model.rows), model.shape.n
     numbers = np.broadcast_to(np.arange(count)[:, None], (count, n))
     labels = np.zeros(count, np.int64) if model.labels is None else model.labels.numpy().astype(np.int64)
-    same = bool((lengths == n).all())
-    half = np.arange(count) % 2 == 1 if halves else np.arange(count) >= count - model.rows.reference
-    if half.all() or not half.any():
-        half = np.zeros(count, bool)  # a single row
+    same_length = bool((lengths == n).all())
+    is_reference = np.arange(count) % 2 == 1 if halves else np.arange(count) >= count - model.rows.reference
+    if is_reference.all() or not is_reference.any():
+        is_reference = np.zeros(count, bool)  # a single row
 
     def split(chosen: np.ndarray) -> Split:
-        return Split(np.ascontiguousarray(numbers[chosen]), labels[chosen], None if same else lengths[chosen])
+        return Split(np.ascontiguousarray(numbers[chosen]), labels[chosen], None if same_length else lengths[chosen])
 
-    train = half if half.any() else ~half
+    train = is_reference if is_reference.any() else ~is_reference
     spec = DataSpec(
         n=n, inputs="tokens", classes=max(2, int(labels.max()) + 1), vocabulary=count, grid=model.shape.grid
     )
-    task = Task(type(model.model).__name__, spec, split(train), split(~half))
+    task = Task(type(model.model).__name__, spec, split(train), split(~is_reference))
     arrays = [x.cpu().numpy() for x in model.rows.tensors.values()]
     sites = [f"{path}#{turn}" if turn else path for path, turn in model.sites]
     return Probe(
