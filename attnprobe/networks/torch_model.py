@@ -8,7 +8,7 @@ import fnmatch
 import hashlib
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -87,8 +87,13 @@ class TorchModel:
         """Iterate over the weights."""
         return self.model.parameters()
 
-    def attending(self, attend: Attend) -> AbstractContextManager[None]:
-        """Replace attention with a function, in every measured call of every forward pass within a ``with`` block."""
+    @contextmanager
+    def attending(self, attend: Attend) -> Iterator[None]:
+        """Replace attention with a function, in every measured call of every forward pass within a ``with`` block.
+
+        Raises `UsageError` at the end if a forward pass made some of the measured calls but not all.
+        """
+        seen: set[Site] = set()
         layers = {site: layer for layer, site in enumerate(self.sites)}
         prefix, suffix = self.special
 
@@ -96,6 +101,7 @@ class TorchModel:
             layer = layers.get((call.site, call.turn))
             if layer is None:
                 return own()
+            seen.add((call.site, call.turn))
             scores = scores_of(call, prefix, suffix, self.shape.grid)
 
             def by(edited: Scores, v: Tensor) -> Tensor:
@@ -103,7 +109,10 @@ class TorchModel:
 
             return attend(Heads(layer, scores, call.v, None, by))
 
-        return watching(self.model, answer)
+        with watching(self.model, answer):
+            yield
+        if seen and (missing := [path for path, turn in self.sites if (path, turn) not in seen]):
+            raise UsageError(f"{listed(missing)}: did not attend in this batch, but did when the model was loaded")
 
     def run(self, batch: Batch, mask: Mask = None) -> tuple[Any, dict[str, Tensor]]:
         """Return the model's output on a batch and its inputs; masked tokens are replaced by the mask token."""

@@ -253,6 +253,21 @@ def test_refusals(model, inputs, options, said):
     family("bert")[0].eval()
 
 
+class Skips(nn.Sequential):
+    """Two layers of attention, of which the second is skipped for batches of one row."""
+
+    def forward(self, x):
+        return super().forward(x) if len(x) > 1 else self[0](x)
+
+
+def test_a_model_whose_calls_differ_between_batches_is_refused():
+    probe = network(Skips(Attends(), Attends()).eval(), torch.randn(4, 9, 16))
+    one = Batch(torch.zeros(1, 9, dtype=torch.long), torch.zeros(1, dtype=torch.long))
+    with pytest.raises(UsageError, match="1: did not attend in this batch"), torch.no_grad():
+        with probe.network.attending(lambda heads: heads.attend()):
+            probe.network.predictions(one, "labels")
+
+
 def test_a_model_without_inputs_or_loss_is_refused():
     model, inputs = family("bert")
     with pytest.raises(UsageError, match=r"a BertModel needs inputs: ap.proximity\(model, inputs\)"):
