@@ -186,10 +186,15 @@ class Geometry:
         return x.reshape(*lead, -1)
 
 
-@lru_cache(maxsize=64)
 def geometry(shape: tuple[int, ...], causal: bool = False, window: int | None = None) -> Geometry:
-    """Return the cached geometry of a shape, including the properties it has already computed."""
-    return Geometry(shape, causal, window)
+    """Return the cached geometry of a shape, including the properties it has already computed.
+
+    A window that covers all tokens is no window.
+    """
+    return _cached(shape, causal, window if window is None or window < int(np.prod(shape)) - 1 else None)
+
+
+_cached = lru_cache(maxsize=64)(Geometry)
 
 
 def _window_sums(x: Float[Tensor, "*lead token"], before: int, after: int) -> Float[Tensor, "*lead token"]:

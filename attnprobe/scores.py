@@ -159,7 +159,7 @@ class Scores:
         """Geometry of the tokens outside prefix and suffix, including padding; an incomplete image counts as a line."""
         n = self.shape[2] - self.prefix - self.suffix
         shape = (n,) if self.grid is None or math.prod(self.grid) != n else self.grid
-        return geometry(shape, self.causal, self.window if self.window is None or self.window < n - 1 else None)
+        return geometry(shape, self.causal, self.window)
 
     @property
     def biased(self) -> bool:

@@ -69,8 +69,9 @@ def interventions_over_steps(result: xr.Dataset) -> Figure:
 
 
 def _shown(result: xr.Dataset) -> str:
-    """Return the variable to draw: the change in accuracy if it is defined, else the change in loss."""
-    return "accuracy_change" if np.isfinite(result["all_accuracy"]).any() else "loss_change"
+    """Return the variable to draw: the change in accuracy against targets if it is defined, else the change in loss."""
+    compared = result.attrs["of_objective"] == "unedited predictions"
+    return "accuracy_change" if np.isfinite(result["all_accuracy"]).any() and not compared else "loss_change"
 
 
 def _everywhere(axis: Axes, result: xr.Dataset, name: str) -> None:
@@ -91,7 +92,10 @@ def _everywhere(axis: Axes, result: xr.Dataset, name: str) -> None:
     axis.set_yticks(rows, [edit.replace("_", " ") for edit in result["intervention"].values.tolist()])
     axis.set_ylim(len(rows) - 0.5, -0.5)
     kind, base = name.split("_")[0], float(result[f"base_{name.split('_')[0]}"])
-    axis.set_xlabel(f"change in {kind}, all heads\n({kind} without intervention: {base:.3f})")
+    if result.attrs["of_objective"] == "unedited predictions":
+        axis.set_xlabel("KL divergence from the\nunedited predictions (nats), all heads")
+    else:
+        axis.set_xlabel(f"change in {kind}, all heads\n({kind} without intervention: {base:.3f})")
 
 
 def _by_head(axis: Axes, result: xr.Dataset, name: str) -> None:

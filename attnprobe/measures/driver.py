@@ -38,10 +38,6 @@ NULLS = ("permuted", "initial")
 ELEMENTS = 2**23
 """Maximum number of query and key elements per chunk of sequences."""
 MOST_NULLS = 2**16
-NEED_LOSS = {"gradients", "interventions"}
-"""Measures of predictions."""
-NEED_ALL_PAIRS = {"positions", "gradients", "interventions"}
-"""Measures whose directions, edits and position terms cover all distances."""
 """Limit (exclusive) of the number of draws."""
 
 Key = tuple[str, ...]
@@ -99,9 +95,9 @@ def views(network: Network) -> dict[str, View]:
     return by_prefix
 
 
-def geometry_of(view: View, length: int) -> Geometry:
-    """Return the geometry of a sequence in a view; images all have the full length."""
-    return geometry(view.shape if len(view.shape) == 2 else (length,), view.causal)
+def geometry_of(view: View, length: int, window: int | None = None) -> Geometry:
+    """Return the geometry of a sequence in a view, for layers with a sliding window; images have the full length."""
+    return geometry(view.shape if len(view.shape) == 2 else (length,), view.causal, window)
 
 
 def farthest(network: Network) -> float:
@@ -118,11 +114,15 @@ def check_window(network: Network, window: int | float, name: str = "window") ->
         raise UsageError(f"{name}={window}: must be at least 1 and below {largest:.3g}, the largest distance")
 
 
-def undefined(network: Network, numbers: str, up_to: int = 1) -> dict[str, str]:
-    """Return the ``left_out`` entry of statistics that need keys at distances above ``up_to``, if there are none."""
-    if farthest(network) > up_to:
-        return {}
-    return {numbers: f"undefined (NaN): no key is farther than {up_to} in sequences of n={network.shape.n}"}
+def undefined(network: Network, numbers: str, up_to: int = 1, near: int | float = 0) -> dict[str, str]:
+    """Return the ``left_out`` entry of statistics that need keys at distances above ``up_to``, if there are none.
+
+    Layers with sliding-window attention need keys at distances above ``near``.
+    """
+    if farthest(network) <= up_to:
+        return {numbers: f"undefined (NaN): no key is farther than {up_to} in sequences of n={network.shape.n}"}
+    layers = [layer for layer, limit in enumerate(network.shape.windows) if limit is not None and limit <= near]
+    return {numbers: f"undefined (NaN) in layers {layers}: no visible key is farther than {near}"} if layers else {}
 
 
 def widened(values: np.ndarray, short: int) -> np.ndarray:
@@ -130,10 +130,11 @@ def widened(values: np.ndarray, short: int) -> np.ndarray:
     return np.pad(values, [(0, 0)] * (values.ndim - 1) + [(short, short)], constant_values=np.nan) if short else values
 
 
-def mean_over_shared(profile: np.ndarray, length: int, shortest: int, causal: bool) -> np.ndarray:
+def mean_over_shared(profile: np.ndarray, shortest: Geometry) -> np.ndarray:
     """Return the mean of profiles over the pairs of the shortest sequence."""
-    weight = geometry((shortest,), causal).count.numpy()
-    shared = np.nan_to_num(profile[..., length - shortest : length + shortest - 1])
+    weight = shortest.count.numpy()
+    excess = (profile.shape[-1] - len(weight)) // 2
+    shared = np.nan_to_num(profile[..., excess : excess + len(weight)])
     return (shared @ weight / weight.sum())[..., None]
 
 
@@ -303,10 +304,10 @@ def checked_request(measure: str, of: Any, inputs: Any, sequences: int, nulls: i
         raise UsageError(f"nulls={nulls}: must be from 0 (none) to {MOST_NULLS - 1}")
     if not 0 < level < 1:
         raise UsageError(f"level={level}: must be between 0 and 1")
-    if measure in NEED_ALL_PAIRS and subject.network.shape.windowed:
-        raise UsageError(f"{measure}: not available yet for sliding-window attention; name other layers with site=")
-    if measure in NEED_LOSS and not subject.has_loss:
-        raise UsageError(f"{measure} needs a loss: ap.network(model, inputs, labels=...), or loss=...")
+    if measure == "gradients" and not subject.has_loss:
+        raise UsageError("gradients needs a loss: ap.network(model, inputs, labels=...), or loss=...")
+    if measure == "interventions" and not (subject.has_loss or subject.has_logits):
+        raise UsageError("interventions needs logits or a loss: ap.network(model, inputs, loss=...)")
     return Request(measure, subject, min(sequences, available), nulls, level, seed)
 
 

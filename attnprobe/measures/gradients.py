@@ -148,7 +148,8 @@ def gradients(
     constants, and have length 1 (`attnprobe.statistics.directions`):
 
     - *circulant* and *toeplitz*, each *band*, *exponential* and *linear*: proximity profiles with half-width or decay
-      length ``length_scale``, with and without wrapping around the sequence, orthogonal to *offset 0*;
+      length ``length_scale``, with and without wrapping around the sequence, orthogonal to *offset 0*; circulant ones
+      only in layers without masked keys;
     - *offset 0*: the score of each token with itself;
     - *measured profile*: the network's own mean offset profile, orthogonal to *offset 0*;
     - *column*: a random function of the key, the positive control, to which labels are not blind;
@@ -162,7 +163,7 @@ def gradients(
     - ``squared_cosine`` (direction): share of the gradient energy (squared norm) along the direction;
     - ``energy_share`` (subspace): share of the energy in all functions of the offset modulo n (*circulant*), of the
       offset (*toeplitz*), of the key (*column*), and the part explained by neither offset nor key (*rest*).
-      ``energy_share_of_noise`` (subspace only): the same for white noise;
+      ``energy_share_of_noise`` (subspace only, and layer with sliding windows): the same for white noise;
     - ``descent_by_offset`` (offset): minus the derivative of the loss with respect to a bias at each offset;
     - ``gradient_norm``: norm of the gradient;
     - ``mean_token_share``, ``rank_one_share``: shares of the energy of the gradient with respect to $W_Q W_K^\top$ that
@@ -231,6 +232,8 @@ def gradients(
         "subspace": list(SUBSPACES),
     }
     left_out = undefined(request.network, "*", up_to=0)
+    if request.network.shape.windows or request.network.shape.causal:
+        left_out["circulant"] = "undefined (NaN) or absent where keys are masked"
     if (losses[0], "", "mean_token_share") not in tallies.measured:
         left_out["mean_token_share, rank_one_share"] = "the scores do not come from a single query-key map"
     facts = {
@@ -336,14 +339,15 @@ def mean_profiles(network: Network, of: Probe, most: int) -> list[list[Tensor]]:
 
 def _add_statistics(setup: _Setup, prepared: _Prepared, sample: Sample, add: Add) -> None:
     """Add the statistics of each loss under (loss, prefix, name), and the cosines under (loss, other_loss)."""
-    n, directions = setup.request.network.shape.n, _directions(setup, sample.length)
+    n = setup.request.network.shape.n
+    directions = functools.cache(lambda window: _directions(setup, sample.length, window))
     gradients_by_loss: dict[str, list[tuple[Heads, Tensor]]] = {}
     norms: dict[tuple[str, int], Tensor] = {}
     for loss, network in prepared.networks.items():
         gradients_by_loss[loss] = differentiate(network, sample.batch, loss, sample.mask(loss), setup.change)
         for heads, dz in gradients_by_loss[loss]:
             profiles = {prefix: layer_profiles[heads.layer] for prefix, layer_profiles in prepared.profiles.items()}
-            statistics = _statistics(setup, heads, dz, directions, profiles, sample.order)
+            statistics = _statistics(setup, heads, dz, directions(heads.scores.window), profiles, sample.order)
             norms[loss, heads.layer] = statistics["", "gradient_norm"]
             for (prefix, name), values in statistics.items():
                 missing = n - sample.length if name == "descent_by_offset" and not prefix else 0
@@ -359,7 +363,7 @@ def _add_statistics(setup: _Setup, prepared: _Prepared, sample: Sample, add: Add
 
 @dataclass(frozen=True)
 class _Directions:
-    """Directions for sequences of one length."""
+    """Directions for sequences of one length and layers of one window."""
 
     by_view: Mapping[str, Tensor]
     """[direction, offset]: unit functions of the offset, except the measured profile."""
@@ -369,16 +373,16 @@ class _Directions:
     """[query, 1] and [key, 1]: factors of a unit matrix of rank one."""
 
 
-def _directions(setup: _Setup, length: int) -> _Directions:
+def _directions(setup: _Setup, length: int, window: int | None = None) -> _Directions:
     by_view = {}
     for prefix, view in setup.views.items():
-        pairs = geometry_of(view, length)
+        pairs = geometry_of(view, length, window)
         proximity = torch.stack(
             [without_own_pair(profile, pairs) for profile in proximity_profiles(pairs, setup.length_scale).values()]
         )
         by_view[prefix] = unit(torch.cat([proximity, own_pair(pairs)[None]]), pairs)
     shape = setup.request.network.shape
-    pairs = geometry((length,), shape.causal)
+    pairs = geometry((length,), shape.causal, window)
     draws = numpy_generator(setup.request.seed, "gradients directions").standard_normal((3, shape.n))
     column, left, right = torch.from_numpy(draws[:, :length])
 
@@ -478,10 +482,14 @@ def _variables(setup: _Setup, tallies: Tallies) -> dict[str, xr.Variable]:
                 name: xr.Variable.concat([loss_variables[name] for loss_variables in per_loss], "loss")
                 for name in per_loss[0]
             }
-        noise_shares = dimensions(geometry(view.shape, view.causal))
-        values = [noise_shares[name] for name in SUBSPACES]
+        shape = setup.request.network.shape
+        noise_shares = [dimensions(geometry_of(view, shape.n, window)) for window in shape.windows or (None,)]
+        values = np.array([[shares[name] for name in SUBSPACES] for shares in noise_shares])
         variables[f"{prefix}energy_share_of_noise"] = variable(
-            ("subspace",), values, "energy share of white noise", "1"
+            ("layer", "subspace") if shape.windows else ("subspace",),
+            values if shape.windows else values[0],
+            "energy share of white noise",
+            "1",
         )
     return variables | (_cosines(setup, head, tallies) if len(setup.losses) > 1 else {})
 
@@ -567,8 +575,9 @@ def _second_derivatives(
 ) -> np.ndarray:
     """Return the second derivatives with respect to the scores of one layer, [sequence, head, direction]."""
     length, heads = batch.inputs.shape[1], network.shape.heads
-    fixed_directions = _directions(setup, length).by_view[prefix]
-    pairs = geometry_of(setup.views[prefix], length)
+    window = network.shape.windows[layer] if network.shape.windows else None
+    fixed_directions = _directions(setup, length, window).by_view[prefix]
+    pairs = geometry_of(setup.views[prefix], length, window)
     profile = prepared.profiles[prefix][layer]
     excess = (profile.shape[-1] - fixed_directions.shape[-1]) // 2
     profiles = unit(without_own_pair(profile[:, excess : profile.shape[-1] - excess], pairs), pairs)

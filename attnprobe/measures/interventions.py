@@ -1,7 +1,7 @@
 """Interventions measure: effect of edits of the scores on the predictions."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -13,7 +13,6 @@ import xarray as xr
 from torch import Tensor
 
 from attnprobe.errors import UsageError
-from attnprobe.geometry import geometry
 from attnprobe.measures.driver import (
     Add,
     Compute,
@@ -24,6 +23,7 @@ from attnprobe.measures.driver import (
     Tallies,
     checked_request,
     chunks,
+    geometry_of,
     labelled,
     over_sequences,
     permutation,
@@ -39,7 +39,7 @@ from attnprobe.randomness import numpy_generator
 from attnprobe.scores import Heads, Scores
 from attnprobe.tables import EDITS
 from attnprobe.training.checkpoint import load
-from attnprobe.training.objectives import Batch
+from attnprobe.training.objectives import Batch, Predictions
 
 Scope = tuple[str, int, int]
 """Edited heads: kind (head, layer or all), layer and head, the latter 0 if they do not apply."""
@@ -59,6 +59,11 @@ BASE = [
     Number("accuracy", "accuracy without intervention", range=(0.0, 1.0)),
     Number("loss", "loss without intervention", "nats"),
 ]
+MEANINGS = {
+    "accuracy": "agreement with the unedited network on the most likely class",
+    "loss": "KL divergence from the unedited predictions",
+}
+"""Meanings of accuracy and loss for networks without labels or loss."""
 
 
 def interventions(
@@ -96,7 +101,8 @@ def interventions(
     ``layer_accuracy``, ``layer_loss``, ``layer_accuracy_change`` and ``layer_loss_change`` (intervention, layer) are
     the same with all heads of a layer edited; ``all_accuracy``, ``all_loss``, ``all_accuracy_change`` and
     ``all_loss_change`` (intervention) with all heads edited. ``base_accuracy`` and ``base_loss`` (no dims) are those of
-    the unedited network.
+    the unedited network. For a PyTorch model without labels or loss, ``loss`` is the KL divergence of the predictions
+    from those of the unedited network, and ``accuracy`` the agreement with its most likely class.
 
     Each of these also has ``NAME_interval`` (bound), its t-interval, ``NAME_std``, the standard deviation over
     sequences, and, except for ``base_...``, ``NAME_null`` (null, draw): the effect of an edit of the same norm
@@ -125,6 +131,7 @@ def interventions(
     tallies, draws = over_sequences(
         request, partial(_prepare, setup), ["permuted"], passes=len(setup.scopes) * len(setup.edits)
     )
+    meanings = {} if request.probe.has_loss else MEANINGS
     axes = {
         "head": {"intervention": len(names), "layer": shape.layers, "head": shape.heads},
         "layer": {"intervention": len(names), "layer": shape.layers},
@@ -135,7 +142,8 @@ def interventions(
         prefix = "" if kind == "head" else f"{kind}_"
         for number in NUMBERS:
             name = prefix + number.name
-            variables |= labelled(number, name, sizes, tallies, (kind, number.name), level, over=())
+            described = replace(number, meaning=meanings.get(number.name, number.meaning))
+            variables |= labelled(described, name, sizes, tallies, (kind, number.name), level, over=())
     for number in BASE:
         measured = Tallies(tallies.measured)
         variables |= labelled(number, f"base_{number.name}", {}, measured, ("base", number.name), level, over=())
@@ -147,7 +155,7 @@ def interventions(
     facts = {
         "length_scale": length_scale,
         "patch_from": "" if patch_from is None else str(patch_from),
-        "of_objective": request.probe.objective,
+        "of_objective": request.probe.objective if request.probe.has_loss else "unedited predictions",
         "table": TABLE,
     }
     return result(request, variables, {"intervention": names}, list(draws), left_out, **facts)
@@ -231,9 +239,15 @@ def _add_effects(
         with network.attending(remember):
             if isinstance(network, Resumes):
                 streams = network.streams(batch, mask)
-                base = _outcome(network, batch, request.probe.objective, mask, streams, 0)
+                unedited_predictions = _predictions(network, batch, request.probe.objective, mask, streams, 0)
             else:
-                streams, base = None, _outcome(network, batch, request.probe.objective, mask, None, 0)
+                streams = None
+                unedited_predictions = _predictions(network, batch, request.probe.objective, mask, None, 0)
+
+        def evaluate(predictions: Predictions) -> np.ndarray:
+            return _outcome(predictions if request.probe.has_loss else predictions.compared_with(unedited_predictions))
+
+        base = evaluate(unedited_predictions)
         materials = _materials(setup, draw, sample, mask, scores)
         all_names = list(setup.edits)
         values = {kind: np.full((len(base), len(all_names), *shape, 2), np.nan) for kind, shape in shapes.items()}
@@ -246,13 +260,15 @@ def _add_effects(
                 if scope not in patched_networks:
                     assert isinstance(network, Swaps)
                     patched_networks[scope] = network.with_maps_of(setup.patch_from, list(edited_layers.items()))
-                outcome = _outcome(patched_networks[scope], batch, request.probe.objective, mask, streams, first)
+                predictions = _predictions(
+                    patched_networks[scope], batch, request.probe.objective, mask, streams, first
+                )
             else:
                 attend = _edited(edit, edited_layers, materials, unedited if kind == "head" else None)
                 with network.attending(attend):
-                    outcome = _outcome(network, batch, request.probe.objective, mask, streams, first)
+                    predictions = _predictions(network, batch, request.probe.objective, mask, streams, first)
             index = {"head": (layer, head), "layer": (layer,), "all": ()}[kind]
-            values[kind][(slice(None), all_names.index(name), *index)] = outcome
+            values[kind][(slice(None), all_names.index(name), *index)] = evaluate(predictions)
     for kind, values_of_kind in values.items():
         change = values_of_kind - base.reshape(len(base), *[1] * (values_of_kind.ndim - 2), 2)
         for column, name in enumerate(("loss", "accuracy")):
@@ -262,14 +278,17 @@ def _add_effects(
         add(("base", name), 0, base[:, column])
 
 
-def _outcome(
+def _predictions(
     network: Network, batch: Batch, objective: str, mask: Tensor | None, streams: list[Tensor] | None, first: int
-) -> np.ndarray:
-    """Return loss and accuracy, [sequence, 2]; start at the first edited layer if the network can resume."""
+) -> Predictions:
+    """Return the predictions; start at the first edited layer if the network can resume."""
     if streams is not None and isinstance(network, Resumes):
-        predictions = network.resumed(streams[first], first, batch, objective, mask)
-    else:
-        predictions = network.predictions(batch, objective, mask)
+        return network.resumed(streams[first], first, batch, objective, mask)
+    return network.predictions(batch, objective, mask)
+
+
+def _outcome(predictions: Predictions) -> np.ndarray:
+    """Return loss and accuracy, [sequence, 2]."""
     loss, accuracy = predictions.by_sequence()
     accuracy = torch.full_like(loss, torch.nan) if accuracy is None else accuracy
     return torch.stack([loss, accuracy], dim=-1).double().cpu().numpy()
@@ -307,13 +326,15 @@ def _materials(
     """Return a function from layer and heads to the `Material` of a batch; with a draw, values are permuted."""
     request, network, length = setup.request, setup.request.network, sample.length
     view = list(views(network).values())[-1]
-    pairs = geometry(view.shape if len(view.shape) == 2 else (length,), view.causal)
+    windows = network.shape.windows or (None,) * network.shape.layers
+    by_layer = [geometry_of(view, length, window) for window in windows]
+    pairs = geometry_of(view, length)
     device = sample.batch.inputs.device
     parts: dict[int, Parts] = {}
     visit_parts(network, sample.batch, setup.means, parts.__setitem__, request.probe.objective, mask)
     excess = (setup.profiles[0].shape[1] - len(pairs.count)) // 2
     profiles = [profile[:, excess : profile.shape[1] - excess].to(device) for profile in setup.profiles]
-    imposed = (-pairs.distance / setup.length_scale).expand(network.shape.heads, -1).to(device)
+    imposed = [(-pairs.distance / setup.length_scale).expand(network.shape.heads, -1).to(device)] * len(by_layer)
     biases = [parts[layer].scores.bias for layer in range(network.shape.layers)]
     biases = [bias if bias is None or bias.shape[1] == len(pairs.count) else bias[:, pairs.in_line] for bias in biases]
     network_biases = list(biases)
@@ -321,12 +342,17 @@ def _materials(
     order = torch.from_numpy(order[order < length])
     if draw is not None:
         generator = numpy_generator(request.seed, "interventions offsets", draw)
-        profiles = [shuffled(profile, pairs, generator) for profile in profiles]
-        imposed = shuffled(imposed, pairs, generator)
-        state = generator.bit_generator.state
-        for layer, bias in enumerate(network_biases):
-            generator.bit_generator.state = state  # layers may share a bias: permute all biases the same way
-            biases[layer] = None if bias is None else shuffled(bias, pairs, generator)
+        profiles = [shuffled(profile, own, generator) for profile, own in zip(profiles, by_layer, strict=True)]
+        # Layers may share a bias: the imposed bias, and those of the network, are permuted the same way in all layers.
+        states = [generator.bit_generator.state]
+        shuffled(imposed[0], by_layer[0], generator)
+        states.append(generator.bit_generator.state)
+        for layer, own in enumerate(by_layer):
+            generator.bit_generator.state = states[0]
+            imposed[layer] = shuffled(imposed[layer], own, generator)
+            generator.bit_generator.state = states[1]
+            bias = network_biases[layer]
+            biases[layer] = None if bias is None else shuffled(bias, own, generator)
     patched_scores: dict[int, Scores] = {}
     if setup.patch_from is not None and draw is None:
 
@@ -344,7 +370,7 @@ def _materials(
         q, k = parts[layer].q_position[:, head_slice], parts[layer].k_position[:, head_slice]
         bias, network_bias = biases[layer], network_biases[layer]
         bias_change = None if bias is None or network_bias is None or draw is None else bias - network_bias
-        profile, proximity = cast(profiles[layer]), cast(imposed)
+        profile, proximity = cast(profiles[layer]), cast(imposed[layer])
         assert profile is not None and proximity is not None
         return Material(
             network,

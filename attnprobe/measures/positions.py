@@ -19,6 +19,7 @@ from attnprobe.measures.driver import (
     check_window,
     checked_request,
     chunks,
+    geometry_of,
     labelled,
     mean_over_shared,
     over_sequences,
@@ -169,9 +170,8 @@ def positions(
                 for prefix, values in _statistics(parts, views_by_prefix, window, order).items():
                     if sample.length > sample.shortest:
                         profile = values["score_by_offset"]
-                        profile -= mean_over_shared(
-                            profile, sample.length, sample.shortest, views_by_prefix[prefix].causal
-                        )
+                        shortest = geometry_of(views_by_prefix[prefix], sample.shortest, parts.scores.window)
+                        profile -= mean_over_shared(profile, shortest)
                     for name, value in values.items():
                         missing = network.shape.n - sample.length if name == "score_by_offset" else 0
                         add((prefix, name), layer, widened(value, missing))
@@ -202,7 +202,7 @@ def positions(
         "key_bin": centres,
         "token": np.arange(n),
     }
-    left_out = undefined(network, "proximity_contrast")
+    left_out = undefined(network, "proximity_contrast", near=window)
     if not isinstance(network, KnowsMaps):
         left_out["qk_*"] = "the network does not expose query and key maps"
     encoding = network.encoding if isinstance(network, KnowsPositions) else "unknown"

@@ -163,7 +163,7 @@ def proximity(
         about_uniform = "attention weight by offset of uniform attention"
         variables[f"{prefix}uniform_pattern_by_offset"] = variable(view.axes, uniform, about_uniform, "1")
         variables |= _decay_summary(prefix, view, tallies, groups)
-    left_out = undefined(request.network, "proximity_contrast")
+    left_out = undefined(request.network, "proximity_contrast", near=window)
     return result(request, variables, {"window": np.array(windows)}, list(draws), left_out, window=window)
 
 
@@ -182,7 +182,9 @@ def _add_statistics(
         profile = values["score_by_offset"]
         if sample.length > sample.shortest:
             # A profile is defined up to a constant: set its mean over the offsets shared by all sequences to 0.
-            profile -= mean_over_shared(profile, sample.length, sample.shortest, views_by_prefix[prefix].causal)
+            profile -= mean_over_shared(
+                profile, geometry_of(views_by_prefix[prefix], sample.shortest, heads.scores.window)
+            )
         for name, value in values.items():
             add((prefix, name), heads.layer, widened(value, missing) if name.endswith("by_offset") else value)
         if groups is not None:

@@ -49,8 +49,8 @@ class Shape:
     """Number of prepended tokens ([CLS])."""
     left_out: int = 0
     """Number of special tokens at both ends that attend and are attended to, but are not measured."""
-    windowed: bool = False
-    """Whether some layer has sliding-window attention."""
+    windows: tuple[int | None, ...] = ()
+    """Largest visible distance in each layer, None without a limit; empty if no layer has sliding-window attention."""
     inputs_are_tokens: bool = True
     """Whether a batch has one input per token, so that inputs can be permuted to permute the tokens."""
 
@@ -194,7 +194,10 @@ class Probe:
     metrics: Mapping[str, Any] = field(default_factory=dict)
     """Train and test accuracy, if known."""
     has_loss: bool = True
-    """Whether the network's predictions have a loss; without one, only scores can be measured."""
+    """Whether the network's predictions have a loss; without one, gradients cannot be measured."""
+    has_logits: bool = True
+    """Whether edited predictions can be compared with unedited ones; without loss and logits, only scores are measured.
+    """
     facts: Mapping[str, Any] = field(default_factory=dict)
     """Origin of the network (step, configuration ...), saved as attributes of results."""
 

@@ -139,7 +139,7 @@ class TorchModel:
                 raise UsageError(f"loss returned {found}: must be a tensor [batch] = {(len(rows),)}, one loss per row")
             return Predictions(loss, None, rows.to(device), len(rows))
         if objective == "labels" and self.labels is None:
-            return Predictions(torch.full((len(rows),), torch.nan), None, rows, len(rows))
+            return _without_targets(output, rows.to(device))
         logits = _logits(output)
         if objective == "labels" and self.labels is not None:
             target, sequence = self.labels.to(device)[batch.inputs[:, 0].to(device)], rows.to(device)
@@ -223,12 +223,16 @@ def network(
     if grid is None:
         grid = _grid_of(model)
     special = _special(model, rows, tokenizer, leave_out)
-    length = None if rows.lengths is None else int(rows.lengths[:CHECKED].min())
+    length = None if rows.lengths is None else int(rows.lengths.max())
+    # The longest rows show every sliding window.
+    checked = np.arange(len(rows)) if length is None else np.flatnonzero(rows.lengths == length)
+
+    outputs: list[Any] = []
 
     def run() -> None:
-        batch = rows.select(torch.arange(min(CHECKED, len(rows))), length)
+        batch = rows.select(torch.from_numpy(checked[:CHECKED]), length)
         batch = {name: x.to(next(model.parameters()).device) for name, x in batch.items()}
-        model(*batch.values()) if rows.positional else model(**batch)
+        outputs.append(model(*batch.values()) if rows.positional else model(**batch))
 
     selected = _chosen(calls(model, run), site, type(model).__name__)
     first = selected[0][0]
@@ -243,6 +247,7 @@ def network(
         raise UsageError(
             f"{listed(call.site for call, _ in selected)}: some are causal and some not; name one kind: site="
         )
+    windows = tuple(layer_scores.window for layer_scores in scores)
     lengths = rows.lengths if rows.lengths is not None else np.full(len(rows), tokens)
     measured = lengths - sum(special)
     if measured.min() < 1:
@@ -256,7 +261,7 @@ def network(
         grid=grid,
         causal=causal.pop(),
         left_out=sum(special),
-        windowed=any(layer_scores.window is not None for layer_scores in scores),
+        windows=windows if any(window is not None for window in windows) else (),
         inputs_are_tokens=False,
     )
     torch_model = TorchModel(
@@ -272,7 +277,8 @@ def network(
     )
     if torch_model.labels is not None and torch_model.labels.shape != (len(rows),):
         raise UsageError(f"labels of shape {tuple(torch_model.labels.shape)}: must be [{len(rows)}], one per row")
-    return _probe(torch_model, measured, reference is None)
+    probe = _probe(torch_model, measured, reference is None)
+    return replace(probe, has_logits=isinstance(getattr(outputs[0], "logits", None), Tensor))
 
 
 def _probe(model: TorchModel, lengths: np.ndarray, halves: bool) -> Probe:
@@ -326,6 +332,16 @@ def _objectives(model: TorchModel) -> tuple[str, ...]:
     if len(names) > 1 and model.labels is None and model.loss is None:
         names.remove("labels")
     return tuple(names)
+
+
+def _without_targets(output: Any, rows: Tensor) -> Predictions:
+    """Return predictions with a loss of NaN, and with the logits of rows or tokens if the output has them."""
+    logits = getattr(output, "logits", None)
+    if not isinstance(logits, Tensor):
+        return Predictions(torch.full((len(rows),), torch.nan), None, rows, len(rows))
+    sequence = rows.repeat_interleave(logits[..., 0].numel() // len(rows))
+    logits = logits.flatten(0, -2)
+    return Predictions(logits.new_full((len(logits),), torch.nan), None, sequence, len(rows), logits)
 
 
 def _logits(output: Any) -> Tensor:

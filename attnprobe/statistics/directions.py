@@ -24,19 +24,22 @@ def proximity_profiles(geometry: Geometry, length_scale: int | float) -> dict[st
 
     - band: 1 if d <= length_scale, else 0; exponential: $e^{-d / \lambda}$; linear: $-d$.
 
-    Circulant profiles use the shortest distance around the ring; they do not exist for causal attention.
+    Circulant profiles use the shortest distance around the ring. They do not exist for causal attention, and are NaN
+    with a sliding window.
     """
     axes = [torch.arange(1 - side, side, dtype=torch.float64) for side in geometry.shape]
     ring = [torch.minimum(axis.abs(), len(axis) // 2 + 1 - axis.abs()) for axis in axes]
     squares = torch.stack([axis.square() for axis in torch.meshgrid(*ring, indexing="ij")])
-    distances = {"circulant": squares.sum(0).sqrt().flatten(), "toeplitz": geometry.distance}
+    around = squares.sum(0).sqrt().flatten()
+    around = around if geometry.window is None else torch.full_like(around, torch.nan)
+    distances = {"circulant": around, "toeplitz": geometry.distance}
     if geometry.causal:
         distances.pop("circulant")
     return {
         f"{form} {kind}": profile
         for form, d in distances.items()
         for kind, profile in (
-            ("band", (d <= length_scale).double()),
+            ("band", (d <= length_scale).double().where(d.isfinite(), torch.nan)),
             ("exponential", (-d / length_scale).exp()),
             ("linear", -d),
         )
@@ -75,7 +78,7 @@ def dimensions(geometry: Geometry) -> dict[str, float]:
     column = n - 1.0
     shared = toeplitz + column - sum(side > 1 for side in geometry.shape)
     sizes = {"circulant": n - 1.0, "toeplitz": toeplitz, "column": column, "rest": total - shared}
-    if geometry.causal:
+    if geometry.causal or geometry.window is not None:
         sizes["circulant"] = float("nan")
     return {name: sizes[name] / total if total else float("nan") for name in SUBSPACES}
 
@@ -85,7 +88,7 @@ def energy_shares(gradient: GradientStatistics) -> Float[Tensor, "batch head sub
 
     The subspaces are all functions of the offset modulo n, of the offset, of the key, and the orthogonal complement of
     the last two. The shares do not add up to 1: the first subspace is part of the second, and linear functions of the
-    offset are also functions of the key. NaN if the gradient is 0, and for circulant functions of causal attention.
+    offset are also functions of the key. NaN if the gradient is 0, and for circulant functions if some keys are masked.
     Sequences must have no padding.
     """
     geometry = gradient.geometry
@@ -94,7 +97,8 @@ def energy_shares(gradient: GradientStatistics) -> Float[Tensor, "batch head sub
     by_offset, by_key = gradient.by_offset, gradient.by_key
     toeplitz = (by_offset * geometry.offset_profile(by_offset).nan_to_num()).sum(-1)
     column = (by_key * geometry.key_constants(by_key)).sum(-1)
-    circulant = torch.full_like(toeplitz, torch.nan) if geometry.causal else _circulant_energy(by_offset, geometry)
+    masked = geometry.causal or geometry.window is not None
+    circulant = torch.full_like(toeplitz, torch.nan) if masked else _circulant_energy(by_offset, geometry)
     shared = geometry.shared_energy(by_key, by_offset)
     energies = torch.stack([circulant, toeplitz, column, (gradient.square - shared).clamp(min=0)], dim=-1)
     return energies / gradient.square.where(gradient.square > 0, torch.nan)[..., None]

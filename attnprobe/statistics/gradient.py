@@ -50,6 +50,8 @@ class GradientStatistics:
 
     def in_line(self) -> "GradientStatistics":
         """Convert the statistics by offset from 2-D offsets to 1-D offsets in row-major order."""
+        if len(self.geometry.shape) == 1:
+            return self
         fold = self.geometry.fold
         line = geometry((self.geometry.n,), self.geometry.causal)
         return replace(self, geometry=line, pairs=fold(self.pairs), by_offset=fold(self.by_offset))

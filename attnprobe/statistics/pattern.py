@@ -78,6 +78,8 @@ class PatternStatistics:
 
     def in_line(self) -> "PatternStatistics":
         """Convert the statistics by offset from 2-D offsets to 1-D offsets in row-major order."""
+        if len(self.geometry.shape) == 1:
+            return self
         fold = self.geometry.fold
         return replace(
             self,

@@ -10,7 +10,7 @@ values, as in Amos et al. for images.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
@@ -64,6 +64,21 @@ class Predictions:
     """Index of the sequence that each prediction belongs to."""
     sequences: int
     """Number of sequences in the batch."""
+    logits: Float[Tensor, "prediction class_"] | None = None
+    """Logits, for networks without targets: their predictions can be compared with others."""
+
+    def compared_with(self, other: "Predictions") -> "Predictions":
+        r"""Return the predictions with the KL divergence from another network's predictions as the loss, in nats.
+
+        $$\mathrm{KL} = \sum_c p_c (\log p_c - \log q_c)$$
+
+        with p of the other network and q of this one. They count as correct if both have the same most likely class.
+        """
+        assert self.logits is not None and other.logits is not None
+        log_q, log_p = (logits.float().log_softmax(-1) for logits in (self.logits, other.logits))
+        divergence = F.kl_div(log_q, log_p, reduction="none", log_target=True).sum(-1)
+        same = (self.logits.argmax(-1) == other.logits.argmax(-1)).float()
+        return replace(self, loss=divergence, correct=same)
 
     def by_sequence(self) -> tuple[Float[Tensor, " batch"], Float[Tensor, " batch"] | None]:
         """Return the mean loss and the accuracy of each sequence; NaN for sequences without predictions."""

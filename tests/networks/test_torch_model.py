@@ -55,6 +55,7 @@ FAMILIES = {
         tf.MptConfig(vocab_size=VOCABULARY, d_model=16, n_layers=2, n_heads=2, max_seq_len=32, **EAGER)
     ),
     "mistral": lambda: tf.MistralModel(tf.MistralConfig(**BASE, num_key_value_heads=1, sliding_window=5)),
+    "starcoder": lambda: tf.Starcoder2Model(tf.Starcoder2Config(**BASE, num_key_value_heads=1, sliding_window=4)),
     "modernbert": lambda: tf.ModernBertModel(
         tf.ModernBertConfig(**BASE, **MODERN, local_attention=6, global_attn_every_n_layers=2)
     ),
@@ -189,6 +190,63 @@ def test_a_language_model_head_has_its_own_objectives():
     assert ap.gradients(probe, sequences=4, nulls=0)["loss"].values.tolist() == ["next-token"]
 
 
+def test_without_labels_edited_predictions_are_compared_with_unedited_ones():
+    torch.manual_seed(0)
+    model = tf.BertForSequenceClassification(tf.BertConfig(**BASE, num_labels=3)).eval()
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.normal_(0, 0.3)
+        model.classifier.weight.mul_(20)
+    _, inputs = family("bert")
+    result = ap.interventions(network(model, inputs, reference=inputs), sequences=6, nulls=0)
+    with torch.no_grad():
+        p = model(inputs).logits.softmax(-1)
+        with watching(model, lambda call, own: call.v.mean(2, keepdim=True).expand_as(call.v)):
+            q = model(inputs).logits.softmax(-1)
+    divergence = (p * (p / q).log()).sum(-1).mean()
+    uniform = result.sel(intervention="uniform_attention")
+    assert float(uniform["all_loss"]) == pytest.approx(divergence.item(), rel=1e-4)
+    assert float(uniform["all_accuracy"]) == pytest.approx((p.argmax(-1) == q.argmax(-1)).float().mean().item())
+    assert float(result["base_loss"]) == 0 and float(result["base_accuracy"]) == 1
+    assert "KL divergence" in result["loss"].attrs["long_name"]
+
+
+WINDOWED = {"modernbert": 3, "mistral": 4}
+"""Sliding windows of the second layer: the largest visible distance."""
+
+
+@pytest.mark.parametrize("name", WINDOWED)
+def test_measures_of_sliding_window_attention(name):
+    """Positions add up to the score, and edits are those of the dense scores of the model's own calls."""
+    model, inputs = family(name)
+    probe = network(model, inputs, reference=inputs, loss=lambda output, batch: output[0].square().mean((1, 2)))
+    assert probe.network.shape.windows[1] == WINDOWED[name]
+    few = {"sequences": 6, "nulls": 0}
+    proximity, positions = ap.proximity(probe, **few), ap.positions(probe, **few)
+    assert positions["variance_share"].sum("term").values == pytest.approx(1, abs=1e-6)
+    total = positions["proximity_contrast"].sum("term")
+    np.testing.assert_allclose(total, proximity["proximity_contrast"], rtol=1e-4, atol=1e-6)
+    offset = torch.arange(N) - torch.arange(N)[:, None]
+    profiles = torch.from_numpy(proximity["score_by_offset"].values).nan_to_num()[..., offset + N - 1].float()
+    edits = {
+        "uniform_attention": lambda scores, layer: torch.zeros_like(scores),
+        "ablate_toeplitz": lambda scores, layer: scores - profiles[layer],
+        "keep_toeplitz": lambda scores, layer: profiles[layer].expand_as(scores),
+        "impose_proximity": lambda scores, layer: scores - offset.abs() / 2,
+    }
+    result = ap.interventions(probe, **few)
+    for name, edit in edits.items():
+
+        def answer(call, own, edit=edit):
+            scores = call.dense()
+            layer = int(call.site.split(".")[1])
+            return edit(scores, layer).masked_fill(~scores.isfinite(), -torch.inf).softmax(-1) @ call.v
+
+        with torch.no_grad(), watching(model, answer):
+            expected = model(inputs)[0].square().mean((1, 2)).mean().item()
+        assert float(result["all_loss"].sel(intervention=name)) == pytest.approx(expected, rel=1e-4), name
+
+
 def test_a_loss_of_your_own():
     model, inputs = family("bert")
     probe = network(model, inputs, reference=inputs, loss=lambda output, batch: output.pooler_output.square().sum(-1))
@@ -272,18 +330,20 @@ def test_a_model_without_inputs_or_loss_is_refused():
     model, inputs = family("bert")
     with pytest.raises(UsageError, match=r"a BertModel needs inputs: ap.proximity\(model, inputs\)"):
         ap.proximity(model)
-    for measure in (ap.gradients, ap.interventions):
-        with pytest.raises(UsageError, match="needs a loss"):
+    for measure, needed in ((ap.gradients, "a loss"), (ap.interventions, "logits or a loss")):
+        with pytest.raises(UsageError, match=f"needs {needed}"):
             measure(model, inputs)
 
 
+@pytest.mark.parametrize("name", ["bert", "starcoder"])
 @pytest.mark.parametrize("leave_out", ["none", (1, 2)])
-def test_gradients_are_derivatives_of_the_loss(leave_out):
+def test_gradients_are_derivatives_of_the_loss(name, leave_out):
     """In float64, adding a row-centred bias at one offset between the measured tokens changes the loss as it says."""
-    model, inputs = family("bert")
+    model, inputs = family(name)
     model = copy.deepcopy(model).double()
+    model.set_attn_implementation("sdpa")  # eager attention computes in float32
     probe = network(
-        model, inputs, reference=inputs, leave_out=leave_out, loss=lambda output, batch: output.pooler_output.sum(-1)
+        model, inputs, reference=inputs, leave_out=leave_out, loss=lambda output, batch: output[0].sum((1, 2)) / N
     )
     result = ap.gradients(probe, sequences=6, nulls=0)
     prefix, suffix = (0, 0) if leave_out == "none" else leave_out
@@ -293,14 +353,15 @@ def test_gradients_are_derivatives_of_the_loss(leave_out):
 
     def loss(layer, head, offset, size):
         direction = (position - position[:, None] == offset).double()
-        bias = torch.zeros(2, N, N, dtype=torch.float64)
-        centred = direction - direction.mean(1, keepdim=True)
-        bias[head, prefix : N - suffix, prefix : N - suffix] = size * centred
 
         def attend(heads):
             if heads.layer != layer:
                 return heads.attend()
-            return (heads.scores.dense() + bias).softmax(-1) @ heads.v
+            scores, tokens = heads.scores.dense(), slice(prefix, N - suffix)
+            visible = scores[0, 0, tokens, tokens].isfinite()
+            centred = direction - (direction * visible).sum(1, keepdim=True) / visible.sum(1, keepdim=True)
+            scores[:, head, tokens, tokens] += size * centred
+            return scores.softmax(-1) @ heads.v
 
         with torch.no_grad(), probe.network.attending(attend):
             return probe.network.predictions(batch, "labels").loss.mean().item()
