@@ -67,6 +67,8 @@ class Scores:
     """[head, offset]: bias between tokens outside prefix and suffix only, at the offsets of `geometry`."""
     window: int | None = None
     """Largest distance at which keys are visible (sliding-window attention), at least 1; all by default."""
+    sink: Tensor | None = None
+    """[head]: score of every query with a sink, an extra key without a value (gpt-oss); none by default."""
 
     def __post_init__(self) -> None:
         """Check shapes, types and devices, but no values."""
@@ -83,6 +85,8 @@ class Scores:
             raise UsageError(f"grid={self.grid}: must be (rows, columns) that hold the {inner} tokens of q")
         if self.window is not None and (self.window < 1 or self.grid is not None):
             raise UsageError(f"window={self.window}: must be at least 1, without a grid")
+        if self.sink is not None and (self.sink.shape, self.sink.device) != ((heads,), self.q.device):
+            raise UsageError(f"sink of shape {tuple(self.sink.shape)}: must be [head] = {(heads,)}, on {self.q.device}")
         if self.scale is not None and not math.isfinite(self.scale):
             raise UsageError(f"scale={self.scale}: must be finite")
         sides = self.grid or (inner,)
@@ -197,7 +201,7 @@ class Scores:
 
     def detached(self) -> "Scores":
         """Return the scores detached from the autograd graph."""
-        biases = {name: None if bias is None else bias.detach() for name, bias in self._biases.items()}
+        biases = {name: None if x is None else x.detach() for name, x in self._by_head.items()}
         return replace(self, q=self.q.detach(), k=self.k.detach(), **biases)
 
     def flat(self) -> "Scores":
@@ -210,12 +214,12 @@ class Scores:
 
     def of_heads(self, heads: slice) -> "Scores":
         """Return the scores of a slice of the heads."""
-        biases = {name: None if bias is None else bias[heads] for name, bias in self._biases.items()}
+        biases = {name: None if x is None else x[heads] for name, x in self._by_head.items()}
         return replace(self, q=self.q[:, heads], k=self.k[:, heads], **biases)
 
     @property
-    def _biases(self) -> dict[str, Tensor | None]:
-        return {"bias": self.bias, "token_bias": self.token_bias}
+    def _by_head(self) -> dict[str, Tensor | None]:
+        return {"bias": self.bias, "token_bias": self.token_bias, "sink": self.sink}
 
     def of(self, q: Tensor, k: Tensor) -> "Scores":
         """Return the scores of other queries and keys with the same biases and masks.
@@ -258,7 +262,7 @@ class Scores:
     @property
     def step(self) -> int:
         """Number of queries whose bias and mask entries are held at a time."""
-        heads = max(1 if bias is None else len(bias) for bias in self._biases.values())
+        heads = max(1 if x is None else len(x) for x in self._by_head.values())
         return max(1, ELEMENTS // ((1 if self.real is None else len(self.real)) * heads * self.shape[2]))
 
     @property
@@ -274,6 +278,8 @@ class Scores:
 
     def attend(self, v: Float[Tensor, "batch head key d_value"]) -> Float[Tensor, "batch head query d_value"]:
         """Return z by fused attention, without an n x n array of scores or a large one of biases and masks."""
+        if self.sink is not None:
+            return self._attend_with_sink(v)
         q, k, scale, n = self.q, self.k, self.scale, self.shape[2]
         if not self.biased and self.real is None and self.window is None:
             return F.scaled_dot_product_attention(q, k, v, is_causal=self.causal, scale=scale)
@@ -289,6 +295,22 @@ class Scores:
             )
             for queries, added in blocks
         ]
+        return torch.cat(parts, dim=2)
+
+    def _attend_with_sink(self, v: Float[Tensor, "batch head key d_value"]) -> Tensor:
+        assert self.sink is not None
+        n = self.shape[2]
+        k, v = (F.pad(x, (0, 0, 0, 1)) for x in (self.k, v))  # the last key is the sink
+        parts = []
+        for start in range(0, n, self.step):
+            stop = min(start + self.step, n)
+            added = self.added_to(start, stop)
+            added = torch.zeros(1, 1, 1, 1, device=v.device) if added is None else added
+            tokens = added.expand(-1, self.shape[1], stop - start, n)
+            sink = self.sink[None, :, None, None].expand(len(tokens), -1, stop - start, 1)
+            mask = torch.cat([tokens, sink], dim=-1).to(v.dtype)
+            q = self.q[:, :, start:stop]
+            parts.append(F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=self.scale))
         return torch.cat(parts, dim=2)
 
     def unpadded(self) -> Iterator["Part"]:

@@ -146,9 +146,16 @@ def score_gradient(scores, v, dz):
         s = dense(replace(scores, order=None))
         leaf = s.masked_fill(~s.isfinite(), 0.0).requires_grad_()
         a = leaf.masked_fill(~s.isfinite(), torch.finfo(torch.float64).min).softmax(-1)
+        if scores.sink is not None:
+            sink = scores.sink.double()[None, :, None, None].expand(*s.shape[:3], 1)
+            a = torch.cat([leaf.masked_fill(~s.isfinite(), -torch.inf), sink], dim=-1).softmax(-1)[..., :-1]
         a = a * s.isfinite()
         ((a @ v.double()) * dz.double()).sum().backward()
-    return rearranged(scores, leaf.grad)
+    gradient = leaf.grad
+    if scores.sink is not None:  # the sink takes part in the softmax but has no pair
+        visible = s.isfinite()
+        gradient = (gradient - gradient.sum(-1, keepdim=True) / visible.sum(-1, keepdim=True).clamp(min=1)) * visible
+    return rearranged(scores, gradient)
 
 
 def double(scores):

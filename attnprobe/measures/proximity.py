@@ -73,7 +73,10 @@ NUMBERS = [
         unstructured="1",
     ),
     Number("entropy", "entropy of the attention pattern", "nats", method="mean over queries"),
+    Number("sink_mass", "attention to the sink", method="mean over queries", range=(0.0, 1.0)),
 ]
+OF_ALL_VIEWS = {"entropy", "sink_mass"}
+"""Numbers that are the same in all views."""
 
 
 def proximity(
@@ -106,6 +109,8 @@ def proximity(
       1 is uniform, values below 1 mean attention to near keys (Tay et al. 2021, section 2.3; Dosovitskiy et al. 2021);
     - ``near_mass`` (window): attention at distance 1, and up to distance ``window``, relative to uniform attention;
     - ``entropy`` (in nats): entropy of the attention pattern, mean over queries;
+    - ``sink_mass``: attention to the sink, for models with a learned sink per head (gpt-oss). All others describe
+      the pattern among tokens;
     - ``decay_length`` (in tokens): length of the exponential fitted to the offset profile, with its standard error
       ``decay_length_se`` (jackknife over groups of sequences) and the R² of the fit ``decay_r2``. ``decay_reason``
       states why the length is NaN, if it is.
@@ -118,7 +123,7 @@ def proximity(
       keys permuted together (for causal attention, with the visible keys of each query permuted). *initial*: networks
       of the same configuration at initialisation. Every draw uses all sequences.
 
-    For images, the same variables except ``entropy`` are also computed over two-dimensional offsets (``row_offset``,
+    For images, the same variables except ``entropy`` and ``sink_mass`` are also computed over two-dimensional offsets (``row_offset``,
     ``column_offset``), with distances in pixels and names that start with ``grid_``. If the network prepends a token
     ([CLS]), all statistics are restricted to the tokens of the sequence, with a softmax that excludes [CLS].
     ``objective``, ``train_accuracy`` and ``test_accuracy`` (no dims) describe the checkpoint.
@@ -133,7 +138,8 @@ def proximity(
         seed: Seed of the permutations and the initial networks.
     """
     request = checked_request("proximity", of, inputs, sequences, nulls, level, seed)
-    check_window(request.network, window)
+    network = request.network
+    check_window(network, window)
     views_by_prefix, windows = views(request.network), tuple(sorted({1, window}))
     groups = np.arange(request.sequences) % min(GROUPS, request.sequences)
 
@@ -153,8 +159,8 @@ def proximity(
     for prefix, view in views_by_prefix.items():
         sizes = {"view": view.offsets, "window": {"window": len(windows)}}
         for number in NUMBERS:
-            if prefix and number.name == "entropy":
-                continue  # the entropy is the same in all views
+            if (prefix and number.name in OF_ALL_VIEWS) or (number.name == "sink_mass" and not network.shape.sinks):
+                continue
             axes = {"head": request.network.shape.heads}
             axes |= {axis: size for kind in number.axes for axis, size in sizes[kind].items()}
             units = view.unit if number.units == "unit" else number.units
@@ -213,6 +219,8 @@ def _statistics(
             "near_mass": np.stack([pattern.near_mass(distance) for distance in windows], axis=-1),
             "entropy": pattern.entropy,
         }
+        if pattern.sink_mass is not None:
+            values["sink_mass"] = pattern.sink_mass
         statistics[prefix] = {name: np.asarray(value) for name, value in values.items()}
     return statistics
 

@@ -51,6 +51,8 @@ class Shape:
     """Number of special tokens at both ends that attend and are attended to, but are not measured."""
     windows: tuple[int | None, ...] = ()
     """Largest visible distance in each layer, None without a limit; empty if no layer has sliding-window attention."""
+    sinks: bool = False
+    """Whether queries also attend to a sink, which has a score and no value."""
     inputs_are_tokens: bool = True
     """Whether a batch has one input per token, so that inputs can be permuted to permute the tokens."""
 

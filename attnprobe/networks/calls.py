@@ -13,7 +13,8 @@ Not seen: an exponential divided by its sum, traced models (``torch.jit.trace``)
 import math
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 from unittest.mock import patch
 
@@ -28,6 +29,8 @@ SDPA = F.scaled_dot_product_attention
 SOFTMAX = {F.softmax, torch.softmax, Tensor.softmax, torch.special.softmax}
 MASKED = -1e4
 """Added values at or below this mask a key: -inf, torch.finfo(...).min, the -10000 of early BERT models."""
+WEAKLY_MASKED = -50.0
+"""The lowest added value masks a key if it is at most this, and half of it is below all others (the -100 of Swin)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,6 +56,8 @@ class Call:
     """Whether keys after the query are masked in addition."""
     softmax: bool = False
     """Whether the call is a softmax: q is the score, and z the pattern."""
+    sink: Tensor | None = None
+    """[head]: score of every query with an extra key that has no value."""
 
     @property
     def visible(self) -> Tensor:
@@ -65,14 +70,23 @@ class Call:
             return visible & (self.q > MASKED)
         if self.mask is None:
             return visible
-        return visible & (self.mask if self.mask.dtype == torch.bool else self.mask > MASKED)
+        return visible & (self.mask if self.mask.dtype == torch.bool else self.mask > self._limit)
+
+    @cached_property
+    def _limit(self) -> float:
+        """Largest added value that masks a key."""
+        assert self.mask is not None
+        lowest = float(self.mask.min())
+        if not MASKED < lowest <= WEAKLY_MASKED:
+            return MASKED
+        return lowest if bool(((self.mask == lowest) | (self.mask > lowest / 2)).all()) else MASKED
 
     @property
     def bias(self) -> Tensor | None:
         """Values added to the scores, 0 at masked pairs; None if there are none."""
         if self.softmax or self.mask is None or self.mask.dtype == torch.bool:
             return None
-        bias = self.mask.masked_fill(self.mask <= MASKED, 0.0)
+        bias = self.mask.masked_fill(self.mask <= self._limit, 0.0)
         return bias if bool((bias != 0).any()) else None
 
     def dense(self) -> Tensor:
@@ -122,7 +136,10 @@ def replay_error(call: Call, z: Tensor) -> float:
     """Return the largest difference between softmax(scores) v and the model's own z, over queries with visible keys."""
     scores = call.dense().double()
     attends = scores.isfinite().any(-1, keepdim=True)
-    replayed = scores.softmax(-1) @ call.v.double()
+    if call.sink is not None:
+        sink = call.sink.double()[None, :, None, None].expand(*scores.shape[:3], 1)
+        scores = torch.cat([scores, sink], dim=-1)
+    replayed = scores.softmax(-1)[..., : call.v.shape[2]] @ call.v.double()
     return float((replayed - z.double()).where(attends, 0.0).abs().max())
 
 
@@ -133,6 +150,7 @@ class _Mode(TorchFunctionMode):
         super().__init__()
         self.answer = answer
         self.path: list[tuple[str, tuple[int, ...] | None]] = [("", None)]
+        self.modules: list[nn.Module] = []
         self.turns: dict[str, int] = {}
 
     def entering(self, name: str) -> Callable[..., None]:
@@ -145,12 +163,14 @@ class _Mode(TorchFunctionMode):
             first = next(tensors, None)
             shape = tuple(first.shape) if first is not None and first.ndim == 3 else None
             self.path.append((name, shape))
+            self.modules.append(module)
 
         return enter
 
     def leaving(self, module: nn.Module, args: Any, output: Any) -> None:
         """Forward hook that records leaving a module."""
         self.path.pop()
+        self.modules.pop()
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Intercept attention functions; run all others."""
@@ -201,7 +221,22 @@ class _Mode(TorchFunctionMode):
 
         if input.ndim != 4 or dim not in (-1, 3) or input.shape[-2] == 1:
             return own()
-        identity = torch.eye(input.shape[-1], dtype=input.dtype, device=input.device)
-        identity = identity.expand(*input.shape[:2], -1, -1)
-        call = Call(*self._location(), q=input, k=identity, v=identity, scale=1.0, softmax=True)
-        return self.answer(call, own)
+        sink = self._sink(input)
+        keys = input.shape[-1] - (sink is not None)
+        identity = torch.eye(keys, dtype=input.dtype, device=input.device).expand(*input.shape[:2], -1, -1)
+        call = Call(*self._location(), q=input, k=identity, v=identity, scale=1.0, softmax=True, sink=sink)
+        if sink is None:
+            return self.answer(call, own)
+        pattern = own()
+        tokens = pattern[..., :-1]
+        # The scores may have been shifted by their row maximum.
+        z = self.answer(replace(call, q=input[..., :-1] - input[..., -1:] + sink[:, None, None]), lambda: tokens)
+        sink_weight = pattern[..., -1:] if z is tokens else 1 - z.sum(-1, keepdim=True)
+        return torch.cat([z, sink_weight], dim=-1)
+
+    def _sink(self, scores: Tensor) -> Tensor | None:
+        """Return the scores of the last key, [head], if it is a sink: a parameter of the module, and not a token."""
+        if scores.shape[-1] != scores.shape[-2] + 1 or not self.modules:
+            return None
+        by_head = [x for x in self.modules[-1].parameters(recurse=False) if x.shape == (scores.shape[1],)]
+        return by_head[0].to(scores) if len(by_head) == 1 else None

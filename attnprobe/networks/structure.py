@@ -4,11 +4,12 @@ It does not matter how a model expresses its mask: as a flag, a Boolean array, o
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from attnprobe.errors import UsageError
 from attnprobe.networks.calls import Call
-from attnprobe.scores import Scores
+from attnprobe.scores import Scores, bias_of_pairs
 
 SAME = 1e-6
 """Largest difference, relative to the largest bias, up to which biases count as equal."""
@@ -20,20 +21,61 @@ def scores_of(call: Call, prefix: int = 0, suffix: int = 0, grid: tuple[int, int
     Raises `UsageError` if the mask is anything but causal, a sliding window, or both, or differs between rows or heads.
     """
     causal, window = _mask(call)
-    q, k, scale, bias = call.q, call.k, call.scale, None
+    q, k, scale, bias, token_bias = call.q, call.k, call.scale, None, None
     if call.softmax and not bool(call.visible.all()):
         q = q.masked_fill(~call.visible, 0.0)
     added = call.bias
     if added is not None:
+        heads, n = q.shape[1:3]
+        added = added.expand(-1, -1, n, n)
         bias = by_offset(added, call.visible)
-        if bias is None:  # more coordinates: [scale q, b] . [k, 1]
-            n = q.shape[2]
-            identity = torch.eye(n, dtype=q.dtype, device=q.device).expand(*q.shape[:2], n, n)
-            q = torch.cat([q * scale, added.to(q.dtype).expand(*q.shape[:2], n, n)], dim=-1)
-            k, scale = torch.cat([k, identity], dim=-1), 1.0
+        if bias is not None:
+            bias = bias.to(q.dtype).expand(heads, -1)
         else:
-            bias = bias.to(q.dtype).expand(q.shape[1], -1)
-    return Scores(q, k, scale=scale, bias=bias, causal=causal, grid=grid, prefix=prefix, suffix=suffix, window=window)
+            q, scale = q * scale, 1.0
+            tokens = slice(prefix, n - suffix)
+            recognised = by_offset(added[..., tokens, tokens], call.visible[..., tokens, tokens], grid)
+            if recognised is not None:
+                token_bias = recognised.to(q.dtype).expand(heads, -1)
+                position = torch.arange(n - prefix - suffix, device=q.device)
+                inner_bias = bias_of_pairs(token_bias, grid or (len(position),), position, position)
+                left, right = _factors(added[0].expand(heads, -1, -1), inner_bias, tokens)
+            else:  # more coordinates: [scale q, b] . [k, 1]
+                left, right = added, torch.eye(n, dtype=q.dtype, device=q.device)
+            q = torch.cat([q, left.to(q.dtype).expand(*q.shape[:3], -1)], dim=-1)
+            k = torch.cat([k, right.to(k.dtype).expand(*k.shape[:3], -1)], dim=-1)
+    return Scores(
+        q,
+        k,
+        scale=scale,
+        bias=bias,
+        causal=causal,
+        grid=grid,
+        prefix=prefix,
+        suffix=suffix,
+        token_bias=token_bias,
+        window=window,
+        sink=call.sink,
+    )
+
+
+def _factors(added: Tensor, inner_bias: Tensor, tokens: slice) -> tuple[Tensor, Tensor]:
+    """Return factors [head, token, coordinate] of what a bias between tokens leaves of a bias [head, n, n].
+
+    It is a constant per query between tokens, and free in the rows and columns of all other (special) tokens.
+    """
+    heads, n, _ = added.shape
+    is_token = torch.zeros(n, dtype=added.dtype, device=added.device)
+    is_token[tokens] = 1
+    special = (is_token == 0).nonzero()[:, 0]
+    one_hot = F.one_hot(special, n).to(added).T.expand(heads, -1, -1)
+    constant = added.new_zeros(heads, n)
+    constant[:, tokens] = (added[:, tokens, tokens] - inner_bias).diagonal(dim1=-2, dim2=-1)
+    rows = added[:, special].mT  # [head, key, special]
+    columns = added[:, :, special] * is_token[:, None]  # [head, query, special]
+    left = torch.cat([constant[..., None], one_hot, columns], dim=-1)
+    right = torch.cat([is_token.expand(heads, -1)[..., None], rows, one_hot], dim=-1)
+    return left, right
 
 
 def _mask(call: Call) -> tuple[bool, int | None]:
@@ -56,20 +98,30 @@ def _mask(call: Call) -> tuple[bool, int | None]:
     return causal, -lowest if -lowest < n - 1 else None
 
 
-def by_offset(added: Tensor, visible: Tensor) -> Tensor | None:
+def by_offset(added: Tensor, visible: Tensor, grid: tuple[int, int] | None = None) -> Tensor | None:
     """Return a bias [head or 1, offset] if added values [.., head or 1, n, n] depend on the offset only, else None.
 
-    A constant per row is free, since the softmax ignores it: ALiBi may come as slope times key position.
+    On a grid the offset is 2-D. A constant per row is free, since the softmax ignores it: ALiBi may come as slope times
+    key position.
     """
     n = added.shape[-1]
     if added.shape[0] != 1 and not bool((added == added[:1]).all()):
         return None
     values = added[0].double().expand(-1, n, n)
     values = values - values.diagonal(dim1=-2, dim2=-1)[..., None]
-    position = torch.arange(n, device=added.device)
-    offset = position - position[:, None] + n - 1
+    offset = _offsets(n, grid).to(added.device)
     seen = visible[0].any(0).expand(n, n)
-    bias = values.new_zeros(len(values), 2 * n - 1)
+    bias = values.new_zeros(len(values), int(offset.max()) + 1)
     bias[:, offset[seen]] = values[:, seen]
     close = (bias[:, offset] - values).abs()[:, seen] <= SAME * max(1.0, float(values[:, seen].abs().max()))
     return bias if bool(close.all()) else None
+
+
+def _offsets(n: int, grid: tuple[int, int] | None) -> Tensor:
+    """Return the index of the offset of each pair of tokens, [query, key]."""
+    columns = n if grid is None else grid[1]
+    rows = n // columns
+    position = torch.arange(n)
+    down = position // columns - (position // columns)[:, None] + rows - 1
+    right = position % columns - (position % columns)[:, None] + columns - 1
+    return down * (2 * columns - 1) + right

@@ -6,6 +6,7 @@ measured token, so that text, images and anything else a model reads need no con
 
 import fnmatch
 import hashlib
+import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -91,7 +92,7 @@ class TorchModel:
     def attending(self, attend: Attend) -> Iterator[None]:
         """Replace attention with a function, in every measured call of every forward pass within a ``with`` block.
 
-        Raises `UsageError` at the end if a forward pass made some of the measured calls but not all.
+        Raises `UsageError` at the end if a measured call was not made.
         """
         seen: set[Site] = set()
         layers = {site: layer for layer, site in enumerate(self.sites)}
@@ -111,7 +112,7 @@ class TorchModel:
 
         with watching(self.model, answer):
             yield
-        if seen and (missing := [path for path, turn in self.sites if (path, turn) not in seen]):
+        if missing := [path for path, turn in self.sites if (path, turn) not in seen]:
             raise UsageError(f"{listed(missing)}: did not attend in this batch, but did when the model was loaded")
 
     def run(self, batch: Batch, mask: Mask = None) -> tuple[Any, dict[str, Tensor]]:
@@ -220,8 +221,6 @@ def network(
     rows = _rows(model, inputs, tokenizer, processor)
     if reference is not None:
         rows = _joined(rows, _rows(model, reference, tokenizer, processor))
-    if grid is None:
-        grid = _grid_of(model)
     special = _special(model, rows, tokenizer, leave_out)
     length = None if rows.lengths is None else int(rows.lengths.max())
     # The longest rows show every sliding window.
@@ -234,9 +233,11 @@ def network(
         batch = {name: x.to(next(model.parameters()).device) for name, x in batch.items()}
         outputs.append(model(*batch.values()) if rows.positional else model(**batch))
 
-    selected = _chosen(calls(model, run), site, type(model).__name__)
+    selected = _chosen(calls(model, run), len(checked[:CHECKED]), site, type(model).__name__)
     first = selected[0][0]
     tokens = first.q.shape[2]
+    if grid is None and (patches := _grid_of(model)) is not None and math.prod(patches) <= tokens:
+        grid = patches
     if grid is not None and leave_out == "special" and tokenizer is None and rows.lengths is None:
         if tokens < grid[0] * grid[1]:
             raise UsageError(f"grid={grid}: has more patches than the {tokens} tokens of {first.site}")
@@ -262,6 +263,7 @@ def network(
         causal=causal.pop(),
         left_out=sum(special),
         windows=windows if any(window is not None for window in windows) else (),
+        sinks=any(layer_scores.sink is not None for layer_scores in scores),
         inputs_are_tokens=False,
     )
     torch_model = TorchModel(
@@ -351,13 +353,13 @@ def _logits(output: Any) -> Tensor:
     return logits
 
 
-def _chosen(found: list[tuple[Call, Tensor]], site: str | None, name: str) -> list[tuple[Call, Tensor]]:
+def _chosen(found: list[tuple[Call, Tensor]], rows: int, site: str | None, name: str) -> list[tuple[Call, Tensor]]:
     """Return the calls to measure, checked; raise `UsageError` if there are none or several kinds."""
     if not found:
         raise UsageError(
             f"{name}: no attention call seen; use attn_implementation='sdpa' or 'eager', or a model that is not traced"
         )
-    usable = {id(call): _refusal(call) for call, _ in found}
+    usable = {id(call): _refusal(call, rows) for call, _ in found}
     kinds: dict[str, list[tuple[Call, Tensor]]] = {}
     for call, z in found:
         if site is None or fnmatch.fnmatch(call.site, site):
@@ -386,11 +388,13 @@ def _chosen(found: list[tuple[Call, Tensor]], site: str | None, name: str) -> li
     return chosen
 
 
-def _refusal(call: Call) -> str | None:
+def _refusal(call: Call, rows: int) -> str | None:
     """Return why a call cannot be measured, or None."""
     queries, keys = call.q.shape[2], call.k.shape[2]
     if queries != keys:
-        return f"{queries} queries and {keys} keys: cross-attention, a cache or a sink cannot be measured"
+        return f"{queries} queries and {keys} keys: cross-attention, a cache or chunks cannot be measured"
+    if len(call.q) != rows:
+        return f"{len(call.q)} score matrices per head for {rows} rows: attention within parts cannot be measured"
     if call.module_input is not None and queries not in call.module_input[:2]:
         return f"{queries} queries, but its module reads {call.module_input}: attention is not over tokens"
     return None

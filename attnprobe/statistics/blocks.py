@@ -55,6 +55,8 @@ class Group:
     """Keys."""
     bias: Float[Tensor, "matrix offset"] | None
     """Bias at the offsets of the geometry."""
+    sink: Float[Tensor, " matrix"] | None
+    """Score of each query with the sink."""
     queries: int
     """Queries per block."""
 
@@ -171,7 +173,8 @@ def groups(scores: Scores) -> Iterator[Group]:
         sequence, head = matrices // heads, matrices % heads
         q, k = (x[sequence, head].to(dtype) for x in (scores.q, scores.k))
         bias = None if scores.bias_by_offset is None else scores.bias_by_offset[head].to(dtype)
-        yield Group(scores, sequence.cpu(), head.cpu(), q * scores.factor, k, bias, queries)
+        sink = None if scores.sink is None else scores.sink[head].to(dtype)
+        yield Group(scores, sequence.cpu(), head.cpu(), q * scores.factor, k, bias, sink, queries)
 
 
 def rows_and_columns(geometry: Geometry) -> tuple[int, int]:

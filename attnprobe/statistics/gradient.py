@@ -5,9 +5,9 @@ With $g_i = \partial L / \partial z_i$, the gradient with respect to the output 
 
 $$\frac{\partial L}{\partial S_{ij}} = A_{ij} \Big( g_i \cdot v_j - \sum_k A_{ik}\, g_i \cdot v_k \Big).$$
 
-Its rows sum to 0. If tokens attend but are left out (`Scores.prefix`, `Scores.suffix`), A is the whole pattern, and the
-gradient between the other tokens is row-centred over them: a constant per row only moves attention to or from tokens
-that are left out.
+Its rows sum to 0. If tokens attend but are left out (`Scores.prefix`, `Scores.suffix`), or with a sink, A is the whole
+pattern, and the gradient between the other tokens is row-centred over them: a constant per row only moves attention to
+or from what is left out.
 
 Each block of the gradient is computed, reduced and discarded. The precision is that of `attnprobe.statistics.pattern`,
 relative to the sum of the absolute values of the summands.
@@ -17,6 +17,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
@@ -164,7 +165,7 @@ def _check(scores: Scores, v: Tensor, dz: Tensor) -> None:
 
 @dataclass(frozen=True)
 class _Special:
-    """Keys that are left out, as the other queries see them."""
+    """Keys that are left out, as the other queries see them; a sink is one without a value."""
 
     scores: Tensor
     """[batch, head, token, key] or [matrix, token, key]: scores of the queries with these keys; -inf if masked."""
@@ -174,21 +175,27 @@ class _Special:
 
 def _inner(scores: Scores, v: Tensor, dz: Tensor) -> tuple[Scores, Tensor, Tensor, _Special | None]:
     """Check the arguments and restrict them to the tokens outside prefix and suffix."""
-    if not (scores.prefix or scores.suffix):
+    if not (scores.prefix or scores.suffix or scores.sink is not None):
         checked = scores.checked()
         _check(checked, v, dz)
         return checked, v, dz, None
     _check(scores, v, dz)
     n, tokens = scores.shape[2], scores.tokens
-    others = torch.tensor([token for token in range(n) if not tokens.start <= token < tokens.stop], device=v.device)
+    others = torch.arange(n, device=v.device)
+    others = others[(others < tokens.start) | (others >= tokens.stop)]
     special = (scores.q[:, :, tokens] @ scores.k[:, :, others].mT).to(scores.type) * scores.factor
-    for start in range(tokens.start, tokens.stop, scores.step):
+    for start in range(tokens.start, tokens.stop, scores.step) if len(others) else ():
         stop = min(start + scores.step, tokens.stop)
         added = scores.added_to(start, stop)
         if added is not None:
             rows = slice(start - tokens.start, stop - tokens.start)
             special[:, :, rows] += added.expand(-1, -1, stop - start, -1)[..., others]
-    return scores.checked(), v[:, :, tokens], dz[:, :, tokens], _Special(special, v[:, :, others])
+    other_v = v[:, :, others]
+    if scores.sink is not None:
+        sink = scores.sink.to(special)[None, :, None, None]
+        special = torch.cat([special, sink.expand(*special.shape[:3], 1)], dim=-1)
+        other_v = F.pad(other_v, (0, 0, 0, 1))
+    return scores.checked(), v[:, :, tokens], dz[:, :, tokens], _Special(special, other_v)
 
 
 def _gradient(group: Group, v: Tensor, dz: Tensor, special: _Special | None = None) -> Iterator[tuple[Block, Tensor]]:

@@ -42,6 +42,8 @@ class PatternStatistics:
     """Attention received by each key, summed over queries: 1 on average, much more for an attention sink."""
     entropy: Float[Tensor, "batch head"]
     """Mean over queries of the attention entropy, in nats."""
+    sink_mass: Float[Tensor, "batch head"] | None
+    """Mean over queries of the attention to the sink (`Scores.sink`); all others are statistics among tokens."""
     top_keys: Int[Tensor, "batch head query rank"] | None
     """Keys with the largest weights of each query, in descending order; -1 if fewer keys are visible."""
     top_weights: Float[Tensor, "batch head query rank"] | None
@@ -94,6 +96,8 @@ class PatternStatistics:
 def pattern_statistics(scores: Scores, top: int = 0) -> PatternStatistics:
     """Return statistics of the softmax of scores, and for each query the ``top`` keys with the largest weights.
 
+    A sink is not among the keys of the softmax.
+
     Raises `UsageError` if ``top`` is negative or larger than the number of tokens.
     """
     scores = scores.checked()
@@ -108,6 +112,7 @@ def pattern_statistics(scores: Scores, top: int = 0) -> PatternStatistics:
         mass_by_offset=torch.zeros(batch, heads, offsets, dtype=torch.float64),
         mass_by_key=torch.zeros(batch, heads, n, dtype=torch.float64),
         entropy=torch.zeros(batch, heads, dtype=torch.float64),
+        sink_mass=None if scores.sink is None else torch.zeros(batch, heads, dtype=torch.float64),
         top_keys=torch.full((batch, heads, n, top), -1) if top else None,
         top_weights=torch.zeros(batch, heads, n, top, dtype=torch.float64) if top else None,
     )
@@ -123,14 +128,18 @@ def pattern_statistics(scores: Scores, top: int = 0) -> PatternStatistics:
 def _accumulate(group: Group, part: Part, result: PatternStatistics) -> None:
     """Compute the statistics of one group of matrices."""
     rows, heads, n = part.rows[group.sequences], group.heads, group.geometry.n
-    by_offset, by_key, entropy = OffsetSums(group), group.totals(n), group.totals()
+    by_offset, by_key, entropy, sink_mass = OffsetSums(group), group.totals(n), group.totals(), group.totals()
     score_buffer, pattern_buffer = group.memory(), group.memory()
     for block in group.blocks():
         score, pattern = block.of(score_buffer, group.size), block.of(pattern_buffer, group.size)
         group.write_scores(block, out=score)
-        score -= score.amax(-1, keepdim=True)
+        largest = score.amax(-1, keepdim=True)
+        score -= largest
         torch.softmax(score, -1, out=pattern)
-        entropy -= (torch.linalg.vecdot(pattern, score) + pattern.amax(-1).log()).sum(1)
+        log_largest_weight = pattern.amax(-1).log()
+        entropy -= (torch.linalg.vecdot(pattern, score) + log_largest_weight).sum(1)
+        if group.sink is not None:
+            sink_mass += (group.sink[:, None] - (largest[..., 0] - log_largest_weight)).sigmoid().sum(1)
         by_key[:, : block.keys] += over_queries(pattern)
         by_offset.add(pattern, block)
         if result.top_keys is not None and result.top_weights is not None:
@@ -143,3 +152,5 @@ def _accumulate(group: Group, part: Part, result: PatternStatistics) -> None:
     result.mass_by_offset[rows, heads, part.offsets] = by_offset.sums() / n
     result.mass_by_key[rows, heads, part.tokens] = by_key.cpu()
     result.entropy[rows, heads] = entropy.cpu() / n
+    if result.sink_mass is not None:
+        result.sink_mass[rows, heads] = sink_mass.cpu() / n

@@ -44,11 +44,14 @@ OPTIONS = st.fixed_dictionaries(
         "bias": st.sampled_from([None, 0.3, 4.0]),
         "bias_on_grid": st.booleans(),
         "special": st.sampled_from(["nothing", "padding", "order"]),
+        "sink": st.sampled_from([None, 0.3, 5.0]),
     }
 )
 
 
-def random_scores(seed, grid, n, batch, heads, d_head, dtype, causal, window, size, scale, bias, bias_on_grid, special):
+def random_scores(
+    seed, grid, n, batch, heads, d_head, dtype, causal, window, size, scale, bias, bias_on_grid, special, sink
+):
     """Return random scores with the drawn options, and a generator for further draws."""
     generator = torch.Generator().manual_seed(seed)
     n = n if grid is None else grid[0] * grid[1]
@@ -68,7 +71,8 @@ def random_scores(seed, grid, n, batch, heads, d_head, dtype, causal, window, si
     if special == "order":
         order = torch.randperm(n, generator=generator)
     window = window if grid is None else None
-    return Scores(q, k, scale, bias, causal, real, grid, order, window=window), generator
+    sink = None if sink is None else sink * normal(heads)
+    return Scores(q, k, scale, bias, causal, real, grid, order, window=window, sink=sink), generator
 
 
 def close(found, expected, tolerance, scale=None):
@@ -137,6 +141,11 @@ def test_pattern_statistics(drawn):
     close(found.uniform_by_offset, expected["uniform_by_offset"], 1e-12, torch.ones(len(scores.q)))
     close(found.entropy, expected["entropy"], tolerance, expected["entropy"] + 1e-3)
     close(found.mass_by_offset.sum(-1), torch.ones(scores.shape[:2]).double(), tolerance)
+    if scores.sink is not None:
+        s, sink = materialised.dense(scores), scores.sink.double()[None, :, None]
+        queries = s.isfinite().any(-1)
+        mass = torch.where(queries, (sink - torch.logaddexp(s.logsumexp(-1), sink)).exp(), 0.0)
+        close(found.sink_mass, mass.sum(-1) / queries.sum(-1), tolerance, torch.ones(scores.shape[:2]))
     best = materialised.pattern(scores).topk(min(2, n))
     close(found.top_weights, best.values, tolerance, torch.ones(scores.shape[:2]))
     at_keys = materialised.pattern(scores).gather(-1, found.top_keys.clamp(min=0)).where(found.top_keys >= 0, 0.0)
@@ -206,7 +215,16 @@ def test_gradients_with_tokens_that_are_left_out(drawn, prefix, suffix):
     q, k, v, dz = (normal(batch, heads, total, 3) for _ in range(4))
     bias = None if drawn["bias"] is None else normal(heads, 2 * total - 1)
     scores = Scores(
-        q, k, None, bias, inner.causal, order=inner.order, prefix=prefix, suffix=suffix, window=inner.window
+        q,
+        k,
+        None,
+        bias,
+        inner.causal,
+        order=inner.order,
+        prefix=prefix,
+        suffix=suffix,
+        window=inner.window,
+        sink=inner.sink,
     )
     found = gradient_statistics(scores, v, dz)
     whole = replace(scores, prefix=0, suffix=0, order=None)
