@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from attnprobe.measures.interventions import interventions
     from attnprobe.measures.positions import positions
     from attnprobe.measures.proximity import proximity
+    from attnprobe.model.pretrained import AttnprobeModel
     from attnprobe.model.transformer import Transformer
     from attnprobe.networks.torch_model import network
     from attnprobe.results import open_result, over_steps
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 
 MODULES = ("demo", "figures", "report", "statistics", "sweeps")
 _HOME = {
+    "AttnprobeModel": "model.pretrained",
     "Checkpoint": "training.checkpoint",
     "load": "training.checkpoint",
     "DataSpec": "config",
@@ -63,6 +65,7 @@ __all__ = [
     "MEASURES",
     "PRESETS",
     "TASKS",
+    "AttnprobeModel",
     "Checkpoint",
     "DataSpec",
     "ModelConfig",

@@ -71,12 +71,16 @@ def _is_checkpoint(folder: Path) -> bool:
 def _model(name: str) -> Any:
     import transformers
 
+    import attnprobe.model.pretrained  # noqa: F401  registers the model that Checkpoint.save_pretrained writes
+
     try:
         transformers.utils.logging.disable_progress_bar()
         config = transformers.AutoConfig.from_pretrained(name, trust_remote_code=False)
         architecture = (getattr(config, "architectures", None) or [""])[0]
         kind = getattr(transformers, architecture, transformers.AutoModel)
         return kind.from_pretrained(name, trust_remote_code=False).eval()
+    except UsageError:
+        raise
     except (OSError, ValueError) as error:
         raise UsageError(f"{PREFIX}{name}: cannot be loaded ({_first_line(error)})") from error
 

@@ -238,6 +238,8 @@ def network(
     tokens = first.q.shape[2]
     if grid is None and (patches := _grid_of(model)) is not None and math.prod(patches) <= tokens:
         grid = patches
+    if length is not None and tokens != length:
+        raise UsageError(f"{first.site}: attends over {tokens} tokens, but attention_mask has {length}")
     if grid is not None and leave_out == "special" and tokenizer is None and rows.lengths is None:
         if tokens < grid[0] * grid[1]:
             raise UsageError(f"grid={grid}: has more patches than the {tokens} tokens of {first.site}")
@@ -459,10 +461,12 @@ def _special(model: nn.Module, rows: Rows, tokenizer: Any, leave_out: Any) -> tu
         return leave_out
     if leave_out not in ("special", "none"):
         raise UsageError(f"leave_out={leave_out!r}: must be special, none, or (at the beginning, at the end)")
+    config: Any = getattr(model, "config", None)
+    if leave_out == "special" and _is_attnprobe(model):
+        return config.n_prefix, 0
     ids = rows.tensors.get("input_ids")
     if leave_out == "none" or ids is None:
         return 0, 0
-    config = getattr(model, "config", None)
     names = ("bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id", "pad_token_id")
     known = set(tokenizer.all_special_ids) if tokenizer is not None else {getattr(config, name, None) for name in names}
     special = torch.isin(ids, torch.tensor(sorted(x for x in known if isinstance(x, int)), dtype=ids.dtype))
@@ -483,8 +487,10 @@ def _special(model: nn.Module, rows: Rows, tokenizer: Any, leave_out: Any) -> tu
 
 
 def _grid_of(model: nn.Module) -> tuple[int, int] | None:
-    """Return the patches of a Hugging Face vision model, from its configuration."""
-    config = getattr(model, "config", None)
+    """Return the patches of a Hugging Face vision model, or the pixels of an attnprobe one, from its configuration."""
+    config: Any = getattr(model, "config", None)
+    if _is_attnprobe(model):
+        return config.grid
     config = getattr(config, "vision_config", config)
     image, patch = getattr(config, "image_size", None), getattr(config, "patch_size", None)
     if (
@@ -494,6 +500,11 @@ def _grid_of(model: nn.Module) -> tuple[int, int] | None:
     ):
         return None
     return image // patch, image // patch
+
+
+def _is_attnprobe(model: nn.Module) -> bool:
+    """Return whether a model is an `AttnprobeModel`, without importing transformers."""
+    return getattr(getattr(model, "config", None), "model_type", None) == "attnprobe"
 
 
 def _from_config(model: nn.Module) -> Callable[[int], nn.Module] | None:

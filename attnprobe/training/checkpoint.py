@@ -2,7 +2,10 @@
 
 import dataclasses
 import html
+import json
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -53,11 +56,14 @@ class Checkpoint:
         from attnprobe.model.transformer import Transformer
 
         model = Transformer(self.config.model, self.data, self.config.seed)
+        self._load_weights(model)
+        return model.eval()
+
+    def _load_weights(self, model: "Transformer") -> None:
         try:
             model.load_state_dict(self.weights)
         except RuntimeError as error:
             raise UsageError(f"{self.path}: weights do not fit: {' '.join(str(error).split())}") from error
-        return model.eval()
 
     @cached_property
     def task(self) -> tasks.Task:
@@ -120,6 +126,54 @@ class Checkpoint:
         with atomic_path(path) as part:
             torch.save(fields, part)
 
+    def to_safetensors(self, path: str | Path) -> None:
+        """Write the weights to a safetensors file atomically, with metadata that says what they are.
+
+        Names of the weights are those of ``model.state_dict()``. Metadata are strings: ``config``, ``data`` and
+        ``provenance`` are JSON; ``step``, ``objective`` and ``fingerprint`` are as in the checkpoint. Optimiser and
+        metrics are omitted.
+
+        Raises:
+            UsageError: If the file cannot be written.
+        """
+        from safetensors.torch import save_file
+
+        path = Path(path)
+        facts = {"config": dataclasses.asdict(self.config), "data": dataclasses.asdict(self.data), **self._origin()}
+        metadata = {name: value if isinstance(value, str) else json.dumps(value) for name, value in facts.items()}
+        with _writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with atomic_path(path) as part:
+                weights = {name: weight.contiguous() for name, weight in self.weights.items()}
+                save_file(weights, part, {"format": "pt", **metadata})
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write the network as a Hugging Face model, ``config.json`` and ``model.safetensors``, to a folder.
+
+        ``attnprobe.AttnprobeModel.from_pretrained(folder)`` loads the model, and so does ``transformers.AutoModel``
+        after ``import attnprobe.model.pretrained``. The configuration holds the training settings and the provenance,
+        which includes the command line.
+
+        Raises:
+            UsageError: If the folder cannot be written.
+        """
+        from attnprobe.model.pretrained import AttnprobeModel, configuration, save
+
+        training = dataclasses.asdict(self.config)
+        del training["model"]  # the configuration has it already
+        model = AttnprobeModel(configuration(self.config.model, self.data, {"training": training, **self._origin()}))
+        self._load_weights(model.network)
+        with _writing(folder):
+            save(model, Path(folder))
+
+    def _origin(self) -> dict[str, Any]:
+        return {
+            "step": self.step,
+            "objective": self.objective,
+            "fingerprint": self.fingerprint,
+            "provenance": self.provenance,
+        }
+
     def __repr__(self) -> str:
         """Return title and path, without the weights."""
         return f"Checkpoint({self.title!r}, path={str(self.path)!r})"
@@ -135,6 +189,15 @@ class Checkpoint:
             state = " open" if section in {"checkpoint", "metrics"} else ""
             tables.append(f"<details{state}><summary><b>{section}</b></summary><table>{rows}</table></details>")
         return f"<div><b>attnprobe.Checkpoint</b> {html.escape(self.title)}{''.join(tables)}</div>"
+
+
+@contextmanager
+def _writing(path: str | Path) -> Iterator[None]:
+    """Turn an error of the file system into a `UsageError`."""
+    try:
+        yield
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be written ({error.strerror})") from error
 
 
 KINDS: dict[str, type] = {
