@@ -101,6 +101,34 @@ def test_the_benchmark_of_statistics_runs_and_its_committed_table_is_current(ben
     assert sorted(committed["n"].unique()) == list(bench.LENGTHS)
 
 
+@pytest.mark.parametrize("kind", ["BERT", "ModernBERT"])
+def test_all_ways_to_run_a_model_agree(kind, monkeypatch):
+    bench = script("bench_any_model")
+    monkeypatch.setattr(bench, "WINDOW", 8)
+    results = {way: make(kind, 24)() for way, make in bench.WAYS.items()}
+    torch.testing.assert_close(results["watching"], results["plain"], rtol=0, atol=0)
+    assert len(results["statistics"]) == len(results["eager"]) == results["loading"].network.shape.layers == 2
+    for (score, pattern), weights in zip(results["statistics"], results["eager"], strict=True):
+        entropy = torch.special.entr(weights.double()).sum(-1).mean(-1)
+        torch.testing.assert_close(pattern.entropy, entropy, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(pattern.mass_by_key, weights.double().sum(2), rtol=1e-4, atol=1e-5)
+        assert torch.equal(score.pairs[0] > 0, pattern.mass_by_offset[0, 0] > 0)
+    # a window of 8 tokens hides the keys at distances above 4
+    assert (score.pairs.sum() < 24 * 24) == (kind == "ModernBERT")
+
+
+def test_the_benchmark_of_any_model_runs_and_its_committed_table_is_complete(tmp_path):
+    bench = script("bench_any_model")
+    bench.main(models=("BERT",), lengths=(16,), only=("statistics",), seconds=0.1, out=tmp_path / "table.csv")
+    found, committed = (pd.read_csv(path) for path in (tmp_path / "table.csv", FOLDER / "results/bench_any_model.csv"))
+    assert list(found.columns) == list(committed.columns)
+    assert found["way"].tolist() == ["plain", "statistics"]
+    assert (found[["CPU seconds", "over plain", "peak MiB", "turns"]] > 0).all(axis=None)
+    rows = [(model, n, way) for model in bench.MODELS for n in (512, 4096) for way in bench.WAYS]
+    assert list(committed[["model", "n", "way"]].itertuples(index=False, name=None)) == rows
+    assert committed["machine"].str.endswith("1 thread").all()
+
+
 def test_the_committed_table_of_training_is_current():
     committed = pd.read_csv(FOLDER / "results/bench_training.csv")
     assert sorted(committed["n"].unique()) == [256, 1024, 4096]
