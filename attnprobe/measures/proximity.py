@@ -123,9 +123,10 @@ def proximity(
       keys permuted together (for causal attention, with the visible keys of each query permuted). *initial*: networks
       of the same configuration at initialisation. Every draw uses all sequences.
 
-    For images, the same variables except ``entropy`` and ``sink_mass`` are also computed over two-dimensional offsets (``row_offset``,
-    ``column_offset``), with distances in pixels and names that start with ``grid_``. If the network prepends a token
-    ([CLS]), all statistics are restricted to the tokens of the sequence, with a softmax that excludes [CLS].
+    For images, the same variables except ``entropy`` and ``sink_mass`` are also computed over two-dimensional offsets
+    (``row_offset``, ``column_offset``), with distances in pixels and names that start with ``grid_``. If the network
+    prepends a token ([CLS]), all statistics are restricted to the tokens of the sequence, with a softmax that excludes
+    [CLS].
     ``objective``, ``train_accuracy`` and ``test_accuracy`` (no dims) describe the checkpoint.
 
     Args:

@@ -89,13 +89,11 @@ def _mask(call: Call) -> tuple[bool, int | None]:
     if not bool((visible == visible[:1, :1]).all()):
         raise UsageError(f"{call.site}: the mask differs between rows or heads; pass rows of one length, unpadded")
     visible = visible[0, 0].expand(n, n)
-    position = torch.arange(n, device=visible.device)
-    offset = position - position[:, None]
-    lowest, highest = int(offset[visible].min()), int(offset[visible].max())
-    causal = highest == 0
-    if (not causal and highest != -lowest) or not bool((visible == (offset >= lowest) & (offset <= highest)).all()):
+    after, before = int(visible[0].sum()) - 1, int(visible[-1].sum()) - 1
+    band = torch.ones(n, n, dtype=torch.bool, device=visible.device).tril(after).triu(-before)
+    if not torch.equal(visible, band) or after not in (0, before):
         raise UsageError(f"{call.site}: its mask is not causal, a sliding window or both; pass rows without padding")
-    return causal, -lowest if -lowest < n - 1 else None
+    return after == 0, before if before < n - 1 else None
 
 
 def by_offset(added: Tensor, visible: Tensor, grid: tuple[int, int] | None = None) -> Tensor | None:
@@ -107,14 +105,19 @@ def by_offset(added: Tensor, visible: Tensor, grid: tuple[int, int] | None = Non
     n = added.shape[-1]
     if added.shape[0] != 1 and not bool((added == added[:1]).all()):
         return None
-    values = added[0].double().expand(-1, n, n)
-    values = values - values.diagonal(dim1=-2, dim2=-1)[..., None]
     offset = _offsets(n, grid).to(added.device)
-    seen = visible[0].any(0).expand(n, n)
-    bias = values.new_zeros(len(values), int(offset.max()) + 1)
-    bias[:, offset[seen]] = values[:, seen]
-    close = (bias[:, offset] - values).abs()[:, seen] <= SAME * max(1.0, float(values[:, seen].abs().max()))
-    return bias if bool(close.all()) else None
+    visible = visible[0].any(0).expand(n, n)
+    biases = [_offset_function(head, offset, visible) for head in added[0].expand(-1, n, n)]
+    return None if any(bias is None for bias in biases) else torch.stack([bias for bias in biases if bias is not None])
+
+
+def _offset_function(added: Tensor, offset: Tensor, visible: Tensor) -> Tensor | None:
+    """Return values by offset if values [query, key] depend on the offset only, up to a constant per row, else None."""
+    values = (added - added.diagonal()[:, None]).double()
+    bias = values.new_zeros(int(offset.max()) + 1)
+    bias[offset[visible]] = values[visible]
+    difference = ((bias[offset] - values) * visible).abs().max()
+    return bias if float(difference) <= SAME * max(1.0, float((values * visible).abs().max())) else None
 
 
 def _offsets(n: int, grid: tuple[int, int] | None) -> Tensor:

@@ -23,11 +23,16 @@ ELEMENTS = 2**21
 
 @dataclass(frozen=True)
 class Block:
-    """Queries from start to stop - 1, and the number of leading keys that include all keys visible to them."""
+    """Queries from start to stop - 1, and the consecutive keys that include all keys visible to them."""
 
     start: int
     stop: int
-    keys: int
+    keys: slice
+
+    @property
+    def width(self) -> int:
+        """Number of keys."""
+        return self.keys.stop - self.keys.start
 
     @property
     def queries(self) -> slice:
@@ -37,7 +42,7 @@ class Block:
     def of(self, memory: Float[Tensor, " element"], matrices: int) -> Float[Tensor, "matrix query key"]:
         """View the beginning of a buffer as an array for this block."""
         rows = self.stop - self.start
-        return memory[: matrices * rows * self.keys].view(matrices, rows, self.keys)
+        return memory[: matrices * rows * self.width].view(matrices, rows, self.width)
 
 
 @dataclass(frozen=True)
@@ -84,10 +89,13 @@ class Group:
 
     def blocks(self) -> Iterator[Block]:
         """Yield blocks that partition the queries."""
-        n = self.geometry.n
+        n, window = self.geometry.n, self.geometry.window
         for start in range(0, n, self.queries):
             stop = min(start + self.queries, n)
-            yield Block(start, stop, stop if self.scores.causal else n)
+            first, last = 0, stop if self.scores.causal else n
+            if window is not None:
+                first, last = max(0, start - window), min(last, stop + window)
+            yield Block(start, stop, slice(first, last))
 
     def write_scores(self, block: Block, out: Float[Tensor, "matrix query key"]) -> None:
         """Write the scores of a block; masked keys get a number far below any score.
@@ -114,14 +122,14 @@ class Group:
         queries = torch.arange(block.start, block.stop, device=out.device)
         sources = self.sources(block)
         if order is None:
-            torch.bmm(left[:, block.queries], right[:, : block.keys].mT, out=out)
+            torch.bmm(left[:, block.queries], right[:, block.keys].mT, out=out)
             if bias is not None:
                 out += self._windows(bias, queries, block.keys)
             return
         order = order.to(out.device)
         products = left[:, sources] @ right.mT
         if bias is not None:
-            products += self._windows(bias, sources, self.geometry.n)
+            products += self._windows(bias, sources, slice(0, self.geometry.n))
         products = products[..., order]
         if self.masked:
             out.zero_().masked_scatter_(self.visible(block), products[:, self._sees(queries, order)])
@@ -137,7 +145,7 @@ class Group:
     def visible(self, block: Block) -> Bool[Tensor, "#query key"]:
         """Return which keys are visible to the queries of a block."""
         device = self.q.device
-        keys = torch.arange(block.keys, device=device)
+        keys = torch.arange(block.keys.start, block.keys.stop, device=device)
         if not self.masked:
             return (keys >= 0)[None]
         return self._sees(torch.arange(block.start, block.stop, device=device), keys)
@@ -154,10 +162,11 @@ class Group:
         return seen if window is None else seen & (offset.abs() <= window)
 
     def _windows(
-        self, bias: Float[Tensor, "matrix offset"], queries: Int[Tensor, " query"], keys: int
+        self, bias: Float[Tensor, "matrix offset"], queries: Int[Tensor, " query"], keys: slice
     ) -> Float[Tensor, "matrix query key"]:
-        """Return the bias of the given queries with the first ``keys`` keys."""
-        return bias_of_pairs(bias, self.geometry.shape, queries, torch.arange(keys, device=bias.device))
+        """Return the bias of the given queries with the given keys."""
+        key = torch.arange(keys.start, keys.stop, device=bias.device)
+        return bias_of_pairs(bias, self.geometry.shape, queries, key)
 
 
 def groups(scores: Scores) -> Iterator[Group]:
@@ -203,7 +212,7 @@ class OffsetSums:
         """Add the array of a block."""
         matrices, queries, keys = x.shape
         if self.rows == 1:
-            zero = self.columns - 1 - block.start  # index of the offset of the first query and key 0
+            zero = self.columns - 1 - block.start + block.keys.start  # index of the offset of the first query and key
             full = x.as_strided((matrices, queries, keys - queries + 1), (queries * keys, keys + 1, 1))
             corners = diagonal_sums(x[..., :queries].tril(-1) + x[..., keys - queries :].triu(1))
             self.total[:, zero : zero + keys - queries + 1] += over_queries(full)

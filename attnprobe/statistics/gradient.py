@@ -246,13 +246,13 @@ def _accumulate(
     bilinear = None if inputs is None else group.totals(inputs.shape[2], inputs.shape[2])
     for block, gradient in _gradient(group, v, dz / unit, special):
         by_offset.add(gradient, block)
-        by_key[:, : block.keys] += over_queries(gradient)
+        by_key[:, block.keys] += over_queries(gradient)
         square += torch.linalg.vecdot(gradient, gradient).sum(1)
         for number in range(along.shape[1]):
             left, right = factors[2 * number], factors[2 * number + 1]
-            along[:, number] += (left[:, block.queries] * (gradient @ right[:, : block.keys])).sum((1, 2))
+            along[:, number] += (left[:, block.queries] * (gradient @ right[:, block.keys])).sum((1, 2))
         if inputs is not None and bilinear is not None:
-            bilinear += inputs[:, block.queries].mT @ (gradient @ inputs[:, : block.keys])
+            bilinear += inputs[:, block.queries].mT @ (gradient @ inputs[:, block.keys])
     scale = unit[:, 0].double().cpu()
     result.by_offset[rows, heads, part.offsets] = by_offset.sums() * scale
     result.by_key[rows, heads, part.tokens] = by_key.cpu() * scale

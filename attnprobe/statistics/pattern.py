@@ -140,13 +140,15 @@ def _accumulate(group: Group, part: Part, result: PatternStatistics) -> None:
         entropy -= (torch.linalg.vecdot(pattern, score) + log_largest_weight).sum(1)
         if group.sink is not None:
             sink_mass += (group.sink[:, None] - (largest[..., 0] - log_largest_weight)).sigmoid().sum(1)
-        by_key[:, : block.keys] += over_queries(pattern)
+        by_key[:, block.keys] += over_queries(pattern)
         by_offset.add(pattern, block)
         if result.top_keys is not None and result.top_weights is not None:
-            best = score.topk(min(result.top_keys.shape[-1], block.keys), dim=-1).indices
+            best = score.topk(min(result.top_keys.shape[-1], block.width), dim=-1).indices
             first, ranks = part.tokens.start, slice(0, best.shape[-1])
             queries = slice(first + block.start, first + block.stop)
-            keys = (best + first).where(group.visible(block).expand(score.shape).gather(-1, best), -1)
+            keys = (best + first + block.keys.start).where(
+                group.visible(block).expand(score.shape).gather(-1, best), -1
+            )
             result.top_keys[rows, heads, queries, ranks] = keys.cpu()
             result.top_weights[rows, heads, queries, ranks] = pattern.gather(-1, best).double().cpu()
     result.mass_by_offset[rows, heads, part.offsets] = by_offset.sums() / n

@@ -322,7 +322,7 @@ def _streamed_sums(scores: Scores) -> _Sums:
             mean = score.sum(-1, keepdim=True) / visible.sum(-1, keepdim=True)
             score -= mean * visible
             by_offset.add(score, block)
-            result.by_key[rows, head, : block.keys] += over_queries(score).cpu()
+            result.by_key[rows, head, block.keys] += over_queries(score).cpu()
             result.square[rows, head] += score.square().sum((1, 2)).cpu()
             result.mean_by_query[rows, head, block.queries] = mean[..., 0].cpu()
         result.by_offset[rows, head] = by_offset.sums()
