@@ -451,6 +451,8 @@ def result(
     if shape.grid is not None:
         height, width = shape.grid
         shared |= {"row_offset": np.arange(1 - height, height), "column_offset": np.arange(1 - width, width)}
+    sites = subject.facts.get("sites")
+    site = {} if sites is None else {"site": variable(("layer",), np.array(sites), "module that attends", "")}
     accuracies = {
         name: variable(
             (), np.nan if subject.metrics.get(name) is None else subject.metrics[name], name.replace("_", " "), "1"
@@ -459,7 +461,7 @@ def result(
     }
     objective = {"objective": variable((), subject.objective, "training objective of the stage", "")}
     return dataset(
-        {**variables, **objective, **accuracies},
+        {**variables, **objective, **accuracies, **site},
         {**shared, **coordinates},
         {
             "measure": request.measure,

@@ -12,7 +12,7 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from attnprobe.errors import UsageError
+from attnprobe.errors import UsageError, listed
 from attnprobe.measures.driver import (
     Add,
     Compute,
@@ -73,6 +73,7 @@ def interventions(
     sequences: int = 256,
     length_scale: float = 2.0,
     patch_from: Path | None = None,
+    edits: tuple[str, ...] = (),
     nulls: int = 8,
     level: float = 0.95,
     seed: int = 0,
@@ -119,6 +120,7 @@ def interventions(
         sequences: Number of test sequences (the first ones), and of training sequences for the means.
         length_scale: Distance over which the imposed bias decreases by 1, in tokens or pixels.
         patch_from: Checkpoint of a network of the same shape to patch scores and maps from.
+        edits: Interventions to make; by default all that apply to the network.
         nulls: Number of draws of the null; 0 for none.
         level: Confidence level of the intervals.
         seed: Seed of masks and permutations.
@@ -126,7 +128,8 @@ def interventions(
     request = checked_request("interventions", of, inputs, sequences, nulls, level, seed)
     if not length_scale > 0:
         raise UsageError(f"length_scale={length_scale}: must be above 0")
-    setup = _setup(request, length_scale, None if patch_from is None else _other_network(request, patch_from))
+    other = None if patch_from is None else _other_network(request, patch_from)
+    setup = _setup(request, length_scale, other, edits)
     shape, names = request.network.shape, list(setup.edits)
     tallies, draws = over_sequences(
         request, partial(_prepare, setup), ["permuted"], passes=len(setup.scopes) * len(setup.edits)
@@ -147,10 +150,9 @@ def interventions(
     for number in BASE:
         measured = Tallies(tallies.measured)
         variables |= labelled(number, f"base_{number.name}", {}, measured, ("base", number.name), level, over=())
+    inapplicable = "does not apply to this network" + ("" if patch_from else ", or needs patch_from")
     left_out = {
-        name: "does not apply to this network" + ("" if patch_from else ", or needs patch_from")
-        for name in EDITS
-        if name not in names
+        name: "not requested" if edits and name not in edits else inapplicable for name in EDITS if name not in names
     }
     facts = {
         "length_scale": length_scale,
@@ -180,7 +182,7 @@ class _Setup:
         return [*single_heads, *(("layer", layer, 0) for layer in range(layers)), ("all", 0, 0)]
 
 
-def _setup(request: Request, length_scale: float, patch_from: Network | None) -> _Setup:
+def _setup(request: Request, length_scale: float, patch_from: Network | None, requested: tuple[str, ...]) -> _Setup:
     network, subject, train = request.network, request.probe, request.probe.task.train
     rows = np.unique(request.rows % len(train))
     biased: list[bool] = []
@@ -188,6 +190,9 @@ def _setup(request: Request, length_scale: float, patch_from: Network | None) ->
     read(network, first, subject.objectives[0], lambda heads: biased.append(heads.scores.biased))
     traits = Traits(network, any(biased), patch_from is not None)
     edits = {name: edit for name, edit in EDITS.items() if edit.applies(traits)}
+    if unknown := sorted(set(requested) - set(edits)):
+        raise UsageError(f"edits={listed(unknown)}: does not apply to this network; valid: {listed(edits)}")
+    edits = {name: edit for name, edit in edits.items() if name in requested or not requested}
     data_means = means(network, (batch for _, batch in chunks(train, rows, network)), subject.objectives[0])
     return _Setup(request, length_scale, patch_from, edits, data_means, mean_profiles(network, subject, len(rows))[-1])
 

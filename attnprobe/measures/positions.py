@@ -104,7 +104,8 @@ def positions(
 
     Each of these also has ``NAME_interval`` (bound), its t-interval, ``NAME_std``, the standard deviation over
     sequences, and ``NAME_null`` (null, draw), its values under two nulls. *permuted*: positions of the encoding
-    permuted in the network (for causal attention, the visible keys of each query permuted). *initial*: networks of the
+    permuted in the network (for causal attention and PyTorch models, the scores permuted, which has no effect on
+    ``variance_share``; its null is then NaN). *initial*: networks of the
     same configuration at initialisation. For images, the last three are also computed over two-dimensional offsets
     (``row_offset``, ``column_offset``), with names that start with ``grid_``.
 
@@ -173,6 +174,8 @@ def positions(
                         shortest = geometry_of(views_by_prefix[prefix], sample.shortest, parts.scores.window)
                         profile -= mean_over_shared(profile, shortest)
                     for name, value in values.items():
+                        if name == "variance_share" and sample.order is not None and not permutes_inputs:
+                            continue  # permuting scores does not change it
                         missing = network.shape.n - sample.length if name == "score_by_offset" else 0
                         add((prefix, name), layer, widened(value, missing))
 

@@ -8,7 +8,7 @@ import fnmatch
 import hashlib
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -22,6 +22,7 @@ from attnprobe.config import DataSpec
 from attnprobe.errors import UsageError, listed
 from attnprobe.networks.base import Attend, Mask, Probe, Shape
 from attnprobe.networks.calls import Call, calls, replay_error, watching
+from attnprobe.networks.inputs import Rows, grid_of, joined, rows_of, special_tokens
 from attnprobe.networks.structure import scores_of
 from attnprobe.provenance import fingerprint
 from attnprobe.scores import Heads, Scores
@@ -38,32 +39,6 @@ Loss = Callable[[Any, dict[str, Tensor]], Tensor]
 """Function from the output of the model and its inputs to the loss of each row, [batch]."""
 Site = tuple[str, int]
 """Path of the module that attends, and the number of its earlier calls in the forward pass."""
-
-
-@dataclass(frozen=True)
-class Rows:
-    """Inputs of a model: tensors whose first axis is the row."""
-
-    tensors: dict[str, Tensor]
-    positional: bool
-    """Whether the single tensor is the positional argument of the model."""
-    lengths: np.ndarray | None
-    """Number of tokens of each row before its padding, if an attention mask says so; rows are cropped to it."""
-    padded: tuple[str, ...] = ()
-    """Tensors that have a token axis, and are cropped."""
-    reference: int = 0
-    """Number of rows at the end that serve as reference data."""
-
-    def __len__(self) -> int:
-        """Return the number of rows."""
-        return len(next(iter(self.tensors.values())))
-
-    def select(self, rows: Tensor, length: int | None = None) -> dict[str, Tensor]:
-        """Return the inputs of some rows of the same length."""
-        return {
-            name: x[rows.to(x.device)][:, :length] if name in self.padded else x[rows.to(x.device)]
-            for name, x in self.tensors.items()
-        }
 
 
 @dataclass(frozen=True, eq=False)
@@ -177,7 +152,7 @@ def network(
     model: nn.Module,
     inputs: Any,
     *,
-    labels: Sequence[int] | Tensor | None = None,
+    labels: Any = None,
     loss: Loss | None = None,
     tokenizer: Any = None,
     processor: Any = None,
@@ -196,8 +171,9 @@ def network(
         model: A model in evaluation mode: Hugging Face, timm, torchvision, ``nn.TransformerEncoder``, your own.
         inputs: Token ids or other inputs [row, ...], a dictionary of such tensors, texts (with ``tokenizer``) or images
             (with ``processor``). Rows are cropped to the length that ``attention_mask`` gives.
-        labels: Class of each row, for models whose output has logits [row, class]; needed by `gradients` and
-            `interventions` unless there is a ``loss`` or a language-model head.
+        labels: Class of each row (a list, array or tensor of integers), for models whose output has logits
+            [row, class]. `gradients` needs labels, a ``loss`` or a language-model head; without any of them,
+            `interventions` compares the logits with the unedited ones.
         loss: Function from the model's output and its inputs to the loss of each row, instead of the cross-entropy of
             ``labels``. The inputs have the row numbers under "row".
         tokenizer: Hugging Face tokenizer for texts; it also says which tokens are special, and the mask token.
@@ -218,10 +194,10 @@ def network(
     model = getattr(model, "original_model", model)  # TransformerLens's bridge holds the torch model
     if model.training:
         raise UsageError(f"{type(model).__name__} is in training mode: call model.eval()")
-    rows = _rows(model, inputs, tokenizer, processor)
+    rows = rows_of(model, inputs, tokenizer, processor)
     if reference is not None:
-        rows = _joined(rows, _rows(model, reference, tokenizer, processor))
-    special = _special(model, rows, tokenizer, leave_out)
+        rows = joined(rows, rows_of(model, reference, tokenizer, processor))
+    special = special_tokens(model, rows, tokenizer, leave_out)
     length = None if rows.lengths is None else int(rows.lengths.max())
     # The longest rows show every sliding window.
     checked = np.arange(len(rows)) if length is None else np.flatnonzero(rows.lengths == length)
@@ -236,7 +212,7 @@ def network(
     selected = _chosen(calls(model, run), len(checked[:CHECKED]), site, type(model).__name__)
     first = selected[0][0]
     tokens = first.q.shape[2]
-    if grid is None and (patches := _grid_of(model)) is not None and math.prod(patches) <= tokens:
+    if grid is None and (patches := grid_of(model)) is not None and math.prod(patches) <= tokens:
         grid = patches
     if length is not None and tokens != length:
         raise UsageError(f"{first.site}: attends over {tokens} tokens, but attention_mask has {length}")
@@ -275,14 +251,24 @@ def network(
         shape=shape,
         special=special,
         initial=initial if initial is not None else _from_config(model),
-        labels=None if labels is None else torch.as_tensor(labels),
+        labels=None if labels is None else _labels(labels, rows),
         loss=loss,
         mask_id=getattr(tokenizer, "mask_token_id", None),
     )
-    if torch_model.labels is not None and torch_model.labels.shape != (len(rows),):
-        raise UsageError(f"labels of shape {tuple(torch_model.labels.shape)}: must be [{len(rows)}], one per row")
     probe = _probe(torch_model, measured, reference is None)
     return replace(probe, has_logits=isinstance(getattr(outputs[0], "logits", None), Tensor))
+
+
+def _labels(labels: Any, rows: Rows) -> Tensor:
+    """Return the class of each row; that of reference rows is 0 and not used."""
+    try:
+        values = torch.as_tensor(np.asarray(labels))
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"labels of type {type(labels).__name__}: must be class numbers, one per row") from error
+    measured = len(rows) - rows.reference
+    if values.shape != (measured,) or values.is_floating_point():
+        raise UsageError(f"labels of shape {tuple(values.shape)}: must be class numbers [{measured}], one per row")
+    return F.pad(values.long(), (0, rows.reference))
 
 
 def _probe(model: TorchModel, lengths: np.ndarray, halves: bool) -> Probe:
@@ -292,17 +278,19 @@ def _probe(model: TorchModel, lengths: np.ndarray, halves: bool) -> Probe:
     labels = np.zeros(count, np.int64) if model.labels is None else model.labels.numpy().astype(np.int64)
     same_length = bool((lengths == n).all())
     is_reference = np.arange(count) % 2 == 1 if halves else np.arange(count) >= count - model.rows.reference
-    if is_reference.all() or not is_reference.any():
-        is_reference = np.zeros(count, bool)  # a single row
+    if (~is_reference).sum() < 2:
+        few = count - model.rows.reference
+        hint = ": at least 3 are needed, since every second one is reference data" if halves else ": must be at least 2"
+        raise UsageError(f"inputs of {few} row{'s' * (few > 1)}{hint}")
 
     def split(chosen: np.ndarray) -> Split:
         return Split(np.ascontiguousarray(numbers[chosen]), labels[chosen], None if same_length else lengths[chosen])
 
-    train = is_reference if is_reference.any() else ~is_reference
     spec = DataSpec(
         n=n, inputs="tokens", classes=max(2, int(labels.max()) + 1), vocabulary=count, grid=model.shape.grid
     )
-    task = Task(type(model.model).__name__, spec, split(train), split(~is_reference))
+    name = _name_of(model.model)
+    task = Task(name, spec, split(is_reference), split(~is_reference))
     arrays = [x.cpu().numpy() for x in model.rows.tensors.values()]
     sites = [f"{path}#{turn}" if turn else path for path, turn in model.sites]
     return Probe(
@@ -311,7 +299,7 @@ def _probe(model: TorchModel, lengths: np.ndarray, halves: bool) -> Probe:
         objective=_objectives(model)[0],
         objectives=_objectives(model),
         mask_probability=0.15,
-        title=f"{type(model.model).__name__}, {count} inputs",
+        title=f"{name}, {count} inputs",
         facts={
             "model": type(model.model).__name__,
             "sites": sites,
@@ -322,6 +310,12 @@ def _probe(model: TorchModel, lengths: np.ndarray, halves: bool) -> Probe:
         },
         has_loss=model.loss is not None or model.labels is not None or _objectives(model) != ("labels",),
     )
+
+
+def _name_of(model: nn.Module) -> str:
+    """Return the name of a Hugging Face model's folder or repository, or of the class."""
+    origin = getattr(getattr(model, "config", None), "_name_or_path", "")
+    return str(origin).rstrip("/").split("/")[-1] or type(model).__name__
 
 
 def _objectives(model: TorchModel) -> tuple[str, ...]:
@@ -400,111 +394,6 @@ def _refusal(call: Call, rows: int) -> str | None:
     if call.module_input is not None and queries not in call.module_input[:2]:
         return f"{queries} queries, but its module reads {call.module_input}: attention is not over tokens"
     return None
-
-
-def _rows(model: nn.Module, inputs: Any, tokenizer: Any, processor: Any) -> Rows:
-    """Return inputs as tensors by name."""
-    if processor is not None and not isinstance(inputs, Tensor | Mapping):
-        inputs = processor(images=inputs, return_tensors="pt")
-    elif isinstance(inputs, str) or (isinstance(inputs, Sequence) and inputs and isinstance(inputs[0], str)):
-        if tokenizer is None:
-            raise UsageError("inputs are texts: pass tokenizer=, or token ids")
-        texts = [inputs] if isinstance(inputs, str) else list(inputs)
-        if tokenizer.pad_token_id is None:
-            tokenizer.pad_token = tokenizer.eos_token
-        limit = min(
-            tokenizer.model_max_length, getattr(getattr(model, "config", None), "max_position_embeddings", 10**6)
-        )
-        inputs = tokenizer(
-            texts, return_tensors="pt", padding=True, padding_side="right", truncation=True, max_length=limit
-        )
-    if isinstance(inputs, Mapping):
-        tensors = {str(name): torch.as_tensor(x) for name, x in inputs.items()}
-        positional = False
-    else:
-        x = torch.as_tensor(np.asarray(inputs) if not isinstance(inputs, Tensor) else inputs)
-        main = getattr(model, "main_input_name", None)
-        tensors, positional = {main or "inputs": x}, main is None
-    if not tensors or len({len(x) for x in tensors.values()}) != 1:
-        shapes = listed(f"{name} {tuple(x.shape)}" for name, x in tensors.items())
-        raise UsageError(f"inputs {shapes}: must have the same number of rows")
-    mask = tensors.get("attention_mask")
-    if mask is None or mask.ndim != 2:
-        return Rows(tensors, positional, None)
-    lengths = mask.sum(1).long()
-    if not torch.equal(mask.bool(), torch.arange(mask.shape[1]) < lengths[:, None].to(mask.device)):
-        raise UsageError("attention_mask: must be 1 for the first tokens of each row and 0 for padding after them")
-    padded = tuple(name for name, x in tensors.items() if x.ndim >= 2 and x.shape[:2] == mask.shape)
-    return Rows(tensors, positional, lengths.numpy(), padded)
-
-
-def _joined(rows: Rows, reference: Rows) -> Rows:
-    """Return the rows of both, the reference last."""
-    if rows.tensors.keys() != reference.tensors.keys():
-        raise UsageError(f"reference has {listed(reference.tensors)}: must have {listed(rows.tensors)} as the inputs")
-    tensors = {}
-    for name, x in rows.tensors.items():
-        y = reference.tensors[name]
-        if name in rows.padded:
-            width = max(x.shape[1], y.shape[1])
-            x, y = (F.pad(part, (0, width - part.shape[1])) for part in (x, y))
-        tensors[name] = torch.cat([x, y])
-    lengths = [part.lengths for part in (rows, reference) if part.lengths is not None]
-    return Rows(tensors, rows.positional, np.concatenate(lengths) if lengths else None, rows.padded, len(reference))
-
-
-def _special(model: nn.Module, rows: Rows, tokenizer: Any, leave_out: Any) -> tuple[int, int]:
-    """Return the number of special tokens at the beginning and at the end of every row."""
-    if isinstance(leave_out, tuple):
-        if len(leave_out) != 2 or min(leave_out) < 0:
-            raise UsageError(f"leave_out={leave_out}: must be the number of tokens at the beginning and at the end")
-        return leave_out
-    if leave_out not in ("special", "none"):
-        raise UsageError(f"leave_out={leave_out!r}: must be special, none, or (at the beginning, at the end)")
-    config: Any = getattr(model, "config", None)
-    if leave_out == "special" and _is_attnprobe(model):
-        return config.n_prefix, 0
-    ids = rows.tensors.get("input_ids")
-    if leave_out == "none" or ids is None:
-        return 0, 0
-    names = ("bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id", "pad_token_id")
-    known = set(tokenizer.all_special_ids) if tokenizer is not None else {getattr(config, name, None) for name in names}
-    special = torch.isin(ids, torch.tensor(sorted(x for x in known if isinstance(x, int)), dtype=ids.dtype))
-    lengths = torch.full((len(ids),), ids.shape[1]) if rows.lengths is None else torch.as_tensor(rows.lengths)
-    real = torch.arange(ids.shape[1]) < lengths[:, None]
-    starts = (special | ~real).int().cumprod(1).sum(1)
-    ends = (special | ~real).flip(1).int().cumprod(1).sum(1) - (ids.shape[1] - lengths)
-    prefix, suffix = int(starts[0]), int(ends[0])
-    inner = (
-        special & (torch.arange(ids.shape[1]) >= prefix) & (torch.arange(ids.shape[1]) < (lengths - suffix)[:, None])
-    )
-    if (starts != prefix).any() or (ends != suffix).any() or inner.any():
-        raise UsageError(
-            "special tokens differ between rows or are inside them: pass leave_out='none', or the number of tokens to "
-            "leave out at both ends, as in leave_out=(1, 1)"
-        )
-    return prefix, suffix
-
-
-def _grid_of(model: nn.Module) -> tuple[int, int] | None:
-    """Return the patches of a Hugging Face vision model, or the pixels of an attnprobe one, from its configuration."""
-    config: Any = getattr(model, "config", None)
-    if _is_attnprobe(model):
-        return config.grid
-    config = getattr(config, "vision_config", config)
-    image, patch = getattr(config, "image_size", None), getattr(config, "patch_size", None)
-    if (
-        not isinstance(image, int)
-        or not isinstance(patch, int)
-        or getattr(model, "main_input_name", "") != "pixel_values"
-    ):
-        return None
-    return image // patch, image // patch
-
-
-def _is_attnprobe(model: nn.Module) -> bool:
-    """Return whether a model is an `AttnprobeModel`, without importing transformers."""
-    return getattr(getattr(model, "config", None), "model_type", None) == "attnprobe"
 
 
 def _from_config(model: nn.Module) -> Callable[[int], nn.Module] | None:

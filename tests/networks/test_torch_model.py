@@ -75,7 +75,7 @@ def twice(request):
     ckpt = checkpoint(n_layers=2, position=request.param, position_std=0.4, causal=request.param == "alibi")
     split = ckpt.task.test
     inputs, labels = torch.from_numpy(split.inputs), torch.from_numpy(split.labels)
-    outside = network(ckpt.model, inputs, labels=torch.cat([labels, labels]), reference=inputs)
+    outside = network(ckpt.model, inputs, labels=labels, reference=inputs)
     return ckpt, outside
 
 
@@ -251,9 +251,19 @@ def _several_kinds():
     [
         (lambda: family("bert")[0].train(), "ids", {}, "BertModel is in training mode: call model.eval()"),
         (lambda: nn.Sequential(nn.Linear(16, 16)).eval(), torch.zeros(3, 4, 16), {}, "no attention call seen"),
-        (lambda: family("bert")[0].eval(), ["a text"], {}, "inputs are texts: pass tokenizer="),
+        (lambda: family("bert")[0].eval(), ["a text"], {}, "inputs are texts: ap.network(model, texts, tokenizer=...)"),
+        (lambda: family("bert")[0].eval(), np.array(["a", "b"]), {}, "inputs are texts"),
+        (lambda: family("bert")[0].eval(), [], {}, "inputs: have no rows"),
+        (lambda: family("bert")[0].eval(), [[1, 2], [3]], {}, "inputs of type list: must be numbers [row, ...]"),
+        (lambda: family("bert")[0].eval(), torch.full((2, 6), 5), {}, "inputs of 2 rows: at least 3 are needed"),
+        (lambda: family("bert")[0].eval(), "ids", {"labels": ["a"] * 6}, "labels of type list: must be class numbers"),
         (lambda: family("bert")[0].eval(), "ids", {"site": "decoder.*"}, "matches no attention call; valid: encoder"),
-        (lambda: family("bert")[0].eval(), "ids", {"labels": [0, 1]}, "labels of shape (2,): must be [6], one per row"),
+        (
+            lambda: family("bert")[0].eval(),
+            "ids",
+            {"labels": [0, 1]},
+            "labels of shape (2,): must be class numbers [6]",
+        ),
         (lambda: family("bert")[0].eval(), "ids", {"leave_out": (1, -1)}, "leave_out=(1, -1): must be the number"),
         (
             _several_kinds,

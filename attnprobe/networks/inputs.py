@@ -1,0 +1,181 @@
+"""Inputs of a PyTorch model as rows of tensors, from ids, texts, images or dictionaries, and their special tokens."""
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from attnprobe.errors import UsageError, listed
+
+SHARED = 4
+"""Number of rows from which a first or last id that all rows share is suspected to be special."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Inputs of a model: tensors whose first axis is the row."""
+
+    tensors: dict[str, Tensor]
+    positional: bool
+    """Whether the single tensor is the positional argument of the model."""
+    lengths: np.ndarray | None
+    """Number of tokens of each row before its padding, if an attention mask says so; rows are cropped to it."""
+    padded: tuple[str, ...] = ()
+    """Tensors that have a token axis, and are cropped."""
+    reference: int = 0
+    """Number of rows at the end that serve as reference data."""
+
+    def __len__(self) -> int:
+        """Return the number of rows."""
+        return len(next(iter(self.tensors.values())))
+
+    def select(self, rows: Tensor, length: int | None = None) -> dict[str, Tensor]:
+        """Return the inputs of some rows of the same length."""
+        return {
+            name: x[rows.to(x.device)][:, :length] if name in self.padded else x[rows.to(x.device)]
+            for name, x in self.tensors.items()
+        }
+
+
+def rows_of(model: nn.Module, inputs: Any, tokenizer: Any, processor: Any) -> Rows:
+    """Return inputs as tensors by name."""
+    if processor is not None and not isinstance(inputs, Tensor | Mapping):
+        inputs = processor(images=inputs, return_tensors="pt")
+    elif (texts := _texts(inputs)) is not None:
+        if tokenizer is None:
+            raise UsageError("inputs are texts: ap.network(model, texts, tokenizer=...), or pass token ids")
+        if tokenizer.pad_token_id is None:
+            tokenizer.pad_token = tokenizer.eos_token
+        limit = min(
+            tokenizer.model_max_length, getattr(getattr(model, "config", None), "max_position_embeddings", 10**6)
+        )
+        inputs = tokenizer(
+            texts, return_tensors="pt", padding=True, padding_side="right", truncation=True, max_length=limit
+        )
+    if isinstance(inputs, Mapping):
+        tensors = {str(name): _tensor(x, str(name)) for name, x in inputs.items()}
+        positional = False
+    else:
+        x = _tensor(inputs, "inputs")
+        main = getattr(model, "main_input_name", None)
+        tensors, positional = {main or "inputs": x}, main is None
+    if not tensors or any(x.ndim == 0 for x in tensors.values()) or len({len(x) for x in tensors.values()}) != 1:
+        shapes = listed(f"{name} {tuple(x.shape)}" for name, x in tensors.items())
+        raise UsageError(f"inputs {shapes}: must have the same number of rows")
+    if not len(next(iter(tensors.values()))):
+        raise UsageError("inputs: have no rows")
+    mask = tensors.get("attention_mask")
+    if mask is None or mask.ndim != 2:
+        return Rows(tensors, positional, None)
+    lengths = mask.sum(1).long()
+    if not torch.equal(mask.bool(), torch.arange(mask.shape[1]) < lengths[:, None].to(mask.device)):
+        raise UsageError("attention_mask: must be 1 for the first tokens of each row and 0 for padding after them")
+    padded = tuple(name for name, x in tensors.items() if x.ndim >= 2 and x.shape[:2] == mask.shape)
+    return Rows(tensors, positional, lengths.numpy(), padded)
+
+
+def _texts(inputs: Any) -> list[str] | None:
+    """Return inputs as a list of texts if they are texts: one, a sequence, an array or a column of a table."""
+    if isinstance(inputs, str):
+        return [inputs]
+    if isinstance(inputs, Tensor | Mapping) or not hasattr(inputs, "__len__"):
+        return None
+    values = list(inputs)
+    return [str(text) for text in values] if values and all(isinstance(text, str) for text in values) else None
+
+
+def _tensor(x: Any, name: str) -> Tensor:
+    try:
+        return x if isinstance(x, Tensor) else torch.as_tensor(np.asarray(x))
+    except (TypeError, ValueError) as error:
+        raise UsageError(
+            f"{name} of type {type(x).__name__}: must be numbers [row, ...], rows of one length"
+        ) from error
+
+
+def joined(rows: Rows, reference: Rows) -> Rows:
+    """Return the rows of both, the reference last."""
+    if rows.tensors.keys() != reference.tensors.keys():
+        raise UsageError(f"reference has {listed(reference.tensors)}: must have {listed(rows.tensors)} as the inputs")
+    tensors = {}
+    for name, x in rows.tensors.items():
+        y = reference.tensors[name]
+        if name in rows.padded:
+            width = max(x.shape[1], y.shape[1])
+            x, y = (F.pad(part, (0, width - part.shape[1])) for part in (x, y))
+        tensors[name] = torch.cat([x, y])
+    lengths = [part.lengths for part in (rows, reference) if part.lengths is not None]
+    return Rows(tensors, rows.positional, np.concatenate(lengths) if lengths else None, rows.padded, len(reference))
+
+
+def special_tokens(model: nn.Module, rows: Rows, tokenizer: Any, leave_out: Any) -> tuple[int, int]:
+    """Return the number of special tokens at the beginning and at the end of every row."""
+    if isinstance(leave_out, tuple):
+        if len(leave_out) != 2 or min(leave_out) < 0:
+            raise UsageError(f"leave_out={leave_out}: must be the number of tokens at the beginning and at the end")
+        return leave_out
+    if leave_out not in ("special", "none"):
+        raise UsageError(f"leave_out={leave_out!r}: must be special, none, or (at the beginning, at the end)")
+    config: Any = getattr(model, "config", None)
+    if leave_out == "special" and is_attnprobe(model):
+        return config.n_prefix, 0
+    ids = rows.tensors.get("input_ids")
+    if leave_out == "none" or ids is None:
+        return 0, 0
+    source = config if tokenizer is None else tokenizer
+    known = {getattr(source, f"{name}_token_id", None) for name in ("bos", "eos", "cls", "sep", "pad")}
+    special = torch.isin(ids, torch.tensor(sorted(x for x in known if isinstance(x, int)), dtype=ids.dtype))
+    lengths = torch.full((len(ids),), ids.shape[1]) if rows.lengths is None else torch.as_tensor(rows.lengths)
+    real = torch.arange(ids.shape[1]) < lengths[:, None]
+    starts = (special | ~real).int().cumprod(1).sum(1)
+    ends = (special | ~real).flip(1).int().cumprod(1).sum(1) - (ids.shape[1] - lengths)
+    prefix, suffix = int(starts[0]), int(ends[0])
+    inner = (
+        special & (torch.arange(ids.shape[1]) >= prefix) & (torch.arange(ids.shape[1]) < (lengths - suffix)[:, None])
+    )
+    if (starts != prefix).any() or (ends != suffix).any() or inner.any():
+        raise UsageError(
+            "special tokens differ between rows or are inside them: pass leave_out='none', or the number of tokens to "
+            "leave out at both ends, as in leave_out=(1, 1)"
+        )
+    if tokenizer is None:
+        _warn_of_shared_ends(ids, lengths, prefix, suffix)
+    return prefix, suffix
+
+
+def _warn_of_shared_ends(ids: Tensor, lengths: Tensor, prefix: int, suffix: int) -> None:
+    """Warn if all rows begin or end with the same measured id, which may be a special token."""
+    if len(ids) < SHARED or int(lengths.min()) <= prefix + suffix + 1:
+        return
+    first, last = ids[:, prefix], ids[torch.arange(len(ids)), lengths - suffix - 1]
+    if shared := [f"{name} with id {int(x[0])}" for name, x in (("begin", first), ("end", last)) if (x == x[0]).all()]:
+        warnings.warn(
+            f"all rows {' and '.join(shared)}: if these are special tokens, pass tokenizer= or leave_out=(1, 1)",
+            stacklevel=4,
+        )
+
+
+def grid_of(model: nn.Module) -> tuple[int, int] | None:
+    """Return the patches of a Hugging Face vision model, or the pixels of an attnprobe one, from its configuration."""
+    config: Any = getattr(model, "config", None)
+    if is_attnprobe(model):
+        return config.grid
+    config = getattr(config, "vision_config", config)
+    image, patch = getattr(config, "image_size", None), getattr(config, "patch_size", None)
+    if (
+        not isinstance(image, int)
+        or not isinstance(patch, int)
+        or getattr(model, "main_input_name", "") != "pixel_values"
+    ):
+        return None
+    return image // patch, image // patch
+
+
+def is_attnprobe(model: nn.Module) -> bool:
+    """Return whether a model is an `AttnprobeModel`, without importing transformers."""
+    return getattr(getattr(model, "config", None), "model_type", None) == "attnprobe"
