@@ -8,7 +8,8 @@ passed as an n x n mask. Torch uses one thread. The ways to run a model (column 
 - watching: the same with its attention calls intercepted, and nothing computed from them;
 - statistics: the same with score and pattern statistics of every layer, which `proximity` needs once per condition;
 - eager: a forward pass that returns the patterns, as n x n arrays (``eager`` with ``output_attentions``);
-- loading: `attnprobe.network`, once per model, which finds the attention calls and checks that they reproduce z.
+- loading: `attnprobe.network`, once per model, which finds the attention calls of two sequences and checks that they
+  reproduce z.
 
 All ways of a model and a length are timed in one process, alternating, up to 15 times within a number of seconds each.
 Times are medians of CPU time, which other processes on the machine affect less than elapsed time. Ratios are medians
@@ -45,6 +46,8 @@ VOCABULARY, WINDOW = 1000, 128
 SHORT = 32
 """Tokens of the call before peak memory is measured."""
 TURNS = 15
+ROWS = 4
+"""Number of inputs of `attnprobe.network`, which checks two of them."""
 
 
 def main(
@@ -198,11 +201,8 @@ def watched(kind: str, n: int) -> Callable[[], Tensor]:
 
 def streamed(kind: str, n: int) -> Callable[[], list[tuple[ScoreStatistics, PatternStatistics]]]:
     """Run the forward pass with the statistics of every layer."""
-    # Row 0 is short, so that the check at loading is quick; row 1 is measured.
-    lengths = torch.tensor([[min(n, SHORT)], [n]])
-    inputs = {"input_ids": tokens(n).expand(2, n), "attention_mask": (torch.arange(n) < lengths).long()}
-    network = ap.network(build(kind, n), inputs, leave_out="none").network
-    batch = Batch(torch.ones(1, n, dtype=torch.long), torch.zeros(1, dtype=torch.long))  # row 1, one label
+    network = ap.network(build(kind, n), tokens(n).expand(ROWS, n), leave_out="none").network
+    batch = Batch(torch.zeros(1, n, dtype=torch.long), torch.zeros(1, dtype=torch.long))  # row 0, one label
 
     def run() -> list[tuple[ScoreStatistics, PatternStatistics]]:
         layers: list[tuple[ScoreStatistics, PatternStatistics]] = []
@@ -230,7 +230,7 @@ def eager(kind: str, n: int) -> Callable[[], tuple[Tensor, ...]]:
 
 def loading(kind: str, n: int) -> Callable[[], Probe]:
     """Find and check the attention calls."""
-    model, ids = build(kind, n), tokens(n)
+    model, ids = build(kind, n), tokens(n).expand(ROWS, n)
     return lambda: ap.network(model, ids, leave_out="none")
 
 
