@@ -208,9 +208,11 @@ def positions(
     left_out = undefined(network, "proximity_contrast", near=window)
     if not isinstance(network, KnowsMaps):
         left_out["qk_*"] = "the network does not expose query and key maps"
+    first_is_exact = bool(measured_conditions[0][1].first)
     encoding = network.encoding if isinstance(network, KnowsPositions) else "unknown"
     if encoding == "unknown":
-        left_out["pair_*"] = "the position encoding of the network is unknown; layer 0 is also split by means over data"
+        layers = "deeper layers" if first_is_exact else "all layers"
+        left_out["pair_*"] = f"the position encoding of the network is unknown; {layers} are split by means over data"
     facts = {"window": window, "means_from": "train", "encoding": encoding, "table": TABLE}
     return result(request, variables, coordinates, list(draws), left_out, **facts)
 

@@ -15,7 +15,8 @@ where the bias, of the encoding or imposed, counts as position-position. The pos
 - zero if the network has no position information: in all layers without encoding and causal mask, and in layer 0
   without position vectors or rotation.
 
-For a network with unknown encoding (not `KnowsPositions`), the mean over data is used in all layers.
+For a network with unknown encoding (not `KnowsPositions`), the mean over data is used in all layers, except in layer 0
+if it is known to add position vectors (`AddsPositions`).
 
 Components shared by all positions, including biases of the maps, are content. The means are over other sequences than
 those that are decomposed, so that no sequence contributes to its own mean. In deeper layers, a mean that depends on the
@@ -30,7 +31,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from attnprobe.networks.base import KnowsPositions, Mask, Network, read
+from attnprobe.networks.base import AddsPositions, KnowsPositions, Mask, Network, read
 from attnprobe.scores import Heads, Scores
 from attnprobe.training.objectives import Batch
 
@@ -71,6 +72,8 @@ class Means:
     """Mean norms in each pair of coordinates, over all positions; empty without rotation."""
     scale: Float[Tensor, "token 1"] | None
     """Harmonic mean of the scale of the first layer's norm at each position; None if unknown or without a norm."""
+    first: list[Float[Tensor, "head token d_head"]]
+    """Means of `AddsPositions.first_position_parts`; empty if unknown."""
 
 
 INVERSE = ("inverse scale", 0, 0)
@@ -104,6 +107,9 @@ def means(network: Network, batches: Iterable[Batch], objective: str = "labels")
         scale = network.first_scale(batch) if isinstance(network, KnowsPositions) else None
         if scale is not None:
             add(INVERSE, (1 / scale.double()).sum(0).cpu())
+        parts = network.first_position_parts(batch) if isinstance(network, AddsPositions) else None
+        for side, part in enumerate(parts or ()):
+            add(("first", 0, side), part.double().sum(0).cpu())
 
     def over_positions(key: tuple[str, int, int]) -> Tensor:
         return sums[key].sum(-2) / count.sum()
@@ -120,6 +126,7 @@ def means(network: Network, batches: Iterable[Batch], objective: str = "labels")
         by_layer("unrotated" if rotates else "score", over_positions),
         by_layer("lengths", over_positions) if rotates else [],
         1 / at_positions(INVERSE) if INVERSE in sums else None,
+        [at_positions(("first", 0, side)) for side in range(2)] if ("first", 0, 0) in sums else [],
     )
 
 
@@ -133,11 +140,14 @@ def visit_parts(
 ) -> None:
     """Run the network on a batch and call ``see`` with each layer and its parts; ``mask`` masks tokens."""
     scale = network.first_scale(batch, mask) if isinstance(network, KnowsPositions) else None
+    first = network.first_position_parts(batch, mask) if isinstance(network, AddsPositions) else None
 
     def visit(heads: Heads) -> None:
         scores = heads.scores
         scores = replace(scores, q=scores.q.double(), k=scores.k.double())
-        position_parts = position_shares(network, heads.layer, of, scale, scores.shape[2])
+        position_parts = first if heads.layer == 0 else None
+        if position_parts is None:
+            position_parts = position_shares(network, heads.layer, of, scale, scores.shape[2])
         q, k = (part.to(scores.q).expand_as(scores.q) for part in position_parts)
         see(heads.layer, Parts(scores, q, k))
 
@@ -158,7 +168,7 @@ def position_shares(
         for mean, all_positions in zip(position_means, of.by_position[layer], strict=True)
     ]
     if not isinstance(network, KnowsPositions):
-        return centred_means
+        return [part[None, :, :n] for part in of.first] if layer == 0 and of.first else centred_means
     if layer == 0 and (vectors := network.position_parts(scale, n)) is not None:
         return list(vectors)
     if network.rotates:

@@ -7,7 +7,7 @@ three purposes:
 - *differentiate*: make z a leaf and compute the gradient of a loss with respect to it (`differentiate`);
 - *edit*: return another z.
 
-Optional capabilities are separate protocols (`KnowsPositions`, `KnowsMaps`, `Resumes`, `Fits`, `Swaps`, `Doubles`). A
+Optional capabilities are separate protocols (`KnowsPositions`, `AddsPositions`, `KnowsMaps`, `Resumes`, `Fits`, `Swaps`, `Doubles`). A
 measure checks for them with ``isinstance``; it omits variables that need a missing capability and lists them in its
 result.
 """
@@ -120,6 +120,19 @@ class KnowsPositions(Protocol):
         """Return the maps [head, d_model, d_head] from position vectors to the first layer's queries and keys.
 
         The maps include the norm, at the harmonic mean of its scale over positions.
+        """
+        ...
+
+
+@runtime_checkable
+class AddsPositions(Protocol):
+    """Network of unknown encoding that adds position vectors to its inputs."""
+
+    def first_position_parts(self, batch: Batch, mask: Mask = None) -> tuple[Tensor, Tensor] | None:
+        """Return the exact contribution of position vectors to the first layer's queries and keys, if there is one.
+
+        As in `KnowsPositions.position_parts`, with the scale of the norms in the forward pass of this batch; without
+        prefix and suffix.
         """
         ...
 

@@ -51,7 +51,7 @@ class Call:
     """[batch, head, key, d_value], repeated to the number of query heads."""
     scale: float
     mask: Tensor | None = None
-    """Broadcasts to [batch, head, query, key]: True for visible pairs, or values added to the scores."""
+    """[batch or 1, head or 1, query or 1, key]: True for visible pairs, or values added to the scores."""
     causal: bool = False
     """Whether keys after the query are masked in addition."""
     softmax: bool = False
@@ -238,7 +238,8 @@ class _Mode(TorchFunctionMode):
         groups = query.shape[1] // key.shape[1]
         k, v = (x.repeat_interleave(groups, 1) if groups > 1 else x for x in (key, value))
         factor = query.shape[-1] ** -0.5 if scale is None else float(scale)
-        call = Call(*self._location(), q=query, k=k, v=v, scale=factor, mask=attn_mask, causal=is_causal)
+        mask = attn_mask if attn_mask is None else attn_mask[(None,) * (4 - attn_mask.ndim)]
+        call = Call(*self._location(), q=query, k=k, v=v, scale=factor, mask=mask, causal=is_causal)
         options = {"scale": scale, "enable_gqa": enable_gqa}
         return self.answer(call, lambda: SDPA(query, key, value, attn_mask, dropout_p, is_causal, **options))
 

@@ -8,21 +8,24 @@ import fnmatch
 import hashlib
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from attnprobe.config import DataSpec
 from attnprobe.errors import UsageError, listed
 from attnprobe.networks.base import Attend, Mask, Probe, Shape
 from attnprobe.networks.calls import Call, calls, replay_error, watching
 from attnprobe.networks.inputs import Rows, grid_of, joined, rows_of, special_tokens
+from attnprobe.networks.position_table import PositionTable, find_table, position_parts
 from attnprobe.networks.structure import scores_of
 from attnprobe.provenance import fingerprint
 from attnprobe.scores import Heads, Scores
@@ -34,6 +37,11 @@ TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5, torch.float16: 1e-2, tor
 """Largest replay error (`replay_error`) relative to the largest value of z, by floating-point type."""
 CHECKED = 2
 """Number of rows of the forward pass in which attention calls are found and checked."""
+
+
+class _Reached(Exception):
+    """Ends a forward pass at an attention call."""
+
 
 Loss = Callable[[Any, dict[str, Tensor]], Tensor]
 """Function from the output of the model and its inputs to the loss of each row, [batch]."""
@@ -58,6 +66,8 @@ class TorchModel:
     loss: Loss | None = None
     mask_id: int | None = None
     """Token id with which masked tokens are replaced."""
+    table: PositionTable | None = None
+    """Position vectors that the model adds to its inputs, if they are found."""
 
     def parameters(self) -> Iterator[nn.Parameter]:
         """Iterate over the weights."""
@@ -90,8 +100,37 @@ class TorchModel:
         if missing := [path for path, turn in self.sites if (path, turn) not in seen]:
             raise UsageError(f"{listed(missing)}: did not attend in this batch, but did when the model was loaded")
 
-    def run(self, batch: Batch, mask: Mask = None) -> tuple[Any, dict[str, Tensor]]:
-        """Return the model's output on a batch and its inputs; masked tokens are replaced by the mask token."""
+    def first_position_parts(self, batch: Batch, mask: Mask = None) -> tuple[Tensor, Tensor] | None:
+        """Return the exact contribution of position vectors to the first layer's queries and keys, if there is one."""
+        if self.table is None:
+            return None
+        with torch.no_grad():
+            return position_parts(self.model, partial(self._first_scores, batch, mask), self.table)
+
+    def _first_scores(self, batch: Batch, mask: Mask, tensors: Mapping[str, Tensor]) -> Scores:
+        """Run the model up to the first measured call, with some tensors replaced, and return its scores."""
+        found: list[Scores] = []
+
+        def answer(call: Call, own: Callable[[], Tensor]) -> Tensor:
+            if (call.site, call.turn) != self.sites[0]:
+                return own()
+            found.append(scores_of(call, *self.special, self.shape.grid).inner())
+            raise _Reached
+
+        try:
+            with watching(self.model, answer):
+                self.run(batch, mask, tensors)
+        except _Reached:
+            pass
+        return found[0]
+
+    def run(
+        self, batch: Batch, mask: Mask = None, tensors: Mapping[str, Tensor] | None = None
+    ) -> tuple[Any, dict[str, Tensor]]:
+        """Return the model's output on a batch and its inputs; masked tokens are replaced by the mask token.
+
+        ``tensors`` replaces parameters and buffers of these names.
+        """
         prefix, suffix = self.special
         inputs = self.rows.select(batch.inputs[:, 0], batch.inputs.shape[1] + prefix + suffix)
         inputs = {name: x.to(next(self.parameters()).device) for name, x in inputs.items()}
@@ -99,9 +138,10 @@ class TorchModel:
             assert self.mask_id is not None
             hidden = F.pad(mask, (prefix, suffix))
             inputs["input_ids"] = inputs["input_ids"].masked_fill(hidden, self.mask_id)
-        if self.rows.positional:
-            return self.model(*inputs.values()), inputs
-        return self.model(**inputs), inputs
+        args, kwargs = (tuple(inputs.values()), {}) if self.rows.positional else ((), inputs)
+        if not tensors:
+            return self.model(*args, **kwargs), inputs
+        return functional_call(self.model, dict(tensors), args, kwargs), inputs
 
     def predictions(self, batch: Batch, objective: str, mask: Mask = None) -> Predictions:
         """Run the model and return its predictions: those of the user's loss, of its logits, or none."""
@@ -192,6 +232,7 @@ def network(
         UsageError: If the model has no attention call that can be measured; the message says why and what to do.
     """
     model = getattr(model, "original_model", model)  # TransformerLens's bridge holds the torch model
+    model = getattr(model, "_orig_mod", model)  # torch.compile: the same model, not compiled
     if model.training:
         raise UsageError(f"{type(model).__name__} is in training mode: call model.eval()")
     rows = rows_of(model, inputs, tokenizer, processor)
@@ -255,6 +296,12 @@ def network(
         loss=loss,
         mask_id=getattr(tokenizer, "mask_token_id", None),
     )
+    first_rows = torch.from_numpy(checked[:CHECKED])
+    longest = Batch(first_rows[:, None].expand(-1, shape.n), torch.zeros(len(first_rows)))
+    run_first = partial(torch_model._first_scores, longest, None)
+    with torch.no_grad():
+        table = find_table(model, run_first, slice(special[0], special[0] + shape.n), shape.n + sum(special), d_model)
+    torch_model = replace(torch_model, table=table)
     probe = _probe(torch_model, measured, reference is None)
     return replace(probe, has_logits=isinstance(getattr(outputs[0], "logits", None), Tensor))
 
@@ -304,6 +351,7 @@ def _probe(model: TorchModel, lengths: np.ndarray, halves: bool) -> Probe:
             "model": type(model.model).__name__,
             "sites": sites,
             "special_tokens": list(model.special),
+            "position_table": "" if model.table is None else model.table.name,
             "inputs_fingerprint": fingerprint(arrays),
             "weights_fingerprint": _weights_fingerprint(model.model),
             "step": 0,

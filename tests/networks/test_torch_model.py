@@ -15,7 +15,9 @@ from torch import nn
 import attnprobe as ap
 from attnprobe.cli import main
 from attnprobe.errors import UsageError
-from attnprobe.networks.calls import calls, replay_error, watching
+from attnprobe.networks.base import read
+from attnprobe.networks.calls import Call, calls, replay_error, watching
+from attnprobe.networks.structure import scores_of
 from attnprobe.networks.torch_model import network
 from attnprobe.training.objectives import Batch
 
@@ -107,12 +109,74 @@ def test_from_outside_as_from_inside(twice, measure, options, names):
 
 
 def test_positions_of_a_model_that_does_not_show_its_encoding_add_up_to_the_score(twice):
-    _, outside = twice
+    ckpt, outside = twice
     result = ap.positions(outside, **FEW)
+    assert bool(outside.facts["position_table"]) == (ckpt.config.model.position == "learned")
+    if outside.facts["position_table"]:  # found from outside: the same split as from inside
+        inside = ap.positions(ckpt, **FEW)
+        for name in ("variance_share", "score_by_offset", "position_score"):
+            np.testing.assert_allclose(result[name][0], inside[name][0], rtol=1e-3, atol=1e-6, err_msg=name)
     assert result["variance_share"].sum("term").values == pytest.approx(1, abs=1e-6)
     proximity = ap.proximity(outside, **FEW)
     total = result["proximity_contrast"].sum("term")
     np.testing.assert_allclose(total, proximity["proximity_contrast"], rtol=1e-4, atol=1e-6)
+
+
+def test_position_vectors_are_split_through_the_norm_of_the_embeddings():
+    """In BERT, the part of a vector p is W (p - mean) * gain / std, with the std of the token in the forward pass."""
+    model, ids = family("bert")
+    model = copy.deepcopy(model).double()
+    model.set_attn_implementation("sdpa")  # eager attention shows scores, not queries
+    probe = network(model, ids, reference=ids, leave_out=(1, 2))
+    tokens = slice(1, N - 2)
+    found, _ = probe.network.first_position_parts(Batch(torch.arange(6)[:, None].expand(-1, N - 3), torch.zeros(6)))
+    embeddings, query = model.embeddings, model.encoder.layer[0].attention.self.query
+    vectors = embeddings.position_embeddings.weight[:N]
+    x = embeddings.word_embeddings(ids) + embeddings.token_type_embeddings.weight[0] + vectors
+    std = (x.var(-1, unbiased=False, keepdim=True) + model.config.layer_norm_eps).sqrt()[:, tokens]
+    part = vectors[tokens] - vectors[tokens].mean(0)
+    part = (part - part.mean(-1, keepdim=True)) / std * embeddings.LayerNorm.weight
+    expected = (part @ query.weight.T).unflatten(-1, (2, 8)).transpose(1, 2)
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("name", "table"),
+    [
+        ("ViT", "embeddings.position_embeddings"),
+        ("GPT-2", "wpe.weight"),
+        ("ALBERT", "embeddings.position_embeddings.weight"),
+        ("OPT", "decoder.embed_positions.weight"),
+        ("Llama", ""),
+        ("DeBERTa-v2", ""),
+        ("T5 encoder", ""),
+    ],
+)
+def test_position_tables_are_found(name, table):
+    model, inputs = families.model_and_inputs(families.FAMILIES[name])
+    model.set_attn_implementation("eager" if name == "DeBERTa-v2" else "sdpa")
+    probe = network(model, inputs, reference=inputs, leave_out="special" if inputs.is_floating_point() else "none")
+    assert probe.facts["position_table"] == table
+
+
+def test_a_compiled_model_is_measured():
+    model, inputs = family("bert")
+    compiled = network(torch.compile(model, backend="eager"), inputs, reference=inputs)
+    few = {"sequences": 6, "nulls": 0}
+    entropies = [ap.proximity(one, **few)["entropy"] for one in (compiled, network(model, inputs, reference=inputs))]
+    np.testing.assert_array_equal(*entropies)
+
+
+def test_a_large_negative_value_hides_a_key_and_a_long_ramp_does_not():
+    n = 9
+    position = torch.arange(n)
+    q, k, v = torch.randn(3, 1, 2, n, 4)
+    hidden = torch.zeros(1, 1, n, n).masked_fill(position > position[:, None], -100.0)
+    ramp = -10.0 * (position - position[:, None]).abs().float()[None, None]
+    scores = [scores_of(Call("", 0, None, q, k, v, 0.5, mask=mask)) for mask in (hidden, ramp)]
+    assert [one.causal for one in scores] == [True, False]
+    assert scores[0].bias is None
+    torch.testing.assert_close(scores[1].bias[0], -10.0 * torch.arange(1 - n, n).abs().float())
 
 
 # Inputs.
@@ -225,6 +289,30 @@ def test_torch_encoders_are_seen_and_replayed():
         pairs = calls(model, lambda model=model, x=x: model(x))
         assert len(pairs) == 2 and max(replay_error(*pair) for pair in pairs) < 1e-6
         assert ap.proximity(model, x, sequences=2, nulls=0).sizes["layer"] == 2
+
+
+@pytest.mark.parametrize("slope", [0.0, 0.5])
+def test_a_mask_over_queries_and_keys_only(slope):
+    """A mask [query, key], causal, with or without a bias by distance (ALiBi)."""
+    position = torch.arange(9)
+    mask = (-slope * (position[:, None] - position)).masked_fill(position > position[:, None], -torch.inf)
+    probe = network(Masked(mask).eval(), torch.randn(4, 9, 16))
+    assert probe.network.shape.causal
+    seen = []
+    read(probe.network, Batch(torch.zeros(1, 9, dtype=torch.long), torch.zeros(1)), "labels", seen.append)
+    assert (seen[0].scores.bias is not None) == (slope > 0)
+
+
+class Masked(nn.Module):
+    """An encoder with a mask."""
+
+    def __init__(self, mask):
+        super().__init__()
+        self.encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(16, 2, 32, batch_first=True), 2)
+        self.mask = mask
+
+    def forward(self, x):
+        return self.encoder(x, mask=self.mask)
 
 
 class Attends(nn.Module):
