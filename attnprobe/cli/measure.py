@@ -21,7 +21,7 @@ from attnprobe.tables import MEASURES
 from attnprobe.training.checkpoint import load
 from attnprobe.training.run import Run
 
-INPUTS = ("text", "tokens", "images", "site", "leave_out")
+INPUTS = ("text", "tokens", "images", "task", "site", "leave_out")
 """Flags of Hugging Face models."""
 
 
@@ -31,13 +31,15 @@ class Measure(ReadsData):
 
     path: tyro.conf.Positional[Path] = dataclasses.field(kw_only=True)
     """Checkpoint; run folder: measures every checkpoint and the evolution over steps; or hf:FOLDER, hf:OWNER/NAME: a
-    Hugging Face model, or a folder of its checkpoint-STEP, with --text, --tokens or --images."""
+    Hugging Face model, or a folder of its checkpoint-STEP, with --text, --tokens, --images or --task."""
     text: Path | None = None
     """Text file for a Hugging Face model; every line is a sequence."""
     tokens: Path | None = None
     """An .npz file with inputs of a Hugging Face model (input_ids ..., optionally labels)."""
     images: Path | None = None
     """Folder of images for a Hugging Face model."""
+    task: str | None = None
+    """Task whose test sequences a Hugging Face model is measured on."""
     site: str | None = None
     """Pattern of the attention modules to measure in a Hugging Face model, such as 'encoder.*'."""
     leave_out: Literal["special", "none"] = "special"
@@ -68,7 +70,9 @@ def run(name: str, arguments: list[str]) -> None:
             last = result.isel(step=-1)
         else:
             result = last = report.write.write_checkpoint(name, load_model(name_or_folder), folder, options)
-    elif given := [f"--{field}" for field in ("text", "tokens", "images", "site") if getattr(flags, field) is not None]:
+    elif given := [
+        f"--{field}" for field in ("text", "tokens", "images", "task", "site") if getattr(flags, field) is not None
+    ]:
         raise UsageError(
             f"{given[0]} is for Hugging Face models ({PREFIX}FOLDER, {PREFIX}OWNER/NAME), not {flags.path}"
         )

@@ -7,9 +7,9 @@ three purposes:
 - *differentiate*: make z a leaf and compute the gradient of a loss with respect to it (`differentiate`);
 - *edit*: return another z.
 
-Optional capabilities are separate protocols (`KnowsPositions`, `AddsPositions`, `KnowsMaps`, `Resumes`, `Fits`, `Swaps`, `Doubles`). A
-measure checks for them with ``isinstance``; it omits variables that need a missing capability and lists them in its
-result.
+Optional capabilities are separate protocols (`KnowsPositions`, `AddsPositions`, `KnowsMaps`, `Resumes`, `Fits`,
+`Swaps`, `Doubles`). A measure checks for them with ``isinstance``; it omits variables that need a missing capability
+and lists them in its result.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence

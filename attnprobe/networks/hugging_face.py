@@ -9,6 +9,7 @@ import numpy as np
 from attnprobe.errors import UsageError
 from attnprobe.networks.base import Probe
 from attnprobe.networks.torch_model import network
+from attnprobe.tasks import Split, build, configure
 
 PREFIX = "hf:"
 """Beginning of the name of a Hugging Face model on the command line."""
@@ -21,6 +22,7 @@ def load(
     text: Path | None = None,
     tokens: Path | None = None,
     images: Path | None = None,
+    task: str | None = None,
     site: str | None = None,
     leave_out: Literal["special", "none"] = "special",
     step: int = 0,
@@ -36,25 +38,51 @@ def load(
         tokens: An .npz file with the inputs of the model, such as ``input_ids`` and ``attention_mask``, and optionally
             ``labels``.
         images: Folder of images.
+        task: A task of attnprobe: its test sequences are measured, its training sequences are reference data.
         site: See `network`.
         leave_out: See `network`.
         step: Training step of the model, for results over steps.
     """
-    if sum(source is not None for source in (text, tokens, images)) != 1:
-        raise UsageError(f"{PREFIX}{name} needs inputs: one of --text, --tokens, --images")
+    if sum(source is not None for source in (text, tokens, images, task)) != 1:
+        raise UsageError(f"{PREFIX}{name} needs inputs: one of --text, --tokens, --images, --task")
     model, options = _model(name), {"site": site, "leave_out": leave_out}
     if text is not None:
         probe = network(model, _lines(text, 2 * rows), tokenizer=_processor("AutoTokenizer", name), **options)
     elif images is not None:
         probe = network(model, _images(images, 2 * rows), processor=_processor("AutoImageProcessor", name), **options)
+    elif task is not None:
+        probe = _on_task(model, task, rows, options)
     else:
         assert tokens is not None
         arrays = _arrays(tokens, 2 * rows)
         labels = arrays.pop("labels", None)
         labels = None if labels is None else labels.tolist()
         probe = network(model, arrays, labels=labels, tokenizer=_tokenizer_or_none(name), **options)
-    title = f"{Path(name).name} on {(text or tokens or images or Path()).name}"
+    title = f"{Path(name).name} on {(text or tokens or images or Path(task or '')).name}"
     return replace(probe, title=title, facts={**probe.facts, "step": step})
+
+
+def _on_task(model: Any, name: str, rows: int, options: dict[str, Any]) -> Probe:
+    """Return a model on the first test sequences of a task, with its first training sequences as reference data."""
+    task = build(configure(name))
+    vocabulary = getattr(model.config, "vocab_size", None)
+    if model.main_input_name == "pixel_values" or (vocabulary is not None and task.data.inputs != "tokens"):
+        raise UsageError(f"task {name}: the model reads {model.main_input_name}; must be a task of such inputs")
+    if vocabulary is not None and task.data.vocabulary > vocabulary:
+        raise UsageError(f"task {name}: has {task.data.vocabulary} token ids; must be at most the model's {vocabulary}")
+
+    def inputs(split: Split) -> dict[str, np.ndarray]:
+        arrays = {model.main_input_name: split.inputs[:rows]}
+        if split.lengths is not None:
+            real = np.arange(split.inputs.shape[1]) < split.lengths[:rows, None]
+            arrays["attention_mask"] = real.astype(np.int64)
+        return arrays
+
+    ours = model.config.model_type == "attnprobe"
+    options = options if ours else {**options, "leave_out": "none"}  # ids of a task are not special ones of the model
+    classifies = "Classification" in type(model).__name__ or ours
+    labels = task.test.labels[:rows] if classifies else None
+    return network(model, inputs(task.test), labels=labels, reference=inputs(task.train), **options)
 
 
 def series(name: str) -> dict[int, str]:

@@ -296,8 +296,7 @@ def network(
         loss=loss,
         mask_id=getattr(tokenizer, "mask_token_id", None),
     )
-    first_rows = torch.from_numpy(checked[:CHECKED])
-    longest = Batch(first_rows[:, None].expand(-1, shape.n), torch.zeros(len(first_rows)))
+    longest = Batch(torch.from_numpy(checked[:1, None]).expand(-1, shape.n), torch.zeros(1))
     run_first = partial(torch_model._first_scores, longest, None)
     with torch.no_grad():
         table = find_table(model, run_first, slice(special[0], special[0] + shape.n), shape.n + sum(special), d_model)

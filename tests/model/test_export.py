@@ -176,6 +176,19 @@ def test_the_command_measures_images_on_their_grid(image_checkpoint, tmp_path):
     assert "grid_toeplitz_share" in found
 
 
+@pytest.mark.parametrize("task", ["pairs", "digits"])
+def test_the_command_measures_a_folder_on_a_task(task, tmp_path):
+    few = {"sequences": 4, "nulls": 0}
+    ckpt = ap.train(ap.configure(task, recipe="supervised", steps=2), out=tmp_path / "run").checkpoints[-1]
+    ckpt.save_pretrained(tmp_path / "model")
+    flags = ["--sequences", "4", "--nulls", "0", "--out", str(tmp_path)]
+    main(["interventions", f"hf:{tmp_path / 'model'}", "--task", task, "--edits", "uniform_attention", *flags])
+    found = ap.open_result(tmp_path / "interventions.nc")
+    expected = ap.interventions(ckpt, edits=("uniform_attention",), **few)
+    for name in ("base_loss", "loss_change", "all_accuracy"):
+        np.testing.assert_allclose(found[name], expected[name], rtol=1e-3, atol=1e-5, err_msg=name)
+
+
 def compare(ckpt, arrays, folder):
     """Measure a checkpoint and its export on the same sequences: every second row is measured."""
     ckpt.save_pretrained(folder / "model")

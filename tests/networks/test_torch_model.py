@@ -444,18 +444,26 @@ def folder(tmp_path_factory):
     tf.BertForMaskedLM(tf.BertConfig(**{**BASE, "vocab_size": 25})).save_pretrained(folder / "model")
     rng = np.random.default_rng(0)
     (folder / "text.txt").write_text("\n".join(" ".join(rng.choice(words, size)) for size in [9, 7] * 6))
+    labels = np.arange(40) % 2
+    np.savez(folder / "real.npz", values=rng.normal(size=(40, 8)), labels=labels)
+    np.savez(folder / "big.npz", tokens=np.arange(320).reshape(40, 8) % 40, labels=labels)
     np.savez(folder / "x.npz", input_ids=rng.integers(5, 25, (10, 8)))
     return folder
 
 
 @pytest.mark.parametrize(
-    ("measure", "inputs", "n"), [("proximity", ["--text", "text.txt"], 9), ("gradients", ["--tokens", "x.npz"], 8)]
+    ("measure", "inputs", "n"),
+    [
+        ("proximity", ["--text", "text.txt"], 9),
+        ("positions", ["--task", "digits"], 64),
+        ("gradients", ["--tokens", "x.npz"], 8),
+    ],
 )
 def test_the_command_measures_a_hugging_face_folder(measure, inputs, n, folder, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     flag, file = inputs
     few = ["--sequences", "5", "--nulls", "1", "--out", str(tmp_path)]
-    main([measure, f"hf:{folder / 'model'}", flag, str(folder / file), *few])
+    main([measure, f"hf:{folder / 'model'}", flag, file if flag == "--task" else str(folder / file), *few])
     result = ap.open_result(tmp_path / f"{measure}.nc")
     assert result.attrs["n"] == n and result.attrs["title"] == f"model on {file}"
     assert (tmp_path / f"{measure}.png").exists() and "layer 1, head 1" in capsys.readouterr().out
@@ -477,6 +485,8 @@ def test_checkpoints_of_a_trainer_are_measured_over_steps(folder, tmp_path, monk
     [
         (["hf:{}/model"], "needs inputs: one of --text, --tokens, --images"),
         (["hf:{}/none", "--text", "{}/text.txt"], "none: cannot be loaded"),
+        (["hf:{}/model", "--task", "{}/real.npz"], "the model reads input_ids; must be a task of such inputs"),
+        (["hf:{}/model", "--task", "{}/big.npz"], "has 40 token ids; must be at most the model's 25"),
         (["hf:{}/model", "--images", "{}"], "holds 0 images; must hold at least 4"),
         (["hf:{}/model", "--tokens", "{}/text.txt"], "must be an .npz file of arrays"),
         (["{}/x.pt", "--site", "encoder.*"], "--site is for Hugging Face models"),
