@@ -265,13 +265,15 @@ def row(name: str, only: tuple[str, ...] = ("positions", "gradients", "intervent
         "pattern": np.nan if patterns is None else _pattern_difference(scores, patterns),
     }
     few = {"sequences": ROWS, "nulls": 0}
+    only = tuple(one for one in only if one != "positions" or probe.network.shape.knows_queries)
     results = {measure: getattr(ap, measure)(probe, **few) for measure in ("proximity", *only)}
     tokens = slice(prefix, found[0][0].q.shape[2] - suffix)
     if "gradients" in results:
         facts["gradients"] = _gradient_difference(model, inputs, sites, tokens, results["gradients"])
     if "interventions" in results:
         facts["edits"] = _edit_difference(model, inputs, sites, tokens, results)
-    facts["missing"] = "; ".join(sorted({key for one in results.values() for key in json.loads(one.attrs["left_out"])}))
+    missing = {key for one in results.values() for key in json.loads(one.attrs["left_out"])}
+    facts["missing"] = "; ".join(sorted(missing | ({"positions"} - set(results))))
     return facts
 
 

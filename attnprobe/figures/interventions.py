@@ -115,7 +115,7 @@ def _by_head(axis: Axes, result: xr.Dataset, name: str) -> None:
     excludes_zero = (intervals[0] > 0) | (intervals[1] < 0)
     if _columns(result) <= ANNOTATED_COLUMNS:
         for (row, column), value in np.ndenumerate(values):
-            if excludes_zero[row, column]:
+            if excludes_zero[row, column] and abs(value) >= 0.005:
                 colour = "white" if abs(value) > 0.6 * largest else "black"
                 text = re.sub(r"^(-?)0\.", r"\1.", f"{value:.2f}")
                 axis.text(column, row, text, ha="center", va="center", fontsize=5.5, color=colour)

@@ -305,7 +305,15 @@ def checked_request(measure: str, of: Any, inputs: Any, sequences: int, nulls: i
     if not 0 < level < 1:
         raise UsageError(f"level={level}: must be between 0 and 1")
     if measure == "gradients" and not subject.has_loss:
-        raise UsageError("gradients needs a loss: ap.network(model, inputs, labels=...), or loss=...")
+        raise UsageError(
+            "gradients needs a loss: labels= or loss= of ap.network, or tokenizer= for a masked language model (on the "
+            "command line: labels in --tokens)"
+        )
+    if measure == "positions" and not subject.network.shape.knows_queries:
+        raise UsageError(
+            "positions needs queries and keys, but this model shows only scores: use attn_implementation='sdpa' if it "
+            "has it"
+        )
     if measure == "interventions" and not (subject.has_loss or subject.has_logits):
         raise UsageError("interventions needs logits or a loss: ap.network(model, inputs, loss=...)")
     return Request(measure, subject, min(sequences, available), nulls, level, seed)

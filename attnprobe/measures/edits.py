@@ -124,7 +124,7 @@ def _patch_scores(heads: Heads, material: Material) -> Tensor:
 
 
 def _positional(traits: Traits) -> bool:
-    return traits.positional
+    return traits.positional and traits.network.shape.knows_queries
 
 
 def _movable(traits: Traits) -> bool:

@@ -129,7 +129,7 @@ def interventions(
     if not length_scale > 0:
         raise UsageError(f"length_scale={length_scale}: must be above 0")
     other = None if patch_from is None else _other_network(request, patch_from)
-    setup = _setup(request, length_scale, other, edits)
+    setup = _setup(request, length_scale, other, (edits,) if isinstance(edits, str) else tuple(edits))
     shape, names = request.network.shape, list(setup.edits)
     tallies, draws = over_sequences(
         request, partial(_prepare, setup), ["permuted"], passes=len(setup.scopes) * len(setup.edits)
@@ -171,7 +171,8 @@ class _Setup:
     length_scale: float
     patch_from: Network | None
     edits: dict[str, Edit]
-    means: Means
+    means: Means | None
+    """None if the network does not show queries and keys."""
     profiles: list[Tensor]
     """[head, offset] in each layer: mean offset profiles, over 2-D offsets for images."""
 
@@ -191,9 +192,12 @@ def _setup(request: Request, length_scale: float, patch_from: Network | None, re
     traits = Traits(network, any(biased), patch_from is not None)
     edits = {name: edit for name, edit in EDITS.items() if edit.applies(traits)}
     if unknown := sorted(set(requested) - set(edits)):
-        raise UsageError(f"edits={listed(unknown)}: does not apply to this network; valid: {listed(edits)}")
+        why = "does not apply to this network" if unknown[0] in EDITS else "is unknown"
+        raise UsageError(f"edits={unknown[0]!r}: {why}; valid: {listed(edits)}")
     edits = {name: edit for name, edit in edits.items() if name in requested or not requested}
-    data_means = means(network, (batch for _, batch in chunks(train, rows, network)), subject.objectives[0])
+    data_means = None
+    if network.shape.knows_queries:
+        data_means = means(network, (batch for _, batch in chunks(train, rows, network)), subject.objectives[0])
     return _Setup(request, length_scale, patch_from, edits, data_means, mean_profiles(network, subject, len(rows))[-1])
 
 
@@ -336,7 +340,11 @@ def _materials(
     pairs = geometry_of(view, length)
     device = sample.batch.inputs.device
     parts: dict[int, Parts] = {}
-    visit_parts(network, sample.batch, setup.means, parts.__setitem__, request.probe.objective, mask)
+    if setup.means is not None:
+        visit_parts(network, sample.batch, setup.means, parts.__setitem__, request.probe.objective, mask)
+    else:  # no edit uses them
+        inner = {layer: layer_scores.inner() for layer, layer_scores in scores.items()}
+        parts = {layer: Parts(one, torch.zeros_like(one.q), torch.zeros_like(one.k)) for layer, one in inner.items()}
     excess = (setup.profiles[0].shape[1] - len(pairs.count)) // 2
     profiles = [profile[:, excess : profile.shape[1] - excess].to(device) for profile in setup.profiles]
     imposed = [(-pairs.distance / setup.length_scale).expand(network.shape.heads, -1).to(device)] * len(by_layer)

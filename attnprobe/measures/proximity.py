@@ -100,7 +100,7 @@ def proximity(
     - ``score_by_offset`` (offset): offset profile, the least-squares fit of the score by a function of the offset and a
       constant per query (which the softmax ignores);
     - ``pattern_by_offset`` (offset): mean attention weight at each offset; ``uniform_pattern_by_offset`` has its value
-      for uniform attention and only the dim ``offset``;
+      for uniform attention and only the dim ``offset`` (with sliding windows, ``layer`` too);
     - ``toeplitz_share``: fraction of the row-centred score variance explained by the offset profile, 0 to 1. Without
       structure it is (number of offsets - 1) / (n (n - 1)): 2 / n in one dimension;
     - ``proximity_contrast``: mean score of near keys (0 < distance <= ``window``) minus mean score of far keys, in std
@@ -166,9 +166,11 @@ def proximity(
             axes |= {axis: size for kind in number.axes for axis, size in sizes[kind].items()}
             units = view.unit if number.units == "unit" else number.units
             variables |= labelled(number, prefix + number.name, axes, tallies, (prefix, number.name), level, units)
-        uniform = _uniform(request, view).reshape([2 * side - 1 for side in view.shape])
+        layers = [_uniform(request, view, limit) for limit in network.shape.windows or (None,)]
+        uniform = np.stack(layers).reshape(len(layers), *(2 * side - 1 for side in view.shape))
+        axes, uniform = (("layer", *view.axes), uniform) if network.shape.windows else (view.axes, uniform[0])
         about_uniform = "attention weight by offset of uniform attention"
-        variables[f"{prefix}uniform_pattern_by_offset"] = variable(view.axes, uniform, about_uniform, "1")
+        variables[f"{prefix}uniform_pattern_by_offset"] = variable(axes, uniform, about_uniform, "1")
         variables |= _decay_summary(prefix, view, tallies, groups)
     left_out = undefined(request.network, "proximity_contrast", near=window)
     return result(request, variables, {"window": np.array(windows)}, list(draws), left_out, window=window)
@@ -226,11 +228,11 @@ def _statistics(
     return statistics
 
 
-def _uniform(request: Request, view: View) -> np.ndarray:
-    """Return the attention weight at each offset of uniform attention, mean over sequences."""
+def _uniform(request: Request, view: View, window: int | None) -> np.ndarray:
+    """Return the attention weight at each offset of uniform attention in a layer, mean over sequences."""
     moments = Moments()
     for length in lengths_of(request.probe.task.test)[request.rows].tolist():
-        pairs = geometry_of(view, length)
+        pairs = geometry_of(view, length, window)
         moments.add(widened((pairs.uniform / pairs.count).numpy()[None], request.network.shape.n - length))
     return moments.mean
 

@@ -53,6 +53,8 @@ class Shape:
     """Largest visible distance in each layer, None without a limit; empty if no layer has sliding-window attention."""
     sinks: bool = False
     """Whether queries also attend to a sink, which has a score and no value."""
+    knows_queries: bool = True
+    """Whether scores are given as products of queries and keys, which can be split into content and position."""
     inputs_are_tokens: bool = True
     """Whether a batch has one input per token, so that inputs can be permuted to permute the tokens."""
 

@@ -30,7 +30,7 @@ SOFTMAX = {F.softmax, torch.softmax, Tensor.softmax, torch.special.softmax}
 MASKED = -1e4
 """Added values at or below this mask a key: -inf, torch.finfo(...).min, the -10000 of early BERT models."""
 WEAKLY_MASKED = -50.0
-"""The lowest added value masks a key if it is at most this, and half of it is below all others (the -100 of Swin)."""
+"""Values near the lowest one mask a key if that is at most this and none is between 0.7 and 0.4 of it (Swin's -100)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,6 +43,8 @@ class Call:
     """Number of earlier calls by the same module in this forward pass (shared layers, as in ALBERT)."""
     module_input: tuple[int, ...] | None
     """Shape of the nearest 3-D input of a module around the call, [batch, token, d_model]."""
+    crosses: bool
+    """Whether the module reads keys from another sequence (cross-attention), as far as its arguments show."""
     q: Tensor
     """[batch, head, query, d_head]."""
     k: Tensor
@@ -70,7 +72,7 @@ class Call:
         if self.causal:
             visible = visible & (torch.arange(keys, device=self.q.device) <= _of(self.q, queries)[:, None])
         if self.softmax:
-            return visible & (self.q[:, :, queries] > MASKED)
+            return visible & (self.q[:, :, queries] > self._limit)
         if self.mask is None:
             return visible
         mask = _rows(self.mask, queries)
@@ -78,12 +80,14 @@ class Call:
 
     @cached_property
     def _limit(self) -> float:
-        """Largest added value that masks a key."""
-        assert self.mask is not None
-        lowest = float(self.mask.min())
-        if not MASKED < lowest <= WEAKLY_MASKED:
+        """Largest value of a mask, or of scores with a mask, that hides a key."""
+        values = self.q if self.softmax else self.mask
+        assert values is not None
+        lowest = float(values.where(values > -math.inf, 0.0).min())
+        if lowest > WEAKLY_MASKED:
             return MASKED
-        return lowest if bool(((self.mask == lowest) | (self.mask > lowest / 2)).all()) else MASKED
+        gap = (values < 0.4 * lowest) & (values > 0.7 * lowest)
+        return MASKED if bool(gap.any()) else max(0.7 * lowest, MASKED)
 
     @property
     def bias(self) -> Tensor | None:
@@ -170,13 +174,25 @@ def replay_error(call: Call, z: Tensor) -> float:
     return float((replayed - z[:, :, queries].double()).where(attends, 0.0).abs().max())
 
 
+OTHER_SEQUENCE = ("encoder_hidden_states", "key_value_states", "memory", "context")
+"""Arguments of attention modules that hold another sequence."""
+
+
+def _crosses(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Return whether a module is called with another sequence to attend to."""
+    if isinstance(module, nn.MultiheadAttention):
+        query, key = (args[i] if len(args) > i else kwargs.get(name) for i, name in enumerate(("query", "key")))
+        return query is not key
+    return any(isinstance(kwargs.get(name), Tensor) for name in OTHER_SEQUENCE)
+
+
 class _Mode(TorchFunctionMode):
     """Intercepts attention calls and knows which module makes them."""
 
     def __init__(self, answer: Answer) -> None:
         super().__init__()
         self.answer = answer
-        self.path: list[tuple[str, tuple[int, ...] | None]] = [("", None)]
+        self.path: list[tuple[str, tuple[int, ...] | None, bool]] = [("", None, False)]
         self.modules: list[nn.Module] = []
         self.turns: dict[str, int] = {}
 
@@ -189,7 +205,7 @@ class _Mode(TorchFunctionMode):
             tensors = (x for x in (*args, *kwargs.values()) if isinstance(x, Tensor))
             first = next(tensors, None)
             shape = tuple(first.shape) if first is not None and first.ndim == 3 else None
-            self.path.append((name, shape))
+            self.path.append((name, shape, _crosses(module, args, kwargs)))
             self.modules.append(module)
 
         return enter
@@ -214,11 +230,12 @@ class _Mode(TorchFunctionMode):
             return output, (func(*args, **kwargs)[1] if weights_wanted else None)
         return func(*args, **kwargs)
 
-    def _location(self) -> tuple[str, int, tuple[int, ...] | None]:
+    def _location(self) -> tuple[str, int, tuple[int, ...] | None, bool]:
         site = self.path[-1][0]
         turn = self.turns.get(site, 0)
         self.turns[site] = turn + 1
-        return site, turn, next((shape for _, shape in reversed(self.path) if shape is not None), None)
+        shape = next((shape for _, shape, _ in reversed(self.path) if shape is not None), None)
+        return site, turn, shape, self.path[-1][2]
 
     def _sdpa(
         self,
@@ -267,4 +284,4 @@ class _Mode(TorchFunctionMode):
         if scores.shape[-1] != scores.shape[-2] + 1 or not self.modules:
             return None
         by_head = [x for x in self.modules[-1].parameters(recurse=False) if x.shape == (scores.shape[1],)]
-        return by_head[0].to(scores) if len(by_head) == 1 else None
+        return by_head[0].detach().to(scores) if len(by_head) == 1 else None

@@ -47,7 +47,7 @@ def load(
         raise UsageError(f"{PREFIX}{name} needs inputs: one of --text, --tokens, --images, --task")
     model, options = _model(name), {"site": site, "leave_out": leave_out}
     if text is not None:
-        probe = network(model, _lines(text, 2 * rows), tokenizer=_processor("AutoTokenizer", name), **options)
+        probe = network(model, _lines(text, 2 * rows), tokenizer=_tokenizer(name), **options)
     elif images is not None:
         probe = network(model, _images(images, 2 * rows), processor=_processor("AutoImageProcessor", name), **options)
     elif task is not None:
@@ -99,6 +99,8 @@ def _is_checkpoint(folder: Path) -> bool:
 def _model(name: str) -> Any:
     import transformers
 
+    if not Path(name).is_dir() and name.count("/") != 1:
+        raise UsageError(f"{PREFIX}{name}: cannot be loaded (no such folder; a name on the Hub is OWNER/NAME)")
     import attnprobe.model.pretrained  # noqa: F401  registers the model that Checkpoint.save_pretrained writes
 
     try:
@@ -122,10 +124,17 @@ def _processor(kind: str, name: str) -> Any:
         raise UsageError(f"{PREFIX}{name}: has no usable {kind[4:].lower()} ({_first_line(error)})") from error
 
 
+def _tokenizer(name: str) -> Any:
+    tokenizer = _processor("AutoTokenizer", name)
+    if len(tokenizer) <= len(set(tokenizer.all_special_ids)):
+        raise UsageError(f"{PREFIX}{name}: has no usable tokenizer (its vocabulary has only special tokens)")
+    return tokenizer
+
+
 def _tokenizer_or_none(name: str) -> Any:
     """Return the tokenizer, which knows special tokens and the mask token, or None for models without one."""
     try:
-        return _processor("AutoTokenizer", name)
+        return _tokenizer(name)
     except UsageError:
         return None
 

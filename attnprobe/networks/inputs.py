@@ -49,6 +49,10 @@ def rows_of(model: nn.Module, inputs: Any, tokenizer: Any, processor: Any) -> Ro
     elif (texts := _texts(inputs)) is not None:
         if tokenizer is None:
             raise UsageError("inputs are texts: ap.network(model, texts, tokenizer=...), or pass token ids")
+        if not hasattr(tokenizer, "pad_token_id"):
+            raise UsageError(
+                f"tokenizer={tokenizer!r}: must be a tokenizer, such as AutoTokenizer.from_pretrained(...)"
+            )
         if tokenizer.pad_token_id is None:
             tokenizer.pad_token = tokenizer.eos_token
         limit = min(
@@ -69,12 +73,18 @@ def rows_of(model: nn.Module, inputs: Any, tokenizer: Any, processor: Any) -> Ro
         raise UsageError(f"inputs {shapes}: must have the same number of rows")
     if not len(next(iter(tensors.values()))):
         raise UsageError("inputs: have no rows")
+    if "input_ids" in tensors and (tensors["input_ids"].ndim != 2 or tensors["input_ids"].is_floating_point()):
+        ids = tensors["input_ids"]
+        raise UsageError(f"input_ids of shape {tuple(ids.shape)} and type {ids.dtype}: must be integers [row, token]")
     mask = tensors.get("attention_mask")
     if mask is None or mask.ndim != 2:
         return Rows(tensors, positional, None)
     lengths = mask.sum(1).long()
     if not torch.equal(mask.bool(), torch.arange(mask.shape[1]) < lengths[:, None].to(mask.device)):
-        raise UsageError("attention_mask: must be 1 for the first tokens of each row and 0 for padding after them")
+        raise UsageError(
+            "attention_mask: must be 1 for the first tokens of each row and 0 for padding after them "
+            "(tokenizer(..., padding_side='right'))"
+        )
     padded = tuple(name for name, x in tensors.items() if x.ndim >= 2 and x.shape[:2] == mask.shape)
     return Rows(tensors, positional, lengths.numpy(), padded)
 
@@ -108,6 +118,8 @@ def joined(rows: Rows, reference: Rows) -> Rows:
         if name in rows.padded:
             width = max(x.shape[1], y.shape[1])
             x, y = (F.pad(part, (0, width - part.shape[1])) for part in (x, y))
+        if x.shape[1:] != y.shape[1:]:
+            raise UsageError(f"reference {name} of shape {tuple(y.shape)}: must be like the inputs', {tuple(x.shape)}")
         tensors[name] = torch.cat([x, y])
     lengths = [part.lengths for part in (rows, reference) if part.lengths is not None]
     return Rows(tensors, rows.positional, np.concatenate(lengths) if lengths else None, rows.padded, len(reference))
@@ -160,20 +172,19 @@ def _warn_of_shared_ends(ids: Tensor, lengths: Tensor, prefix: int, suffix: int)
         )
 
 
-def grid_of(model: nn.Module) -> tuple[int, int] | None:
-    """Return the patches of a Hugging Face vision model, or the pixels of an attnprobe one, from its configuration."""
+def grid_of(model: nn.Module, rows: Rows) -> tuple[int, int] | None:
+    """Return the patches of a Hugging Face vision model's images, or the pixels of an attnprobe model's."""
     config: Any = getattr(model, "config", None)
     if is_attnprobe(model):
         return config.grid
-    config = getattr(config, "vision_config", config)
-    image, patch = getattr(config, "image_size", None), getattr(config, "patch_size", None)
-    if (
-        not isinstance(image, int)
-        or not isinstance(patch, int)
-        or getattr(model, "main_input_name", "") != "pixel_values"
-    ):
+    patch, images = (
+        getattr(getattr(config, "vision_config", config), "patch_size", None),
+        rows.tensors.get("pixel_values"),
+    )
+    if images is None or images.ndim != 4 or patch is None:
         return None
-    return image // patch, image // patch
+    height, width = (patch, patch) if isinstance(patch, int) else patch
+    return images.shape[2] // height, images.shape[3] // width
 
 
 def is_attnprobe(model: nn.Module) -> bool:

@@ -59,6 +59,11 @@ def scores_of(call: Call, prefix: int = 0, suffix: int = 0, grid: tuple[int, int
     )
 
 
+def is_product(call: Call, scores: Scores) -> bool:
+    """Return whether scores are products of queries and keys, plus a bias by offset."""
+    return not call.softmax and (call.bias is None or scores.biased)
+
+
 def _factors(added: Tensor, inner_bias: Tensor, tokens: slice) -> tuple[Tensor, Tensor]:
     """Return factors [head, token, coordinate] of what a bias between tokens leaves of a bias [head, n, n].
 

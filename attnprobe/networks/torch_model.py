@@ -26,7 +26,7 @@ from attnprobe.networks.base import Attend, Mask, Probe, Shape
 from attnprobe.networks.calls import Call, calls, replay_error, watching
 from attnprobe.networks.inputs import Rows, grid_of, joined, rows_of, special_tokens
 from attnprobe.networks.position_table import PositionTable, find_table, position_parts
-from attnprobe.networks.structure import scores_of
+from attnprobe.networks.structure import is_product, scores_of
 from attnprobe.provenance import fingerprint
 from attnprobe.scores import Heads, Scores
 from attnprobe.tables import OBJECTIVES
@@ -153,12 +153,19 @@ class TorchModel:
             if not isinstance(loss, Tensor) or loss.shape != (len(rows),):
                 found = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
                 raise UsageError(f"loss returned {found}: must be a tensor [batch] = {(len(rows),)}, one loss per row")
+            if not loss.isfinite().all():
+                raise UsageError("loss returned values that are NaN or infinite")
             return Predictions(loss, None, rows.to(device), len(rows))
         if objective == "labels" and self.labels is None:
             return _without_targets(output, rows.to(device))
         logits = _logits(output)
         if objective == "labels" and self.labels is not None:
             target, sequence = self.labels.to(device)[batch.inputs[:, 0].to(device)], rows.to(device)
+            if logits.ndim != 2 or int(target.max()) >= logits.shape[1] or int(target.min()) < 0:
+                raise UsageError(
+                    f"labels {int(target.min())} ... {int(target.max())}: do not fit logits {tuple(logits.shape)}, "
+                    "which must be [row, class]; or pass loss="
+                )
         else:
             ids = self.rows.select(batch.inputs[:, 0], batch.inputs.shape[1] + prefix + suffix)["input_ids"].to(device)
             if objective == "masked":
@@ -231,10 +238,13 @@ def network(
     Raises:
         UsageError: If the model has no attention call that can be measured; the message says why and what to do.
     """
+    if not isinstance(model, nn.Module) and not hasattr(model, "original_model"):
+        raise UsageError(f"model of type {type(model).__name__}: must be a torch.nn.Module")
+    grid = None if grid is None else (int(grid[0]), int(grid[1]))
     model = getattr(model, "original_model", model)  # TransformerLens's bridge holds the torch model
     model = getattr(model, "_orig_mod", model)  # torch.compile: the same model, not compiled
-    if model.training:
-        raise UsageError(f"{type(model).__name__} is in training mode: call model.eval()")
+    if training := [name or type(model).__name__ for name, module in model.named_modules() if module.training]:
+        raise UsageError(f"{training[0]} is in training mode: call model.eval()")
     rows = rows_of(model, inputs, tokenizer, processor)
     if reference is not None:
         rows = joined(rows, rows_of(model, reference, tokenizer, processor))
@@ -253,7 +263,7 @@ def network(
     selected = _chosen(calls(model, run), len(checked[:CHECKED]), site, type(model).__name__)
     first = selected[0][0]
     tokens = first.q.shape[2]
-    if grid is None and (patches := grid_of(model)) is not None and math.prod(patches) <= tokens:
+    if grid is None and (patches := grid_of(model, rows)) is not None and math.prod(patches) <= tokens:
         grid = patches
     if length is not None and tokens != length:
         raise UsageError(f"{first.site}: attends over {tokens} tokens, but attention_mask has {length}")
@@ -283,6 +293,7 @@ def network(
         left_out=sum(special),
         windows=windows if any(window is not None for window in windows) else (),
         sinks=any(layer_scores.sink is not None for layer_scores in scores),
+        knows_queries=all(is_product(call, one) for (call, _), one in zip(selected, scores, strict=True)),
         inputs_are_tokens=False,
     )
     torch_model = TorchModel(
@@ -406,7 +417,7 @@ def _chosen(found: list[tuple[Call, Tensor]], rows: int, site: str | None, name:
     kinds: dict[str, list[tuple[Call, Tensor]]] = {}
     for call, z in found:
         if site is None or fnmatch.fnmatch(call.site, site):
-            kinds.setdefault(re.sub(r"\d+", "*", call.site), []).append((call, z))
+            kinds.setdefault(re.sub(r"(?<![A-Za-z\d])\d+(?![A-Za-z\d])", "*", call.site), []).append((call, z))
     if not kinds:
         raise UsageError(
             f"site={site!r} matches no attention call; valid: {listed(sorted({c.site for c, _ in found}))}"
@@ -416,10 +427,11 @@ def _chosen(found: list[tuple[Call, Tensor]], rows: int, site: str | None, name:
         call, reason = next(
             (call, usable[id(call)]) for pairs in kinds.values() for call, _ in pairs if usable[id(call)]
         )
-        raise UsageError(f"{call.site}: {reason}")
-    if len(good) > 1:
-        raise UsageError(f"{name} has several kinds of attention; name one with site=: {listed(good)}")
-    chosen = next(iter(good.values()))
+        raise UsageError(f"{call.site or name}: {reason}")
+    if len(good) > 1 and site is None:
+        raise UsageError(f"{name} has several kinds of attention; name one, or a pattern, with site=: {listed(good)}")
+    measured = {id(call) for pairs in good.values() for call, _ in pairs}
+    chosen = [pair for pair in found if id(pair[0]) in measured]
     if len({call.q.shape[1:3] for call, _ in chosen}) > 1:
         raise UsageError(f"{name}: layers differ in heads or tokens; name some of them with site=")
     for call, z in chosen:
@@ -436,8 +448,11 @@ def _refusal(call: Call, rows: int) -> str | None:
     queries, keys = call.q.shape[2], call.k.shape[2]
     if queries != keys:
         return f"{queries} queries and {keys} keys: cross-attention, a cache or chunks cannot be measured"
+    if call.crosses:
+        return "cross-attention cannot be measured"
     if len(call.q) != rows:
-        return f"{len(call.q)} score matrices per head for {rows} rows: attention within parts cannot be measured"
+        hint = "set batch_first=True" if queries == rows else "attention within parts cannot be measured"
+        return f"{len(call.q)} score matrices per head for {rows} rows: {hint}"
     if call.module_input is not None and queries not in call.module_input[:2]:
         return f"{queries} queries, but its module reads {call.module_input}: attention is not over tokens"
     return None

@@ -75,8 +75,8 @@ class Predictions:
         with p of the other network and q of this one. They count as correct if both have the same most likely class.
         """
         assert self.logits is not None and other.logits is not None
-        log_q, log_p = (logits.float().log_softmax(-1) for logits in (self.logits, other.logits))
-        divergence = F.kl_div(log_q, log_p, reduction="none", log_target=True).sum(-1)
+        log_q, log_p = (logits.double().log_softmax(-1) for logits in (self.logits, other.logits))
+        divergence = F.kl_div(log_q, log_p, reduction="none", log_target=True).sum(-1).clamp(min=0)
         same = (self.logits.argmax(-1) == other.logits.argmax(-1)).float()
         return replace(self, loss=divergence, correct=same)
 

@@ -173,10 +173,50 @@ def test_a_large_negative_value_hides_a_key_and_a_long_ramp_does_not():
     q, k, v = torch.randn(3, 1, 2, n, 4)
     hidden = torch.zeros(1, 1, n, n).masked_fill(position > position[:, None], -100.0)
     ramp = -10.0 * (position - position[:, None]).abs().float()[None, None]
-    scores = [scores_of(Call("", 0, None, q, k, v, 0.5, mask=mask)) for mask in (hidden, ramp)]
+    scores = [scores_of(Call("", 0, None, False, q, k, v, 0.5, mask=mask)) for mask in (hidden, ramp)]
     assert [one.causal for one in scores] == [True, False]
     assert scores[0].bias is None
     torch.testing.assert_close(scores[1].bias[0], -10.0 * torch.arange(1 - n, n).abs().float())
+
+
+@pytest.mark.parametrize("hidden", [-1e9, -1e4, -1000.0, -100.0])
+@pytest.mark.parametrize("added", [True, False])
+def test_masks_in_scores_are_recognised(hidden, added):
+    """Scores with a causal mask that was added or filled in, before a softmax."""
+    scores = 3 * torch.randn(2, 2, 9, 9)
+    later = ~torch.ones(9, 9, dtype=torch.bool).tril()
+    masked = scores + hidden * later if added else scores.masked_fill(later, hidden)
+    identity = torch.eye(9).expand(2, 2, 9, 9)
+    found = scores_of(Call("", 0, None, False, masked, identity, identity, 1.0, softmax=True))
+    assert found.causal and found.window is None
+
+
+def test_a_model_that_shows_only_scores_has_no_terms():
+    """Eager attention shows scores, which cannot be split; other measures do not need queries and keys."""
+    model, inputs = family("gpt2")
+    probe = network(model, inputs, reference=inputs, loss=lambda output, batch: output[0].square().mean((1, 2)))
+    with pytest.raises(UsageError, match="positions needs queries and keys"):
+        ap.positions(probe, **FEW)
+    result = ap.interventions(probe, **FEW)
+    assert not {"keep_position", "ablate_position"} & set(result["intervention"].values)
+
+
+@pytest.mark.parametrize("side", [8, 12, 20])
+def test_the_grid_is_that_of_the_images(side):
+    model = families.FAMILIES["DINOv2"].make().eval()
+    shape = network(model, torch.randn(6, 3, side, side)).network.shape
+    assert shape.grid == (side // 4, side // 4) and shape.left_out == 1
+
+
+def test_uniform_attention_has_ratio_1_in_every_layer():
+    model, inputs = families.model_and_inputs(families.FAMILIES["ModernBERT"])
+    with torch.no_grad():
+        for layer in model.layers:
+            layer.attn.Wqkv.weight.zero_()
+    result = ap.proximity(network(model, inputs, reference=inputs), sequences=6, nulls=0)
+    ratio = (result["pattern_by_offset"] / result["uniform_pattern_by_offset"]).transpose("layer", ...).values
+    seen = result["pattern_by_offset"].transpose("layer", ...).values > 0
+    np.testing.assert_allclose(ratio[seen], 1, rtol=1e-5)
 
 
 # Inputs.
@@ -243,6 +283,8 @@ WINDOWED = {"modernbert": 3, "mistral": 4}
 def test_measures_of_sliding_window_attention(name):
     """Positions add up to the score, and edits are those of the dense scores of the model's own calls."""
     model, inputs = family(name)
+    model = copy.deepcopy(model)
+    model.set_attn_implementation("sdpa")
     probe = network(model, inputs, reference=inputs, loss=lambda output, batch: output[0].square().mean((1, 2)))
     assert probe.network.shape.windows[1] == WINDOWED[name]
     few = {"sequences": 6, "nulls": 0}
@@ -330,6 +372,19 @@ class Attends(nn.Module):
 # What cannot be measured is refused in one line.
 
 
+def _training_inside():
+    model = nn.Sequential(Attends(), nn.Dropout()).eval()
+    model[1].train()
+    return model
+
+
+def _decoder():
+    return nn.TransformerDecoder(nn.TransformerDecoderLayer(16, 2, 32, batch_first=True), 2).eval()
+
+
+CROSS = {"site": "*multihead_attn"}
+
+
 def _several_kinds():
     return tf.T5Model(tf.T5Config(vocab_size=VOCABULARY, d_model=16, d_kv=8, d_ff=32, num_layers=2, num_heads=2)).eval()
 
@@ -342,6 +397,15 @@ def _several_kinds():
         (lambda: family("bert")[0].eval(), ["a text"], {}, "inputs are texts: ap.network(model, texts, tokenizer=...)"),
         (lambda: family("bert")[0].eval(), np.array(["a", "b"]), {}, "inputs are texts"),
         (lambda: family("bert")[0].eval(), [], {}, "inputs: have no rows"),
+        (
+            lambda: family("bert")[0].eval(),
+            torch.arange(6),
+            {},
+            "input_ids of shape (6,) and type torch.int64: must be",
+        ),
+        (lambda: family("bert")[0].eval(), "ids", {"reference": torch.full((4, 5), 6)}, "reference input_ids of shape"),
+        (_training_inside, torch.randn(3, 4, 16), {}, "1 is in training mode: call model.eval()"),
+        (_decoder, {"tgt": torch.randn(3, 4, 16), "memory": torch.randn(3, 4, 16)}, CROSS, "cross-attention cannot be"),
         (lambda: family("bert")[0].eval(), [[1, 2], [3]], {}, "inputs of type list: must be numbers [row, ...]"),
         (lambda: family("bert")[0].eval(), torch.full((2, 6), 5), {}, "inputs of 2 rows: at least 3 are needed"),
         (lambda: family("bert")[0].eval(), "ids", {"labels": ["a"] * 6}, "labels of type list: must be class numbers"),
@@ -357,7 +421,7 @@ def _several_kinds():
             _several_kinds,
             {"input_ids": torch.full((3, 6), 5), "decoder_input_ids": torch.full((3, 6), 5)},
             {},
-            "several kinds of attention; name one with site=",
+            "several kinds of attention; name one, or a pattern, with site=",
         ),
     ],
 )
@@ -367,6 +431,24 @@ def test_refusals(model, inputs, options, said):
         network(model(), inputs, **options)
     assert said in str(caught.value) and "\n" not in str(caught.value)
     family("bert")[0].eval()
+
+
+class Numbered(nn.Module):
+    """Two attention modules with numbers in their names, which are two kinds."""
+
+    def __init__(self):
+        super().__init__()
+        self.attn1, self.attn2 = Attends(), Attends()
+
+    def forward(self, x):
+        return self.attn2(self.attn1(x))
+
+
+def test_a_pattern_may_name_several_kinds():
+    x = torch.randn(4, 9, 16)
+    with pytest.raises(UsageError, match="several kinds of attention.*: attn1, attn2"):
+        network(Numbered().eval(), x)
+    assert network(Numbered().eval(), x, site="attn*").facts["sites"] == ["attn1", "attn2"]
 
 
 class Skips(nn.Sequential):
@@ -382,6 +464,14 @@ def test_a_model_whose_calls_differ_between_batches_is_refused():
     with pytest.raises(UsageError, match="1: did not attend in this batch"), torch.no_grad():
         with probe.network.attending(lambda heads: heads.attend()):
             probe.network.predictions(one, "labels")
+
+
+def test_labels_that_do_not_fit_are_refused():
+    model = tf.BertForSequenceClassification(tf.BertConfig(**BASE, num_labels=3)).eval()
+    _, inputs = family("bert")
+    for labels in ([3] * 6, [-1] * 6):
+        with pytest.raises(UsageError, match="do not fit logits|labels"):
+            ap.interventions(network(model, inputs, labels=labels, reference=inputs), **FEW)
 
 
 def test_a_model_without_inputs_or_loss_is_refused():
@@ -442,6 +532,7 @@ def folder(tmp_path_factory):
     tf.BertTokenizerFast(str(folder / "vocab.txt")).save_pretrained(folder / "model")
     torch.manual_seed(0)
     tf.BertForMaskedLM(tf.BertConfig(**{**BASE, "vocab_size": 25})).save_pretrained(folder / "model")
+    tf.BertModel(tf.BertConfig(**{**BASE, "vocab_size": 25})).save_pretrained(folder / "untold")  # without tokenizer
     rng = np.random.default_rng(0)
     (folder / "text.txt").write_text("\n".join(" ".join(rng.choice(words, size)) for size in [9, 7] * 6))
     labels = np.arange(40) % 2
@@ -485,6 +576,8 @@ def test_checkpoints_of_a_trainer_are_measured_over_steps(folder, tmp_path, monk
     [
         (["hf:{}/model"], "needs inputs: one of --text, --tokens, --images"),
         (["hf:{}/none", "--text", "{}/text.txt"], "none: cannot be loaded"),
+        (["hf:none", "--text", "{}/text.txt"], "no such folder; a name on the Hub is OWNER/NAME"),
+        (["hf:{}/untold", "--text", "{}/text.txt"], "has no usable tokenizer"),
         (["hf:{}/model", "--task", "{}/real.npz"], "the model reads input_ids; must be a task of such inputs"),
         (["hf:{}/model", "--task", "{}/big.npz"], "has 40 token ids; must be at most the model's 25"),
         (["hf:{}/model", "--images", "{}"], "holds 0 images; must hold at least 4"),
