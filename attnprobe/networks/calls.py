@@ -83,6 +83,7 @@ class Call:
         """Largest value of a mask, or of scores with a mask, that hides a key."""
         values = self.q if self.softmax else self.mask
         assert values is not None
+        values = values.detach()
         lowest = float(values.where(values > -math.inf, 0.0).min())
         if lowest > WEAKLY_MASKED:
             return MASKED

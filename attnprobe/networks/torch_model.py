@@ -371,9 +371,9 @@ def _probe(model: TorchModel, lengths: np.ndarray, halves: bool) -> Probe:
 
 
 def _name_of(model: nn.Module) -> str:
-    """Return the name of a Hugging Face model's folder or repository, or of the class."""
-    origin = getattr(getattr(model, "config", None), "_name_or_path", "")
-    return str(origin).rstrip("/").split("/")[-1] or type(model).__name__
+    """Return the name of the class, and of a Hugging Face model's folder or repository."""
+    origin = str(getattr(getattr(model, "config", None), "_name_or_path", "") or "").rstrip("/").split("/")[-1]
+    return f"{type(model).__name__} {origin}".strip()
 
 
 def _objectives(model: TorchModel) -> tuple[str, ...]:
