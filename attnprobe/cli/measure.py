@@ -45,7 +45,8 @@ class Measure(ReadsData):
     leave_out: Literal["special", "none"] = "special"
     """Tokens of a Hugging Face model that attend but are not measured."""
     out: Path | None = None
-    """Folder for the result (.nc) and figure (.png, .pdf); default: figures/STEP in the run folder."""
+    """Folder for the result (.nc) and figure (.png, .pdf); default: figures/STEP in the run folder, or
+    figures/NAME for a Hugging Face model."""
     json: bool = False
     """Print the table as JSON."""
 
@@ -57,9 +58,10 @@ def run(name: str, arguments: list[str]) -> None:
     flags: Any = parse(_flags(name, keywords), name, arguments)
     options = {keyword: getattr(flags, keyword) for keyword in keywords}
     foreign = str(flags.path).startswith(PREFIX)
-    folder = flags.out or (Path("figures") if foreign else report.write.default_folder(flags.path))
+    name_or_folder = str(flags.path).removeprefix(PREFIX)
+    own_folder = Path("figures") / Path(name_or_folder).name if foreign else report.write.default_folder(flags.path)
+    folder = flags.out or own_folder
     if foreign:
-        name_or_folder = str(flags.path).removeprefix(PREFIX)
         inputs = {field: getattr(flags, field) for field in INPUTS}
         load_model = functools.partial(hugging_face.load, rows=options["sequences"], **inputs)
         if steps := hugging_face.series(name_or_folder):

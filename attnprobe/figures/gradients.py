@@ -108,6 +108,7 @@ def _signals_and_energies(part: SubFigure, result: xr.Dataset) -> None:
         _energies(axes[layer, 1], of_layer)
         if layers > 1:
             axes[layer, 0].set_title(f"layer {layer}", loc="left")
+    axes[-1, 0].set_xlim(*_signal_range(result))  # shared by all layers
     axes[-1, 0].set_xlabel("descent: mean / std over sequences")
     axes[-1, 1].set_xlabel("share of gradient energy")
     lines, names = axes[0, 0].get_legend_handles_labels()
@@ -134,11 +135,22 @@ def _signals(axis: Axes, result: xr.Dataset) -> None:
         _dots(axis, selected[_own(result, "snr")].values, interval, rows + y_shift, loss, head)
         axis.containers[-1].set_label(f"{selected['loss'].item()}, head {head}")
     axis.axvline(0, color="black", linewidth=0.5)
-    bounds = (result[f"{name}_interval"] / result[f"{name}_std"]).values
-    limit = 1.3 * float(np.nanmax(np.abs(bounds[np.isfinite(bounds)]), initial=1e-9))
-    axis.set_xlim(-limit, limit)
+    if not (result["gradient_norm"] > 0).any():
+        _note_zero(axis)
     axis.set_yticks(rows, result["direction"].values.tolist())
     axis.set_ylim(-0.6, len(rows) - 0.4)
+
+
+def _signal_range(result: xr.Dataset) -> tuple[float, float]:
+    name = _own(result, "descent")
+    bounds = (result[f"{name}_interval"] / result[f"{name}_std"]).values
+    limit = 1.3 * float(np.nanmax(np.abs(bounds[np.isfinite(bounds)]), initial=1e-9))
+    return -limit, limit
+
+
+def _note_zero(axis: Axes) -> None:
+    """Say that the gradient is 0, as that of labels read from [CLS] is in the last layer."""
+    axis.text(0.5, 0.7, "gradient is 0", transform=axis.transAxes, ha="center", va="center", color="0.4")
 
 
 def _dots(axis: Axes, mean: np.ndarray, interval: np.ndarray, rows: np.ndarray, loss: int, head: int) -> None:
@@ -174,7 +186,11 @@ def _by_offset(part: SubFigure, result: xr.Dataset) -> None:
         # the scale leaves out networks at initialisation, whose gradients may be much larger
         ranges = [shown["descent_by_offset_interval"], draws(shown, "descent_by_offset", "permuted")]
         limits = [float(np.nanmax(np.abs(band.isel(layer=layer, loss=loss)))) for band in ranges if band is not None]
-        axis.set_ylim(*(1.1 * max(*limits, 1e-30) * sign for sign in (-1, 1)))
+        if max(limits) > 0:
+            axis.set_ylim(*(1.1 * max(limits) * sign for sign in (-1, 1)))
+        else:
+            axis.set_ylim(-1, 1)
+            _note_zero(axis)
         axis.axhline(0, color="black", linewidth=0.5)
         axis.ticklabel_format(axis="y", scilimits=(-2, 3))
         axis.yaxis.set_major_locator(MaxNLocator(4))

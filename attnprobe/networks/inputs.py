@@ -68,6 +68,7 @@ def rows_of(model: nn.Module, inputs: Any, tokenizer: Any, processor: Any) -> Ro
         x = _tensor(inputs, "inputs")
         main = getattr(model, "main_input_name", None)
         tensors, positional = {main or "inputs": x}, main is None
+    tensors = {name: x.detach().cpu() for name, x in tensors.items()}
     if not tensors or any(x.ndim == 0 for x in tensors.values()) or len({len(x) for x in tensors.values()}) != 1:
         shapes = listed(f"{name} {tuple(x.shape)}" for name, x in tensors.items())
         raise UsageError(f"inputs {shapes}: must have the same number of rows")

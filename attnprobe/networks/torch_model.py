@@ -4,6 +4,7 @@ The model runs on its own inputs. The sequences that measures see are row number
 measured token, so that text, images and anything else a model reads need no conversion.
 """
 
+import copy
 import fnmatch
 import hashlib
 import math
@@ -177,6 +178,11 @@ class TorchModel:
                 logits, target = logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten()
         correct = (logits.argmax(dim=-1) == target).float()
         return Predictions(F.cross_entropy(logits, target, reduction="none"), correct, sequence, len(rows))
+
+    def in_double(self) -> "TorchModel":
+        """Return a copy in float64."""
+        tensors = {name: x.double() if x.is_floating_point() else x for name, x in self.rows.tensors.items()}
+        return replace(self, model=copy.deepcopy(self.model).double(), rows=replace(self.rows, tensors=tensors))
 
     def untrained(self, seed: int) -> "TorchModel | None":
         """Return a newly initialised model of the same configuration, or None without a way to make it."""

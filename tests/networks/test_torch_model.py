@@ -87,8 +87,8 @@ def twice(request):
         ("proximity", {}, ("score_by_offset", "pattern_by_offset", "toeplitz_share", "entropy", "near_mass")),
         (
             "gradients",
-            {"objectives": ("labels",)},
-            ("descent", "gradient_norm", "energy_share", "descent_by_offset", "descent_null"),
+            {"objectives": ("labels",), "curvature": 2},
+            ("curvature", "descent", "gradient_norm", "energy_share", "descent_by_offset", "descent_null"),
         ),
         ("interventions", {}, ("loss_change", "all_accuracy_change", "base_loss", "layer_loss_change_null")),
     ],
