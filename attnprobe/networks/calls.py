@@ -30,7 +30,8 @@ SOFTMAX = {F.softmax, torch.softmax, Tensor.softmax, torch.special.softmax}
 MASKED = -1e4
 """Added values at or below this mask a key: -inf, torch.finfo(...).min, the -10000 of early BERT models."""
 WEAKLY_MASKED = -50.0
-"""Values near the lowest one mask a key if that is at most this and none is between 0.7 and 0.4 of it (Swin's -100)."""
+"""Values near the lowest one mask a key (Swin's -100) if that is at most this, none is between 0.7 and 0.4 of it, and
+they are the same pairs in all rows and heads."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,8 +88,9 @@ class Call:
         lowest = float(values.where(values > -math.inf, 0.0).min())
         if lowest > WEAKLY_MASKED:
             return MASKED
-        gap = (values < 0.4 * lowest) & (values > 0.7 * lowest)
-        return MASKED if bool(gap.any()) else max(0.7 * lowest, MASKED)
+        gap, hidden = (values < 0.4 * lowest) & (values > 0.7 * lowest), values <= 0.7 * lowest
+        is_mask = not bool(gap.any()) and bool((hidden == hidden[:1, :1]).all())
+        return max(0.7 * lowest, MASKED) if is_mask else MASKED
 
     @property
     def bias(self) -> Tensor | None:

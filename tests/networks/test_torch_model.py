@@ -191,6 +191,14 @@ def test_masks_in_scores_are_recognised(hidden, added):
     assert found.causal and found.window is None
 
 
+def test_a_single_low_score_is_no_mask():
+    scores = torch.randn(2, 2, 9, 9)
+    scores[0, 1, 2, 5] = -80
+    identity = torch.eye(9).expand(2, 2, 9, 9)
+    found = scores_of(Call("", 0, None, False, scores, identity, identity, 1.0, softmax=True))
+    torch.testing.assert_close(found.dense(), scores)
+
+
 def test_a_model_that_shows_only_scores_has_no_terms():
     """Eager attention shows scores, which cannot be split; other measures do not need queries and keys."""
     model, inputs = family("gpt2")
