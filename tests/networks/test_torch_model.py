@@ -568,6 +568,20 @@ def test_the_command_measures_a_hugging_face_folder(measure, inputs, n, folder, 
     assert (tmp_path / f"{measure}.png").exists() and "layer 1, head 1" in capsys.readouterr().out
 
 
+def test_a_bridge_of_transformer_lens_is_measured_as_its_torch_model(folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    from transformer_lens.model_bridge import TransformerBridge
+
+    model = tf.GPT2LMHeadModel(tf.GPT2Config(**families.GPT, n_embd=16, bos_token_id=0, eos_token_id=1)).eval()
+    model.save_pretrained(tmp_path)
+    tokenizer = tf.AutoTokenizer.from_pretrained(folder / "model")
+    _, inputs = family("gpt2")
+    direct = ap.proximity(model, inputs, sequences=3, nulls=0)
+    bridge = TransformerBridge.boot_transformers(str(tmp_path), hf_model=model, tokenizer=tokenizer, device="cpu")
+    bridged = ap.proximity(bridge.eval(), inputs, sequences=3, nulls=0)
+    np.testing.assert_allclose(bridged["score_by_offset"], direct["score_by_offset"], rtol=1e-4, atol=1e-7)
+
+
 def test_checkpoints_of_a_trainer_are_measured_over_steps(folder, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     for step in (20, 100):
