@@ -69,7 +69,9 @@ def rows_of(model: nn.Module, inputs: Any, tokenizer: Any, processor: Any) -> Ro
         main = getattr(model, "main_input_name", None)
         tensors, positional = {main or "inputs": x}, main is None
     tensors = {name: x.detach().cpu() for name, x in tensors.items()}
-    if not tensors or any(x.ndim == 0 for x in tensors.values()) or len({len(x) for x in tensors.values()}) != 1:
+    if not tensors:
+        raise UsageError("inputs: have no tensors")
+    if any(x.ndim == 0 for x in tensors.values()) or len({len(x) for x in tensors.values()}) != 1:
         shapes = listed(f"{name} {tuple(x.shape)}" for name, x in tensors.items())
         raise UsageError(f"inputs {shapes}: must have the same number of rows")
     if not len(next(iter(tensors.values()))):
@@ -122,6 +124,8 @@ def joined(rows: Rows, reference: Rows) -> Rows:
         if x.shape[1:] != y.shape[1:]:
             raise UsageError(f"reference {name} of shape {tuple(y.shape)}: must be like the inputs', {tuple(x.shape)}")
         tensors[name] = torch.cat([x, y])
+    if len(reference) < 2:
+        raise UsageError("reference: has 1 row; must have at least 2")
     lengths = [part.lengths for part in (rows, reference) if part.lengths is not None]
     return Rows(tensors, rows.positional, np.concatenate(lengths) if lengths else None, rows.padded, len(reference))
 

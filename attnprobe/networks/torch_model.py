@@ -331,6 +331,8 @@ def _labels(labels: Any, rows: Rows) -> Tensor:
     measured = len(rows) - rows.reference
     if values.shape != (measured,) or values.is_floating_point():
         raise UsageError(f"labels of shape {tuple(values.shape)}: must be class numbers [{measured}], one per row")
+    if int(values.min()) < 0:
+        raise UsageError(f"labels: row {int(values.argmin())} has {int(values.min())}; must not be negative")
     return F.pad(values.long(), (0, rows.reference))
 
 
@@ -417,7 +419,8 @@ def _chosen(found: list[tuple[Call, Tensor]], rows: int, site: str | None, name:
     """Return the calls to measure, checked; raise `UsageError` if there are none or several kinds."""
     if not found:
         raise UsageError(
-            f"{name}: no attention call seen; use attn_implementation='sdpa' or 'eager', or a model that is not traced"
+            f"{name}: no attention call seen; use attn_implementation='sdpa' or 'eager', an untraced model, or, in "
+            "your own code, scaled_dot_product_attention or a softmax over [batch, head, query, key]"
         )
     usable = {id(call): _refusal(call, rows) for call, _ in found}
     kinds: dict[str, list[tuple[Call, Tensor]]] = {}

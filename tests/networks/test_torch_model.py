@@ -412,6 +412,8 @@ def _several_kinds():
             "input_ids of shape (6,) and type torch.int64: must be",
         ),
         (lambda: family("bert")[0].eval(), "ids", {"reference": torch.full((4, 5), 6)}, "reference input_ids of shape"),
+        (lambda: family("bert")[0].eval(), "ids", {"reference": torch.full((1, 13), 6)}, "reference: has 1 row"),
+        (lambda: family("bert")[0].eval(), "ids", {"labels": [0, 1, -1, 0, 1, 0]}, "labels: row 2 has -1; must not be"),
         (_training_inside, torch.randn(3, 4, 16), {}, "1 is in training mode: call model.eval()"),
         (_decoder, {"tgt": torch.randn(3, 4, 16), "memory": torch.randn(3, 4, 16)}, CROSS, "cross-attention cannot be"),
         (lambda: family("bert")[0].eval(), [[1, 2], [3]], {}, "inputs of type list: must be numbers [row, ...]"),
@@ -477,9 +479,8 @@ def test_a_model_whose_calls_differ_between_batches_is_refused():
 def test_labels_that_do_not_fit_are_refused():
     model = tf.BertForSequenceClassification(tf.BertConfig(**BASE, num_labels=3)).eval()
     _, inputs = family("bert")
-    for labels in ([3] * 6, [-1] * 6):
-        with pytest.raises(UsageError, match="do not fit logits|labels"):
-            ap.interventions(network(model, inputs, labels=labels, reference=inputs), **FEW)
+    with pytest.raises(UsageError, match=r"labels 3 ... 3: do not fit logits \(., 3\)"):
+        ap.interventions(network(model, inputs, labels=[3] * 6, reference=inputs), **FEW)
 
 
 def test_a_model_without_inputs_or_loss_is_refused():
