@@ -69,6 +69,9 @@ class Scores:
     """Largest distance at which keys are visible (sliding-window attention), at least 1; all by default."""
     sink: Tensor | None = None
     """[head]: score of every query with a sink, an extra key without a value (gpt-oss); none by default."""
+    special_width: int = 0
+    """Number of last coordinates of q and k that hold the bias of prefix and suffix; between other tokens they add only a
+    constant per query."""
 
     def __post_init__(self) -> None:
         """Check shapes, types and devices, but no values."""
@@ -198,6 +201,15 @@ class Scores:
             )
         bias = self.bias_by_offset
         return replace(self, q=q, k=k, bias=bias, token_bias=None, real=real, prefix=0, suffix=0, grid=grid)
+
+    def between_tokens(self) -> "Scores":
+        """Return the `inner` scores up to a constant per query, without the `special_width` last coordinates."""
+        inner = self.inner()
+        if not self.special_width or self.sink is not None:
+            return inner
+        width = self.q.shape[-1] - self.special_width
+        q, k = inner.q[..., :width], inner.k[..., :width]
+        return replace(inner, q=q, k=k, scale=inner.factor, special_width=0)
 
     def detached(self) -> "Scores":
         """Return the scores detached from the autograd graph."""
@@ -372,10 +384,10 @@ class Heads:
         return self.by(self.scores, self.v)
 
     def inner(self) -> "Heads":
-        """Return the heads restricted to the tokens outside prefix and suffix."""
+        """Return the heads restricted to the tokens outside prefix and suffix (`Scores.between_tokens`)."""
         tokens = self.scores.tokens
         inputs = None if self.inputs is None else self.inputs[:, tokens]
-        return replace(self, scores=self.scores.inner(), v=self.v[:, :, tokens], inputs=inputs)
+        return replace(self, scores=self.scores.between_tokens(), v=self.v[:, :, tokens], inputs=inputs)
 
     def detached(self) -> "Heads":
         """Return the heads detached from the autograd graph."""

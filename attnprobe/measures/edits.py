@@ -183,7 +183,7 @@ def _position_parts(heads: Heads, material: Material, keep_special: bool) -> tup
     extended = []
     for vectors, part in ((heads.scores.q, material.q_position), (heads.scores.k, material.k_position)):
         whole = vectors.clone() if keep_special else torch.zeros_like(vectors)
-        whole[:, :, heads.scores.tokens] = part.to(vectors)
+        whole[:, :, heads.scores.tokens, : part.shape[-1]] = part.to(vectors)
         extended.append(whole)
     return extended[0], extended[1]
 

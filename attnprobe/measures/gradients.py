@@ -347,7 +347,12 @@ def _add_statistics(setup: _Setup, prepared: _Prepared, sample: Sample, add: Add
         gradients_by_loss[loss] = differentiate(network, sample.batch, loss, sample.mask(loss), setup.change)
         for heads, dz in gradients_by_loss[loss]:
             profiles = {prefix: layer_profiles[heads.layer] for prefix, layer_profiles in prepared.profiles.items()}
-            statistics = _statistics(setup, heads, dz, directions(heads.scores.window), profiles, sample.order)
+            windows = setup.request.network.shape.windows
+            window = windows[heads.layer] if windows else None
+            statistics = _statistics(setup, heads, dz, directions(window), profiles, sample.order)
+            if window is not None:  # also in rows that the window covers
+                for prefix in setup.views:
+                    statistics[prefix, "energy_share"][..., SUBSPACES.index("circulant")] = torch.nan
             norms[loss, heads.layer] = statistics["", "gradient_norm"]
             for (prefix, name), values in statistics.items():
                 missing = n - sample.length if name == "descent_by_offset" and not prefix else 0
@@ -380,6 +385,9 @@ def _directions(setup: _Setup, length: int, window: int | None = None) -> _Direc
         proximity = torch.stack(
             [without_own_pair(profile, pairs) for profile in proximity_profiles(pairs, setup.length_scale).values()]
         )
+        if window is not None:
+            circulant = [name.startswith("circulant") for name in proximity_profiles(pairs, setup.length_scale)]
+            proximity[torch.tensor(circulant)] = torch.nan
         by_view[prefix] = unit(torch.cat([proximity, own_pair(pairs)[None]]), pairs)
     shape = setup.request.network.shape
     pairs = geometry((length,), shape.causal, window)

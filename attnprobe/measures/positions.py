@@ -29,7 +29,7 @@ from attnprobe.measures.driver import (
     widened,
 )
 from attnprobe.measures.terms import TERMS, Means, Parts, mean_position_parts, means, visit_parts
-from attnprobe.networks.base import KnowsMaps, KnowsPositions, Network
+from attnprobe.networks.base import AddsPositions, KnowsMaps, KnowsPositions, Network
 from attnprobe.results import variable
 from attnprobe.scores import Scores, bias_of_pairs
 from attnprobe.statistics import covariance, score_statistics
@@ -268,19 +268,21 @@ NULLED = {
 def _position_term(network: Network, data_means: Means, order: np.ndarray | None) -> dict[str, xr.Variable]:
     """Return properties of the mean position-position term, over all pairs including masked ones."""
     q, k = mean_position_parts(network, data_means)
-    n, grid = network.shape.n, network.shape.grid
-    bias = network.bias(n) if isinstance(network, KnowsPositions) else None
-    bias = None if bias is None else bias.double().cpu()
+    q = q * (torch.tensor(data_means.factors, dtype=torch.float64) * q.shape[-1] ** 0.5)[:, None, None, None]
+    grid = network.shape.grid
+    biases = _biases(network)
     inverse = None if order is None else torch.from_numpy(np.argsort(order))
-    score = score_statistics(Scores(q, k, bias=bias, order=inverse, grid=grid)).in_line()
-    amplitude, offset = waves(circulant_part(score.mean_by_offset * score.pairs[:, None]))
+    scores = [Scores(q[[layer]], k[[layer]], bias=bias, order=inverse, grid=grid) for layer, bias in enumerate(biases)]
+    by_layer = [score_statistics(one).in_line() for one in scores]
+    sums = torch.cat([one.mean_by_offset * one.pairs[:, None] for one in by_layer])
+    amplitude, offset = waves(circulant_part(sums))
     k = (k - k.mean(2, keepdim=True)) / k.shape[-1] ** 0.5
     query_vectors, values, key_vectors = (_padded(x, k.shape[-1]) for x in product_svd(q, k))
     head, method = ("layer", "head"), "of the mean position parts"
     return {
         "position_score": variable(
             (*head, "query_bin", "key_bin"),
-            _binned(q, k, bias, grid),
+            np.concatenate([_binned(q[[layer]], k[[layer]], bias, grid) for layer, bias in enumerate(biases)]),
             "position-position term",
             "1",
             "row-centred, mean over bins",
@@ -303,6 +305,16 @@ def _position_term(network: Network, data_means: Means, order: np.ndarray | None
             for side, vectors in (("query", query_vectors), ("key", key_vectors))
         },
     }
+
+
+def _biases(network: Network) -> list[Tensor | None]:
+    """Return the bias of each layer between n tokens, in float64 on the CPU."""
+    layers = range(network.shape.layers)
+    if isinstance(network, KnowsPositions):
+        biases = [network.bias(network.shape.n)] * len(layers)
+    else:
+        biases = [network.layer_bias(layer) if isinstance(network, AddsPositions) else None for layer in layers]
+    return [None if bias is None else bias.double().cpu() for bias in biases]
 
 
 def _binned(q: Tensor, k: Tensor, bias: Tensor | None, grid: tuple[int, int] | None) -> np.ndarray:

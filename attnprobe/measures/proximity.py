@@ -109,8 +109,8 @@ def proximity(
       1 is uniform, values below 1 mean attention to near keys (Tay et al. 2021, section 2.3; Dosovitskiy et al. 2021);
     - ``near_mass`` (window): attention at distance 1, and up to distance ``window``, relative to uniform attention;
     - ``entropy`` (in nats): entropy of the attention pattern, mean over queries;
-    - ``sink_mass``: attention to the sink, for models with a learned sink per head (gpt-oss). All others describe
-      the pattern among tokens;
+    - ``sink_mass``: attention to the sink, among the measured tokens and the sink, for models with a learned sink per
+      head (gpt-oss). All others describe the pattern among tokens;
     - ``decay_length`` (in tokens): length of the exponential fitted to the offset profile, with its standard error
       ``decay_length_se`` (jackknife over groups of sequences) and the R² of the fit ``decay_r2``. ``decay_reason``
       states why the length is NaN, if it is.

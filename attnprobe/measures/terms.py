@@ -72,6 +72,8 @@ class Means:
     """Mean norms in each pair of coordinates, over all positions; empty without rotation."""
     scale: Float[Tensor, "token 1"] | None
     """Harmonic mean of the scale of the first layer's norm at each position; None if unknown or without a norm."""
+    factors: list[float]
+    """Factor of the query-key product in each layer."""
     first: list[Float[Tensor, "head token d_head"]]
     """Means of `AddsPositions.first_position_parts`; empty if unknown."""
 
@@ -86,6 +88,7 @@ def means(network: Network, batches: Iterable[Batch], objective: str = "labels")
     rotates = isinstance(network, KnowsPositions) and network.rotates
     sums: dict[tuple[str, int, int], Tensor] = {}
     count = torch.zeros(n, dtype=torch.float64)
+    factors: dict[int, float] = {}
 
     def add(key: tuple[str, int, int], x: Float[Tensor, "*lead token width"]) -> None:
         if key not in sums:
@@ -94,6 +97,7 @@ def means(network: Network, batches: Iterable[Batch], objective: str = "labels")
 
     def add_heads(heads: Heads) -> None:
         scores = heads.scores
+        factors[heads.layer] = scores.factor
         for side, x in enumerate((scores.q.double(), scores.k.double())):
             add(("score", heads.layer, side), x.sum(0).cpu())
             if isinstance(network, KnowsPositions) and rotates:
@@ -126,6 +130,7 @@ def means(network: Network, batches: Iterable[Batch], objective: str = "labels")
         by_layer("unrotated" if rotates else "score", over_positions),
         by_layer("lengths", over_positions) if rotates else [],
         1 / at_positions(INVERSE) if INVERSE in sums else None,
+        [factors[layer] for layer in layers],
         [at_positions(("first", 0, side)) for side in range(2)] if ("first", 0, 0) in sums else [],
     )
 

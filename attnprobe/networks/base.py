@@ -128,7 +128,11 @@ class KnowsPositions(Protocol):
 
 @runtime_checkable
 class AddsPositions(Protocol):
-    """Network of unknown encoding that adds position vectors to its inputs."""
+    """Network of unknown encoding that may add position vectors to its inputs, or a bias to its scores."""
+
+    def layer_bias(self, layer: int) -> Float[Tensor, "head offset"] | None:
+        """Return the bias between n tokens at their 1-D or 2-D offsets in a layer, or None without one."""
+        ...
 
     def first_position_parts(self, batch: Batch, mask: Mask = None) -> tuple[Tensor, Tensor] | None:
         """Return the exact contribution of position vectors to the first layer's queries and keys, if there is one.

@@ -73,7 +73,7 @@ class Call:
         if self.causal:
             visible = visible & (torch.arange(keys, device=self.q.device) <= _of(self.q, queries)[:, None])
         if self.softmax:
-            return visible & (self.q[:, :, queries] > self._limit)
+            return visible & ~_negligible(self.q[:, :, queries])
         if self.mask is None:
             return visible
         mask = _rows(self.mask, queries)
@@ -81,10 +81,9 @@ class Call:
 
     @cached_property
     def _limit(self) -> float:
-        """Largest value of a mask, or of scores with a mask, that hides a key."""
-        values = self.q if self.softmax else self.mask
-        assert values is not None
-        values = values.detach()
+        """Largest added value that hides a key."""
+        assert self.mask is not None
+        values = self.mask.detach()
         lowest = float(values.where(values > -math.inf, 0.0).min())
         if lowest > WEAKLY_MASKED:
             return MASKED
@@ -114,6 +113,18 @@ class Call:
         return scores.masked_fill(~self._visible_to(queries), -math.inf)
 
 
+def _negligible(scores: Tensor) -> Tensor:
+    """Return which keys [query, key] are hidden in scores: at most `MASKED`, or without weight in all rows and heads.
+
+    One or two rows and heads are too few to tell a mask from low scores.
+    """
+    scores = scores.detach()
+    hidden = scores <= MASKED
+    if scores.shape[0] * scores.shape[1] < 4:
+        return hidden
+    return hidden | (scores < scores.amax(-1, keepdim=True) - NO_WEIGHT).flatten(0, 1).all(0)
+
+
 def _of(q: Tensor, queries: slice) -> Tensor:
     return torch.arange(q.shape[2], device=q.device)[queries]
 
@@ -125,6 +136,9 @@ def _rows(mask: Tensor, queries: slice) -> Tensor:
 
 REPLAYED = 256
 """Number of queries in the check of a call, at most twice as many."""
+
+NO_WEIGHT = 40.0
+"""Distance of a score from the largest of its query at which a key has no weight (e^-40)."""
 
 Answer = Callable[[Call, Callable[[], Tensor]], Tensor]
 """Function from a call and the model's own computation of z to z."""
@@ -267,7 +281,7 @@ class _Mode(TorchFunctionMode):
         def own() -> Tensor:
             return func(input, dim, *args, **kwargs)
 
-        if input.ndim != 4 or dim not in (-1, 3) or input.shape[-2] == 1:
+        if input.ndim != 4 or dim not in (-1, 3) or (input.shape[-2] == 1 != input.shape[-1]):
             return own()
         sink = self._sink(input)
         keys = input.shape[-1] - (sink is not None)

@@ -120,7 +120,7 @@ def joined(rows: Rows, reference: Rows) -> Rows:
         y = reference.tensors[name]
         if name in rows.padded:
             width = max(x.shape[1], y.shape[1])
-            x, y = (F.pad(part, (0, width - part.shape[1])) for part in (x, y))
+            x, y = (F.pad(part, (0, 0) * (part.ndim - 2) + (0, width - part.shape[1])) for part in (x, y))
         if x.shape[1:] != y.shape[1:]:
             raise UsageError(f"reference {name} of shape {tuple(y.shape)}: must be like the inputs', {tuple(x.shape)}")
         tensors[name] = torch.cat([x, y])

@@ -74,12 +74,33 @@ def find_table(model: nn.Module, run: Run, tokens: slice, n: int, d_model: int) 
         if rows.shape[-1] != n or not bool((rows.reshape(-1, n) == rows.reshape(-1, n)[0]).all()):
             continue
         table = PositionTable(name, rows.reshape(-1, n)[0, tokens])
+        if not _moves_its_tokens(model, run, table):
+            continue
         removed, doubled = (position_parts(model, run, table, factor) for factor in (0.0, 2.0))
         largest = max(float(part.abs().max()) for part in removed)
         deviation = max(float((one + two).abs().max()) for one, two in zip(removed, doubled, strict=True))
         if 0 < largest and deviation <= AFFINE * largest:
             return table
     return None
+
+
+def _moves_its_tokens(model: nn.Module, run: Run, table: PositionTable) -> bool:
+    """Return whether each row of a table is the vector of its token, and of no other one.
+
+    It is not if the model interpolates the table, reads it with a shift, or adds several tables.
+    """
+    rows = table.rows
+    if len(rows.unique()) < len(rows):
+        return False
+    some = torch.rand(len(rows), generator=torch.Generator().manual_seed(0)) < 0.5
+    values = _tensors(model)[table.name].detach().clone()
+    vectors = values[0] if values.ndim == 3 else values
+    moved = rows[some.to(rows.device)]
+    vectors[moved] += vectors.std() + 1
+    vectors[moved, 0] += vectors.std() + 1
+    scores, other = run({}), run({table.name: values})
+    change = torch.stack([x - y for x, y in ((scores.q, other.q), (scores.k, other.k))]).abs().amax((0, 1, 2, 4))
+    return torch.equal(change.cpu() > AFFINE * float(change.max()), some)
 
 
 def _tensors(model: nn.Module) -> dict[str, Tensor]:

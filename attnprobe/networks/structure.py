@@ -8,22 +8,34 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from attnprobe.errors import UsageError
-from attnprobe.networks.calls import Call
+from attnprobe.networks.calls import MASKED, Call
 from attnprobe.scores import Scores, bias_of_pairs
 
 SAME = 1e-6
 """Largest difference, relative to the largest bias, up to which biases count as equal."""
 
 
-def scores_of(call: Call, prefix: int = 0, suffix: int = 0, grid: tuple[int, int] | None = None) -> Scores:
+def scores_of(
+    call: Call,
+    prefix: int = 0,
+    suffix: int = 0,
+    grid: tuple[int, int] | None = None,
+    known: tuple[bool, int | None] | None = None,
+) -> Scores:
     """Return the scores of a call; prefix and suffix are left out of statistics.
 
-    Raises `UsageError` if the mask is anything but causal, a sliding window, or both, or differs between rows or heads.
+    ``known`` is whether the mask is causal, and its window, if that was found in another batch.
+
+    Raises `UsageError` if the mask is anything but causal, a sliding window, or both, differs between rows or heads, or
+    is not the known one.
     """
-    causal, window = _mask(call)
-    q, k, scale, bias, token_bias = call.q, call.k, call.scale, None, None
-    if call.softmax and not bool(call.visible.all()):
-        q = q.masked_fill(~call.visible, 0.0)
+    n = call.q.shape[2]
+    causal, window = _mask(call) if known is None or not call.softmax else _known_mask(call, *known)
+    if known is not None and n > 1 and (causal, window) != _clipped(*known, n):
+        raise UsageError(f"{call.site}: its mask is not that of the rows with which the model was loaded")
+    q, k, scale, bias, token_bias, special_width = call.q, call.k, call.scale, None, None, 0
+    if call.softmax and (causal or window is not None):
+        q = q.masked_fill(~_band(n, causal, window, q), 0.0)
     added = call.bias
     if added is not None:
         heads, n = q.shape[1:3]
@@ -32,7 +44,6 @@ def scores_of(call: Call, prefix: int = 0, suffix: int = 0, grid: tuple[int, int
         if bias is not None:
             bias = bias.to(q.dtype).expand(heads, -1)
         else:
-            q, scale = q * scale, 1.0
             tokens = slice(prefix, n - suffix)
             recognised = by_offset(added[..., tokens, tokens], call.visible[..., tokens, tokens], grid)
             if recognised is not None:
@@ -40,9 +51,10 @@ def scores_of(call: Call, prefix: int = 0, suffix: int = 0, grid: tuple[int, int
                 position = torch.arange(n - prefix - suffix, device=q.device)
                 inner_bias = bias_of_pairs(token_bias, grid or (len(position),), position, position)
                 left, right = _factors(added[0].expand(heads, -1, -1), inner_bias, tokens)
-            else:  # more coordinates: [scale q, b] . [k, 1]
+                special_width = left.shape[-1]
+            else:  # more coordinates: scale [q, b / scale] . [k, 1]
                 left, right = added, torch.eye(n, dtype=q.dtype, device=q.device)
-            q = torch.cat([q, left.to(q.dtype).expand(*q.shape[:3], -1)], dim=-1)
+            q = torch.cat([q, (left / scale).to(q.dtype).expand(*q.shape[:3], -1)], dim=-1)
             k = torch.cat([k, right.to(k.dtype).expand(*k.shape[:3], -1)], dim=-1)
     return Scores(
         q,
@@ -56,7 +68,27 @@ def scores_of(call: Call, prefix: int = 0, suffix: int = 0, grid: tuple[int, int
         token_bias=token_bias,
         window=window,
         sink=call.sink,
+        special_width=special_width,
     )
+
+
+def _clipped(causal: bool, window: int | None, n: int) -> tuple[bool, int | None]:
+    """Return a mask in sequences of n tokens, where a window may cover all."""
+    return causal, window if window is not None and window < n - 1 else None
+
+
+def _band(n: int, causal: bool, window: int | None, like: Tensor) -> Tensor:
+    """Return which pairs [query, key] a mask shows."""
+    band = torch.ones(n, n, dtype=torch.bool, device=like.device).tril(0 if causal else n)
+    return band if window is None else band.triu(-window) & band.tril(window)
+
+
+def _known_mask(call: Call, causal: bool, window: int | None) -> tuple[bool, int | None]:
+    """Return a known mask of scores, in which values that hide keys need not stand out in every batch."""
+    n = call.q.shape[2]
+    if bool((call.q <= MASKED)[..., _band(n, causal, window, call.q)].any()):
+        raise UsageError(f"{call.site}: its mask is not that of the rows with which the model was loaded")
+    return _clipped(causal and n > 1, window, n)
 
 
 def is_product(call: Call, scores: Scores) -> bool:

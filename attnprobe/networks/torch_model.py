@@ -67,6 +67,8 @@ class TorchModel:
     loss: Loss | None = None
     mask_id: int | None = None
     """Token id with which masked tokens are replaced."""
+    biases: tuple[Tensor | None, ...] = ()
+    """Bias between the measured tokens of the longest rows at their offsets, [head, offset], in each layer."""
     table: PositionTable | None = None
     """Position vectors that the model adds to its inputs, if they are found."""
 
@@ -89,7 +91,7 @@ class TorchModel:
             if layer is None:
                 return own()
             seen.add((call.site, call.turn))
-            scores = scores_of(call, prefix, suffix, self.shape.grid)
+            scores = scores_of(call, prefix, suffix, self.shape.grid, self._mask_of(layer))
 
             def by(edited: Scores, v: Tensor) -> Tensor:
                 return own() if edited is scores and v is call.v else edited.attend(v).to(call.v.dtype)
@@ -100,6 +102,11 @@ class TorchModel:
             yield
         if missing := [path for path, turn in self.sites if (path, turn) not in seen]:
             raise UsageError(f"{listed(missing)}: did not attend in this batch, but did when the model was loaded")
+
+    def layer_bias(self, layer: int) -> Tensor | None:
+        """Return the bias between n tokens at their offsets, [head, offset], in a layer."""
+        bias = self.biases[layer]
+        return None if bias is None else bias.detach()
 
     def first_position_parts(self, batch: Batch, mask: Mask = None) -> tuple[Tensor, Tensor] | None:
         """Return the exact contribution of position vectors to the first layer's queries and keys, if there is one."""
@@ -115,7 +122,7 @@ class TorchModel:
         def answer(call: Call, own: Callable[[], Tensor]) -> Tensor:
             if (call.site, call.turn) != self.sites[0]:
                 return own()
-            found.append(scores_of(call, *self.special, self.shape.grid).inner())
+            found.append(scores_of(call, *self.special, self.shape.grid, self._mask_of(0)).between_tokens())
             raise _Reached
 
         try:
@@ -124,6 +131,9 @@ class TorchModel:
         except _Reached:
             pass
         return found[0]
+
+    def _mask_of(self, layer: int) -> tuple[bool, int | None]:
+        return self.shape.causal, self.shape.windows[layer] if self.shape.windows else None
 
     def run(
         self, batch: Batch, mask: Mask = None, tensors: Mapping[str, Tensor] | None = None
@@ -312,6 +322,7 @@ def network(
         labels=None if labels is None else _labels(labels, rows),
         loss=loss,
         mask_id=getattr(tokenizer, "mask_token_id", None),
+        biases=tuple(one.bias_by_offset for one in scores),
     )
     longest = Batch(torch.from_numpy(checked[:1, None]).expand(-1, shape.n), torch.zeros(1))
     run_first = partial(torch_model._first_scores, longest, None)

@@ -183,12 +183,76 @@ def test_a_large_negative_value_hides_a_key_and_a_long_ramp_does_not():
 @pytest.mark.parametrize("added", [True, False])
 def test_masks_in_scores_are_recognised(hidden, added):
     """Scores with a causal mask that was added or filled in, before a softmax."""
-    scores = 3 * torch.randn(2, 2, 9, 9)
+    scores = 6 * torch.randn(2, 2, 9, 9)
     later = ~torch.ones(9, 9, dtype=torch.bool).tril()
     masked = scores + hidden * later if added else scores.masked_fill(later, hidden)
     identity = torch.eye(9).expand(2, 2, 9, 9)
     found = scores_of(Call("", 0, None, False, masked, identity, identity, 1.0, softmax=True))
     assert found.causal and found.window is None
+
+
+class Scaled(nn.Module):
+    """Attention with position vectors, a scale, and a bias by distance (ALiBi)."""
+
+    def __init__(self, scale, slope=0.0):
+        super().__init__()
+        torch.manual_seed(0)
+        self.position_embeddings = nn.Parameter(torch.randn(12, 8))
+        self.q, self.k, self.scale = nn.Linear(8, 8), nn.Linear(8, 8), scale
+        with torch.no_grad():
+            self.q.weight.mul_(0.5 / scale)
+            self.q.bias.mul_(0.5 / scale)
+        self.bias = -slope * (torch.arange(12)[:, None] - torch.arange(12)).abs().float()
+
+    def forward(self, x):
+        x = x + self.position_embeddings
+        q, k, v = (y.unflatten(-1, (2, 4)).transpose(1, 2) for y in (self.q(x), self.k(x), x))
+        z = nn.functional.scaled_dot_product_attention(q, k, v, self.bias.expand(1, 2, -1, -1), scale=self.scale)
+        return z.transpose(1, 2).flatten(2)
+
+
+def test_position_terms_have_the_scale_and_the_bias_of_the_model():
+    x = torch.randn(6, 12, 8, generator=torch.Generator().manual_seed(0))
+    half, eighth, biased = (
+        ap.positions(network(model.eval(), x, reference=x), sequences=6, nulls=0)
+        for model in (Scaled(0.5), Scaled(0.125), Scaled(0.5, slope=2.0))
+    )
+    for name in ("position_score", "wave_amplitude", "position_singular_value", "score_by_offset"):
+        np.testing.assert_allclose(half[name], eighth[name], rtol=1e-4, atol=1e-6, err_msg=name)
+    bias = Scaled(0.5, slope=2.0).bias.numpy()
+    difference = (biased["position_score"] - half["position_score"]).values[0, 0]
+    np.testing.assert_allclose(difference, bias - bias.mean(1, keepdims=True), rtol=1e-4, atol=1e-5)
+
+
+def test_biases_of_special_tokens_do_not_disturb_positions():
+    """BEiT: the trained model has a bias of the class token in more coordinates, the untrained one has none."""
+    model, inputs = families.model_and_inputs(families.FAMILIES["BEiT"])
+    model.set_attn_implementation("sdpa")
+    probe = network(model, inputs, reference=inputs)
+    result = ap.positions(probe, sequences=6, nulls=1)
+    assert result["variance_share"].sum("term").values == pytest.approx(1, abs=1e-5)
+    assert result.sizes["component"] == 8
+
+
+@pytest.mark.parametrize("side", [12, 16])
+def test_a_table_that_the_model_interpolates_is_not_taken_for_its_position_vectors(side):
+    model, _ = families.model_and_inputs(families.FAMILIES["DINOv2"])
+    model.set_attn_implementation("sdpa")
+    found = network(model, torch.randn(6, 3, side, side)).facts["position_table"]
+    assert found == ("embeddings.position_embeddings" if side == 12 else "")
+
+
+def test_rows_of_one_token_and_of_the_length_of_a_window():
+    """With eager attention; a layer with a window has no circulant numbers, whatever the length of its rows."""
+    model, ids = family("modernbert")
+    lengths = torch.tensor([1, 3, N, N, 1, 3])
+    mask = (torch.arange(N) < lengths[:, None]).long()
+    inputs = {"input_ids": ids, "attention_mask": mask}
+    probe = network(model, inputs, reference=inputs, loss=lambda output, batch: output[0].square().mean((1, 2)))
+    gradients = ap.gradients(probe, sequences=6, nulls=0).isel(layer=1, loss=0)
+    assert gradients["energy_share"].sel(subspace="circulant").isnull().all()
+    assert gradients["descent"].sel(direction="circulant band").isnull().all()
+    assert np.isfinite(gradients["gradient_norm"]).all()
 
 
 def test_a_single_low_score_is_no_mask():
