@@ -70,8 +70,8 @@ class Scores:
     sink: Tensor | None = None
     """[head]: score of every query with a sink, an extra key without a value (gpt-oss); none by default."""
     special_width: int = 0
-    """Number of last coordinates of q and k that hold the bias of prefix and suffix; between other tokens they add only a
-    constant per query."""
+    """Number of last coordinates of q and k that hold the bias of prefix and suffix. Between other tokens they add only
+    a constant per query."""
 
     def __post_init__(self) -> None:
         """Check shapes, types and devices, but no values."""
