@@ -347,8 +347,7 @@ def _add_statistics(setup: _Setup, prepared: _Prepared, sample: Sample, add: Add
         gradients_by_loss[loss] = differentiate(network, sample.batch, loss, sample.mask(loss), setup.change)
         for heads, dz in gradients_by_loss[loss]:
             profiles = {prefix: layer_profiles[heads.layer] for prefix, layer_profiles in prepared.profiles.items()}
-            windows = setup.request.network.shape.windows
-            window = windows[heads.layer] if windows else None
+            window = setup.request.network.shape.window(heads.layer)
             statistics = _statistics(setup, heads, dz, directions(window), profiles, sample.order)
             if window is not None:  # also in rows that the window covers
                 for prefix in setup.views:
@@ -583,7 +582,7 @@ def _second_derivatives(
 ) -> np.ndarray:
     """Return the second derivatives with respect to the scores of one layer, [sequence, head, direction]."""
     length, heads = batch.inputs.shape[1], network.shape.heads
-    window = network.shape.windows[layer] if network.shape.windows else None
+    window = network.shape.window(layer)
     fixed_directions = _directions(setup, length, window).by_view[prefix]
     pairs = geometry_of(setup.views[prefix], length, window)
     profile = prepared.profiles[prefix][layer]

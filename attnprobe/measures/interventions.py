@@ -335,8 +335,7 @@ def _materials(
     """Return a function from layer and heads to the `Material` of a batch; with a draw, values are permuted."""
     request, network, length = setup.request, setup.request.network, sample.length
     view = list(views(network).values())[-1]
-    windows = network.shape.windows or (None,) * network.shape.layers
-    by_layer = [geometry_of(view, length, window) for window in windows]
+    by_layer = [geometry_of(view, length, network.shape.window(layer)) for layer in range(network.shape.layers)]
     pairs = geometry_of(view, length)
     device = sample.batch.inputs.device
     parts: dict[int, Parts] = {}

@@ -58,6 +58,10 @@ class Shape:
     inputs_are_tokens: bool = True
     """Whether a batch has one input per token, so that inputs can be permuted to permute the tokens."""
 
+    def window(self, layer: int) -> int | None:
+        """Return the largest visible distance in a layer, or None without a limit."""
+        return self.windows[layer] if self.windows else None
+
 
 @runtime_checkable
 class Network(Protocol):

@@ -68,10 +68,9 @@ class Call:
         return self._visible_to(slice(0, self.q.shape[2]))
 
     def _visible_to(self, queries: slice) -> Tensor:
-        n, keys = self.q.shape[2], self.k.shape[2]
-        visible = torch.ones(1, 1, len(range(n)[queries]), keys, dtype=torch.bool, device=self.q.device)
-        if self.causal:
-            visible = visible & (torch.arange(keys, device=self.q.device) <= _of(self.q, queries)[:, None])
+        query = torch.arange(self.q.shape[2], device=self.q.device)[queries, None]
+        key = torch.arange(self.k.shape[2], device=self.q.device)
+        visible = (key <= query if self.causal else (key >= 0) & (query >= 0))[None, None]
         if self.softmax:
             return visible & ~_negligible(self.q[:, :, queries])
         if self.mask is None:
@@ -116,7 +115,7 @@ class Call:
 def _negligible(scores: Tensor) -> Tensor:
     """Return which keys [query, key] are hidden in scores: at most `MASKED`, or without weight in all rows and heads.
 
-    One or two rows and heads are too few to tell a mask from low scores.
+    Fewer than four score matrices are too few to tell a mask from low scores.
     """
     scores = scores.detach()
     hidden = scores <= MASKED
@@ -125,13 +124,9 @@ def _negligible(scores: Tensor) -> Tensor:
     return hidden | (scores < scores.amax(-1, keepdim=True) - NO_WEIGHT).flatten(0, 1).all(0)
 
 
-def _of(q: Tensor, queries: slice) -> Tensor:
-    return torch.arange(q.shape[2], device=q.device)[queries]
-
-
 def _rows(mask: Tensor, queries: slice) -> Tensor:
-    """Return the rows of a mask, which broadcasts to [batch, head, query, key]."""
-    return mask if mask.ndim < 2 or mask.shape[-2] == 1 else mask[..., queries, :]
+    """Return the rows of a mask for some queries."""
+    return mask if mask.shape[2] == 1 else mask[:, :, queries]
 
 
 REPLAYED = 256

@@ -99,8 +99,8 @@ def _is_checkpoint(folder: Path) -> bool:
 def _model(name: str) -> Any:
     import transformers
 
-    if not Path(name).is_dir() and name.count("/") != 1:
-        raise UsageError(f"{PREFIX}{name}: cannot be loaded (no such folder; a name on the Hub is OWNER/NAME)")
+    if not Path(name).is_dir() and (name.startswith((".", "/", "~")) or name.count("/") > 1):
+        raise UsageError(f"{PREFIX}{name}: cannot be loaded (no such folder)")
     import attnprobe.model.pretrained  # noqa: F401  registers the model that Checkpoint.save_pretrained writes
 
     try:

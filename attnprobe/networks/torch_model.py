@@ -133,7 +133,7 @@ class TorchModel:
         return found[0]
 
     def _mask_of(self, layer: int) -> tuple[bool, int | None]:
-        return self.shape.causal, self.shape.windows[layer] if self.shape.windows else None
+        return self.shape.causal, self.shape.window(layer)
 
     def run(
         self, batch: Batch, mask: Mask = None, tensors: Mapping[str, Tensor] | None = None

@@ -663,7 +663,7 @@ def test_checkpoints_of_a_trainer_are_measured_over_steps(folder, tmp_path, monk
     [
         (["hf:{}/model"], "needs inputs: one of --text, --tokens, --images"),
         (["hf:{}/none", "--text", "{}/text.txt"], "none: cannot be loaded"),
-        (["hf:none", "--text", "{}/text.txt"], "no such folder; a name on the Hub is OWNER/NAME"),
+        (["hf:./none", "--text", "{}/text.txt"], "hf:./none: cannot be loaded (no such folder)"),
         (["hf:{}/untold", "--text", "{}/text.txt"], "has no usable tokenizer"),
         (["hf:{}/model", "--task", "{}/real.npz"], "the model reads input_ids; must be a task of such inputs"),
         (["hf:{}/model", "--task", "{}/big.npz"], "has 40 token ids; must be at most the model's 25"),
