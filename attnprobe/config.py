@@ -63,7 +63,7 @@ class DataSpec:
     n: Count
     """Number of tokens in a sequence (in the longest one if lengths differ)."""
     inputs: Literal["tokens", "values"]
-    """Token ids, or one real value per token."""
+    """Token ids, or real values."""
     classes: Annotated[int, Field(ge=2)]
     """Number of classes."""
     vocabulary: Index = 0
@@ -73,6 +73,18 @@ class DataSpec:
     levels: Index = 0
     """Number of equally spaced values from -1 to 1 that a token can take, predicted with cross-entropy if masked.
     0: any real value, predicted with absolute error."""
+    channels: Count = 1
+    """Number of real values per token: variables of a time series, or pixels of a patch times colours."""
+    patch: Count = 1
+    """Side of the square of pixels that makes a token, if the sequence is an image."""
+    mean: tuple[float, ...] = ()
+    """Mean of each channel over the training split, subtracted from the values; empty if values are used as given."""
+    std: tuple[Rate, ...] = ()
+    """Standard deviation of each channel over the training split, by which the centred values are divided."""
+    class_names: tuple[str, ...] = ()
+    """Label of each class in the user's data; empty if labels are class numbers."""
+    symbols: tuple[str, ...] = ()
+    """What each token id stands for in the user's data (a word, an original id); empty if ids are used as given."""
 
     def __post_init__(self) -> None:
         """Check that the fields are consistent."""
@@ -85,6 +97,18 @@ class DataSpec:
             raise UsageError(
                 f"data with inputs={self.inputs!r} and levels={self.levels}: levels must be 0, or at least 2 for values"
             )
+        if self.channels > 1 and (self.inputs == "tokens" or self.levels):
+            raise UsageError(f"data with channels={self.channels}: must be 1 for tokens and for predicted levels")
+        for name, given, count in (
+            ("mean", self.mean, self.channels),
+            ("std", self.std, self.channels),
+            ("class_names", self.class_names, self.classes),
+            ("symbols", self.symbols, self.vocabulary),
+        ):
+            if given and len(given) != count:
+                raise UsageError(f"data with {len(given)} {name}: must be {count}")
+        if bool(self.mean) != bool(self.std):
+            raise UsageError("data: mean and std must be given together")
         if self.grid is not None and self.grid[0] * self.grid[1] != self.n:
             raise UsageError(
                 f"data with n={self.n}: grid {self.grid[0]} x {self.grid[1]} has {self.grid[0] * self.grid[1]} tokens"
