@@ -30,13 +30,14 @@ def provenance() -> dict[str, Any]:
     }
 
 
-def fingerprint(arrays: Iterable[np.ndarray]) -> str:
-    """Hash the values, shapes and types of arrays to 16 hexadecimal digits."""
+def fingerprint(arrays: Iterable[Any]) -> str:
+    """Hash the values, shapes and types of arrays, which may be read in blocks, to 16 hexadecimal digits."""
     digest = hashlib.sha256()
     for array in arrays:
         digest.update(f"{array.dtype.str}{array.shape}".encode())
-        # Not tobytes(), which copies: a memory-mapped array may be larger than memory.
-        digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+        for block in array.blocks() if hasattr(array, "blocks") else (array,):
+            # Not tobytes(), which copies: a memory-mapped array may be larger than memory.
+            digest.update(np.ascontiguousarray(block).reshape(-1).view(np.uint8).data)
     return digest.hexdigest()[:16]
 
 

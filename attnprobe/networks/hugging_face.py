@@ -72,7 +72,7 @@ def _on_task(model: Any, name: str, rows: int, options: dict[str, Any]) -> Probe
         raise UsageError(f"task {name}: has {task.data.vocabulary} token ids; must be at most the model's {vocabulary}")
 
     def inputs(split: Split) -> dict[str, np.ndarray]:
-        arrays = {model.main_input_name: split.inputs[:rows]}
+        arrays = {model.main_input_name: split.tensor(slice(rows)).numpy()}
         if split.lengths is not None:
             real = np.arange(split.inputs.shape[1]) < split.lengths[:rows, None]
             arrays["attention_mask"] = real.astype(np.int64)

@@ -5,6 +5,8 @@ from typing import Any
 
 import numpy as np
 
+from attnprobe.config import DataSpec
+from attnprobe.tasks.labels import NONE
 from attnprobe.tasks.source import Source
 from attnprobe.tasks.split import Split
 from attnprobe.tasks.task import Task
@@ -17,17 +19,19 @@ def facts(source: Source, task: Task) -> dict[str, Any]:
     classifier, or None if unknown. ``splits`` has one row per split.
     """
     chance = np.bincount(task.test.labels).max() / len(task.test)
+    data = {name: value for name, value in dataclasses.asdict(task.data).items() if value != ()}
     return {
         "task": task.name,
-        **dataclasses.asdict(task.data),
+        **data,
         "chance": float(chance),
         "best": source.best_accuracy,
         "licence": source.licence,
         "origin": source.origin,
         "fingerprint": task.fingerprint,
+        "notes": list(task.notes),
         "splits": [
-            {"split": name, "sequences": len(split), **_lengths(split), **_shares(split, task.data.classes)}
-            for name, split in task.splits.items()
+            {"split": name, "sequences": len(split), **_lengths(split), **_shares(split, task.data)}
+            for name, split in task.all_splits.items()
         ],
     }
 
@@ -40,6 +44,8 @@ def _lengths(split: Split) -> dict[str, int | float]:
     return {"length_min": int(shortest), "length_median": float(median), "length_max": int(longest)}
 
 
-def _shares(split: Split, classes: int) -> dict[str, float]:
-    counts = np.bincount(split.labels, minlength=classes)
-    return {f"class_{label}": float(count / len(split)) for label, count in enumerate(counts)}
+def _shares(split: Split, data: DataSpec) -> dict[str, float]:
+    """Return the share of each class among the sequences of a split that have a label."""
+    counts = np.bincount(split.labels[split.labels != NONE], minlength=data.classes)
+    names = data.class_names or [f"class_{label}" for label in range(data.classes)]
+    return {name: float(count / max(counts.sum(), 1)) for name, count in zip(names, counts, strict=True)}

@@ -5,32 +5,32 @@ stores only that path, and a checkpoint can reload its data.
 """
 
 import re
+from dataclasses import field
 from functools import cached_property
 from pathlib import Path, PurePath
 from typing import Any, ClassVar
 
 import numpy as np
 
-from attnprobe.config import DataSpec, Share, settings
+from attnprobe.config import DataSpec, settings
 from attnprobe.errors import UsageError, listed
 from attnprobe.provenance import fingerprint
-from attnprobe.tasks.arrays import SUFFIX, TEST_SHARE, load, of_task
+from attnprobe.tasks.arrays import SUFFIX, load, of_task
 from attnprobe.tasks.folder import advice, data_folder
+from attnprobe.tasks.reading import Reading
 from attnprobe.tasks.source import Source
 from attnprobe.tasks.task import Task
 
 
 @settings
-class Own(Source):
+class Own(Reading, Source):
     """A user-provided .npz file of arrays."""
 
     licence: ClassVar[str] = "your own"
     origin: ClassVar[str] = "your own file"
 
-    file: str
+    file: str = field(kw_only=True)
     """Path of the file, relative to the working directory or else to the data folder."""
-    test_share: Share = TEST_SHARE
-    """Share of the sequences for testing if the file has no split: one fixed random split."""
 
     def __post_init__(self) -> None:
         """Read the file, so that an invalid one fails early."""
@@ -61,7 +61,7 @@ class Own(Source):
         candidates = dict.fromkeys((Path(self.file).expanduser(), data_folder() / self.file))
         for path in candidates:
             if path.is_file():
-                return load(Task, path, self.test_share)
+                return load(Task, path, self)
         raise UsageError(f"{self.file}: no such file; tried {listed(candidates)}; {advice()}")
 
 

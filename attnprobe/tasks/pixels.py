@@ -1,4 +1,4 @@
-"""Helpers of the image tasks: pixels from 0 to 255 as values or tokens, and downsampling."""
+"""Helpers of images: pixels from 0 to 255 as values or tokens, patches, and downsampling."""
 
 from typing import Literal
 
@@ -32,3 +32,19 @@ def halved(images: np.ndarray) -> np.ndarray:
     count, rows, columns = images.shape
     blocks = images.astype(np.uint16).reshape(count, rows // 2, 2, columns // 2, 2)
     return ((blocks.sum(axis=(2, 4)) + 2) // 4).astype(images.dtype)
+
+
+def patches(images: np.ndarray, patch: int) -> np.ndarray:
+    """Return images [image, row, column, ...] as patches [image, token, channel] in row-major order.
+
+    A patch has patch x patch pixels, and its channels are its pixels in row-major order, each with all its colours. A
+    single channel has no axis: [image, token].
+
+    >>> patches(np.arange(8).reshape(1, 2, 4), 2)
+    array([[[0, 1, 4, 5],
+            [2, 3, 6, 7]]])
+    """
+    count, rows, columns, *colours = images.shape
+    tiles = images.reshape(count, rows // patch, patch, columns // patch, patch, *colours).swapaxes(2, 3)
+    tokens = tiles.reshape(count, (rows // patch) * (columns // patch), -1)
+    return tokens[..., 0] if tokens.shape[2] == 1 else tokens

@@ -65,7 +65,7 @@ class Retrieval(Source):
             for name, array in _read(Documents(split, self.document, size)).items()
         }
         splits = {split: archives.made_split(arrays, split, size) for split, size in self.sizes.items()}
-        return Task("retrieval", self.data, **splits)
+        return Task("retrieval", self.data, splits["train"], splits["test"], splits["validation"])
 
 
 @dataclass(frozen=True)

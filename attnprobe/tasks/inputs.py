@@ -1,0 +1,249 @@
+"""Token ids or real values from the inputs of user data: texts, lists of numbers, arrays and images."""
+
+import io
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+
+from attnprobe.errors import UsageError, listed
+from attnprobe.tasks.pixels import patches
+from attnprobe.tasks.sequences import Sequences, extremes
+
+BYTES = 256
+UNKNOWN, SEPARATOR = "<unk>", "<sep>"
+COLOURS = (1, 3, 4)
+"""Numbers of colours by which the colour axis of images is recognised."""
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Sequences of a task before they are split."""
+
+    sequences: Sequences
+    kind: Literal["tokens", "values"]
+    vocabulary: int | None = None
+    """Number of ids; None if the largest id determines it."""
+    words: tuple[str, ...] = ()
+    """Word of each id, if tokens are words."""
+    grid: tuple[int, int] | None = None
+    """Rows and columns of tokens in an image."""
+    patch: int = 1
+    """Side of the patches that tokens are."""
+    padded: bool = False
+    """Whether the data are an array whose width is n, even if no sequence is that long."""
+    levels: int = 0
+    """If not 0, values are level numbers 0 ... levels - 1, which represent evenly spaced values from -1 to 1."""
+
+
+def of_array(array: np.ndarray, kind: Literal["tokens", "values"], lengths: np.ndarray | None, levels: int) -> Inputs:
+    """Return an array [sequence, token] of ids, or [sequence, token, channel] of real values, as inputs.
+
+    One axis less, with ``lengths``: all sequences one after another. NaN at the end of a sequence is padding.
+
+    Raises:
+        UsageError: If shape, type or a number is not valid.
+    """
+    flat = lengths is not None and array.ndim >= 1 and len(array) != len(lengths) and len(array) == lengths.sum()
+    axes = array.ndim + flat
+    if axes not in ((2, 3) if kind == "values" else (2,)) or 0 in array.shape:
+        valid = "[sequence, token] or [sequence, token, channel]" if kind == "values" else "[sequence, token]"
+        raise UsageError(f"{kind} of shape {array.shape}: must be {valid}")
+    _check_type(array, kind, levels)
+    array = array[..., 0] if axes == 3 and array.shape[-1] == 1 else array
+    if flat:
+        assert lengths is not None
+        sequences = Sequences.of_flat(array, lengths)
+    else:
+        sequences = Sequences.of_array(array, lengths)
+        if lengths is None and array.dtype.kind == "f" and np.isnan(extremes(sequences)[0]):
+            sequences = without_padding(sequences)
+    return Inputs(sequences, kind, levels=levels, padded=not flat)
+
+
+def _check_type(array: np.ndarray, kind: str, levels: int) -> None:
+    if kind == "tokens" or levels:
+        if array.dtype.kind not in "iu":
+            raise UsageError(f"{kind} of type {array.dtype}: must be {'ids' if kind == 'tokens' else 'level numbers'}")
+    elif array.dtype.kind not in "iuf":
+        raise UsageError(f"{kind} of type {array.dtype}: must be real numbers")
+
+
+def without_padding(sequences: Sequences) -> Sequences:
+    """Return sequences without the tokens at their ends whose values are all NaN."""
+    lengths = sequences.lengths.copy()
+    for rows in sequences.block_rows():
+        block = sequences[rows]
+        missing = np.isnan(block) if block.ndim == 2 else np.isnan(block).all(axis=2)
+        missing |= np.arange(sequences.n) >= lengths[rows][:, None]
+        lengths[rows] = sequences.n - missing[:, ::-1].cumprod(axis=1).sum(axis=1)
+    return replace(sequences, lengths=lengths)
+
+
+def of_images(images: np.ndarray, patch: int, where: str = "images") -> Inputs:
+    """Return images as inputs whose tokens are patches in row-major order.
+
+    Bytes become 256 levels from -1 to 1; other numbers are real values.
+
+    Args:
+        images: [image, row, column], [image, colour, row, column] or [image, row, column, colour].
+        patch: Side of a patch.
+        where: Name of the images in error messages.
+
+    Raises:
+        UsageError: If the shape or type is not valid, or if patches do not tile the images.
+    """
+    if images.ndim not in (3, 4) or 0 in images.shape or images.dtype.kind not in "iuf":
+        valid = "numbers [image, row, column], [image, colour, row, column] or [image, row, column, colour]"
+        raise UsageError(f"{where} of shape {images.shape} and type {images.dtype}: must be {valid}")
+    if images.ndim == 4:
+        first, last = images.shape[1] in COLOURS, images.shape[3] in COLOURS
+        if first == last:
+            raise UsageError(f"{where} of shape {images.shape}: the second or the last axis must be 1, 3 or 4 colours")
+        images = np.moveaxis(images, 1, 3) if first else images
+    rows, columns = images.shape[1:3]
+    if rows % patch or columns % patch:
+        raise UsageError(f"patch={patch}: must divide the {rows} rows and {columns} columns of {where}")
+    sequences = Sequences.of_array(patches(images, patch))
+    if sequences.dtype.kind == "f" and not np.isfinite(extremes(sequences)).all():
+        raise UsageError(f"{where} hold NaN or infinite numbers")
+    levels = 256 if images.dtype == np.uint8 else 0
+    return Inputs(sequences, "values", grid=(rows // patch, columns // patch), patch=patch, levels=levels)
+
+
+def of_cells(cells: Sequence[Any], where: str, tokens: Literal["bytes", "words"], patch: int) -> Inputs:
+    """Return the cells of a table's column as inputs.
+
+    Cells are texts, images, lists of ids or real values, or arrays [token, channel] of real values. With ``patch``
+    above 1, two-dimensional arrays are images. Missing cells are empty sequences.
+
+    Raises:
+        UsageError: If a cell is something else, or if cells differ in kind; the message names the row.
+    """
+    parsed = [_cell(cell, f"{where}, row {row}") for row, cell in enumerate(cells)]
+    kinds = {kind: row for row, (kind, _) in reversed(list(enumerate(parsed))) if kind != "empty"}
+    if len(kinds) > 1:
+        described = listed(f"{kind} in row {row}" for kind, row in sorted(kinds.items(), key=lambda item: item[1]))
+        raise UsageError(f"{where} mixes {described}")
+    kind = next(iter(kinds), "text")
+    if kind == "text":
+        return _of_texts([value or b"" for _, value in parsed], where, tokens)
+    arrays = [value for _, value in parsed if value is not None]
+    if kind == "image" or (patch > 1 and arrays[0].ndim == 2):
+        return _of_image_cells(parsed, where, patch)
+    shapes = {array.shape[1:]: row for row, (_, array) in enumerate(parsed) if array is not None and len(array)}
+    if len(shapes) > 1:
+        raise UsageError(
+            f"{where}, row {max(shapes.values())} has shape [token, *{list(max(shapes, key=shapes.__getitem__))}]: "
+            "must have the same number of channels as the others"
+        )
+    real = any(array.dtype.kind == "f" for array in arrays) or arrays[0].ndim == 2
+    dtype = np.result_type(*{array.dtype for array in arrays})
+    nothing = np.zeros((0, *next(iter(shapes), ())), dtype)
+    rows = [nothing if array is None or not len(array) else array.astype(dtype) for _, array in parsed]
+    sequences = Sequences.of_rows(rows)
+    return Inputs(without_padding(sequences) if real else sequences, "values" if real else "tokens")
+
+
+def _cell(cell: Any, where: str) -> tuple[str, Any]:
+    """Return kind and value of a cell: text as bytes, numbers or an image as an array; None if the cell is empty."""
+    if cell is None or (isinstance(cell, float) and np.isnan(cell)) or type(cell).__name__ in ("NAType", "NaTType"):
+        return "empty", None
+    if isinstance(cell, str):
+        try:
+            cell = cell.encode()
+        except UnicodeEncodeError as error:
+            raise UsageError(f"{where} holds text that is not valid Unicode ({error.reason})") from None
+    if isinstance(cell, bytes):
+        return ("text" if cell else "empty"), cell
+    if isinstance(cell, dict) and cell.get("bytes") is not None:  # Hugging Face Image
+        return "image", _decoded(cell["bytes"], where)
+    if hasattr(cell, "mode") and hasattr(cell, "getpixel"):  # Pillow
+        return "image", pixels_of(cell)
+    try:
+        array = np.asarray(cell)
+        if array.dtype == object and array.ndim == 1 and len(array):
+            array = np.stack([np.asarray(part) for part in array])  # nested arrays, as pandas reads Array2D
+    except ValueError:  # nested lists of different lengths
+        array = np.empty((), object)
+    if array.ndim == 1 and len(array) == 0:
+        return "empty", None
+    if array.ndim not in (1, 2, 3) or array.dtype.kind not in "iuf":
+        raise UsageError(f"{where} holds {type(cell).__name__}: must be text, a list of ids or numbers, or an image")
+    if array.ndim == 3 or (array.ndim == 2 and array.dtype == np.uint8):
+        return "image", array
+    return ("numbers" if array.ndim == 1 else "channels"), array
+
+
+def _decoded(content: bytes, where: str) -> np.ndarray:
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(io.BytesIO(content)) as image:
+            return pixels_of(image)
+    except (UnidentifiedImageError, OSError, ValueError) as error:
+        raise UsageError(f"{where} holds an image that cannot be read ({type(error).__name__})") from None
+
+
+def pixels_of(image: Any) -> np.ndarray:
+    """Return a Pillow image as bytes [row, column] if it is grey, else [row, column, colour]."""
+    return np.asarray(image.convert("L" if image.mode in ("1", "L", "LA") else "RGB"))
+
+
+def _of_image_cells(parsed: Sequence[tuple[str, Any]], where: str, patch: int) -> Inputs:
+    shape = next(image.shape for _, image in parsed if image is not None)
+    for row, (_, image) in enumerate(parsed):
+        if image is None or image.shape != shape:
+            found = "is empty" if image is None else f"holds an image of shape {image.shape}"
+            raise UsageError(f"{where}, row {row} {found}: must be {shape} as in the others")
+    return of_images(np.stack([image for _, image in parsed]), patch, where)
+
+
+def _of_texts(texts: Sequence[bytes], where: str, tokens: Literal["bytes", "words"]) -> Inputs:
+    if tokens == "bytes":
+        return Inputs(Sequences.of_rows([np.frombuffer(text, np.uint8) for text in texts]), "tokens", BYTES)
+    words = [_words(text, f"{where}, row {row}") for row, text in enumerate(texts)]
+    vocabulary = (UNKNOWN, *sorted({word for row in words for word in row}))
+    number = {word: index for index, word in enumerate(vocabulary)}
+    rows = [np.array([number[word] for word in row], np.int32) for row in words]
+    return Inputs(Sequences.of_rows(rows), "tokens", len(vocabulary), vocabulary)
+
+
+def _words(text: bytes, where: str) -> list[str]:
+    try:
+        return text.decode().split()
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{where} holds text that is not valid UTF-8 ({error.reason})") from None
+
+
+def paired(
+    cells: Sequence[Any], seconds: Sequence[Any], n: int | None, read: Callable[[Sequence[Any]], Inputs]
+) -> Inputs:
+    """Return pairs of texts as sequences with a separator id between them, at most n tokens long.
+
+    If a pair is longer, both texts are cut to half of what the separator leaves; a shorter one leaves its rest to the
+    other.
+
+    Args:
+        cells: First texts.
+        seconds: Second texts.
+        n: Largest number of tokens.
+        read: Function that reads cells (`of_cells`).
+    """
+    both = read([*cells, *seconds])
+    if both.kind != "tokens" or both.vocabulary is None:
+        raise UsageError("pair: both columns must hold texts")
+    count, separator, rows = len(cells), both.vocabulary, []
+    for row in range(count):
+        first, second = (both.sequences[i, : both.sequences.lengths[i]] for i in (row, count + row))
+        if len(first) and len(second):
+            if n is not None and len(first) + len(second) + 1 > n:
+                half = (n - 1) // 2
+                first = first[: max(n - 1 - len(second), n - 1 - half)]
+                second = second[: n - 1 - len(first)]
+            rows.append(np.concatenate([first, [separator], second]).astype(np.int32))
+        else:
+            rows.append(np.zeros(0, np.int32))
+    words = (*both.words, SEPARATOR) if both.words else ()
+    return Inputs(Sequences.of_rows(rows), "tokens", separator + 1, words)
