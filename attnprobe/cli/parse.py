@@ -5,6 +5,7 @@ import dataclasses
 import io
 import os
 import re
+import typing
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, cast
 
@@ -74,6 +75,24 @@ def flag(name: str, kind: Any, help: str | None, default: Any) -> tuple[str, Any
         values = dict(default)
         return name, Annotated[kind, tyro.conf.arg(help=help)], dataclasses.field(default_factory=lambda: values)
     return name, Annotated[kind, tyro.conf.arg(help=help)], dataclasses.field(default=default)
+
+
+def with_fields(flags: type[Flags], kind: type[Any]) -> type[Flags]:
+    """Return a dataclass of flags with the fields of a settings class as further flags, None by default."""
+    types, texts = typing.get_type_hints(kind, include_extras=True), helps(kind)
+    fields = []
+    for field in dataclasses.fields(kind):
+        default = "" if field.default is None else f" (default: {field.default})"
+        fields.append(flag(field.name, types[field.name] | None, f"{texts[field.name]}{default}", None))
+    made = dataclasses.make_dataclass(flags.__name__, fields, bases=(flags,), frozen=True)
+    made.__doc__ = flags.__doc__
+    return made
+
+
+def given(flags: Any, kind: type[Any]) -> dict[str, Any]:
+    """Return the flags of a settings class (`with_fields`) that were given."""
+    values = {field.name: getattr(flags, field.name) for field in dataclasses.fields(kind)}
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def helps(documented: Any) -> dict[str, str | None]:

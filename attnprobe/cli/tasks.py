@@ -7,10 +7,15 @@ from typing import Annotated, Any
 import tyro
 
 from attnprobe import tasks
-from attnprobe.cli.parse import ReadsData, parse
+from attnprobe.cli.parse import ReadsData, given, parse, with_fields
 from attnprobe.cli.printing import print_json, print_table
 from attnprobe.errors import UsageError
 from attnprobe.tasks.facts import facts
+from attnprobe.tasks.reading import Reading
+
+
+SHOWN = 8
+"""Items of a tuple that are printed."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,7 +23,7 @@ class Tasks(ReadsData):
     """List the tasks with their sizes, chance level and origin, or build one task and report its statistics."""
 
     name: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="[TASK]")] = None
-    """Task to build, or an .npz file of your own; lists all tasks if omitted."""
+    """Task to build, or a file or folder of your own; lists all tasks if omitted."""
     task_options: dict[str, int | float | str] = dataclasses.field(default_factory=dict)
     """Task parameters that override the defaults, as NAME VALUE pairs (n 64 train_size 1000)."""
     json: bool = False
@@ -27,11 +32,12 @@ class Tasks(ReadsData):
 
 def run(arguments: list[str]) -> None:
     """Print the list of tasks, or the statistics of one task."""
-    flags = parse(Tasks, "tasks", arguments)
+    flags = parse(with_fields(Tasks, Reading), "tasks", arguments)
+    options = flags.task_options | given(flags, Reading)
     if flags.name is not None:
-        return _print_task(flags.name, flags.task_options, flags.json)
-    if flags.task_options:
-        raise UsageError("--task-options requires a task name")
+        return _print_task(flags.name, options, flags.json)
+    if options:
+        raise UsageError(f"{', '.join(options)}: requires a task name")
     rows, notes = zip(*(_summary(name) for name in tasks.TASKS), strict=True)
     if flags.json:
         print_json([{**row, **note} for row, note in zip(rows, notes, strict=True)])
@@ -64,9 +70,18 @@ def _print_task(name: str, options: dict[str, Any], json: bool) -> None:
     if json:
         print_json(task_facts)
         return
-    splits = task_facts.pop("splits")
+    splits, notes = task_facts.pop("splits"), task_facts.pop("notes")
     for fact, value in {**task_facts, "best": task_facts["best"] or "unknown"}.items():
         if value is not None:
-            print(f"{fact:<12} {value}")
+            print(f"{fact:<12} {_shown(value)}")
+    print(*notes, sep="\n", end="\n" if notes else "")
     print()
     print_table(splits)
+
+
+def _shown(value: Any) -> Any:
+    """Return the first items of a long tuple."""
+    if not isinstance(value, tuple):
+        return value
+    items = [f"{item:.4g}" if isinstance(item, float) else str(item) for item in value[:SHOWN]]
+    return ", ".join(items) + (f" ... ({len(value):,})" if len(value) > SHOWN else "")

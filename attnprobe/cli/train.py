@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import attnprobe as ap
-from attnprobe.cli.parse import ReadsData, flag, helps, parse
+from attnprobe.cli.parse import ReadsData, flag, given, helps, parse, with_fields
 from attnprobe.config import ModelConfig, TrainConfig, read_settings
 from attnprobe.errors import UsageError
 from attnprobe.former_names import SETTING_VALUES, SETTINGS, refuse_former_flags
 from attnprobe.tables import OBJECTIVES, POSITIONS
+from attnprobe.tasks.reading import Reading
 from attnprobe.training.rank import is_main_process
 
 ACCURACIES = ("train_accuracy", "validation_accuracy", "test_accuracy")
@@ -68,8 +69,11 @@ def _settings(flags: Any, provided: set[str]) -> TrainConfig:
     """Combine the settings: flags override the file, which overrides the task or preset."""
     from_file = read_settings(flags.config) if flags.config else {}
     settings = from_file | {name: getattr(flags, name) for name in provided & (_fields().keys() | {"preset"})}
-    if "task_options" in provided and isinstance(from_file.get("task_options"), dict):
-        settings["task_options"] = from_file["task_options"] | flags.task_options  # the flag overrides single options
+    options = flags.task_options | given(flags, Reading)
+    if options:
+        from_settings = from_file.get("task_options")
+        # Flags override single options of the file.
+        settings["task_options"] = (from_settings if isinstance(from_settings, dict) else {}) | options
     return ap.configure(**settings)
 
 
@@ -95,4 +99,4 @@ def _with_settings() -> Any:
     fields = [flag(name, kind, text, default) for name, (kind, default, text) in _fields().items()]
     flags = dataclasses.make_dataclass("Train", fields, bases=(Train,), frozen=True)
     flags.__doc__ = Train.__doc__
-    return flags
+    return with_fields(flags, Reading)

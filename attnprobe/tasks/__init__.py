@@ -8,8 +8,7 @@ from typing import Any
 from attnprobe.config import TrainConfig, from_flat
 from attnprobe.errors import UsageError, listed
 from attnprobe.tables import TASKS
-from attnprobe.tasks.arrays import SUFFIX
-from attnprobe.tasks.own import Own, is_file, kept
+from attnprobe.tasks.own import Own, is_path, is_table, kept
 from attnprobe.tasks.presets import PRESETS
 from attnprobe.tasks.source import Source, chance
 from attnprobe.tasks.split import Split
@@ -21,13 +20,13 @@ __all__ = ["PRESETS", "TASKS", "Source", "Split", "Task", "build", "chance", "co
 def source(name: Any, options: Any = None) -> Source:
     """Return the source of a task with the given parameters.
 
-    A name that ends in .npz is the path of a user file: see `attnprobe.tasks.own`. Raises `UsageError` for an unknown
-    task or parameter.
+    A path is that of a file or folder of the user: see `attnprobe.tasks.own`. Raises `UsageError` for an unknown task or
+    parameter.
     """
-    if not is_file(name) and (not isinstance(name, str) or name not in TASKS):
-        raise UsageError(f"task={name!r} is unknown; valid: {listed(TASKS)}, or an {SUFFIX} file")
-    kind: type[Source] = Own if is_file(name) else TASKS[name]
-    fixed = {"file": name} if is_file(name) else {}
+    if not is_path(name) and (not isinstance(name, str) or name not in TASKS):
+        raise UsageError(f"task={name!r} is unknown; valid: {listed(TASKS)}, or the path of a file or folder")
+    kind: type[Source] = Own if is_path(name) else TASKS[name]
+    fixed = {"file": name} if is_path(name) else {}
     valid = [field.name for field in dataclasses.fields(kind) if field.name not in fixed]  # pyright: ignore[reportArgumentType]
     if not isinstance(options or {}, Mapping):
         raise UsageError(f"task_options={options!r}: must map parameter names to values")
@@ -56,8 +55,9 @@ def configure(task: str | Task | None = None, *, preset: str | None = None, **na
     proportion.
 
     Args:
-        task: A name in `TASKS`, the path of an .npz file, or a `Task`, which is written to the data folder once.
-            Default: the task of the preset, or pairs.
+        task: A name in `TASKS`, the path of an .npz file, or other data: a `Task`, or the path of a table or folder,
+            which is read with ``task_options`` (`attnprobe.tasks.reading.Reading`). Those are written to the data
+            folder once. Default: the task of the preset, or pairs.
         preset: A name in `PRESETS`.
         **named: Settings that override the preset or the recommended settings.
 
@@ -80,7 +80,9 @@ def configure(task: str | Task | None = None, *, preset: str | None = None, **na
     options = named.get("task_options") or {}
     if isinstance(options, Mapping):
         named["task_options"] = options = {**chosen.get("task_options", {}), **options}
-    task_source = source(name, options)
+    if is_table(name):
+        name, named["task_options"] = kept(source(name, options).build(0)), {}
+    task_source = source(name, named.get("task_options"))
     defaults = {**(chosen or task_source.settings), "task": name}
     config = from_flat({**defaults, **_scaled_pretraining(from_flat(defaults), named), **named})
     _check_splits(config, task_source)

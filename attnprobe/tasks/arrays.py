@@ -39,6 +39,7 @@ ARRAYS = {
     "std": "[channel] by which they are divided; otherwise those of the training split",
     "class_names": "name of each class",
     "symbols": "what each id stands for",
+    "notes": "what was done to the data before",
 }
 """Valid arrays of a file. Labels, and one of tokens, values and images, are required."""
 SUFFIX = ".npz"
@@ -181,9 +182,8 @@ def of_task(task: Any) -> dict[str, np.ndarray | Sequences]:
     numbers = {"vocabulary": data.vocabulary, "levels": levels, "predicted_levels": data.levels}
     if data.patch > 1:
         numbers["patch"] = data.patch
-    for field in ("grid", "mean", "std", "class_names", "symbols"):
-        if value := getattr(data, field):
-            arrays[field] = np.array(value)
+    texts = {name: getattr(data, name) for name in ("grid", "mean", "std", "class_names", "symbols")}
+    arrays |= {name: np.array(value) for name, value in {**texts, "notes": task.notes}.items() if value}
     # Real values without mean and std are used as they are, which an empty mean says.
     if data.inputs == "values" and not levels and not data.mean:
         arrays |= {"mean": np.zeros(0), "std": np.zeros(0)}
@@ -222,6 +222,7 @@ def _task(make: Make[Made], arrays: Mapping[str, Any], name: str, reading: Readi
         shuffle=not _number(arrays, "shuffled", 0),
         scale=scale,
         symbols=_texts(arrays, "symbols"),
+        notes=_texts(arrays, "notes"),
     )
 
 

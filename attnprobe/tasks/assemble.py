@@ -39,6 +39,7 @@ def task_of(
     shuffle: bool = True,
     scale: tuple[tuple[float, ...], tuple[float, ...]] | None = None,
     symbols: Sequence[str] = (),
+    notes: Sequence[str] = (),
 ) -> Made:
     """Return the task of inputs and labels.
 
@@ -53,11 +54,12 @@ def task_of(
         shuffle: Whether training sequences are shuffled, in a fixed order.
         scale: Mean and standard deviation of each channel, if they are known.
         symbols: What each id stands for, if ids are already renumbered.
+        notes: What was done to the data before.
 
     Raises:
         UsageError: If no task can be made of the data.
     """
-    notes: list[str] = []
+    notes = list(notes)
     rows = _kept(inputs, labels, split, reading, notes)
     inputs = replace(inputs, sequences=_cut(inputs, rows, reading.n))
     parts = _parts(labels.numbers, rows, split, reading, notes)

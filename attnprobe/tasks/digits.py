@@ -1,12 +1,14 @@
 """`digits`: handwritten digits, 8 x 8 pixels with 17 grey levels, bundled with scikit-learn."""
 
+from dataclasses import replace
 from typing import Annotated, Any, ClassVar
 
 import numpy as np
 from pydantic import Field
 
-from attnprobe.config import DataSpec, settings
+from attnprobe.config import Count, DataSpec, settings
 from attnprobe.randomness import numpy_generator
+from attnprobe.tasks.pixels import patched, patched_data
 from attnprobe.tasks.source import Source
 from attnprobe.tasks.split import Split
 from attnprobe.tasks.task import Task
@@ -34,10 +36,14 @@ class Digits(Source):
 
     test_size: Annotated[int, Field(ge=1, le=IMAGES - 1)] = 600
     """Number of test images; the rest of the 1797 images are for training."""
+    patch: Count = 1
+    """Side of the squares of pixels that are the tokens, as in ViT: their grey levels are values from -1 to 1."""
 
     @property
     def data(self) -> DataSpec:
-        """Grey levels on an 8 x 8 grid."""
+        """Grey levels on an 8 x 8 grid, or patches of them."""
+        if self.patch > 1:
+            return patched_data("values", (8, 8), 1, self.patch)
         return DataSpec(n=64, inputs="tokens", classes=10, vocabulary=17, grid=(8, 8))
 
     @property
@@ -55,4 +61,6 @@ class Digits(Source):
         train, test = (
             Split(inputs[part], labels[part]) for part in np.split(np.arange(len(inputs)), [self.sizes["train"]])
         )
+        if self.patch > 1:
+            train, test = (patched(replace(split, levels=17), (8, 8), self.patch) for split in (train, test))
         return Task("digits", self.data, train, test)

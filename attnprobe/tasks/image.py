@@ -6,11 +6,11 @@ from typing import Annotated, Any, ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
-from attnprobe.config import DataSpec, settings
+from attnprobe.config import Count, DataSpec, settings
 from attnprobe.errors import UsageError
 from attnprobe.tasks import archives, pixels
 from attnprobe.tasks.folder import Create, made_once
-from attnprobe.tasks.pixels import Inputs, halved, pixel_data, split_levels
+from attnprobe.tasks.pixels import Inputs, halved, patched, patched_data, pixel_data, split_levels
 from attnprobe.tasks.presets import recommended
 from attnprobe.tasks.source import Source
 from attnprobe.tasks.task import Task
@@ -51,10 +51,14 @@ class Image(Source):
     """Number of training images."""
     test_size: Annotated[int, Field(ge=1, le=10000)] = 10000
     """Number of test images."""
+    patch: Count = 1
+    """Side of the squares of pixels that are the tokens, as in ViT; their channels are pixels times colours."""
 
     @property
     def data(self) -> DataSpec:
-        """Grey or colour levels, on a grid if a token is a pixel."""
+        """Grey or colour levels, on a grid if a token is a pixel or a patch."""
+        if self.patch > 1:
+            return patched_data(self.inputs, self._pixels, 3 if self.form == "rgb" else 1, self.patch)
         return pixel_data(self.inputs, self.grid, TOKENS[self.form], classes=10)
 
     def build(self, seed: int) -> Task:
@@ -62,7 +66,13 @@ class Image(Source):
         arrays = read(self.form)
         levels = split_levels(self.inputs)
         train, test = (archives.made_split(arrays, split, size, levels) for split, size in self.sizes.items())
+        if self.patch > 1:
+            train, test = (patched(split, self._pixels, self.patch) for split in (train, test))
         return Task(self.name, self.data, train, test)
+
+    @property
+    def _pixels(self) -> tuple[int, int]:
+        return self.grid or (32, 32)
 
 
 @settings

@@ -7,10 +7,10 @@ from typing import Annotated, Any, ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
-from attnprobe.config import DataSpec, settings
+from attnprobe.config import Count, DataSpec, settings
 from attnprobe.errors import UsageError
 from attnprobe.randomness import numpy_generator
-from attnprobe.tasks.pixels import Inputs, halved, pixel_data, split_levels
+from attnprobe.tasks.pixels import Inputs, halved, patched, patched_data, pixel_data, split_levels
 from attnprobe.tasks.source import Source
 from attnprobe.tasks.split import Split
 from attnprobe.tasks.task import Task
@@ -45,10 +45,14 @@ class Mnist(Source):
     """values: levels are numbers from -1 to 1, with absolute error as the masked loss; tokens: levels are token ids."""
     test_size: Annotated[int, Field(ge=1, le=IMAGES - 1)] = 1000
     """Number of test images; the rest of the 5000 images are for training."""
+    patch: Count = 1
+    """Side of the squares of pixels that are the tokens, as in ViT."""
 
     @property
     def data(self) -> DataSpec:
-        """Grey levels on a grid."""
+        """Grey levels on a grid, or patches of them."""
+        if self.patch > 1:
+            return patched_data(self.inputs, (self.side, self.side), 1, self.patch)
         return pixel_data(self.inputs, (self.side, self.side), self.side**2, classes=10, levels=self.levels)
 
     @property
@@ -67,6 +71,8 @@ class Mnist(Source):
             Split(pixels[rows], labels[rows], levels=split_levels(self.inputs, self.levels))
             for rows in np.split(order, [self.sizes["train"]])
         )
+        if self.patch > 1:
+            train, test = (patched(split, (self.side, self.side), self.patch) for split in (train, test))
         return Task("mnist-5k", self.data, train, test)
 
 

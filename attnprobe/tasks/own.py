@@ -1,11 +1,11 @@
-"""User-provided .npz files as tasks, and storage of `Task` objects in the data folder.
+"""Files and folders of the user as tasks, and storage of `Task` objects in the data folder.
 
-A `Task` in a configuration is written to the data folder, under its name and a hash of its content. The configuration
-stores only that path, and a checkpoint can reload its data.
+A `Task`, a table or a folder in a configuration is written to the data folder as an .npz file, under its name and a
+hash of its content. The configuration stores only that path, and a checkpoint can reload its data.
 """
 
 import re
-from dataclasses import field
+from dataclasses import field, fields, replace
 from functools import cached_property
 from pathlib import Path, PurePath
 from typing import Any, ClassVar
@@ -15,22 +15,26 @@ import numpy as np
 from attnprobe.config import DataSpec, settings
 from attnprobe.errors import UsageError, listed
 from attnprobe.provenance import fingerprint
+from attnprobe.tables import TASKS
 from attnprobe.tasks.arrays import SUFFIX, load, of_task
+from attnprobe.tasks.columns import FORMATS
 from attnprobe.tasks.folder import advice, data_folder
+from attnprobe.tasks.readers import read
 from attnprobe.tasks.reading import Reading
 from attnprobe.tasks.source import Source
+from attnprobe.tasks.table import of_frame
 from attnprobe.tasks.task import Task
 
 
 @settings
 class Own(Reading, Source):
-    """A user-provided .npz file of arrays."""
+    """A user-provided .npz file of arrays, table (csv, tsv, jsonl, parquet), or folder of images, texts or tables."""
 
     licence: ClassVar[str] = "your own"
     origin: ClassVar[str] = "your own file"
 
     file: str = field(kw_only=True)
-    """Path of the file, relative to the working directory or else to the data folder."""
+    """Path of the file or folder, relative to the working directory or else to the data folder."""
 
     def __post_init__(self) -> None:
         """Read the file, so that an invalid one fails early."""
@@ -38,7 +42,7 @@ class Own(Reading, Source):
 
     @property
     def data(self) -> DataSpec:
-        """Specification of the arrays."""
+        """Specification of the data."""
         return self._task.data
 
     @property
@@ -60,9 +64,25 @@ class Own(Reading, Source):
     def _task(self) -> Task:
         candidates = dict.fromkeys((Path(self.file).expanduser(), data_folder() / self.file))
         for path in candidates:
-            if path.is_file():
-                return load(Task, path, self)
+            if path.exists():
+                reading = Reading(**{name.name: getattr(self, name.name) for name in fields(Reading)})
+                return load(Task, path, reading) if path.suffix == SUFFIX else _from_table(path, reading)
         raise UsageError(f"{self.file}: no such file; tried {listed(candidates)}; {advice()}")
+
+
+def _from_table(path: Path, reading: Reading) -> Task:
+    table = read(path, reading.inputs, reading.labels)
+    named = replace(
+        reading,
+        inputs=table.inputs,
+        labels=table.labels,
+        split=reading.split or table.split,
+        tokens="words" if table.words else reading.tokens,
+    )
+    try:
+        return of_frame(Task, table.frame, path.stem, named)
+    except UsageError as error:
+        raise UsageError(f"{path}: {error}") from None
 
 
 def kept(task: Task) -> str:
@@ -81,6 +101,15 @@ def kept(task: Task) -> str:
     return file
 
 
-def is_file(name: Any) -> bool:
-    """Return whether the name of a task is the path of an .npz file."""
-    return isinstance(name, str) and PurePath(name).suffix == SUFFIX
+def is_path(name: Any) -> bool:
+    """Return whether the name of a task is a path rather than a name in `TASKS`."""
+    if not isinstance(name, str) or name in TASKS:
+        return False
+    path = PurePath(name)
+    places = Path(name).expanduser(), data_folder() / name
+    return len(path.parts) > 1 or path.suffix.lower() in (SUFFIX, *FORMATS) or any(place.is_dir() for place in places)
+
+
+def is_table(name: Any) -> bool:
+    """Return whether the name of a task is the path of a table or folder, which is read with options."""
+    return is_path(name) and PurePath(name).suffix != SUFFIX

@@ -1,10 +1,13 @@
 """Helpers of images: pixels from 0 to 255 as values or tokens, patches, and downsampling."""
 
+from dataclasses import replace
 from typing import Literal
 
 import numpy as np
 
 from attnprobe.config import DataSpec
+from attnprobe.errors import UsageError
+from attnprobe.tasks.split import Split
 
 Inputs = Literal["values", "tokens"]
 
@@ -21,6 +24,24 @@ def pixel_data(inputs: Inputs, grid: tuple[int, int] | None, n: int, classes: in
 def split_levels(inputs: Inputs, levels: int = 256) -> int:
     """Return the ``levels`` of a `Split` of pixels."""
     return levels if inputs == "values" else 0
+
+
+def patched_data(inputs: str, grid: tuple[int, int], colours: int, patch: int) -> DataSpec:
+    """Return the specification of images of ten classes whose tokens are patches; raise `UsageError` if it is wrong."""
+    rows, columns = grid
+    if rows % patch or columns % patch:
+        raise UsageError(f"patch={patch}: must divide {rows} and {columns}, the pixels of a side")
+    if inputs != "values":
+        raise UsageError(f"patch={patch}: needs inputs='values', not {inputs!r}")
+    grid = rows // patch, columns // patch
+    channels = patch * patch * colours
+    return DataSpec(n=grid[0] * grid[1], inputs="values", classes=10, grid=grid, channels=channels, patch=patch)
+
+
+def patched(split: Split, grid: tuple[int, int], patch: int) -> Split:
+    """Return a split of images [image, pixel and colour] with patches as tokens, [image, token, channel]."""
+    images = np.asarray(split.inputs).reshape(len(split), *grid, -1)
+    return replace(split, inputs=patches(images, patch))
 
 
 def halved(images: np.ndarray) -> np.ndarray:
