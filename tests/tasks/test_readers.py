@@ -1,0 +1,306 @@
+import json
+import struct
+import zlib
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from attnprobe.errors import UsageError
+from attnprobe.tasks import readers
+
+TEXTS = "text,label\nab,0\ncd,1\n"
+
+
+def write(folder, files):
+    """Write {relative path: text, bytes, image or list of objects, one per line}."""
+    for name, content in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if isinstance(content, list):
+            content = "".join(f"{json.dumps(line)}\n" for line in content)
+        if isinstance(content, Image.Image):
+            content.save(path)
+        else:
+            path.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def image(mode="L", size=(3, 2), value=0):
+    """Return an image of 2 rows and 3 columns."""
+    return Image.new(mode, size, value)
+
+
+def rows(table):
+    """Return (sequence, label) or (sequence, label, split) of each row."""
+    columns = [table.frame[name] for name in (table.inputs, table.labels, table.split) if name]
+    cells = zip(*(column.tolist() for column in columns), strict=True)
+    return [tuple(cell.tolist() if isinstance(cell, np.ndarray) else cell for cell in row) for row in cells]
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "named", "expected"),
+    [
+        ("a.csv", TEXTS, {}, [("ab", 0), ("cd", 1)]),
+        ("A.CSV", TEXTS, {}, [("ab", 0), ("cd", 1)]),
+        ("a.csv", b"\xef\xbb\xbf" + TEXTS.encode(), {}, [("ab", 0), ("cd", 1)]),
+        ("a.csv", 'id,label,text\r\n1,x,"a, ""b""\nc"\r\n\r\n2,y,d\r\n', {}, [('a, "b"\nc', "x"), ("d", "y")]),
+        ("a.tsv", 'text\tlabel\n"a\tb"\tx\nsay "hi", é\ty\n', {}, [("a\tb", "x"), ('say "hi", é', "y")]),
+        ("a.csv", "text,label\nNA,1\nnull,2\n007,3\n", {}, [("NA", 1), ("null", 2), ("007", 3)]),
+        ("a.csv", "text,label\na,1\nb,NaN\nc,\n", {}, [("a", 1), ("b", None), ("c", None)]),
+        ("a.csv", "text,label\na, 1\nb,2.5e1\nc,NA\n", {}, [("a", 1.0), ("b", 25.0), ("c", None)]),
+        ("a.csv", "text,label\na,1\nb,x\nc,null\n", {}, [("a", "1"), ("b", "x"), ("c", None)]),
+        ("a.csv", "text,label\na,1_0\nb,inf\n", {}, [("a", "1_0"), ("b", "inf")]),
+        ("a.csv", f"text,label\na,{'9' * 30}\nb,1\n", {}, [("a", 10**30 - 1), ("b", 1)]),
+        ("a.csv", "text,label\na,\nb,\n", {}, [("a", None), ("b", None)]),
+        ("a.csv", f"text,label\n{'x' * 200_000},1\n", {}, [("x" * 200_000, 1)]),
+        ("a.csv", "s,t,label\na,b,c\n", {"inputs": "t", "labels": "s"}, [("b", "a")]),
+        ("a.csv", 'text,label\n"[1, 2]",0\n"[3]",1\n', {}, [([1, 2], 0), ([3], 1)]),
+        ("a.csv", 'text,label\n"[1, 2]",0\n"[-0.5e1, 1]",1\n', {}, [([1.0, 2.0], 0), ([-5.0, 1.0], 1)]),
+        ("a.csv", 'text,label\n"[1, 2]",0\nmore,1\n', {}, [("[1, 2]", 0), ("more", 1)]),
+        ("a.csv", "x1,x0,label\n1,2,a\n3,4,b\n", {"inputs": "x*"}, [([1, 2], "a"), ([3, 4], "b")]),
+        ("a.csv", "x0,x1,x2,label\n1,2,3,a\n4,5,,b\n6,,,c\n", {"inputs": "x?"}, [([1, 2, 3], "a"), ([4, 5], "b"), ([6], "c")]),
+        ("a.csv", "label,split,1,2\nx,train,1.5,2\ny,test,3,4\n", {"inputs": "*"}, [([1.5, 2.0], "x", "train"), ([3.0, 4.0], "y", "test")]),
+        ("a.csv", "x*,x1,label\nab,1,2\n", {"inputs": "x*"}, [("ab", 2)]),
+        ("a.csv", "text,label,split\na,1,train\nb,2,dev\nc,3,test\n", {}, [("a", 1, "train"), ("b", 2, "validation"), ("c", 3, "test")]),
+        ("a.csv", "text,label,split\na,1,train\nb,2,train\n", {}, [("a", 1), ("b", 2)]),
+        ("a.jsonl", [{"text": "é\n", "label": "1"}, {"label": None, "text": "NA"}, {"text": "b"}], {}, [("é\n", "1"), ("NA", None), ("b", None)]),
+        ("a.jsonl", '\ufeff{"text": [1, 2], "label": 1}\n\n{"text": [3], "label": 0.5}', {}, [([1, 2], 1), ([3], 0.5)]),
+        ("a.jsonl", [{"text": [1], "label": 1}, {"text": [0.5], "label": True}], {}, [([1.0], 1), ([0.5], True)]),
+        ("a.jsonl", [{"a": 1, "b": 2.5, "label": 1}, {"a": 3, "label": 0}], {"inputs": "[ab]"}, [([1.0, 2.5], 1), ([3.0], 0)]),
+        ("a.tsv", "Source\tTarget\n( ( [MAX 1 ) 2 ) ]\t2\n3\t3\n", {}, [("[MAX 1 2 ]", 2), ("3", 3)]),
+        ("a.tsv", "Source\tTarget\n(a)\t2\n", {"inputs": "Source", "labels": "Target"}, [("(a)", 2)]),
+        ("a.tsv", "Source\tTarget\ttext\tlabel\n3\t3\ta\tb\n", {}, [("a", "b")]),
+    ],
+)  # fmt: skip
+def test_a_table_file_is_read(tmp_path, file, content, named, expected):
+    write(tmp_path, {file: content})
+    table = readers.read(tmp_path / file, **named)
+    assert repr(rows(table)) == repr(expected)
+
+
+@pytest.mark.parametrize(
+    ("columns", "named", "expected"),
+    [
+        ({"text": ["NA", "é"], "label": ["x", None], "more": [{"a": 1}, None]}, {}, [("NA", "x"), ("é", None)]),
+        ({"text": [[1, 2], [3]], "label": [2, 3]}, {}, [([1, 2], 2), ([3], 3)]),
+        ({"text": [[1, 2], [0.5]], "label": [2.0, float("nan")]}, {}, [([1.0, 2.0], 2.0), ([0.5], None)]),
+        ({"text": [b"\xff", b"b"], "label": [2, 3], "split": ["test", "train"]}, {}, [(b"\xff", 2, "test"), (b"b", 3, "train")]),
+        ({"x1": [2, 4], "x2": [0.5, None], "label": [2, 3]}, {"inputs": "x*"}, [([2.0, 0.5], 2), ([4.0], 3)]),
+        ({"a.b": ["x", "y"], "c": [2, 3]}, {"inputs": "a.b", "labels": "c"}, [("x", 2), ("y", 3)]),
+    ],
+)  # fmt: skip
+def test_a_parquet_file_is_read(tmp_path, columns, named, expected):
+    pytest.importorskip("pyarrow")
+    pd.DataFrame(columns).to_parquet(tmp_path / "a.parquet")
+    assert repr(rows(readers.read(tmp_path / "a.parquet", **named))) == repr(expected)
+
+
+SPLITS = {"train": [("ab", 0), ("cd", 1)], "validation": [("ef", 1)], "test": [("gh", 0)]}
+SPLIT_ROWS = [(*row, split) for split, held in SPLITS.items() for row in held]
+
+
+def csv(rows):
+    return "text,label\n" + "".join(f"{text},{label}\n" for text, label in rows)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("train.csv", "val.csv", "test.csv"),
+        ("basic_train.csv", "basic_valid.csv", "basic_test.csv"),
+        ("My_TRAIN.csv", "My-dev.CSV", "My.test.csv"),
+        ("train-00000-of-00001.csv", "validation-00000-of-00001.csv", "test-00000-of-00001.csv"),
+    ],
+)
+def test_a_folder_holds_a_table_per_split(tmp_path, names):
+    write(tmp_path, {name: csv(held) for name, held in zip(names, SPLITS.values(), strict=True)})
+    write(tmp_path, {"README.md": "# Train", ".hidden_train.csv": "", "other/x.csv": ""})
+    table = readers.read(tmp_path)
+    assert rows(table) == SPLIT_ROWS
+    assert (table.inputs, table.labels, table.split, table.words) == ("text", "label", "split", False)
+    assert readers.is_readable(tmp_path)
+
+
+def test_the_files_of_splits_are_read_as_one_table(tmp_path):
+    one = {"train-00000-of-00002.csv": csv([("[1]", 7)]), "train-00001-of-00002.csv": csv([("[2]", "NA")])}
+    write(tmp_path, one)
+    assert rows(readers.read(tmp_path)) == [([1], 7), ([2], None)]
+    write(tmp_path, {"test.csv": "split,label,text\ntest,x,[0.5]\n"})
+    assert rows(readers.read(tmp_path)) == [([1.0], "7", "train"), ([2.0], None, "train"), ([0.5], "x", "test")]
+
+
+def test_listops_of_the_long_range_arena(tmp_path):
+    for split, expression in {"train": "( ( ( [MAX 1 ) [SM 2 3 ] ) ] )", "val": "( [MED 4 ] )", "test": "5"}.items():
+        write(tmp_path, {f"basic_{split}.tsv": f"Source\tTarget\n{expression}\t{len(split)}\n"})
+    table = readers.read(tmp_path)
+    assert table.words
+    assert rows(table) == [
+        ("[MAX 1 [SM 2 3 ] ]", 5, "train"),
+        ("[MED 4 ]", 3, "validation"),
+        ("5", 4, "test"),
+    ]
+    assert (table.inputs, table.labels) == ("Source", "Target")
+    assert readers.read(tmp_path, "Source", "Target").words
+
+
+def pathfinder(folder, metadata):
+    write(folder, {f"imgs/{part}/sample_{i}.png": image(value=10 * part + i) for part in (0, 1) for i in (0, 1)})
+    write(folder, {f"metadata/{name}.npy": content for name, content in metadata.items()})
+
+
+FIELDS = [["imgs/0", "sample_1.png", "1", "0", "1.8"], ["imgs/0", "sample_0.png", "0", "1", "1.8"]]
+
+
+@pytest.mark.parametrize("form", ["official", "fields", "lines", "bytes"])
+def test_pathfinder_of_the_long_range_arena(tmp_path, form):
+    pathfinder(tmp_path, {"0": "".join(f"{' '.join(line)}\n" for line in FIELDS), "1": "imgs/1 sample_1.png 1 1 1.8\n"})
+    if form != "official":
+        array = {"fields": FIELDS, "lines": list(map(" ".join, FIELDS)), "bytes": np.array(FIELDS, "S")}[form]
+        np.save(tmp_path / "metadata/0.npy", array)
+    table = readers.read(tmp_path)
+    assert [(cell[0][0], label) for cell, label in rows(table)] == [(1, 0), (0, 1), (11, 1)]
+    assert (table.inputs, table.labels, table.split) == ("image", "label", None)
+    assert table.frame["image"][0].shape == (2, 3)
+    assert table.frame["image"][0].dtype == np.uint8
+
+
+@pytest.mark.parametrize(
+    ("mode", "value", "suffix", "pixel"),
+    [
+        ("L", 7, "png", 7),
+        ("1", 1, "png", 255),
+        ("L", 7, "bmp", 7),
+        ("L", 7, "tif", 7),
+        ("L", 7, "JPEG", 7),
+        ("LA", (7, 1), "png", 7),
+        ("RGB", (1, 2, 3), "png", [1, 2, 3]),
+        ("RGBA", (1, 2, 3, 0), "png", [1, 2, 3]),
+        ("P", 0, "png", [0, 0, 0]),
+        ("P", 0, "gif", [0, 0, 0]),
+    ],
+)
+def test_images_are_grey_or_rgb(tmp_path, mode, value, suffix, pixel):
+    write(tmp_path, {f"{label}/a.{suffix}": image(mode, value=value) for label in ("cat", "dog")})
+    table = readers.read(tmp_path)
+    assert table.frame["label"].tolist() == ["cat", "dog"]
+    first = table.frame["image"][0]
+    assert (first.dtype, first.shape[:2], first[0, 0].tolist()) == (np.uint8, (2, 3), pixel)
+
+
+def test_a_palette_with_transparency_gives_colours(tmp_path):
+    cell = image("P")
+    cell.putpalette([9, 8, 7] * 256)
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        cell.save(tmp_path / name / "x.png", transparency=bytes([0] * 256))
+    assert readers.read(tmp_path).frame["image"][1][1, 2].tolist() == [9, 8, 7]
+
+
+def test_class_folders_may_be_in_folders_of_splits(tmp_path):
+    files = [
+        ("test", "b", "1", 6),
+        ("train", "b", "1", 4),
+        ("train", "a", "9", 3),
+        ("train", "a", "10", 2),
+        ("Val", "a", "0", 5),
+    ]
+    write(tmp_path, {f"{split}/{label}/{name}.png": image(value=value) for split, label, name, value in files})
+    write(tmp_path, {"train/a/.hidden": "", "train/b/Thumbs.db": "", "notes.txt": "", ".cache/x/y.png": ""})
+    table = readers.read(tmp_path)
+    assert [(cell[0][0], *row) for cell, *row in rows(table)] == [
+        (2, "a", "train"),
+        (3, "a", "train"),
+        (4, "b", "train"),
+        (5, "a", "validation"),
+        (6, "b", "test"),
+    ]
+    assert rows(readers.read(tmp_path, "image", "label")) == rows(table)
+
+
+def test_reviews_are_bytes_and_unsup_has_no_label(tmp_path):
+    texts = {"train/neg/0_1.txt": b"Awful \xe9", "train/pos/0_9.txt": b"Yes\r\n", "train/unsup/0_0.txt": b"Well"}
+    texts |= {"test/neg/10_2.txt": b"no", "test/neg/9_2.txt": b"bad", "test/pos/0_7.txt": "très".encode()}
+    write(tmp_path, texts | {"imdbEr.txt": "0.1\n", "README": "", "train/urls_neg.txt": "", "train/unsupBow.feat": ""})
+    assert rows(readers.read(tmp_path)) == [
+        (b"Awful \xe9", "neg", "train"),
+        (b"Yes\r\n", "pos", "train"),
+        (b"Well", None, "train"),
+        (b"no", "neg", "test"),
+        (b"bad", "neg", "test"),
+        ("très".encode(), "pos", "test"),
+    ]
+
+
+def test_class_folders_without_test_files_are_not_split(tmp_path):
+    write(tmp_path, {"train/001/x.txt": "a", "train/NA/x.txt": "b"})
+    assert rows(readers.read(tmp_path)) == [(b"a", "001"), (b"b", "NA")]
+
+
+@pytest.mark.parametrize(
+    ("name", "readable"),
+    [("a.csv", True), ("A.TSV", True), ("a.jsonl", True), ("a.parquet", True), ("pairs", False), ("a.npz", False)],
+)
+def test_the_suffix_says_whether_a_file_is_readable(name, readable, tmp_path):
+    assert readers.is_readable(tmp_path / name) == readable
+
+
+MANY = ",".join(f"x{i}" for i in range(30))
+
+
+@pytest.mark.parametrize(
+    ("files", "named", "message"),
+    [
+        ({}, {}, "a.csv: cannot be read (No such file or directory)"),
+        ({"a.csv": ""}, {}, "a.csv: is empty"),
+        ({"a.csv": "text,label\n"}, {}, "a.csv: has no rows"),
+        ({"a.csv": "Text,label\na,1\n"}, {}, "a.csv: has no column 'text'; columns: Text, label"),
+        ({"a.csv": TEXTS}, {"labels": "y"}, "a.csv: has no column 'y'; columns: text, label"),
+        ({"a.csv": TEXTS}, {"inputs": "label"}, "column 'label' cannot hold both sequences and labels; columns: text, label"),
+        ({"a.csv": "text,split\na,train\n"}, {"labels": "split"}, "column 'split' holds the splits: it cannot hold"),
+        ({"a.csv": "text,text,label\na,b,1\n"}, {}, "a.csv: has 2 columns 'text'; columns: text, text, label"),
+        ({"a.csv": f"{MANY}\n"}, {}, ", x19 ... (30 columns)"),
+        ({"a.csv": TEXTS}, {"inputs": "pixel*"}, "a.csv: no column matches 'pixel*'; columns: text, label"),
+        ({"a.csv": "text,label\na,1,2\n"}, {}, "a.csv: line 2 has 3 fields: must have 2"),
+        ({"a.csv": 'text,label\n"a\nb",1\nc\n'}, {}, "a.csv: line 4 has 1 fields: must have 2"),
+        ({"a.csv": 'text,label\na,1\n"b"c,1\n'}, {}, "a.csv: line 3 cannot be read (',' expected after '\"')"),
+        ({"a.csv": 'text,label\n"a,1\n'}, {}, "a.csv: line 2 cannot be read (unexpected end of data)"),
+        ({"a.csv": "text,label\né,1\n".encode("latin-1")}, {}, "a.csv: not UTF-8 text (holds b'\\xe9')"),
+        ({"a.csv": "text,label\n,1\n"}, {}, "a.csv: line 2, column 'text' is empty"),
+        ({"a.csv": "text,label,split\na,1,fold\n"}, {}, "line 2, column 'split' holds 'fold'; valid: train, validation, valid"),
+        ({"a.csv": "x1,x2,label\n1,2,3\n1,b,3\n"}, {"inputs": "x*"}, "line 3 in columns 'x*' holds 'b': must be 64-bit numbers"),
+        ({"a.csv": "x1,x2,label\n,NA,3\n"}, {"inputs": "x*"}, "line 2 in columns 'x*' is empty"),
+        ({"a.csv": f"x1,label\n{2**70},3\n"}, {"inputs": "x*"}, "holds ['1180591620717411303424']: must be 64-bit"),
+        ({"a.csv": 'text,label\n[1],0\n[1 2],0\n'}, {}, "row 1, column 'text' holds '[1 2]': not a list such as [1, 2]"),
+        ({"a.csv": 'text,label\n[1],0\n"[[1], [2]]",0\n'}, {}, "row 1, column 'text' holds [1]: must be 64-bit numbers"),
+        ({"a.csv": "text,label\n[],0\n"}, {}, "row 0, column 'text' is empty"),
+        ({"a.csv": "Source,Target\na,b\n"}, {}, "has no column 'text', and Source holds no ListOps; columns: Source, Target"),
+        ({"a.jsonl": '{"text": "a", "label": 1}\n{"text"\n'}, {}, "a.jsonl: line 2 is not JSON (Expecting ':' delimiter)"),
+        ({"a.jsonl": "[" * 100_000}, {}, "a.jsonl: line 1 is not JSON ("),
+        ({"a.jsonl": "[1]\n"}, {}, "a.jsonl: line 1 holds [1]: must be one JSON object"),
+        ({"a.jsonl": [{"text": "a"}]}, {}, "a.jsonl: has no column 'label'; columns: text"),
+        ({"a.jsonl": [{"text": "a", "label": 1}, {"label": 1}]}, {}, "line 2, column 'text' holds None: must be text or a list"),
+        ({"a.jsonl": [{"text": 5, "label": 1}]}, {}, "line 1, column 'text' holds 5: must be text or a list of numbers"),
+        ({"a.jsonl": [{"text": [[1]], "label": 1}]}, {}, "line 1, column 'text' holds [1]: must be 64-bit numbers"),
+        ({"a.jsonl": [{"text": [True], "label": 1}]}, {}, "holds True: must be 64-bit numbers"),
+        ({"a.jsonl": [{"text": "a", "label": [1]}]}, {}, "line 1, column 'label' holds [1]: must be text or one number"),
+        ({"a.parquet": "PAR1"}, {}, "a.parquet: not a complete .parquet file ("),
+        ({"a.json": "{}"}, {}, "a.json: must be a folder or end in .csv, .tsv, .jsonl, .parquet"),
+    ],
+)  # fmt: skip
+def test_invalid_table_files_are_refused_in_one_line(tmp_path, files, named, message):
+    if "a.parquet" in files:
+        pytest.importorskip("pyarrow")
+    write(tmp_path, files)
+    with pytest.raises(UsageError) as caught:
+        readers.read(tmp_path / next(iter(files), "a.csv"), **named)
+    assert message in str(caught.value)
+    assert str(caught.value).startswith(str(tmp_path))
+    assert "\n" not in str(caught.value)
+
+
+def test_without_pyarrow_a_parquet_file_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "pyarrow", None)
+    write(tmp_path, {"a.parquet": ""})
+    with pytest.raises(UsageError, match="a.parquet: reading .parquet files needs pyarrow: pip install pyarrow"):
+        readers.read(tmp_path / "a.parquet")
