@@ -13,7 +13,6 @@ from attnprobe.errors import UsageError
 from attnprobe.tasks.facts import facts
 from attnprobe.tasks.reading import Reading
 
-
 SHOWN = 8
 """Items of a tuple that are printed."""
 
@@ -37,7 +36,7 @@ def run(arguments: list[str]) -> None:
     if flags.name is not None:
         return _print_task(flags.name, options, flags.json)
     if options:
-        raise UsageError(f"{', '.join(options)}: requires a task name")
+        raise UsageError("options of a task require its name: attnprobe tasks NAME ...")
     rows, notes = zip(*(_summary(name) for name in tasks.TASKS), strict=True)
     if flags.json:
         print_json([{**row, **note} for row, note in zip(rows, notes, strict=True)])

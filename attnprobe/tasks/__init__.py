@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import PurePath
 from typing import Any
 
-from attnprobe.config import TrainConfig, from_flat
+from attnprobe.config import DataSpec, TrainConfig, from_flat
 from attnprobe.errors import UsageError, listed
 from attnprobe.tables import TASKS
 from attnprobe.tasks.own import Own, is_path, is_table, kept
@@ -20,7 +20,7 @@ __all__ = ["PRESETS", "TASKS", "Source", "Split", "Task", "build", "chance", "co
 def source(name: Any, options: Any = None) -> Source:
     """Return the source of a task with the given parameters.
 
-    A path is that of a file or folder of the user: see `attnprobe.tasks.own`. Raises `UsageError` for an unknown task or
+    A path is that of the user's file or folder: see `attnprobe.tasks.own`. Raises `UsageError` for an unknown task or
     parameter.
     """
     if not is_path(name) and (not isinstance(name, str) or name not in TASKS):
@@ -41,9 +41,16 @@ def short_name(task: str) -> str:
     return PurePath(task).stem
 
 
-def build(config: TrainConfig) -> Task:
-    """Build the configured task for the configured seed, including its validation split."""
-    task_source = source(config.task, config.task_options)
+def build(config: TrainConfig, trained: DataSpec | None = None) -> Task:
+    """Build the configured task for the configured seed, including its validation split.
+
+    ``trained`` is the specification that a network was trained with: own values are not standardised for networks that
+    were trained before attnprobe standardised them.
+    """
+    options = config.task_options
+    if trained is not None and trained.inputs == "values" and not trained.mean and is_path(config.task):
+        options = {**options, "standardise": "none"}
+    task_source = source(config.task, options)
     _check_splits(config, task_source)
     return task_source.build(config.seed).held_out(config.validation_size)
 

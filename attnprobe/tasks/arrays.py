@@ -251,10 +251,13 @@ def _inputs(arrays: Mapping[str, Any], kind: str, reading: Reading) -> Inputs:
         lengths = _lengths(arrays, arrays[kind])
         inputs = of_array(arrays[kind], "tokens" if kind == "tokens" else "values", lengths, levels)
     grid = tuple(_integers(arrays, "grid", (2,), 1).tolist()) if "grid" in arrays else None
+    patch = _number(arrays, "patch", 1)
+    if patch > 1 and grid is None:
+        raise UsageError(f"patch={patch}: needs images, or the grid of patches that the tokens are")
     vocabulary = _number(arrays, "vocabulary", 0) or None
     if vocabulary is not None and vocabulary > MOST:
         raise UsageError(f"vocabulary of {vocabulary}: must be at most {MOST}")
-    return dataclasses.replace(inputs, grid=grid, vocabulary=vocabulary, patch=_number(arrays, "patch", 1))
+    return dataclasses.replace(inputs, grid=grid, vocabulary=vocabulary, patch=patch)
 
 
 def _lengths(arrays: Mapping[str, Any], inputs: np.ndarray) -> np.ndarray | None:

@@ -13,7 +13,7 @@ from attnprobe.tasks.sequences import Sequences, extremes
 
 BYTES = 256
 UNKNOWN, SEPARATOR = "<unk>", "<sep>"
-COLOURS = (1, 3, 4)
+COLOURS = (1, 3)
 """Numbers of colours by which the colour axis of images is recognised."""
 
 
@@ -100,7 +100,7 @@ def of_images(images: np.ndarray, patch: int, where: str = "images") -> Inputs:
     if images.ndim == 4:
         first, last = images.shape[1] in COLOURS, images.shape[3] in COLOURS
         if first == last:
-            raise UsageError(f"{where} of shape {images.shape}: the second or the last axis must be 1, 3 or 4 colours")
+            raise UsageError(f"{where} of shape {images.shape}: the second or the last axis must be 1 or 3 colours")
         images = np.moveaxis(images, 1, 3) if first else images
     rows, columns = images.shape[1:3]
     if rows % patch or columns % patch:
@@ -157,8 +157,8 @@ def _cell(cell: Any, where: str) -> tuple[str, Any]:
             raise UsageError(f"{where} holds text that is not valid Unicode ({error.reason})") from None
     if isinstance(cell, bytes):
         return ("text" if cell else "empty"), cell
-    if isinstance(cell, dict) and cell.get("bytes") is not None:  # Hugging Face Image
-        return "image", _decoded(cell["bytes"], where)
+    if isinstance(cell, dict) and cell.keys() == {"bytes", "path"}:  # Hugging Face Image
+        return "image", _decoded(cell["path"] if cell["bytes"] is None else io.BytesIO(cell["bytes"]), where)
     if hasattr(cell, "mode") and hasattr(cell, "getpixel"):  # Pillow
         return "image", pixels_of(cell)
     try:
@@ -176,11 +176,11 @@ def _cell(cell: Any, where: str) -> tuple[str, Any]:
     return ("numbers" if array.ndim == 1 else "channels"), array
 
 
-def _decoded(content: bytes, where: str) -> np.ndarray:
+def _decoded(file: Any, where: str) -> np.ndarray:
     from PIL import Image, UnidentifiedImageError
 
     try:
-        with Image.open(io.BytesIO(content)) as image:
+        with Image.open(file) as image:
             return pixels_of(image)
     except (UnidentifiedImageError, OSError, ValueError) as error:
         raise UsageError(f"{where} holds an image that cannot be read ({type(error).__name__})") from None

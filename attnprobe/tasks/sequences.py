@@ -64,12 +64,12 @@ class Sequences:
         """Return the number of sequences."""
         return len(self.starts)
 
-    def __getitem__(self, key: Any) -> np.ndarray:
+    def __getitem__(self, key: Any) -> Any:
         """Return rows of the padded array: ``sequences[rows]``, or ``sequences[rows, tokens]``."""
         rows, *rest = key if isinstance(key, tuple) else (key,)
         picked = np.arange(len(self))[rows]
         stop = rest[0].stop if rest and isinstance(rest[0], slice) else None
-        width = self.n if stop is None or stop < 0 else min(stop, self.n)
+        width = self.n if stop is None or stop < 0 else int(min(stop, self.n))
         padded = self._padded(np.atleast_1d(picked), width)
         return padded[(slice(None), *rest) if picked.ndim else (0, *rest)]
 

@@ -68,7 +68,7 @@ class Checkpoint:
     @cached_property
     def task(self) -> tasks.Task:
         """The task's data, rebuilt and checked against the fingerprint of the training data."""
-        task = tasks.build(self.config)
+        task = tasks.build(self.config, self.data)
         if task.fingerprint != self.fingerprint:
             fingerprints = f"fingerprint {task.fingerprint}, expected {self.fingerprint}"
             raise UsageError(f"{self.path}: task {task.name} no longer generates this run's data ({fingerprints})")

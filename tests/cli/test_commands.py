@@ -232,7 +232,8 @@ def test_one_task_is_built_and_counted(tmp_path, capsys, data_flag):
     assert (train["sequences"], test["sequences"]) == (30, 2000)
     assert sum(train[f"class_{label}"] for label in range(4)) == pytest.approx(1)
     assert facts["chance"] == max(test[f"class_{label}"] for label in range(4))
-    assert "--task-options requires a task name" in refused(capsys, "tasks", "--task-options", "n", "3")
+    assert "options of a task require its name" in refused(capsys, "tasks", "--task-options", "n", "3")
+    assert "options of a task require its name" in refused(capsys, "tasks", "--patch", "3")
 
     np.savez(tmp_path / "mine.npz", tokens=[[1, 2, 0], [1, 0, 0], [3, 1, 2]], labels=[0, 1, 0], lengths=[2, 1, 3])
     main(["tasks", str(tmp_path / "mine.npz")])

@@ -417,7 +417,10 @@ def test_facts_are_counted(here):
 @pytest.mark.parametrize(
     ("arrays", "message"),
     [
-        ({"tokens": [[0, 1], ["a"]], "labels": [0, 1]}, "tokens, row 1 holds list: must be text, a list of ids or numbers"),
+        (
+            {"tokens": [[0, 1], ["a"]], "labels": [0, 1]},
+            "tokens, row 1 holds list: must be text, a list of ids or numbers",
+        ),
         ({"tokens": [[0], [1]], "labels": [0, 300_000_000], "classes": 3}, "labels hold 300000000: must be 0 ... "),
         ({"tokens": [[0], [1]], "labels": [0, 1], "vocabulary": 2**40}, "vocabulary of 1099511627776: must be at most"),
         ({"tokens": [[0]] * 4, "labels": [0, 1] * 2, "test_share": 2.0}, "test_share=2.0: input should be less than 1"),

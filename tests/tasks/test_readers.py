@@ -1,6 +1,4 @@
 import json
-import struct
-import zlib
 
 import numpy as np
 import pandas as pd

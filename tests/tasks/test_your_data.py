@@ -9,7 +9,6 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-import attnprobe as ap
 from attnprobe.errors import UsageError
 from attnprobe.tasks import Task, folder, source
 from attnprobe.tasks.labels import NONE
@@ -182,7 +181,7 @@ TRAITS = {
     ),
     "cut": Data(IDS, YES, SPLIT, {"n": 2}, read=[(row[:2], *rest) for row, *rest in kept(range(12))]),
     "long tail": Data(
-        but(IDS, (3, [1] * 5000)), YES, SPLIT, refused="row 3 has 5,000 tokens, but 99 % of the sequences have at most 4"
+        but(IDS, (3, [1] * 5000)), YES, SPLIT, refused="row 3 has 5,000 tokens, but 99 % of the sequences have"
     ),
     "long tail, cut": Data(
         but(IDS, (3, [1] * 5000)), YES, SPLIT, {"n": 5}, read=kept(range(12), inputs=but(IDS, (3, [1] * 5)))
@@ -191,7 +190,10 @@ TRAITS = {
     "negative ids": Data(but(IDS, (1, [1, -2])), YES, SPLIT, refused="tokens hold -2: must be 0 or more"),
     "unknown split": Data(IDS, YES, but(SPLIT, (0, "fold 1")), refused="split holds fold 1; valid: train, validation"),
     "short split names": Data(
-        IDS, YES, but(SPLIT, (0, "val"), (1, "dev")), read=kept(range(12), split=but(SPLIT, (0, "validation"), (1, "validation")))
+        IDS,
+        YES,
+        but(SPLIT, (0, "val"), (1, "dev")),
+        read=kept(range(12), split=but(SPLIT, (0, "validation"), (1, "validation"))),
     ),
     "no test sequences": Data(IDS, YES, ["train"] * 12, refused="split has no test sequences; it has train"),
     "raw scale": Data(WAVES, YES, SPLIT, real=True),
@@ -292,7 +294,7 @@ def test_networks_see_values_of_mean_0_and_variance_1_whatever_their_unit(inputs
     assert np.allclose(original.test.tensor(), task.test.tensor(), atol=1e-5), "units change nothing"
     raw = Task.from_arrays(values=values, labels=YES, split=SPLIT, standardise="none")
     assert (raw.data.mean, raw.data.std) == ((), ())
-    assert (np.asarray(raw.test.inputs) == raw.test.tensor().numpy().astype(float)).all() or factor != 1
+    assert np.allclose(np.asarray(raw.test.inputs), raw.test.tensor(), rtol=1e-6)
 
 
 def test_only_the_training_split_and_only_its_tokens_set_the_scale():
@@ -340,7 +342,9 @@ def test_large_files_are_memory_mapped_and_read_alike(here, monkeypatch):
     in_memory = source("mine.npz").build(0)
     monkeypatch.setattr(arrays, "MAPPED", 1)
     mapped = source("mine.npz").build(0)
-    assert isinstance(in_memory.train.inputs.flat, np.ndarray) and not isinstance(in_memory.train.inputs.flat, np.memmap)
+    assert isinstance(in_memory.train.inputs.flat, np.ndarray) and not isinstance(
+        in_memory.train.inputs.flat, np.memmap
+    )
     base = mapped.train.inputs.flat
     while not isinstance(base, np.memmap):
         base = base.base
@@ -390,7 +394,7 @@ def test_images_become_patches_on_a_grid(images, side):
     assert (found == np.array(expected)).all()
     assert task.data.grid == (4 // side, 6 // side)
     assert task.data.channels == side**2 * (3 if images.ndim == 4 else 1)
-    assert np.allclose(task.test.tensor().numpy().reshape(found.shape), found / 127.5 - 1)
+    assert np.allclose(task.test.tensor().numpy().reshape(found.shape), found / 127.5 - 1, atol=1e-6)
     real = Task.from_arrays(images=images / 7.0, labels=YES, split=SPLIT, patch=side)
     assert len(real.data.mean) == real.data.channels
 
@@ -417,7 +421,11 @@ def test_images_are_read_alike_from_arrays_tables_data_sets_and_folders(here, co
     }
     datasets = pytest.importorskip("datasets")
     features = datasets.Features(
-        {"image": datasets.Image(), "label": datasets.ClassLabel(names=["cat", "dog"]), "split": datasets.Value("string")}
+        {
+            "image": datasets.Image(),
+            "label": datasets.ClassLabel(names=["cat", "dog"]),
+            "split": datasets.Value("string"),
+        }
     )
     data = {"image": [str(file) for file in files], **columns}
     dataset = datasets.Dataset.from_dict(data, features=features).map(lambda row: row)
@@ -443,13 +451,13 @@ def test_arrays_of_hugging_face_data_sets_are_channels_or_patches(here):
     ("arrays", "message"),
     [
         ({"images": IMAGES, "patch": 4}, "patch=4: must divide the 4 rows and 6 columns of images"),
-        ({"images": IMAGES[:, :3, :3]}, "the second or the last axis must be 1, 3 or 4 colours"),
-        ({"images": IMAGES[..., :2]}, "the second or the last axis must be 1, 3 or 4 colours"),
+        ({"images": IMAGES[:, :3, :3]}, "the second or the last axis must be 1 or 3 colours"),
+        ({"images": IMAGES[..., :2]}, "the second or the last axis must be 1 or 3 colours"),
         ({"images": IMAGES[0]}, "labels of shape (12,): must be [4]"),
         ({"images": IMAGES[0, 0]}, "images of shape (6, 3) and type uint8: must be numbers [image, row, column]"),
         ({"images": np.full((12, 2, 2), np.nan)}, "images hold NaN or infinite numbers"),
         ({"images": IMAGES, "n": 3}, "n=3: cuts sequences, not images"),
-        ({"tokens": IDS, "patch": 2}, "patch of an"),
+        ({"tokens": IDS, "patch": 2}, "patch=2: needs images, or the grid of patches"),
     ],
 )  # fmt: skip
 def test_images_that_cannot_be_tokens_are_refused(arrays, message):
@@ -467,11 +475,11 @@ def test_pairs_of_texts_are_joined_by_a_separator_and_both_are_cut():
     assert task.data.vocabulary == 257
     joined = sorted(tuple(task.all_splits[name].inputs[row, : split.lengths[row]].tolist())
                     for name, split in task.all_splits.items() for row in range(len(split)))  # fmt: skip
-    assert joined == sorted(
-        (*a.encode(), 256, *b.encode()) for a, b in zip(frame["a"], frame["b"], strict=True)
-    )
+    assert joined == sorted((*a.encode(), 256, *b.encode()) for a, b in zip(frame["a"], frame["b"], strict=True))
     cut = Task.from_table(frame, inputs="a", pair="b", n=6, test_share=0.5)
-    rows = {bytes(i for i in row if i < 256) for split in cut.splits.values() for row in np.asarray(split.inputs).tolist()}
+    rows = {
+        bytes(i for i in row if i < 256) for split in cut.splits.values() for row in np.asarray(split.inputs).tolist()
+    }
     assert rows == {b"one1\0", b"two22"[:5], b"xabcd", b"abcdx"} or rows == {b"one1\0", b"two22", b"xabcd", b"abcdx"}
     with pytest.raises(UsageError, match="no column 'c'"):
         Task.from_table(frame, inputs="a", pair="c")
@@ -497,7 +505,15 @@ def test_sequences_read_like_the_padded_array():
     ragged, padded = Sequences.of_rows(rows), np.zeros((4, 5), int)
     for out, row in zip(padded, rows, strict=True):
         out[: len(row)] = row
-    for key in (slice(None), 2, slice(1, 3), np.array([3, 0]), (slice(None), slice(None, 2)), (2, slice(None, 3)), (1, 0)):
+    for key in (
+        slice(None),
+        2,
+        slice(1, 3),
+        np.array([3, 0]),
+        (slice(None), slice(None, 2)),
+        (2, slice(None, 3)),
+        (1, 0),
+    ):
         assert (ragged[key] == padded[key]).all()
     assert (np.asarray(ragged.select([2, 0])) == padded[[2, 0]]).all()
     assert (np.concatenate(list(ragged.chunks())) == np.concatenate(rows)).all()
