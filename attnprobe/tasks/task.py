@@ -54,10 +54,12 @@ class Task:
         """Return the task with the tokens of each sequence independently permuted; padding stays in place."""
         splits = {}
         for name, split in self.splits.items():
-            key = numpy_generator(seed, f"shuffled {name}").random(split.inputs.shape)
+            key = numpy_generator(seed, f"shuffled {name}").random(split.inputs.shape[:2])
             if split.lengths is not None:
                 key[np.arange(self.data.n) >= split.lengths[:, None]] = np.inf
-            inputs = np.take_along_axis(split.inputs, key.argsort(axis=1, kind="stable"), axis=1)
+            order = key.argsort(axis=1, kind="stable")
+            order = order if split.inputs.ndim == 2 else order[..., None]  # all channels of a token move together
+            inputs = np.take_along_axis(split.inputs, order, axis=1)
             splits[name] = replace(split, inputs=inputs)
         return replace(self, **splits)
 
@@ -101,8 +103,10 @@ class Task:
         inputs, labels, data = split.inputs, split.labels, self.data
         if len(split) == 0:
             raise UsageError(f"{where}: holds no sequences")
-        if inputs.ndim != 2 or inputs.shape[1] != data.n:
-            raise UsageError(f"{where} inputs of shape {inputs.shape}: must be [sequence, token={data.n}]")
+        channel_axis = () if data.channels == 1 else (data.channels,)
+        if inputs.ndim < 2 or inputs.shape[1:] != (data.n, *channel_axis):
+            axes = f"[sequence, token={data.n}{f', channel={data.channels}' if channel_axis else ''}]"
+            raise UsageError(f"{where} inputs of shape {inputs.shape}: must be {axes}")
         if data.levels and split.levels != data.levels:
             raise UsageError(
                 f"{where} inputs with levels={split.levels}: must be {data.levels}, as in the specification"

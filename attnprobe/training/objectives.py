@@ -6,7 +6,7 @@
 - *next-token*: prediction of the token after each prefix; needs causal attention.
 
 The loss is cross-entropy for token ids and for values with a fixed number of levels, and absolute error for other real
-values, as in Amos et al. for images.
+values, as in Amos et al. for images. A token with several channels is one prediction; its loss is the mean over them.
 """
 
 from collections.abc import Callable
@@ -25,14 +25,14 @@ from attnprobe.tables import OBJECTIVES
 class Batch:
     """Sequences with labels and lengths, on the network's device."""
 
-    inputs: Shaped[Tensor, "batch token"]
+    inputs: Shaped[Tensor, "batch token *channel"]
     labels: Shaped[Tensor, " batch"]
     lengths: Shaped[Tensor, " batch"] | None = None
 
     def real(self) -> Bool[Tensor, "batch token"]:
         """Return a mask of the tokens that are not padding."""
         if self.lengths is None:
-            return torch.ones_like(self.inputs, dtype=torch.bool)
+            return torch.ones(self.inputs.shape[:2], dtype=torch.bool, device=self.inputs.device)
         return torch.arange(self.inputs.shape[1], device=self.inputs.device) < self.lengths[:, None]
 
 
@@ -66,6 +66,8 @@ class Predictions:
     """Number of sequences in the batch."""
     logits: Float[Tensor, "prediction class_"] | None = None
     """Logits, for networks without targets: their predictions can be compared with others."""
+    errors: Float[Tensor, "prediction channel"] | None = None
+    """Absolute error of each channel, whose mean is the loss; None unless the data have several channels."""
 
     def compared_with(self, other: "Predictions") -> "Predictions":
         r"""Return the predictions with the KL divergence from another network's predictions as the loss, in nats.
@@ -98,7 +100,7 @@ class Objective:
     """
 
     output: Literal["labels", "tokens"]
-    """Output head that is read: labels [batch, class_] or tokens [batch, token, vocabulary]."""
+    """Output head that is read: labels [batch, class_] or tokens [batch, token, vocabulary or channel]."""
     answers: Callable[[Tensor, Batch, Tensor | None], tuple[Tensor, Tensor, Tensor]]
     """Map logits, batch and mask to the logits, the target and the sequence index of every prediction."""
     count: Callable[[Tensor, Tensor | None], int]
@@ -152,7 +154,9 @@ def predictions(
     if target.is_floating_point() and levels:
         target = ((target + 1) * ((levels - 1) / 2)).round().long()
     if target.is_floating_point():
-        return Predictions(F.l1_loss(logits[:, 0], target, reduction="none"), None, sequence, len(batch.inputs))
+        errors = F.l1_loss(logits, target.reshape(logits.shape), reduction="none")
+        several = errors if errors.shape[1] > 1 else None
+        return Predictions(errors.mean(-1), None, sequence, len(batch.inputs), errors=several)
     correct = (logits.argmax(dim=-1) == target).float()
     return Predictions(F.cross_entropy(logits, target, reduction="none"), correct, sequence, len(batch.inputs))
 

@@ -1,11 +1,12 @@
 """Losses compared with loops over single predictions."""
 
+import numpy as np
 import pytest
 import torch
 
 from attnprobe.config import DataSpec, ModelConfig
 from attnprobe.model.transformer import Transformer
-from attnprobe.training.objectives import Batch, draw_mask, evaluate
+from attnprobe.training.objectives import Batch, draw_mask, evaluate, predict
 
 LENGTHS = torch.tensor([6, 4, 1])
 
@@ -50,6 +51,27 @@ def test_masked_values_are_scored_by_absolute_error():
     expected = sum(abs(predicted[b, i] - batch.inputs[b, i]).item() for b, i in ((0, 1), (1, 3))) / 2
     assert outcome.mean.item() == pytest.approx(expected, rel=1e-5)
     assert outcome.correct is None
+
+
+@pytest.mark.parametrize("objective", ["masked", "next-token"])
+def test_the_error_of_a_token_is_the_mean_over_its_channels(objective):
+    model = Transformer(ModelConfig(d_model=8, causal=True, init_std=0.5), DataSpec(6, "values", 3, channels=4))
+    values = torch.randn(3, 6, 4, generator=torch.Generator().manual_seed(0))
+    batch = Batch(values, torch.tensor([0, 1, 2]), LENGTHS)
+    assert batch.real().sum(1).tolist() == LENGTHS.tolist()
+    mask = draw_mask(batch.real(), 0.5, torch.Generator().manual_seed(1)) if objective == "masked" else None
+    outcome, single = evaluate(model, batch, objective, mask), predict(model, batch, objective, mask)
+    logits = model(values, masked=mask, lengths=LENGTHS, output="tokens").detach().numpy()
+    assert logits.shape == (3, 6, 4)
+    if mask is None:
+        later = batch.real()[:, 1:].numpy()
+        errors = np.abs(logits[:, :-1] - values[:, 1:].numpy())[later]
+    else:
+        errors = np.abs(logits - values.numpy())[mask.numpy()]
+    assert outcome.count == len(errors), "one prediction per token"
+    assert outcome.mean.item() == pytest.approx(errors.mean(), rel=1e-5)
+    assert outcome.correct is None
+    np.testing.assert_allclose(single.errors.detach(), errors, rtol=1e-5)
 
 
 @pytest.mark.parametrize("levels", [5, 256])
