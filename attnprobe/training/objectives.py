@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol, runtime_checkable
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int, Shaped
@@ -189,7 +190,29 @@ def predict_from(
     return predictions(logits, batch, objective, mask, model.data.levels)
 
 
-def evaluate(model: Reads, batch: Batch, objective: str, mask: Bool[Tensor, "batch token"] | None = None) -> Outcome:
-    """Return the loss and number of correct predictions of the network, summed over a batch."""
+def evaluate(
+    model: Reads,
+    batch: Batch,
+    objective: str,
+    mask: Bool[Tensor, "batch token"] | None = None,
+    weights: Float[Tensor, " class_"] | None = None,
+) -> Outcome:
+    """Return the loss and number of correct predictions of the network, summed over a batch.
+
+    ``weights`` multiply the loss of each prediction, by the class of its sequence.
+    """
     result = predict(model, batch, objective, mask)
-    return Outcome(result.loss.sum(), None if result.correct is None else result.correct.sum(), len(result.loss))
+    loss = result.loss if weights is None else result.loss * weights[batch.labels[result.sequence]]
+    return Outcome(loss.sum(), None if result.correct is None else result.correct.sum(), len(loss))
+
+
+def balanced_weights(labels: np.ndarray, classes: int) -> Float[Tensor, " class_"]:
+    r"""Return the weight of each class, with mean 1 over the sequences; 0 for a class without sequences.
+
+    $$w_c = \frac{N}{K N_c}$$
+
+    for N sequences of K classes, N_c of them of class c.
+    """
+    count = np.bincount(labels, minlength=classes)
+    weights = np.divide(len(labels), (count > 0).sum() * count, out=np.zeros(classes), where=count > 0)
+    return torch.from_numpy(weights).float()
