@@ -6,7 +6,7 @@ import torch
 
 from attnprobe.config import DataSpec, ModelConfig
 from attnprobe.model.transformer import Transformer
-from attnprobe.training.objectives import Batch, draw_mask, evaluate, predict
+from attnprobe.training.objectives import Batch, balanced_weights, draw_mask, evaluate, predict
 
 LENGTHS = torch.tensor([6, 4, 1])
 
@@ -111,3 +111,22 @@ def test_masks_cover_the_share_of_real_tokens_and_no_padding():
 def test_a_batch_without_masked_tokens_has_loss_zero():
     model, batch = setup()
     assert evaluate(model, batch, "masked", torch.zeros(3, 6, dtype=torch.bool)).mean.item() == 0
+
+
+def test_balanced_weights_have_mean_1_and_give_every_class_the_same_total():
+    labels = np.array([0, 0, 0, 0, 0, 1, 3, 3])
+    weights = balanced_weights(labels, 4)
+    assert weights.tolist() == pytest.approx([8 / (3 * 5), 8 / 3, 0, 8 / 6])
+    assert weights[labels].mean().item() == pytest.approx(1)
+
+
+def test_the_weighted_gradient_is_that_of_the_weighted_mean_of_single_losses():
+    model, batch = setup()
+    weights = torch.tensor([0.5, 3.0, 1.5])
+    evaluate(model, batch, "labels", weights=weights).mean.backward()
+    found = model.classify.weight.grad.clone()
+    _, cache = model.run_with_cache(batch.inputs, lengths=LENGTHS)
+    logits = model(batch.inputs, lengths=LENGTHS)
+    error = logits.softmax(-1) - torch.eye(3)[batch.labels]  # gradient of the cross-entropy of each sequence
+    expected = (weights[batch.labels][:, None] * error).T @ cache["hook_pooled"] / 3
+    torch.testing.assert_close(found, expected.detach())
