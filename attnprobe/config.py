@@ -237,7 +237,7 @@ class TrainConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     """Architecture of the network."""
     steps: Count = 2000
-    """Total number of training steps, self-pretraining included."""
+    """Total number of training steps, self-pretraining included, without `more_steps`."""
     pretrain_steps: Index = 1500
     """How many of the `steps` are self-pretraining; setting `steps` alone scales it. The supervised recipe has none."""
     pretrain_objective: str = "masked"
@@ -254,6 +254,9 @@ class TrainConfig:
     """bf16: run forward and backward passes under bfloat16 autocast; weights and optimiser state stay float32."""
     compile: bool = False
     """Compile the network with torch.compile."""
+    class_weights: Literal["none", "balanced"] = "none"
+    """balanced: weight the training loss of a label by N / (K N_c), for N training sequences of K classes, N_c of them
+    of the label's class. Evaluations and measures use the unweighted loss, so that runs can be compared."""
     learning_rate: Rate = 3e-3
     """Peak learning rate of AdamW."""
     pretrain_learning_rate: Rate | None = None
@@ -268,11 +271,17 @@ class TrainConfig:
     """Maximum gradient norm; 0 disables clipping."""
     evaluations: Count = 20
     """Number of evenly spaced evaluations on training, validation and test data; checkpoints are evaluated as well."""
+    eval_size: Index = 0
+    """Maximum number of sequences of the test split, and of the validation split, in an evaluation: a fixed random
+    subset; 0 for all. The last evaluation is on all of them, except for validation with patience."""
     patience: Index = 0
     """Early stopping: end training on the labels after this number of evenly spaced evaluations without a lower
     validation loss; 0 disables it."""
     checkpoints: Count = 6
     """Number of checkpoints per stage, log-spaced up to its last step; step 0 is always saved."""
+    more_steps: tuple[Count, ...] = ()
+    """Steps added after `steps`: every number is a new stage with its own warm-up and schedule, which continues the
+    last objective with further batches. With --resume RUN, a finished run is made longer by one such stage."""
     init_from: str | None = None
     """Checkpoint to load initial weights from."""
     transfer: str = "all"
@@ -305,12 +314,16 @@ class TrainConfig:
 
     @property
     def stages(self) -> tuple[tuple[str, int], ...]:
-        """Objective and number of steps of each stage, in training order."""
-        if self.recipe == "supervised":
-            return (("labels", self.steps),)
-        pretraining = (self.pretrain_objective, self.pretrain_steps)
-        label_steps = self.steps - self.pretrain_steps
-        return (pretraining, ("labels", label_steps)) if label_steps else (pretraining,)
+        """Objective and number of steps of each stage, in training order; the stages of `more_steps` come last."""
+        pretraining = (self.pretrain_objective, self.pretrain_steps if self.recipe == "spt" else 0)
+        planned = (pretraining, ("labels", self.steps - pretraining[1]))
+        recipe = tuple((objective, length) for objective, length in planned if length)
+        return (*recipe, *((recipe[-1][0], length) for length in self.more_steps))
+
+    @property
+    def total_steps(self) -> int:
+        """Number of steps of all stages."""
+        return self.steps + sum(self.more_steps)
 
 
 def from_flat(named: Mapping[str, Any]) -> TrainConfig:

@@ -76,6 +76,11 @@ def own_prefix(result: xr.Dataset) -> str:
     return "grid_" if "grid_proximity_contrast" in result else ""
 
 
+def distance_unit(result: xr.Dataset) -> str:
+    """Return the unit of distances in the geometry of the data: tokens, pixels or patches."""
+    return result.attrs.get("grid_unit", "pixels") if own_prefix(result) else "tokens"
+
+
 def most_proximal(result: xr.Dataset) -> dict[Any, xr.DataArray]:
     """Return the ``isel`` indices of the head with the largest contrast in the geometry of the data."""
     return result[f"{own_prefix(result)}proximity_contrast"].argmax(("layer", "head"))

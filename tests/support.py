@@ -37,11 +37,20 @@ def checkpoint(data=None, lengths=None, edit=None, seed=0, **settings):
         with torch.no_grad():
             edit(model)
     rng = np.random.default_rng(0)
-    split = Split(rng.integers(6, size=(30, data.n)), rng.integers(2, size=30), lengths)
+    if data.inputs == "values":
+        inputs = rng.normal(size=(30, data.n, data.channels)[: 2 + (data.channels > 1)])
+    else:
+        inputs = rng.integers(6, size=(30, data.n))
+    split = Split(inputs, rng.integers(2, size=30), lengths)
     task = Task("mine", data, split, split)
     result = Checkpoint(TrainConfig(model=config), data, model.state_dict(), {}, 5, "labels", [], task.fingerprint)
     object.__setattr__(result, "task", task)  # no registered task generates these data
     return result
+
+
+def channels_checkpoint(**settings):
+    """Return a checkpoint of an untrained network on random images of 3 x 4 patches of 2 x 2 pixels."""
+    return checkpoint(DataSpec(N, "values", 2, grid=(3, 4), channels=4, patch=2), **settings)
 
 
 def in_three_ways(folder, config, on_step):

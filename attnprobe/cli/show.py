@@ -29,7 +29,10 @@ def run(arguments: list[str]) -> None:
             {"checkpoint": checkpoint.path, **checkpoint.last_metrics}
             for checkpoint in Run.open(flags.path).checkpoints
         ]
-        (print_json if flags.json else print_table)(rows)
+        if flags.json:
+            print_json(rows)
+        else:  # without the numbers of each class and channel
+            print_table([{name: x for name, x in row.items() if not isinstance(x, list)} for row in rows])
         return
     description = load(flags.path).describe()
     if flags.json:

@@ -15,7 +15,9 @@ from attnprobe.tasks.reading import Reading
 from attnprobe.training.rank import is_main_process
 
 ACCURACIES = ("train_accuracy", "validation_accuracy", "test_accuracy")
-ALLOWED_WITH_RESUME = {"resume", "log", "minutes", "data", "help"}
+ALLOWED_WITH_RESUME = {"resume", "more_steps", "log", "minutes", "data", "help"}
+UNBALANCED = 0.01
+"""Difference of accuracy and balanced accuracy from which the latter is printed."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +35,7 @@ class Train(ReadsData):
     config: Path | None = None
     """TOML or YAML file of settings, optionally with a preset; flags override it."""
     resume: Path | None = None
-    """Resume the run in this folder with its own settings; a finished run is not changed."""
+    """Resume the run in this folder with its own settings; a finished run is only changed by --more-steps."""
     log: tuple[Literal["tensorboard", "wandb"], ...] = ()
     """Trackers that also log the metrics, into the run folder (wandb with WANDB_MODE=offline needs no account)."""
     minutes: float | None = None
@@ -49,7 +51,10 @@ def run(arguments: list[str]) -> None:
         raise UsageError(f"--resume uses the settings of the run: {min(others)} cannot be combined with it")
     flags = parse(_with_settings(), "train", arguments, pairs=True)
     if flags.resume is not None:
-        trained = ap.resume(flags.resume, log=flags.log, minutes=flags.minutes)
+        if len(flags.more_steps) > 1:
+            raise UsageError(f"--more-steps {' '.join(map(str, flags.more_steps))}: --resume adds one number of steps")
+        more_steps = flags.more_steps[0] if flags.more_steps else None
+        trained = ap.resume(flags.resume, log=flags.log, minutes=flags.minutes, more_steps=more_steps)
     else:
         trained = ap.train(_settings(flags, provided), flags.out, log=flags.log, minutes=flags.minutes)
     if not is_main_process():
@@ -59,10 +64,12 @@ def run(arguments: list[str]) -> None:
         print(f"{trained.folder}: stopped after {flags.minutes:g} minutes\n{command}")
         return
     last = trained.metrics[-1]
-    accuracies = ", ".join(
-        f"{name.replace('_', ' ')} {last[name]:.3f}" for name in ACCURACIES if last.get(name) is not None
-    )
-    print(f"{trained.folder}: {last['objective']} {accuracies}\nnext: attnprobe proximity {trained.folder}")
+    accuracies = [name for name in ACCURACIES if last.get(name) is not None]
+    balanced = last.get("test_balanced_accuracy")
+    if balanced is not None and abs(balanced - last["test_accuracy"]) >= UNBALANCED:
+        accuracies.append("test_balanced_accuracy")
+    shown = ", ".join(f"{name.replace('_', ' ')} {last[name]:.3f}" for name in accuracies)
+    print(f"{trained.folder}: {last['objective']} {shown}\nnext: attnprobe proximity {trained.folder}")
 
 
 def _settings(flags: Any, provided: set[str]) -> TrainConfig:

@@ -12,6 +12,7 @@ from matplotlib.ticker import MaxNLocator
 
 from attnprobe.axes import label
 from attnprobe.figures.style import COLOURS, DIVERGING, INITIAL, PERMUTED, WIDTH, Page, line, paper
+from attnprobe.results import distance_unit
 
 
 def title(result: xr.Dataset) -> str:
@@ -160,6 +161,12 @@ def evolution(axis: Axes, x: np.ndarray, result: xr.Dataset, name: str) -> None:
         bounds = interval.sel(bound="lower"), interval.sel(bound="upper")
         axis.fill_between(x, *bounds, color=style["color"], alpha=0.2, linewidth=0)
     axis.yaxis.set_major_locator(MaxNLocator(4))
+
+
+def window_text(result: xr.Dataset) -> str:
+    """Return the largest distance of a near key with its unit: 1 token, 2 pixels."""
+    window, unit = result.attrs["window"], distance_unit(result)
+    return f"{window} {unit.removesuffix('es' if unit == 'patches' else 's') if window == 1 else unit}"
 
 
 def draw_grid_pattern(axis: Axes, ratio: xr.DataArray) -> AxesImage:

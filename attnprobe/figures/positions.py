@@ -21,6 +21,7 @@ from attnprobe.figures.panels import (
     shown_offsets,
     tails,
     title,
+    window_text,
 )
 from attnprobe.figures.style import DIVERGING, INITIAL, PERMUTED, WIDTH, Page, line, paper
 from attnprobe.results import own_prefix
@@ -196,15 +197,13 @@ def _position_scores(part: SubFigure, result: xr.Dataset) -> None:
 
 
 def _caption(part: SubFigure, result: xr.Dataset) -> None:
-    window = result.attrs["window"]
-    unit = "pixel" if own_prefix(result) else "token"
     term = "the term by 2-D offset" if own_prefix(result) else "the term itself, with masked pairs"
     term = term if causal(result) else term.split(",")[0]
     caption(
         part,
         "Top: the score as the sum of four terms, content and position of query (first word) and key; "
-        f"shares are covariances with the score and add up to 1, contrasts (keys within {window} "
-        f"{unit}{'' if window == 1 else 's'} minus keys beyond, in std of the score) to the score's. "
+        f"shares are covariances with the score and add up to 1, contrasts (keys within "
+        f"{window_text(result)} minus keys beyond, in std of the score) to the score's. "
         f"Dots: means over {result.attrs['sequences']} test sequences, {interval_text(result)}. "
         + null_text(
             result,

@@ -20,6 +20,7 @@ from attnprobe.figures.panels import (
     shown_offsets,
     tails,
     title,
+    window_text,
 )
 from attnprobe.figures.style import DIVERGING, WIDTH, Page, paper
 from attnprobe.results import own_prefix
@@ -148,8 +149,6 @@ def _grid_patterns(part: SubFigure, result: xr.Dataset) -> None:
 
 
 def _caption(part: SubFigure, result: xr.Dataset) -> None:
-    window = result.attrs["window"]
-    unit = "pixel" if own_prefix(result) else "token"
     caption(
         part,
         f"Means over {result.attrs['sequences']} test sequences with {interval_text(result)}. "
@@ -158,6 +157,6 @@ def _caption(part: SubFigure, result: xr.Dataset) -> None:
             "Grey band: positions permuted; dashed: networks at initialisation (envelopes over heads and {draws} "
             "draws).",
         )
-        + f"Contrast: score of keys within {window} {unit}{'' if window == 1 else 's'} minus score of keys beyond, in "
+        + f"Contrast: score of keys within {window_text(result)} minus score of keys beyond, in "
         "std of the score" + (null_text(result, "; framed if outside every draw of both nulls.") or ". ") + CUT,
     )

@@ -10,7 +10,7 @@ from matplotlib.ticker import MaxNLocator
 from attnprobe.axes import label
 from attnprobe.figures.panels import colour_bar, draw_grid_pattern
 from attnprobe.figures.style import COLOURS, PERMUTED, WIDTH, Page, paper
-from attnprobe.results import most_proximal, own_prefix
+from attnprobe.results import distance_unit, most_proximal, own_prefix
 
 NAMES = {"supervised": "supervised only", "spt": "SPT, then supervised"}
 
@@ -78,7 +78,7 @@ def _maps(part: SubFigure, result: xr.Dataset) -> None:
     image = None
     for axis, (recipe, name) in zip(axes, NAMES.items(), strict=True):
         image = draw_grid_pattern(axis, ratio.sel(recipe=recipe))
-        axis.set(title=name, xlabel="column offset (pixels)")
-    axes[0].set_ylabel("row offset (pixels)")
+        axis.set(title=name, xlabel=f"column offset ({distance_unit(result)})")
+    axes[0].set_ylabel(f"row offset ({distance_unit(result)})")
     assert image is not None
     colour_bar(part, image, axes.tolist())

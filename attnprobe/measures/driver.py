@@ -22,6 +22,7 @@ import xarray as xr
 from torch import Tensor
 from tqdm import tqdm
 
+from attnprobe.axes import LABELS
 from attnprobe.errors import UsageError, listed
 from attnprobe.geometry import Geometry, geometry
 from attnprobe.networks import probe
@@ -91,7 +92,7 @@ def views(network: Network) -> dict[str, View]:
     shape = network.shape
     by_prefix = {"": View((shape.n,), ("offset",), "tokens", shape.causal)}
     if shape.grid is not None:
-        by_prefix["grid_"] = View(shape.grid, ("row_offset", "column_offset"), "pixels", shape.causal)
+        by_prefix["grid_"] = View(shape.grid, ("row_offset", "column_offset"), shape.grid_unit, shape.causal)
     return by_prefix
 
 
@@ -468,7 +469,8 @@ def result(
         for name in ("train_accuracy", "test_accuracy")
     }
     objective = {"objective": variable((), subject.objective, "training objective of the stage", "")}
-    return dataset(
+    data = {name: value for name, value in dataclasses.asdict(subject.task.data).items() if name != "symbols"}
+    measured = dataset(
         {**variables, **objective, **accuracies, **site},
         {**shared, **coordinates},
         {
@@ -486,10 +488,14 @@ def result(
             "n": shape.n,
             "causal": int(shape.causal),
             "classes": subject.task.data.classes,
-            "data": dataclasses.asdict(subject.task.data),
+            "data": data,  # without the symbols, of which there may be many
+            **({} if shape.grid is None else {"grid_unit": shape.grid_unit}),
             **subject.facts,
         },
     )
+    for axis in {"row_offset", "column_offset"} & set(measured.coords):
+        measured[axis].attrs["long_name"] = LABELS[str(axis)].replace("pixels", shape.grid_unit)
+    return measured
 
 
 # --- measures from a single function

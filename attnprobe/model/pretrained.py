@@ -133,7 +133,7 @@ class AttnprobeModel(PreTrainedModel):
     def forward(
         self,
         input_ids: Int[Tensor, "batch token"] | None = None,
-        input_values: Float[Tensor, "batch token"] | None = None,
+        input_values: Float[Tensor, "batch token *channel"] | None = None,
         attention_mask: Tensor | None = None,
         *,
         masked: Bool[Tensor, "batch token"] | None = None,
@@ -143,7 +143,7 @@ class AttnprobeModel(PreTrainedModel):
 
         Args:
             input_ids: Token ids, if the network reads tokens.
-            input_values: Values, if the network reads values.
+            input_values: Values, if the network reads values; [batch, token, channel] with several channels.
             attention_mask: 1 for the tokens of each sequence and 0 for padding after them, [batch, token].
             masked: Tokens whose input is replaced by the mask embedding.
             output: Output head.
@@ -184,11 +184,11 @@ def _network(config: AttnprobeConfig, seed: int) -> Transformer:
 
 def _lengths(attention_mask: Tensor, inputs: Tensor) -> Int[Tensor, " batch"]:
     lengths = attention_mask.sum(-1).long()
-    token = torch.arange(inputs.shape[-1], device=attention_mask.device)
-    if attention_mask.shape != inputs.shape or not torch.equal(attention_mask.bool(), token < lengths[:, None]):
+    token = torch.arange(inputs.shape[1], device=attention_mask.device)
+    if attention_mask.shape != inputs.shape[:2] or not torch.equal(attention_mask.bool(), token < lengths[:, None]):
         raise UsageError(
-            f"attention_mask of shape {tuple(attention_mask.shape)}: must be {tuple(inputs.shape)}, 1 for the first "
-            "tokens of each sequence and 0 for padding after them"
+            f"attention_mask of shape {tuple(attention_mask.shape)}: must be {tuple(inputs.shape[:2])}, 1 for the "
+            "first tokens of each sequence and 0 for padding after them"
         )
     return lengths
 

@@ -184,7 +184,8 @@ class Transformer(HookedRootModule):
             # The last row is the embedding of masked tokens.
             self.embed = nn.Embedding(data.vocabulary + 1, config.d_model)
         else:
-            self.embed = nn.Linear(2, config.d_model)
+            # The last input is 1 for masked tokens, whose values are all 0.
+            self.embed = nn.Linear(data.channels + 1, config.d_model)
         if self.n_prefix:
             self.cls = nn.Parameter(torch.zeros(config.d_model))
         self.position = POSITIONS[config.position](config, data.n + self.n_prefix)
@@ -192,7 +193,7 @@ class Transformer(HookedRootModule):
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layers))
         # With post-norm the output of the last block is already normalised.
         self.ln_final = Norm(config) if config.norm_placement == "pre" else nn.Identity()
-        self.unembed = nn.Linear(config.d_model, data.vocabulary or data.levels or 1)
+        self.unembed = nn.Linear(config.d_model, data.vocabulary or data.levels or data.channels)
         self.classify = nn.Linear(config.d_model, data.classes)
         self.hook_embed, self.hook_pooled = HookPoint(), HookPoint()
         if self.position.embed(1) is not None:
@@ -244,16 +245,16 @@ class Transformer(HookedRootModule):
 
     def forward(
         self,
-        inputs: Int[Tensor, "batch token"] | Float[Tensor, "batch token"],
+        inputs: Int[Tensor, "batch token"] | Float[Tensor, "batch token *channel"],
         *,
         masked: Bool[Tensor, "batch token"] | None = None,
         lengths: Lengths = None,
         output: Literal["labels", "tokens"] = "labels",
     ) -> Float[Tensor, "batch class_"] | Float[Tensor, "batch token vocabulary"]:
-        """Return label logits [batch, class_], or token logits (or values) [batch, token, vocabulary].
+        """Return label logits [batch, class_], or token logits (values) [batch, token, vocabulary (channel)].
 
         Args:
-            inputs: Token ids or values.
+            inputs: Token ids [batch, token]; or values [batch, token], [batch, token, channel] with several channels.
             masked: Tokens whose input is replaced by the mask embedding.
             lengths: Number of non-padding tokens of each sequence.
             output: Output head.
@@ -275,7 +276,7 @@ class Transformer(HookedRootModule):
 
     def residual(
         self,
-        inputs: Int[Tensor, "batch token"] | Float[Tensor, "batch token"],
+        inputs: Int[Tensor, "batch token"] | Float[Tensor, "batch token *channel"],
         *,
         masked: Bool[Tensor, "batch token"] | None = None,
         lengths: Lengths = None,
@@ -285,7 +286,7 @@ class Transformer(HookedRootModule):
 
     def embedded(
         self,
-        inputs: Int[Tensor, "batch token"] | Float[Tensor, "batch token"],
+        inputs: Int[Tensor, "batch token"] | Float[Tensor, "batch token *channel"],
         *,
         masked: Bool[Tensor, "batch token"] | None = None,
         lengths: Lengths = None,
@@ -463,15 +464,17 @@ class Transformer(HookedRootModule):
             x = self.embed(inputs if masked is None else inputs.masked_fill(masked, self.data.vocabulary))
         else:
             values = inputs.to(self.classify.weight.dtype)
-            mask = torch.zeros_like(values) if masked is None else masked.to(values.dtype)
-            x = self.embed(torch.stack([values * (1 - mask), mask], dim=-1))
+            values = values[..., None] if values.ndim == 2 else values
+            mask = torch.zeros_like(values[..., :1]) if masked is None else masked.to(values.dtype)[..., None]
+            x = self.embed(torch.cat([values * (1 - mask), mask], dim=-1))
         return torch.cat([self.cls.expand(len(x), 1, -1), x], dim=1) if self.n_prefix else x
 
     def _check(self, inputs: Tensor, lengths: Tensor | None) -> None:
-        if inputs.ndim != 2 or not 1 <= inputs.shape[1] <= self.data.n:
-            raise UsageError(
-                f"inputs of shape {tuple(inputs.shape)}: must be [batch, token] with 1 to {self.data.n} tokens"
-            )
+        channels = self.data.channels
+        channel_axis = () if channels == 1 else (channels,)
+        if inputs.ndim < 2 or inputs.shape[2:] != channel_axis or not 1 <= inputs.shape[1] <= self.data.n:
+            axes = "[batch, token]" if channels == 1 else f"[batch, token, channel={channels}]"
+            raise UsageError(f"inputs of shape {tuple(inputs.shape)}: must be {axes} with 1 to {self.data.n} tokens")
         if (self.data.inputs == "values") != inputs.is_floating_point():
             raise UsageError(f"inputs of type {inputs.dtype}: this network accepts {self.data.inputs}")
         if lengths is not None and lengths.shape != inputs.shape[:1]:

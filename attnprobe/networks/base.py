@@ -43,7 +43,7 @@ class Shape:
     """Number of tokens in the longest sequence."""
     d_model: int
     grid: tuple[int, int] | None = None
-    """Rows and columns if the tokens are pixels in row-major order."""
+    """Rows and columns if the tokens are pixels, or patches of an image, in row-major order."""
     causal: bool = False
     prefix: int = 0
     """Number of prepended tokens ([CLS])."""
@@ -57,6 +57,8 @@ class Shape:
     """Whether scores are given as products of queries and keys, which can be split into content and position."""
     inputs_are_tokens: bool = True
     """Whether a batch has one input per token, so that inputs can be permuted to permute the tokens."""
+    grid_unit: str = "pixels"
+    """What the tokens of a grid are, pixels or patches: the unit of distances on it."""
 
     def window(self, layer: int) -> int | None:
         """Return the largest visible distance in a layer, or None without a limit."""
@@ -250,7 +252,7 @@ def read(network: Network, batch: Batch, objective: str, see: Callable[[Heads], 
         return heads.attend()
 
     if mask is None and OBJECTIVES[objective].masks_tokens:
-        mask = torch.zeros_like(batch.inputs, dtype=torch.bool)  # no masked tokens
+        mask = torch.zeros_like(batch.real())  # no masked tokens
 
     with torch.no_grad(), network.attending(attend):
         network.predictions(batch, objective, mask)

@@ -25,7 +25,7 @@ from attnprobe.config import DataSpec
 from attnprobe.errors import UsageError, listed
 from attnprobe.networks.base import Attend, Mask, Probe, Shape
 from attnprobe.networks.calls import Call, calls, replay_error, watching
-from attnprobe.networks.inputs import Rows, grid_of, joined, rows_of, special_tokens
+from attnprobe.networks.inputs import Rows, grid_of, is_attnprobe, joined, rows_of, special_tokens
 from attnprobe.networks.position_table import PositionTable, find_table, position_parts
 from attnprobe.networks.structure import is_product, scores_of
 from attnprobe.provenance import fingerprint
@@ -311,6 +311,7 @@ def network(
         sinks=any(layer_scores.sink is not None for layer_scores in scores),
         knows_queries=all(is_product(call, one) for (call, _), one in zip(selected, scores, strict=True)),
         inputs_are_tokens=False,
+        grid_unit=_grid_unit(model),
     )
     torch_model = TorchModel(
         model=model,
@@ -387,6 +388,11 @@ def _probe(model: TorchModel, lengths: np.ndarray, halves: bool) -> Probe:
         },
         has_loss=model.loss is not None or model.labels is not None or _objectives(model) != ("labels",),
     )
+
+
+def _grid_unit(model: Any) -> str:
+    """Return what the tokens of a grid are: patches, except for an attnprobe model whose patches are single pixels."""
+    return "pixels" if is_attnprobe(model) and model.config.data_spec.patch == 1 else "patches"
 
 
 def _name_of(model: nn.Module) -> str:

@@ -62,7 +62,10 @@ class TransformerNetwork:
     def shape(self) -> Shape:
         """Sizes of the network."""
         cfg, data = self.model.cfg, self.model.data
-        return Shape(cfg.n_layers, cfg.n_heads, data.n, cfg.d_model, data.grid, cfg.causal, self.model.n_prefix)
+        unit = "patches" if data.patch > 1 else "pixels"
+        return Shape(
+            cfg.n_layers, cfg.n_heads, data.n, cfg.d_model, data.grid, cfg.causal, self.model.n_prefix, grid_unit=unit
+        )
 
     def parameters(self) -> Iterator[nn.Parameter]:
         """Iterate over the weights."""

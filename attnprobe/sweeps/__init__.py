@@ -105,11 +105,12 @@ def train_all(configs: Sequence[TrainConfig], out: str | Path, workers: int = 1)
 def _unfinished(plan: Mapping[Path, TrainConfig]) -> dict[Path, TrainConfig]:
     """Return the unfinished runs of a plan, longest first, so that no worker idles at the end."""
     unfinished = {folder: config for folder, config in plan.items() if look(folder).status != "done"}
-    return dict(sorted(unfinished.items(), key=lambda item: -item[1].steps))
+    return dict(sorted(unfinished.items(), key=lambda item: -item[1].total_steps))
 
 
 def _write_plan(sweep: Sweep) -> None:
     cells = [
-        {"folder": cell.folder.name, "settings": cell.settings, "steps": cell.config.steps} for cell in sweep.cells
+        {"folder": cell.folder.name, "settings": cell.settings, "steps": cell.config.total_steps}
+        for cell in sweep.cells
     ]
     write_atomic(sweep.out / "sweep.json", json.dumps({"cells": cells}, indent=1) + "\n")

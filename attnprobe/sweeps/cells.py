@@ -6,6 +6,7 @@ the total seconds of its attempts, without killed ones. The lock uses flock. A f
 support flock across nodes (NFS does; Lustre must be mounted with ``flock``).
 """
 
+import dataclasses
 import json
 import time
 import traceback
@@ -58,6 +59,15 @@ def look(folder: Path) -> State:
         return State("unfinished" if (folder / "config.json").exists() else "missing", metrics)
 
 
+def planned_steps(folder: Path, steps: int) -> int:
+    """Return the total steps of the cell in a folder, with those added to its run; ``steps`` if it has no run."""
+    try:
+        config = json.loads((folder / "config.json").read_text())["config"]
+    except FileNotFoundError:
+        return steps
+    return config["steps"] + sum(config.get("more_steps", ()))
+
+
 def reached(folder: Path) -> int:
     """Return the last evaluated step of the cell in a folder; 0 before the first evaluation."""
     return State("running", read_metrics(folder / "metrics.jsonl")).step
@@ -71,7 +81,8 @@ def complete(folder: Path, config: TrainConfig, on_step: Callable[[int], None] |
     run = ap.Run(folder)
     if not run.exists:
         return ap.train(config, folder, progress=False, on_step=on_step)
-    if run.config != config:
+    more_steps = run.config.more_steps[: len(config.more_steps)]  # steps may have been added since
+    if dataclasses.replace(run.config, more_steps=more_steps) != config:
         raise UsageError(f"{folder}: holds another run; choose another folder or delete it")
     return ap.resume(folder, progress=False, on_step=on_step)
 

@@ -60,7 +60,7 @@ def _run(ray: Any, plan: Mapping[Path, TrainConfig]) -> None:
     running = {start(folder): folder for folder in plan}
     held: dict[Path, float] = {}
     ended, updated = set[Path](), 0.0
-    total = sum(config.steps for config in plan.values())
+    total = sum(config.total_steps for config in plan.values())
     with tqdm(total=total, unit="step", dynamic_ncols=True, mininterval=0.5) as bar:
         while running or held:
             for folder in [path for path, since in held.items() if time.monotonic() - since > AGAIN_AFTER]:
@@ -83,7 +83,7 @@ def _run(ray: Any, plan: Mapping[Path, TrainConfig]) -> None:
                 time.sleep(0.5 if held else 0)
             if time.monotonic() - updated > LOOKED_EVERY or not (running or held):
                 updated = time.monotonic()
-                steps = (config.steps if path in ended else reached(path) for path, config in plan.items())
+                steps = (config.total_steps if path in ended else reached(path) for path, config in plan.items())
                 bar.update(sum(steps) - bar.n)
             bar.set_description(f"{len(ended)} of {len(plan)} runs", refresh=False)
 

@@ -15,6 +15,8 @@ from attnprobe.errors import UsageError, listed
 from attnprobe.former_names import former_settings, refuse_former_settings
 
 OPTIONS = "task_options"
+ADDED = {"class_weights": "none", "eval_size": 0, "more_steps": []}
+"""Settings that earlier versions lack, with their defaults, at which they do not change the name of a folder."""
 
 
 @dataclass(frozen=True)
@@ -160,7 +162,9 @@ def run_folder(sweep: Path, config: TrainConfig) -> Path:
 
 def _folder_name(fields: Mapping[str, Any]) -> str:
     """Return the folder name of settings; equal settings have equal names."""
-    text = json.dumps(_canonical(fields), sort_keys=True)
+    canonical = _canonical(fields)
+    named = {name: value for name, value in canonical.items() if name not in ADDED or value != ADDED[name]}
+    text = json.dumps(named, sort_keys=True)
     digest = hashlib.sha256(text.encode()).hexdigest()[:12]
     return f"{tasks.short_name(fields['task'])}-{fields['recipe']}-{fields['seed']}-{digest}"
 

@@ -10,7 +10,7 @@ import pandas as pd
 
 from attnprobe.errors import UsageError
 from attnprobe.former_names import current_settings
-from attnprobe.sweeps.cells import STATUSES, look
+from attnprobe.sweeps.cells import STATUSES, look, planned_steps
 from attnprobe.sweeps.plan import Cell
 from attnprobe.training.metrics import best
 
@@ -22,8 +22,8 @@ def open_sweep(folder: str | Path) -> pd.DataFrame:
 
     - the settings that vary;
     - ``status`` (done, running, unfinished, failed, missing) and ``folder``;
-    - ``step`` (the last evaluated step), ``steps`` (the total), ``objective`` and the metrics at ``step``
-      (``test_accuracy`` ...);
+    - ``step`` (the last evaluated step), ``steps`` (the total, with steps that were added later), ``objective`` and the
+      metrics at ``step`` (``test_accuracy`` ...);
     - with a validation split, ``best_step`` (the step of the lowest validation loss on the labels) and the metrics at
       that step (``best_test_accuracy`` ...);
     - ``reason``, why a cell failed.
@@ -42,7 +42,7 @@ def open_sweep(folder: str | Path) -> pd.DataFrame:
 
 def sweep_table(cells: Sequence[Cell]) -> pd.DataFrame:
     """Return the table of `open_sweep` for some cells of a sweep, which need not have started."""
-    return _table([_row(cell.folder, cell.settings, cell.config.steps) for cell in cells])
+    return _table([_row(cell.folder, cell.settings, cell.config.total_steps) for cell in cells])
 
 
 def summary(table: pd.DataFrame) -> str:
@@ -54,13 +54,18 @@ def summary(table: pd.DataFrame) -> str:
 
 def _row(folder: Path, settings: Mapping[str, Any], steps: int) -> dict[str, Any]:
     state = look(folder)
-    row = {name: ",".join(value) if isinstance(value, list | tuple) else value for name, value in settings.items()}
-    row |= {"status": state.status, "folder": str(folder), "step": state.step, "steps": steps}
+    row = {name: _plain(value) for name, value in settings.items()}
+    row |= {"status": state.status, "folder": str(folder), "step": state.step, "steps": planned_steps(folder, steps)}
     if state.metrics:
         row |= {"objective": state.metrics[-1]["objective"], **_measured(state.metrics[-1])}
     if (lowest := best(state.metrics)) is not None:
         row |= {f"best_{name}": value for name, value in {"step": lowest["step"], **_measured(lowest)}.items()}
     return row | {"reason": state.reason}
+
+
+def _plain(value: Any) -> Any:
+    """Return a setting as a value of a table cell."""
+    return ",".join(map(str, value)) if isinstance(value, list | tuple) else value
 
 
 def _measured(metrics: Mapping[str, Any]) -> dict[str, Any]:

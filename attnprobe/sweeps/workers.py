@@ -51,7 +51,7 @@ def run_all(
     failure: Exception | None = None
     idle: list[_Worker] = []
     busy: dict[Any, _Worker] = {}
-    total = sum(config.steps for config in plan.values())
+    total = sum(config.total_steps for config in plan.values())
     with tqdm(total=total, unit="step", dynamic_ncols=True, mininterval=0.5) as bar:
         try:
             while waiting or busy:

@@ -80,7 +80,8 @@ class Task:
             key = numpy_generator(seed, f"shuffled {name}").random(inputs.shape[:2])
             if split.lengths is not None:
                 key[np.arange(self.data.n) >= split.lengths[:, None]] = np.inf
-            order = key.argsort(axis=1, kind="stable").reshape(*key.shape, *(1,) * (inputs.ndim - 2))
+            order = key.argsort(axis=1, kind="stable")
+            order = order if inputs.ndim == 2 else order[..., None]  # all channels of a token move together
             splits[name] = replace(split, inputs=np.take_along_axis(inputs, order, axis=1))
         return replace(self, **splits)
 

@@ -92,18 +92,23 @@ class Checkpoint:
         last = self.last_metrics
         if last.get("test_accuracy") is not None:
             noun = OBJECTIVES[last["objective"]].noun
-            parts.append(f"{noun} accuracy {last['train_accuracy']:.3f} train, {last['test_accuracy']:.3f} test")
+            accuracies = ((name, last.get(f"{name}_accuracy")) for name in ("train", "test"))
+            shown = ", ".join(f"{value:.3f} {name}" for name, value in accuracies if value is not None)
+            parts.append(f"{noun} accuracy {shown}")
         return "; ".join(parts)
 
     def describe(self) -> dict[str, dict[str, Any]]:
-        """Return everything except the tensors, grouped into sections."""
+        """Return everything except the tensors, grouped into sections; long lists are shortened to their lengths."""
         config = dataclasses.asdict(self.config)
         network = config.pop("model")
         size = sum(weight.numel() for weight in self.weights.values())
         return {
             "checkpoint": {"file": str(self.path), "step": self.step, "objective": self.objective, "parameters": size},
-            "metrics": self.last_metrics,
-            "data": {**dataclasses.asdict(self.data), "fingerprint": self.fingerprint},
+            "metrics": {name: _shortened(value) for name, value in self.last_metrics.items()},
+            "data": {
+                **{name: _shortened(value, name) for name, value in dataclasses.asdict(self.data).items()},
+                "fingerprint": self.fingerprint,
+            },
             "model": network,
             "training": config,
             "provenance": self.provenance,
@@ -189,6 +194,15 @@ class Checkpoint:
             state = " open" if section in {"checkpoint", "metrics"} else ""
             tables.append(f"<details{state}><summary><b>{section}</b></summary><table>{rows}</table></details>")
         return f"<div><b>attnprobe.Checkpoint</b> {html.escape(self.title)}{''.join(tables)}</div>"
+
+
+SHOWN = 20
+"""Number of entries above which descriptions shorten a list."""
+
+
+def _shortened(value: Any, noun: str = "values") -> Any:
+    is_long = isinstance(value, list | tuple) and len(value) > SHOWN
+    return f"{len(value):,} {noun.replace('_', ' ')}" if is_long else value
 
 
 @contextmanager

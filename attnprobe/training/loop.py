@@ -4,6 +4,9 @@ The *supervised* recipe trains on the labels for ``steps`` steps. The *spt* reci
 these steps for self-pretraining (SPT) on the same training sequences without their labels. Each stage has its own
 optimiser, warm-up and schedule. Every batch and mask is a function of seed, stage and step. The loss of a step is the
 mean over all predictions of its batch, so it does not depend on the number of processes or micro-batches.
+
+A finished run can be made longer by new stages (``more_steps``), which continue the last objective with its optimiser
+and its order of batches, and have their own warm-up and schedule.
 """
 
 import contextlib
@@ -11,6 +14,7 @@ import dataclasses
 import math
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -29,15 +33,14 @@ from attnprobe.tables import OBJECTIVES
 from attnprobe.tasks import Split, Task
 from attnprobe.training.batches import draw, lengths_of, mask_of, take
 from attnprobe.training.checkpoint import Checkpoint, load
+from attnprobe.training.evaluation import Evaluation, evaluated_rows
 from attnprobe.training.metrics import best
-from attnprobe.training.objectives import evaluate
+from attnprobe.training.objectives import balanced_weights, evaluate, predict
 from attnprobe.training.processes import Processes, processes
 from attnprobe.training.rank import is_main_process
 from attnprobe.training.run import Run
 from attnprobe.training.trackers import check, trackers
 
-EVALUATED = 2000
-"""Maximum number of training sequences to evaluate (the first ones); other splits are evaluated completely."""
 EVALUATED_AT_A_TIME = 2**17
 """Tokens per evaluation batch."""
 SAVED_EVERY = 120.0
@@ -90,10 +93,12 @@ def resume(
     on_step: Callable[[int], None] | None = None,
     log: Sequence[str] = (),
     minutes: float | None = None,
+    more_steps: int | None = None,
 ) -> Run:
-    """Resume an interrupted run from its latest state and return it; a finished run is returned unchanged.
+    """Resume an interrupted run from its latest state, or make a finished one longer, and return it.
 
-    On the same device and with one thread, the result is bit-identical to that of an uninterrupted run.
+    On the same device and with one thread, the result is bit-identical to that of an uninterrupted run. Without
+    ``more_steps``, a finished run is returned unchanged.
 
     Args:
         folder: Run folder.
@@ -102,35 +107,60 @@ def resume(
         on_step: As in `train`.
         log: As in `train`.
         minutes: As in `train`.
+        more_steps: Steps to add to a finished run: a new stage with its own warm-up and schedule, which continues the
+            last objective with the weights, the state of the optimiser and further batches. The settings of the run
+            record it (``more_steps``); evaluations keep their spacing.
 
     Raises:
-        UsageError: If the folder holds no run or the task no longer generates the same data; otherwise as in `train`.
+        UsageError: If the folder holds no run or the task no longer generates the same data, or if steps are added to a
+            run that has not finished or that patience ended; otherwise as in `train`.
     """
     run = Run(Path(folder))
-    config = run.config if device is None else dataclasses.replace(run.config, device=device)
-    with run.held() if is_main_process() and not run.finished else contextlib.nullcontext():
-        if run.finished:
+    config = run.config if more_steps is None else _longer(run, more_steps)
+    ended = run.finished is not None and more_steps is None
+    with run.held() if is_main_process() and not ended else contextlib.nullcontext():
+        if ended:
             run.latest_path.unlink(missing_ok=True)
         else:
-            _resume(run, config, progress, on_step, log, minutes)
+            _resume(run, config, device, progress, on_step, log, minutes)
     return run
+
+
+def _longer(run: Run, more_steps: int) -> TrainConfig:
+    """Return the settings of a finished run with an additional stage."""
+    config, ended = run.config, run.finished
+    if ended is None:
+        raise UsageError(
+            f"{run.folder}: has not finished, so no steps can be added; first continue it with --resume {run.folder}"
+        )
+    if ended["why"] != "all steps":
+        raise UsageError(
+            f"{run.folder}: ended by patience={config.patience} at step {ended['step']} of {config.total_steps}, so no "
+            "steps can be added; train a new run with a larger patience"
+        )
+    return dataclasses.replace(config, more_steps=(*config.more_steps, more_steps))
 
 
 def _resume(
     run: Run,
     config: TrainConfig,
+    device: str | None,
     progress: bool,
     on_step: Callable[[int], None] | None,
     log: Sequence[str],
     minutes: float | None,
 ) -> None:
     state = run.latest
-    training = _prepare(config, run, on_step, log, state)
+    here = config if device is None else dataclasses.replace(config, device=device)
+    training = _prepare(here, run, on_step, log, state)
     if state is not None and state.fingerprint != training.task.fingerprint:
         fingerprints = f"fingerprint {training.task.fingerprint}, expected {state.fingerprint}"
         raise UsageError(
             f"{run.folder}: task {training.task.name} no longer generates this run's data ({fingerprints})"
         )
+    training.world.wait()  # until every process has read the files
+    if run.finished is not None and training.world.writes:
+        run.reopen(config)
     training.fit(state, progress, log, minutes)
 
 
@@ -144,7 +174,7 @@ def _prepare(
     """Build everything that a run needs and check that it is consistent, without writing files."""
     check(log)
     world = processes(config.device)
-    task = tasks.build(config)
+    task = tasks.build(config, None if state is None else state.data)
     if config.gradient_accumulation_steps * world.count > config.batch_size:
         setting = f"gradient_accumulation_steps={config.gradient_accumulation_steps} in {world.count} processes"
         raise UsageError(f"{setting}: their product must be at most batch_size={config.batch_size}")
@@ -182,6 +212,42 @@ def checkpoint_steps(config: TrainConfig) -> list[int]:
     return sorted(steps)
 
 
+def evaluation_steps(config: TrainConfig) -> set[int]:
+    """Return the steps of the evenly spaced evaluations; those of added steps have about the same spacing."""
+    steps, begin = {round(step) for step in np.linspace(0, config.steps, config.evaluations + 1)}, config.steps
+    for length in config.more_steps:
+        count = max(1, round(config.evaluations * length / config.steps))
+        steps |= {begin + round(step) for step in np.linspace(0, length, count + 1)}
+        begin += length
+    return steps
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stage of training on one objective, from step ``begin`` + 1 to step ``end``."""
+
+    objective: str
+    begin: int
+    end: int
+    seen: int
+    """Steps of earlier stages with this objective, which the stage continues: their batches are not repeated."""
+
+    @property
+    def length(self) -> int:
+        """Number of steps."""
+        return self.end - self.begin
+
+
+def stages(config: TrainConfig) -> list[Stage]:
+    """Return the stages of a run."""
+    found: list[Stage] = []
+    for objective, length in config.stages:
+        begin = found[-1].end if found else 0
+        seen = sum(stage.length for stage in found if stage.objective == objective)
+        found.append(Stage(objective, begin, begin + length, seen))
+    return found
+
+
 class _Training:
     """State of one call of `train` or `resume`."""
 
@@ -197,7 +263,9 @@ class _Training:
     ) -> None:
         self.config, self.task, self.model, self.run, self.world = config, task, model, run, world
         self.on_step = on_step
-        self.pretraining = task.shuffled(config.seed) if config.pretrain_order == "shuffled" else task
+        with_unlabelled = task.for_pretraining
+        shuffled = config.pretrain_order == "shuffled"
+        self.pretraining = with_unlabelled.shuffled(config.seed) if shuffled else with_unlabelled
         self.parameters = [weight for name, weight in model.named_parameters() if name not in frozen]
         for name, weight in model.named_parameters():
             weight.requires_grad_(name not in frozen)
@@ -205,9 +273,15 @@ class _Training:
         self.last_saved: Path | None = None
         self.saved_at = time.monotonic()
         self.pending_loss: tuple[int, str, torch.Tensor] | None = None
+        self.stages = stages(config)
         self.checkpoint_steps = set(checkpoint_steps(config))
-        self.scheduled = {round(step) for step in np.linspace(0, config.steps, config.evaluations + 1)}
+        self.scheduled = evaluation_steps(config)
         self.evaluation_steps = self.scheduled | self.checkpoint_steps
+        self.ends = {config.total_steps - sum(config.more_steps[index:]) for index in range(len(config.more_steps) + 1)}
+        """Steps at which the run ends, or ended before steps were added."""
+        balanced = config.class_weights == "balanced"
+        weights = balanced_weights(task.train.labels, task.data.classes) if balanced else None
+        self.class_weights = None if weights is None else weights.to(world.device)
 
     def fit(self, state: Checkpoint | None, progress: bool, log: Sequence[str], minutes: float | None) -> None:
         """Train from a state, or from initialisation, until the last step or the time limit."""
@@ -225,37 +299,37 @@ class _Training:
             self.model.residual = torch.compile(self.model.residual)
         done = 0 if state is None else state.step
         self.bar: Any = tqdm(
-            total=config.steps, initial=done, unit="step", disable=not (progress and writes), dynamic_ncols=True
+            total=config.total_steps, initial=done, unit="step", disable=not (progress and writes), dynamic_ncols=True
         )
         with self.bar, trackers(log if writes else (), self.run.folder, config) as self.trackers:
             completed = self._train_stages(state, done)
         if writes and completed:
-            why = "patience" if self._out_of_patience() else "all steps"
+            why = "patience" if self._out_of_patience(self.metrics) else "all steps"
             self.run.finish({"step": self.metrics[-1]["step"], "why": why, "best_step": self._best_step()})
         self.world.wait()
 
     def _train_stages(self, state: Checkpoint | None, step: int) -> bool:
         """Train all remaining steps; return whether the time limit allowed it."""
-        end = 0
-        for objective, length in self.config.stages:
-            begin, end = end, end + length
-            optimiser = torch.optim.AdamW(self.parameters, weight_decay=self.config.weight_decay, fused=True)
-            if state is None and begin == 0:
-                self._evaluate_and_checkpoint(0, objective, optimiser)
-            elif state is not None and begin < state.step < end:
+        optimiser = None
+        for stage in self.stages:
+            if optimiser is None or not stage.seen:
+                optimiser = torch.optim.AdamW(self.parameters, weight_decay=self.config.weight_decay, fused=True)
+            if state is None and stage.begin == 0:
+                self._evaluate_and_checkpoint(0, stage.objective, optimiser)
+            elif state is not None and stage.begin + (not stage.seen) <= state.step < stage.end:
                 optimiser.load_state_dict(state.optimiser)
             self.model.train()
-            while step < end and not self._out_of_patience():
+            while step < stage.end and not self._out_of_patience(self.metrics):
                 step += 1
-                self._step(step, step - begin, length, objective, optimiser)
-                self._evaluate_and_checkpoint(step, objective, optimiser)
+                self._step(step, stage, optimiser)
+                self._evaluate_and_checkpoint(step, stage.objective, optimiser)
                 self.bar.update()
                 if self.on_step is not None:
                     self.on_step(step)
-                if step < self.config.steps and self._out_of_time():
+                if step < self.config.total_steps and self._out_of_time():
                     self._check_loss()
                     if self.world.writes:
-                        self._save(self.run.latest_path, step, objective, optimiser)
+                        self._save(self.run.latest_path, step, stage.objective, optimiser)
                     return False
         return True
 
@@ -263,13 +337,15 @@ class _Training:
         """Return whether any process has reached the time limit, so that all stop at the same step."""
         return self.deadline < math.inf and self.world.totals([float(time.monotonic() > self.deadline)])[0] > 0
 
-    def _step(self, step: int, stage_step: int, length: int, objective: str, optimiser: torch.optim.AdamW) -> None:
-        config, split = self.config, self._stage_data(objective).train
+    def _step(self, step: int, stage: Stage, optimiser: torch.optim.AdamW) -> None:
+        config, objective, stage_step = self.config, stage.objective, step - stage.begin
+        split, weights = self._stage_data(objective).train, self.class_weights if objective == "labels" else None
         peak = (
             config.learning_rate if objective == "labels" else (config.pretrain_learning_rate or config.learning_rate)
         )
-        optimiser.param_groups[0]["lr"] = peak * rate_factor(stage_step, length, config.warmup_steps, config.schedule)
-        drawn = draw(config, split, objective, stage_step)
+        factor = rate_factor(stage_step, stage.length, config.warmup_steps, config.schedule)
+        optimiser.param_groups[0]["lr"] = peak * factor
+        drawn = draw(config, split, objective, stage.seen + stage_step)
         optimiser.zero_grad()
         total_loss = torch.zeros((), device=self.world.device)
         micro_batches = np.array_split(
@@ -280,7 +356,7 @@ class _Training:
                 mask = None if drawn.mask is None else drawn.mask[indices]
                 batch, batch_mask = take(split, drawn.rows[indices], mask, self.world.device)
                 with self._autocast():
-                    loss = evaluate(self.model, batch, objective, batch_mask).loss / max(drawn.count, 1)
+                    loss = evaluate(self.model, batch, objective, batch_mask, weights).loss / max(drawn.count, 1)
                 loss.backward()
                 total_loss += loss.detach()
         self._all_reduce(total_loss)
@@ -323,9 +399,9 @@ class _Training:
             "learning_rate": optimiser.param_groups[0]["lr"] if step else 0.0,
         }
         for name, split in self._stage_data(objective).splits.items():
-            row.update(self._evaluate(name, split, objective))
+            row.update(self._evaluate(name, split, objective, self._is_whole(name, row)))
         for name in self.task.splits:
-            if not math.isfinite(row[f"{name}_loss"]):
+            if not math.isfinite(row[f"{name}_loss"] or 0.0):
                 raise self._divergence_error(f"the {name} loss is {row[f'{name}_loss']} at step {step} ({objective})")
         best_before = self._best_step()
         self.metrics.append(row)
@@ -335,14 +411,16 @@ class _Training:
         if self.world.writes:
             self.run.log(row)
             for tracker in self.trackers:
-                tracker.log({name: value for name, value in row.items() if value is not None}, step=step)
+                scalars = {name: value for name, value in row.items() if isinstance(value, int | float | str)}
+                tracker.log(scalars, step=step)
             self._checkpoint(step, objective, optimiser, best_before)
         self.model.train()
 
     def _checkpoint(self, step: int, objective: str, optimiser: torch.optim.AdamW, best_before: int | None) -> None:
         """Save a checkpoint if scheduled, at the end or at the lowest validation loss so far; else the latest state."""
         lowest = self._best_step()
-        if step in self.checkpoint_steps or self._out_of_patience() or (self.config.patience and lowest == step):
+        is_best = self.config.patience and lowest == step
+        if step in self.checkpoint_steps or is_best or self._out_of_patience(self.metrics):
             self._save(self.run.path_of(step), step, objective, optimiser)
         else:
             self._save(self.run.latest_path, step, objective, optimiser)
@@ -354,16 +432,14 @@ class _Training:
         row = best(self.metrics)
         return None if row is None else row["step"]
 
-    def _out_of_patience(self) -> bool:
-        lowest = self._best_step() if self.config.patience else None
+    def _out_of_patience(self, metrics: list[dict[str, Any]]) -> bool:
+        lowest = best(metrics) if self.config.patience else None
         if lowest is None:
             return False
         # Evaluations during warm-up, and unscheduled ones at checkpoints, do not count.
-        *_, (_, length) = self.config.stages
-        since = max(lowest, self.config.steps - length + min(self.config.warmup_steps, length // 2))
-        return (
-            sum(row["step"] > since and row["step"] in self.scheduled for row in self.metrics) >= self.config.patience
-        )
+        stage = next(stage for stage in self.stages if metrics[-1]["step"] <= stage.end)
+        since = max(lowest["step"], stage.begin + min(self.config.warmup_steps, stage.length // 2))
+        return sum(row["step"] > since and row["step"] in self.scheduled for row in metrics) >= self.config.patience
 
     def _save(self, path: Path, step: int, objective: str, optimiser: torch.optim.AdamW) -> None:
         weights = {name: weight.detach().cpu().clone() for name, weight in self.model.state_dict().items()}
@@ -382,11 +458,20 @@ class _Training:
         ).save(path)
         self.last_saved, self.saved_at = path, time.monotonic()
 
+    def _is_whole(self, name: str, row: dict[str, Any]) -> bool:
+        """Return whether the whole of a split is evaluated in spite of ``eval_size``, given the splits before it.
+
+        This is so at the end of the run. With patience, validation losses are always of the same sequences.
+        """
+        if name == "validation" and self.config.patience:
+            return False
+        return row["step"] in self.ends or (name == "test" and self._out_of_patience([*self.metrics, row]))
+
     @torch.no_grad()
-    def _evaluate(self, name: str, split: Split, objective: str) -> dict[str, float | None]:
-        size = min(EVALUATED, len(split)) if name == "train" else len(split)
-        batches = np.split(np.arange(size), range(0, size, self._evaluation_batch_size)[1:])
-        loss, correct, count = 0.0, 0.0, 0.0
+    def _evaluate(self, name: str, split: Split, objective: str, whole: bool) -> dict[str, Any]:
+        selected = evaluated_rows(self.config, name, len(split), whole)
+        batches = np.split(selected, range(0, len(selected), self._evaluation_batch_size)[1:])
+        evaluation = Evaluation(self.task.data, objective)
         for index in range(self.world.rank, len(batches), self.world.count):
             rows, mask = batches[index], None
             if OBJECTIVES[objective].masks_tokens:
@@ -394,13 +479,10 @@ class _Training:
                 mask = mask_of(lengths_of(split, rows), self.config.mask_probability, generator)
             batch, batch_mask = take(split, rows, mask, self.world.device)
             with self._autocast():
-                outcome = evaluate(self.model, batch, objective, batch_mask)
-            loss, count = loss + outcome.loss.item(), count + outcome.count
-            correct += 0.0 if outcome.correct is None else outcome.correct.item()
-        loss, correct, count = self.world.totals([loss, correct, count])
-        data, count = self.task.data, max(count, 1)
-        has_accuracy = OBJECTIVES[objective].output == "labels" or data.inputs == "tokens" or data.levels
-        return {f"{name}_loss": loss / count, f"{name}_accuracy": correct / count if has_accuracy else None}
+                evaluation.add(predict(self.model, batch, objective, batch_mask), batch.labels)
+        evaluation.sums = np.array(self.world.totals(evaluation.sums.tolist()))
+        count = {f"{name}_sequences": len(selected)} if self.config.eval_size else {}
+        return {**evaluation.entries(name), **count}
 
     def _stage_data(self, objective: str) -> Task:
         """Return the task whose sequences a stage trains on."""

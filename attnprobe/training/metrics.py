@@ -17,6 +17,12 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 def best(metrics: list[dict[str, Any]]) -> dict[str, Any] | None:
-    """Return the row with the lowest validation loss on the labels after step 0; None if there is no such row."""
-    rows = [row for row in metrics if row["objective"] == "labels" and row["step"] and "validation_loss" in row]
-    return min(rows, key=lambda row: row["validation_loss"], default=None)
+    """Return the row with the lowest validation loss on the labels after step 0; None if there is no such row.
+
+    With ``eval_size``, the rows of the validation subset are not compared with those of the whole split.
+    """
+    labels = [row for row in metrics if row["objective"] == "labels" and row["step"]]
+    rows = [row for row in labels if row.get("validation_loss") is not None]
+    fewest = min((row.get("validation_sequences", 0) for row in rows), default=0)
+    alike = [row for row in rows if row.get("validation_sequences", 0) == fewest]
+    return min(alike, key=lambda row: row["validation_loss"], default=None)

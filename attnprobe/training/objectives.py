@@ -6,13 +6,14 @@
 - *next-token*: prediction of the token after each prefix; needs causal attention.
 
 The loss is cross-entropy for token ids and for values with a fixed number of levels, and absolute error for other real
-values, as in Amos et al. for images.
+values, as in Amos et al. for images. A token with several channels is one prediction; its loss is the mean over them.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol, runtime_checkable
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int, Shaped
@@ -25,14 +26,14 @@ from attnprobe.tables import OBJECTIVES
 class Batch:
     """Sequences with labels and lengths, on the network's device."""
 
-    inputs: Shaped[Tensor, "batch token"]
+    inputs: Shaped[Tensor, "batch token *channel"]
     labels: Shaped[Tensor, " batch"]
     lengths: Shaped[Tensor, " batch"] | None = None
 
     def real(self) -> Bool[Tensor, "batch token"]:
         """Return a mask of the tokens that are not padding."""
         if self.lengths is None:
-            return torch.ones_like(self.inputs, dtype=torch.bool)
+            return torch.ones(self.inputs.shape[:2], dtype=torch.bool, device=self.inputs.device)
         return torch.arange(self.inputs.shape[1], device=self.inputs.device) < self.lengths[:, None]
 
 
@@ -66,6 +67,8 @@ class Predictions:
     """Number of sequences in the batch."""
     logits: Float[Tensor, "prediction class_"] | None = None
     """Logits, for networks without targets: their predictions can be compared with others."""
+    errors: Float[Tensor, "prediction channel"] | None = None
+    """Absolute error of each channel, whose mean is the loss; None unless the data have several channels."""
 
     def compared_with(self, other: "Predictions") -> "Predictions":
         r"""Return the predictions with the KL divergence from another network's predictions as the loss, in nats.
@@ -98,7 +101,7 @@ class Objective:
     """
 
     output: Literal["labels", "tokens"]
-    """Output head that is read: labels [batch, class_] or tokens [batch, token, vocabulary]."""
+    """Output head that is read: labels [batch, class_] or tokens [batch, token, vocabulary or channel]."""
     answers: Callable[[Tensor, Batch, Tensor | None], tuple[Tensor, Tensor, Tensor]]
     """Map logits, batch and mask to the logits, the target and the sequence index of every prediction."""
     count: Callable[[Tensor, Tensor | None], int]
@@ -152,7 +155,9 @@ def predictions(
     if target.is_floating_point() and levels:
         target = ((target + 1) * ((levels - 1) / 2)).round().long()
     if target.is_floating_point():
-        return Predictions(F.l1_loss(logits[:, 0], target, reduction="none"), None, sequence, len(batch.inputs))
+        errors = F.l1_loss(logits, target.reshape(logits.shape), reduction="none")
+        several = errors if errors.shape[1] > 1 else None
+        return Predictions(errors.mean(-1), None, sequence, len(batch.inputs), errors=several)
     correct = (logits.argmax(dim=-1) == target).float()
     return Predictions(F.cross_entropy(logits, target, reduction="none"), correct, sequence, len(batch.inputs))
 
@@ -185,7 +190,29 @@ def predict_from(
     return predictions(logits, batch, objective, mask, model.data.levels)
 
 
-def evaluate(model: Reads, batch: Batch, objective: str, mask: Bool[Tensor, "batch token"] | None = None) -> Outcome:
-    """Return the loss and number of correct predictions of the network, summed over a batch."""
+def evaluate(
+    model: Reads,
+    batch: Batch,
+    objective: str,
+    mask: Bool[Tensor, "batch token"] | None = None,
+    weights: Float[Tensor, " class_"] | None = None,
+) -> Outcome:
+    """Return the loss and number of correct predictions of the network, summed over a batch.
+
+    ``weights`` multiply the loss of each prediction, by the class of its sequence.
+    """
     result = predict(model, batch, objective, mask)
-    return Outcome(result.loss.sum(), None if result.correct is None else result.correct.sum(), len(result.loss))
+    loss = result.loss if weights is None else result.loss * weights[batch.labels[result.sequence]]
+    return Outcome(loss.sum(), None if result.correct is None else result.correct.sum(), len(loss))
+
+
+def balanced_weights(labels: np.ndarray, classes: int) -> Float[Tensor, " class_"]:
+    r"""Return the weight of each class, with mean 1 over the sequences; 0 for a class without sequences.
+
+    $$w_c = \frac{N}{K N_c}$$
+
+    for N sequences of K classes, N_c of them of class c.
+    """
+    count = np.bincount(labels, minlength=classes)
+    weights = np.divide(len(labels), (count > 0).sum() * count, out=np.zeros(classes), where=count > 0)
+    return torch.from_numpy(weights).float()

@@ -155,6 +155,14 @@ class Run:
                 path.unlink()
         write_atomic(self.folder / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in metrics))
 
+    def reopen(self, config: TrainConfig) -> None:
+        """Make a finished run unfinished, with settings that have more steps."""
+        content = json.loads((self.folder / "config.json").read_text())
+        # In this order: without finished.json, a run that has all its steps is just finished again.
+        (self.folder / "finished.json").unlink()
+        content["config"] = dataclasses.asdict(config)
+        write_atomic(self.folder / "config.json", json.dumps(content, indent=1) + "\n")
+
     def finish(self, ended: dict[str, Any]) -> None:
         """Record how training ended and delete the state to resume from."""
         write_atomic(self.folder / "finished.json", json.dumps(ended) + "\n")

@@ -10,7 +10,7 @@ import torch
 import transformers as tf
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from support import N, checkpoint
+from support import N, channels_checkpoint, checkpoint
 
 import attnprobe as ap
 from attnprobe.cli import main
@@ -103,6 +103,25 @@ def test_a_network_that_reads_values_of_an_image(tmp_path):
     for output in ("labels", "tokens"):
         found = logits(model, input_values=inputs, output=output)
         assert torch.equal(found, logits(ckpt.model, inputs, output=output))
+
+
+def test_a_network_that_reads_several_channels(tmp_path):
+    ckpt = channels_checkpoint()
+    ckpt.save_pretrained(tmp_path)
+    model = tf.AutoModel.from_pretrained(tmp_path)
+    inputs, lengths = ckpt.tokens(6), torch.tensor([N, 5, 8, 3, N, 1])
+    attention_mask = (torch.arange(N) < lengths[:, None]).long()
+    for output in ("labels", "tokens"):
+        found = logits(model, input_values=inputs, attention_mask=attention_mask, output=output)
+        assert torch.equal(found, logits(ckpt.model, inputs, lengths=lengths, output=output))
+    refused(
+        f"attention_mask of shape (6, 5): must be (6, {N}), 1 for the first tokens",
+        lambda: model(input_values=inputs, attention_mask=attention_mask[:, :5]),
+    )
+    probe = ap.network(model, {"input_values": inputs.repeat_interleave(2, 0)})
+    found, expected = (ap.proximity(of, sequences=6, nulls=0) for of in (probe, ckpt))
+    np.testing.assert_allclose(found["grid_score_by_offset"], expected["grid_score_by_offset"], atol=1e-5)
+    assert found["grid_mean_distance"].attrs["units"] == expected["grid_mean_distance"].attrs["units"] == "patches"
 
 
 def test_the_configuration_says_where_the_weights_are_from(tmp_path):

@@ -167,6 +167,66 @@ def test_outputs_do_not_depend_on_masked_tokens(data, tokens):
     assert not torch.allclose(outputs[0], model(inputs.masked_fill(masked, 0), output="tokens"))
 
 
+CHANNELS = DataSpec(n=8, inputs="values", classes=3, channels=3)
+
+
+def test_permuting_channels_and_their_weights_gives_the_same_outputs():
+    model, order = network(CHANNELS), torch.tensor([2, 0, 1])
+    values = torch.randn(4, 8, 3, generator=torch.Generator().manual_seed(0)).double()
+    masked = torch.rand(4, 8, generator=torch.Generator().manual_seed(1)) < 0.3
+    labels, tokens = (model(values, masked=masked, output=output) for output in ("labels", "tokens"))
+    assert tokens.shape == (4, 8, 3)
+    with torch.no_grad():
+        model.embed.weight[:, :3] = model.embed.weight[:, order]
+        model.unembed.weight.copy_(model.unembed.weight[order])
+    torch.testing.assert_close(model(values[..., order], masked=masked), labels)
+    torch.testing.assert_close(model(values[..., order], masked=masked, output="tokens"), tokens[..., order])
+
+
+def test_a_masked_token_shows_no_channel_and_is_flagged():
+    model = network(CHANNELS)
+    values = torch.randn(4, 8, 3, generator=torch.Generator().manual_seed(0)).double()
+    masked = torch.zeros(4, 8, dtype=torch.bool)
+    masked[:, 2] = True
+    other = values.clone()
+    other[:, 2] = 7
+    assert torch.equal(model(values, masked=masked), model(other, masked=masked))
+    _, cache = model.run_with_cache(values, masked=masked)
+    flagged = model.embed.weight[:, 3] + model.embed.bias
+    torch.testing.assert_close(cache["hook_embed"][:, 2], flagged.expand(4, -1))
+
+
+def test_one_channel_is_the_network_of_values_without_channels():
+    # Two channels of which the second is always 0 and has the weights of the single one.
+    one, two = network(VALUES), network(DataSpec(n=8, inputs="values", classes=3, channels=2))
+    assert one.embed.weight.shape == (12, 2) and one.unembed.weight.shape == (1, 12)
+    state = {**one.state_dict()}
+    for name in ("unembed.weight", "unembed.bias"):
+        state[name] = state[name].repeat_interleave(2, dim=0)
+    state["embed.weight"] = state["embed.weight"][:, [0, 0, 1]]
+    two.load_state_dict(state)
+    values = torch.randn(4, 8, generator=torch.Generator().manual_seed(0)).double()
+    padded = torch.stack([values, torch.zeros_like(values)], dim=-1)
+    masked = torch.rand(4, 8, generator=torch.Generator().manual_seed(1)) < 0.3
+    for output in ("labels", "tokens"):
+        expected = one(values, masked=masked, output=output)
+        torch.testing.assert_close(two(padded, masked=masked, output=output)[..., : expected.shape[-1]], expected)
+
+
+@pytest.mark.parametrize(
+    ("data", "shape", "message"),
+    [
+        (CHANNELS, (2, 8), r"inputs of shape \(2, 8\): must be \[batch, token, channel=3\] with 1 to 8 tokens"),
+        (CHANNELS, (2, 8, 2), r"inputs of shape \(2, 8, 2\): must be \[batch, token, channel=3\]"),
+        (CHANNELS, (2, 9, 3), r"inputs of shape \(2, 9, 3\): must be .* with 1 to 8 tokens"),
+        (VALUES, (2, 8, 1), r"inputs of shape \(2, 8, 1\): must be \[batch, token\] with 1 to 8 tokens"),
+    ],
+)
+def test_inputs_with_the_wrong_channels_are_refused(data, shape, message):
+    with pytest.raises(UsageError, match=message):
+        network(data)(torch.zeros(shape))
+
+
 def test_causal_outputs_do_not_depend_on_later_tokens(tokens):
     other = tokens.clone()
     other[:, 5:] = (tokens[:, 5:] + 1) % 5

@@ -1,3 +1,5 @@
+import json
+import warnings
 from dataclasses import replace
 
 import numpy as np
@@ -5,13 +7,18 @@ import pytest
 import torch
 from support import TINY
 
+from attnprobe import proximity
+from attnprobe.config import DataSpec
 from attnprobe.errors import UsageError
 from attnprobe.model.parts import PARTS, select
 from attnprobe.model.transformer import Transformer
-from attnprobe.tasks import build, configure
+from attnprobe.results import over_steps
+from attnprobe.tables import FIGURES_OVER_STEPS
+from attnprobe.tasks import Split, Task, build, configure
 from attnprobe.training import loop as training
 from attnprobe.training.batches import batch_rows, take
 from attnprobe.training.checkpoint import load
+from attnprobe.training.evaluation import evaluated_rows
 from attnprobe.training.loop import checkpoint_steps, rate_factor, train
 
 SETTINGS = {**TINY, "pretrain_steps": 8, "d_model": 16}
@@ -221,6 +228,173 @@ def test_training_on_padded_values(tmp_path, monkeypatch):
     run = train(configure("pairs", **SETTINGS), tmp_path / "x", progress=False)
     assert run.metrics[0]["test_accuracy"] is None  # no accuracy for real-valued targets
     assert run.metrics[-1]["test_accuracy"] is not None
+
+
+def use(task, monkeypatch):
+    """Make a task in memory the data of every run."""
+    from attnprobe import tasks
+
+    monkeypatch.setattr(tasks, "build", lambda config: task)
+
+
+def uneven_task(size=60, lengths=None):
+    """Return a task of 4 classes in memory, sorted by class: 40, 15 and 5 sequences of three of them."""
+    rng = np.random.default_rng(0)
+    labels = np.repeat([0, 1, 3], np.array([40, 15, 5]) * size // 60)
+    inputs = (rng.random((size, 6)) < 0.3 + 0.1 * labels[:, None]).astype(np.int64)
+    order = rng.permutation(size)
+    train = Split(inputs[order], labels[order], lengths)
+    return Task("mine", DataSpec(6, "tokens", 4, vocabulary=2), train, Split(inputs, labels, lengths))
+
+
+def test_numbers_by_class_agree_with_an_independent_reference(tmp_path, monkeypatch):
+    from sklearn.metrics import balanced_accuracy_score, recall_score
+
+    use(uneven_task(), monkeypatch)
+    monkeypatch.setattr(training, "EVALUATED_AT_A_TIME", 6 * 7)
+    run = train(configure("pairs", recipe="supervised", **{**SETTINGS, "steps": 40}), tmp_path / "x", progress=False)
+    for checkpoint in run.checkpoints:
+        row = checkpoint.last_metrics
+        for name, split in uneven_task().splits.items():
+            with torch.no_grad():
+                predicted = checkpoint.model(split.tensor()).argmax(-1).numpy()
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # classes may be predicted that do not occur
+                balanced = balanced_accuracy_score(split.labels, predicted)
+            recall = recall_score(split.labels, predicted, labels=[0, 1, 3], average=None, zero_division=0)
+            assert row[f"{name}_balanced_accuracy"] == pytest.approx(balanced)
+            by_class = row[f"{name}_accuracy_by_class"]
+            assert by_class[2] is None
+            assert [by_class[c] for c in (0, 1, 3)] == pytest.approx(recall.tolist())
+
+
+def test_class_weights_change_the_training_but_not_the_evaluated_loss(tmp_path, monkeypatch):
+    task = uneven_task()
+    use(task, monkeypatch)
+    runs = [
+        train(
+            configure("pairs", recipe="supervised", class_weights=weights, **{**SETTINGS, "steps": 60}),
+            tmp_path / weights,
+            progress=False,
+        )
+        for weights in ("none", "balanced")
+    ]
+    assert runs[0].metrics[0] == runs[1].metrics[0], "the same network has the same loss"
+    last = [run.metrics[-1] for run in runs]
+    assert last[1]["test_balanced_accuracy"] > last[0]["test_balanced_accuracy"]
+    with torch.no_grad():
+        logits = runs[1].last.model(task.test.tensor())
+    loss = torch.nn.functional.cross_entropy(logits, torch.from_numpy(task.test.labels))
+    assert last[1]["test_loss"] == pytest.approx(loss.item(), rel=1e-5)
+
+
+def test_weights_of_balanced_classes_change_nothing(tmp_path, monkeypatch):
+    labels = np.arange(64) % 2
+    split = Split(np.random.default_rng(0).integers(2, size=(64, 6)), labels)
+    use(Task("mine", DataSpec(6, "tokens", 2, vocabulary=2), split, split), monkeypatch)
+    runs = [
+        train(configure("pairs", class_weights=weights, **SETTINGS), tmp_path / weights, progress=False)
+        for weights in ("none", "balanced")
+    ]
+    assert runs[0].metrics == runs[1].metrics
+
+
+def test_errors_by_channel_average_to_the_loss_and_follow_the_channels(tmp_path, monkeypatch):
+    rng = np.random.default_rng(0)
+    values = rng.normal(size=(40, 6, 3)) * [0.1, 1, 10]
+    split = Split(values, rng.integers(2, size=40), rng.integers(2, 7, size=40))
+    use(Task("mine", DataSpec(6, "values", 2, channels=3), split, split), monkeypatch)
+    settings = {**SETTINGS, "pretrain_order": "shuffled"}
+    run = train(configure("pairs", **settings, gradient_accumulation_steps=3), tmp_path / "x", progress=False)
+    masked = [row for row in run.metrics if row["objective"] == "masked"]
+    for row in masked:
+        errors = row["test_error_by_channel"]
+        assert row["test_loss"] == pytest.approx(np.mean(errors)) and row["test_accuracy"] is None
+        # An untrained network predicts almost 0, so the error is the mean absolute value: std * sqrt(2 / pi)
+        assert errors == pytest.approx([0.08, 0.8, 8], rel=0.5)
+    assert "test_error_by_channel" not in run.metrics[-1] and run.metrics[-1]["test_balanced_accuracy"] is not None
+    whole = train(configure("pairs", **settings), tmp_path / "y", progress=False)
+    assert whole.metrics[-1]["test_loss"] == pytest.approx(run.metrics[-1]["test_loss"], abs=1e-5)
+
+
+def test_shuffling_keeps_the_channels_of_a_token_together():
+    rng = np.random.default_rng(0)
+    values = rng.normal(size=(5, 6, 1)) + np.array([0, 100])  # the second channel is the first plus 100
+    split = Split(values, np.zeros(5, np.int64), np.array([2, 3, 4, 5, 6]))
+    task = Task("mine", DataSpec(6, "values", 2, channels=2), split, split)
+    shuffled = task.shuffled(0).train.inputs
+    assert np.allclose(shuffled[..., 1] - shuffled[..., 0], 100) and not np.array_equal(shuffled, values)
+    flat = replace(
+        task,
+        data=DataSpec(6, "values", 2),
+        **{name: Split(values[..., 0], split.labels, split.lengths) for name in ("train", "test")},
+    )
+    assert np.array_equal(shuffled[..., 0], flat.shuffled(0).train.inputs), "the order of one channel"
+
+
+def test_evaluations_use_a_fixed_random_subset_until_the_end(tmp_path, monkeypatch):
+    task = uneven_task(600)
+    use(replace(task, validation=task.test), monkeypatch)
+    settings = {**SETTINGS, "recipe": "supervised", "evaluations": 3}
+    run = train(configure("pairs", eval_size=30, **settings), tmp_path / "x", progress=False)
+    whole = train(configure("pairs", **settings), tmp_path / "y", progress=False)
+    *during, last = run.metrics
+    assert [row["test_sequences"] for row in run.metrics] == [30] * len(during) + [600]
+    assert [row["validation_sequences"] for row in run.metrics] == [30] * len(during) + [600]
+    assert all(row["train_sequences"] == 600 for row in run.metrics)
+    assert {name: x for name, x in last.items() if "sequences" not in name} == whole.metrics[-1]
+    rows = {name: evaluated_rows(run.config, name, 600, False) for name in ("test", "validation")}
+    assert not np.array_equal(rows["test"], rows["validation"])
+    for step, row in ((0, run.metrics[0]), (during[-1]["step"], during[-1])):
+        chosen = rows["test"]
+        assert len(set(chosen)) == 30 and set(task.test.labels[chosen]) == {0, 1, 3}, "the split is sorted by class"
+        if run.path_of(step).exists():
+            with torch.no_grad():
+                logits = load(run.path_of(step)).model(task.test.tensor(chosen))
+            loss = torch.nn.functional.cross_entropy(logits, torch.from_numpy(task.test.labels[chosen]))
+            assert row["test_loss"] == pytest.approx(loss.item(), rel=1e-5)
+    assert best_step(run) == run.finished["best_step"] or run.finished["best_step"] in {row["step"] for row in during}
+
+
+def test_an_eval_size_above_the_split_changes_nothing_but_the_counts(tmp_path):
+    whole = train(configure("pairs", **SETTINGS), tmp_path / "x", progress=False)
+    limited = train(configure("pairs", eval_size=40, **SETTINGS), tmp_path / "y", progress=False)
+    for row, expected in zip(limited.metrics, whole.metrics, strict=True):
+        assert (row.pop("train_sequences"), row.pop("test_sequences")) == (64, 40)
+        assert row == expected
+
+
+def test_with_patience_validation_losses_are_of_the_same_sequences(tmp_path):
+    run = train(configure("pairs", **PATIENT, patience=3, eval_size=10), tmp_path / "x", progress=False)
+    assert run.finished["why"] == "patience" and run.finished["best_step"] == best_step(run)
+    assert all(row["validation_sequences"] == 10 for row in run.metrics)
+    assert [row["test_sequences"] for row in run.metrics] == [10] * (len(run.metrics) - 1) + [40]
+    unlimited = train(configure("pairs", **{**PATIENT, "steps": 20}, patience=60, eval_size=10), tmp_path / "y")
+    assert unlimited.finished["why"] == "all steps"
+    assert (unlimited.metrics[-1]["validation_sequences"], unlimited.metrics[-1]["test_sequences"]) == (10, 40)
+
+
+def test_an_evaluation_without_predictions_has_no_loss(tmp_path, monkeypatch, capsys):
+    from attnprobe.cli import main
+
+    rng = np.random.default_rng(0)
+    many, few = (Split(rng.integers(3, size=(size, 2)), np.arange(size) % 2) for size in (40, 2))
+    use(Task("mine", DataSpec(2, "tokens", 2, vocabulary=3), many, few, few), monkeypatch)
+    config = configure("pairs", mask_probability=0.001, **SETTINGS)
+    run = train(config, tmp_path / "x", log=["tensorboard"])
+    masked = [row for row in run.metrics if row["objective"] == "masked"]
+    assert all(row[f"test_{name}"] is None for row in masked for name in ("loss", "accuracy"))
+    assert all(row["validation_loss"] is None for row in masked)
+    assert json.loads((run.folder / "metrics.jsonl").read_text().splitlines()[0])["test_loss"] is None
+    first = run.checkpoints[0]
+    assert "accuracy" not in first.title and run.finished["best_step"] in {row["step"] for row in run.metrics}
+    main(["show", str(run.folder)])
+    assert "None" in capsys.readouterr().out
+    results = [proximity(checkpoint, sequences=2, nulls=0) for checkpoint in run.checkpoints]
+    assert np.isnan(results[0]["test_accuracy"])
+    assert FIGURES_OVER_STEPS["proximity"](over_steps(results)) is not None
+    nothing = {**run.last.last_metrics, "train_accuracy": None}
+    assert "None" not in replace(run.last, metrics=[nothing]).title
 
 
 def test_no_batch_is_padded_beyond_its_longest_sequence(tmp_path, monkeypatch):

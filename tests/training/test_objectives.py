@@ -1,11 +1,12 @@
 """Losses compared with loops over single predictions."""
 
+import numpy as np
 import pytest
 import torch
 
 from attnprobe.config import DataSpec, ModelConfig
 from attnprobe.model.transformer import Transformer
-from attnprobe.training.objectives import Batch, draw_mask, evaluate
+from attnprobe.training.objectives import Batch, balanced_weights, draw_mask, evaluate, predict
 
 LENGTHS = torch.tensor([6, 4, 1])
 
@@ -52,6 +53,27 @@ def test_masked_values_are_scored_by_absolute_error():
     assert outcome.correct is None
 
 
+@pytest.mark.parametrize("objective", ["masked", "next-token"])
+def test_the_error_of_a_token_is_the_mean_over_its_channels(objective):
+    model = Transformer(ModelConfig(d_model=8, causal=True, init_std=0.5), DataSpec(6, "values", 3, channels=4))
+    values = torch.randn(3, 6, 4, generator=torch.Generator().manual_seed(0))
+    batch = Batch(values, torch.tensor([0, 1, 2]), LENGTHS)
+    assert batch.real().sum(1).tolist() == LENGTHS.tolist()
+    mask = draw_mask(batch.real(), 0.5, torch.Generator().manual_seed(1)) if objective == "masked" else None
+    outcome, single = evaluate(model, batch, objective, mask), predict(model, batch, objective, mask)
+    logits = model(values, masked=mask, lengths=LENGTHS, output="tokens").detach().numpy()
+    assert logits.shape == (3, 6, 4)
+    if mask is None:
+        later = batch.real()[:, 1:].numpy()
+        errors = np.abs(logits[:, :-1] - values[:, 1:].numpy())[later]
+    else:
+        errors = np.abs(logits - values.numpy())[mask.numpy()]
+    assert outcome.count == len(errors), "one prediction per token"
+    assert outcome.mean.item() == pytest.approx(errors.mean(), rel=1e-5)
+    assert outcome.correct is None
+    np.testing.assert_allclose(single.errors.detach(), errors, rtol=1e-5)
+
+
 @pytest.mark.parametrize("levels", [5, 256])
 def test_values_with_levels_are_scored_by_cross_entropy(levels):
     data = DataSpec(n=6, inputs="values", classes=3, levels=levels)
@@ -89,3 +111,22 @@ def test_masks_cover_the_share_of_real_tokens_and_no_padding():
 def test_a_batch_without_masked_tokens_has_loss_zero():
     model, batch = setup()
     assert evaluate(model, batch, "masked", torch.zeros(3, 6, dtype=torch.bool)).mean.item() == 0
+
+
+def test_balanced_weights_have_mean_1_and_give_every_class_the_same_total():
+    labels = np.array([0, 0, 0, 0, 0, 1, 3, 3])
+    weights = balanced_weights(labels, 4)
+    assert weights.tolist() == pytest.approx([8 / (3 * 5), 8 / 3, 0, 8 / 6])
+    assert weights[labels].mean().item() == pytest.approx(1)
+
+
+def test_the_weighted_gradient_is_that_of_the_weighted_mean_of_single_losses():
+    model, batch = setup()
+    weights = torch.tensor([0.5, 3.0, 1.5])
+    evaluate(model, batch, "labels", weights=weights).mean.backward()
+    found = model.classify.weight.grad.clone()
+    _, cache = model.run_with_cache(batch.inputs, lengths=LENGTHS)
+    logits = model(batch.inputs, lengths=LENGTHS)
+    error = logits.softmax(-1) - torch.eye(3)[batch.labels]  # gradient of the cross-entropy of each sequence
+    expected = (weights[batch.labels][:, None] * error).T @ cache["hook_pooled"] / 3
+    torch.testing.assert_close(found, expected.detach())
