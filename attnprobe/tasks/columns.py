@@ -4,7 +4,6 @@ import contextlib
 import csv
 import fnmatch
 import json
-import math
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
