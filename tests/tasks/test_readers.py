@@ -44,6 +44,8 @@ def saved(write, *arguments, **named):
     return file.getvalue()
 
 
+NAN = float("nan")
+MISSING_NUMBERS = [([1.0, NAN, 3.0], "a"), ([NAN, NAN, 4.5], "b")]
 BROKEN = saved(image(size=(50, 50)).save, "PNG")[:60]
 ANIMATION = saved(image().save, "GIF", save_all=True, append_images=[image(value=9)])
 PICKLED = saved(np.save, np.array([["a"], None], dtype=object))
@@ -82,7 +84,10 @@ PICKLED = saved(np.save, np.array([["a"], None], dtype=object))
             {"inputs": "*"},
             [([1.5, 2.0], "x", "train"), ([3.0, 4.0], "y", "test")],
         ),
-        ("a.csv", "x*,x1,label\nab,1,2\n", {"inputs": "x*"}, [("ab", 2)]),
+        ("a.csv", "x0,x1,x2,label\n1,,3,a\nnull,NA,4.5,b\n", {"inputs": "x*"}, MISSING_NUMBERS),
+        ("a.csv", 'text,label\r\n"a\r\nb",1\r\n', {}, [("a\r\nb", 1)]),
+        ("a.jsonl", [{"a": 1, "b": None, "c": 2, "label": 1}], {"inputs": "[abc]"}, [([1.0, NAN, 2.0], 1)]),
+        ("a.csv", "x1,x*,label\n1,ab,2\n", {"inputs": "x*"}, [("ab", 2)]),
         (
             "a.csv",
             "text,label,split\na,1,train\nb,2,dev\nc,3,test\n",
@@ -107,7 +112,7 @@ PICKLED = saved(np.save, np.array([["a"], None], dtype=object))
         ("a.tsv", "Source\tTarget\n( ( [MAX 1 ) 2 ) ]\t2\n3\t3\n", {}, [("[MAX 1 2 ]", 2), ("3", 3)]),
         ("a.tsv", "Source\tTarget\n3\t3\n[MIN ( 4 ) ]\t4\n", {}, [("3", 3), ("[MIN 4 ]", 4)]),
         ("a.csv", "text,label\n[MIN 1 ],0\n[MAX 2 ],1\n", {}, [("[MIN 1 ]", 0), ("[MAX 2 ]", 1)]),
-        ("a.csv", 'text,label\n"[1, nan]",0\n', {}, [([1.0, float("nan")], 0)]),
+        ("a.csv", 'text,label\n"[1, nan]",0\n', {}, [([1.0, NAN], 0)]),
         ("a.tsv", "Source\tTarget\n(a)\t2\n", {"inputs": "Source", "labels": "Target"}, [("(a)", 2)]),
         ("a.tsv", "Source\tTarget\ttext\tlabel\n3\t3\ta\tb\n", {}, [("a", "b")]),
     ],
@@ -123,7 +128,7 @@ def test_a_table_file_is_read(tmp_path, file, content, named, expected):
     [
         ({"text": ["NA", "é"], "label": ["x", None], "more": [{"a": 1}, None]}, {}, [("NA", "x"), ("é", None)]),
         ({"text": [[1, 2], [3]], "label": [2, 3]}, {}, [([1, 2], 2), ([3], 3)]),
-        ({"text": [[1, 2], [0.5]], "label": [2.0, float("nan")]}, {}, [([1.0, 2.0], 2.0), ([0.5], None)]),
+        ({"text": [[1, 2], [0.5]], "label": [2.0, NAN]}, {}, [([1.0, 2.0], 2.0), ([0.5], None)]),
         (
             {"text": [b"\xff", b"b"], "label": [2, 3], "split": ["test", "train"]},
             {},
@@ -450,7 +455,7 @@ def test_without_pyarrow_a_parquet_file_is_refused(tmp_path, monkeypatch):
         ({"a/x.png": image(), "b/x.png": b""}, {}, "b/x.png: not an image that can be read (UnidentifiedImageError)"),
         ({"a/x.png": BROKEN}, {}, "a/x.png: not an image that can be read ("),
         (
-            {"a/x.png": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"},
+            {"a/x.png": saved(image().save, "PCX")},
             {},
             "a/x.png: not an image that can be read (",
         ),
