@@ -141,7 +141,7 @@ def read_image(path: Path) -> np.ndarray:
 
 def _pixels(image: "Image.Image") -> np.ndarray:
     if image.mode not in MODES:
-        raise UsageError(f"an image of mode {image.mode}: must be grey or RGB with 8 bits per colour")
+        raise UsageError(f"is an image of mode {image.mode}: must be grey or RGB with 8 bits per colour")
     if (frames := getattr(image, "n_frames", 1)) > 1:
         raise UsageError(f"has {frames} frames: must be one image")
     mode = MODES[image.mode]
@@ -167,6 +167,8 @@ def read_pathfinder(root: Path) -> Columns:
     paths, labels = [], []
     for file in files:
         for row, fields in enumerate(_metadata(file), 1):
+            if not fields:
+                continue
             if len(fields) < 4 or fields[3] not in ("0", "1"):
                 line = " ".join(fields)[:60]
                 raise UsageError(f"{file}: line {row} is {line!r}: must be FOLDER NAME NUMBER LABEL ..., LABEL 0 or 1")
@@ -186,9 +188,12 @@ def _metadata(file: Path) -> Iterator[list[str]]:
         is_array = content.read(len(np.lib.format.MAGIC_PREFIX)) == np.lib.format.MAGIC_PREFIX
     try:
         if not is_array:
-            yield from (line.split() for line in file.read_text("utf-8").splitlines() if line.strip())
+            yield from (line.split() for line in file.read_text("utf-8").splitlines())
             return
         array = np.load(file, allow_pickle=False).astype(str)
-    except ValueError as error:
-        raise UsageError(f"{file}: neither text nor an array of strings ({' '.join(str(error).split())})") from None
+        if array.ndim not in (1, 2):
+            raise ValueError(f"shape {array.shape}")
+    except (ValueError, MemoryError) as error:
+        reason = " ".join(str(error).split())
+        raise UsageError(f"{file}: neither text nor an array of strings [image, field] ({reason})") from None
     yield from (row.split() if isinstance(row, str) else row for row in array.tolist())

@@ -78,7 +78,7 @@ def read(path: Path, inputs: str | None = None, labels: str | None = None) -> Ta
     Cells of .csv and .tsv files are text. Labels become integers if all are integers, else floats if all are numbers;
     those that pandas reads as missing become None. Text becomes numbers if every cell is a list such as "[1, 2]". The
     ListOps files of the Long Range Arena, with columns Source and Target, are read as it does: as words, without
-    parentheses.
+    parentheses. If all rows are in the split train, the table has no split.
 
     Args:
         path: File or folder.
@@ -92,6 +92,8 @@ def read(path: Path, inputs: str | None = None, labels: str | None = None) -> Ta
     try:
         if path.is_dir():
             return _folder(path, inputs, labels)
+        if not path.exists():
+            raise UsageError(f"{path}: no such file or folder")
         if path.suffix.lower() not in FORMATS:
             raise UsageError(f"{path}: must be a folder or end in {listed(FORMATS)}")
         return _tables([(None, path)], inputs, labels)
@@ -139,55 +141,69 @@ def _tables(files: Sequence[tuple[str | None, Path]], inputs: str | None, labels
         if split is not None and part.splits is not None and (held := set(part.splits)) != {split}:
             raise UsageError(f"{path}: column {SPLIT!r} holds {listed(sorted(held))} in the file of {split}")
     _, path, first = parts[0]
-    of_files = [split for split, _, part in parts for _ in part.inputs if split is not None]
+    cells = [cell for _, _, part in parts for cell in part.inputs]
+    labels_of_rows = [label for _, _, part in parts for label in part.labels]
+    splits = [split for split, _, part in parts for _ in part.inputs if split is not None]
     columns = Columns(
         first.names,
-        [cell for _, _, part in parts for cell in part.inputs],
-        [cell for _, _, part in parts for cell in part.labels],
-        of_files or first.splits,
+        cells,
+        _labels(labels_of_rows) if path.suffix.lower() in TEXT_FORMATS else labels_of_rows,
+        splits or first.splits,
     )
-    if path.suffix.lower() in TEXT_FORMATS:
-        columns = replace(columns, labels=_labels(columns.labels))
-    try:
-        if columns.names == LISTOPS and _is_listops(columns.inputs):
-            expressions = [" ".join(cell.translate(PARENTHESES).split()) for cell in columns.inputs]
-            return _table(replace(columns, inputs=expressions), words=True)
-        if columns.names == LISTOPS and inputs is None:
-            raise UsageError(f"has no column {INPUTS!r}, and Source holds no ListOps; columns: {listed(LISTOPS)}")
-        return _table(replace(columns, inputs=_numbers(columns.inputs, columns.names[0])))
-    except UsageError as error:
-        raise UsageError(f"{path}: {error}") from None
+    if first.names == LISTOPS and _are_listops(cells):
+        expressions = [" ".join(cell.translate(PARENTHESES).split()) for cell in cells]
+        return _table(replace(columns, inputs=expressions), words=True)
+    if first.names == LISTOPS and inputs is None:
+        raise UsageError(f"{path}: has no column {INPUTS!r}, and Source holds no ListOps; columns: {listed(LISTOPS)}")
+    if _are_lists(cells):
+        cells = [
+            _parsed(cell, f"{path}: row {row}, column {first.names[0]!r}")
+            for _, path, part in parts
+            for row, cell in enumerate(part.inputs)
+        ]
+    return _table(replace(columns, inputs=_of_one_type(cells)))
 
 
-def _labels(cells: list[Any]) -> list[str | int | float | None]:
+def _labels(cells: list[str]) -> list[str | int | float | None]:
     """Return labels from their text: integers or floats if all are, and None for missing ones."""
-    present = {cell for cell in cells if cell is not None and cell not in MISSING}
+    present = {cell for cell in cells if cell not in MISSING}
     kind = str
     if all(map(FLOAT.fullmatch, present)):
         kind = int if all(map(INTEGER.fullmatch, present)) else float
     return [kind(cell) if cell in present else None for cell in cells]
 
 
-def _is_listops(cells: list[Any]) -> bool:
-    """Return whether the first sequence has only words of ListOps, and an operator."""
-    words = set(cells[0].split()) if isinstance(cells[0], str) else set()
-    return words <= {*WORDS, "(", ")"} and not words.isdisjoint(OPERATORS)
+def _are_listops(cells: list[Any]) -> bool:
+    """Return whether the sequences, up to the first that has an operator, consist of the words of ListOps."""
+    for cell in cells:
+        words = set(cell.split()) if isinstance(cell, str) else {None}
+        if not words <= {*WORDS, "(", ")"}:
+            return False
+        if not words.isdisjoint(OPERATORS):
+            return True
+    return False
 
 
-def _numbers(cells: list[Any], column: str) -> list[Any]:
-    """Return the sequences; if all are the text of lists of numbers, those numbers. Numbers get one type."""
-    if all(isinstance(cell, str) and NUMBERS.fullmatch(cell) for cell in cells):
-        cells = [_parsed(cell, f"row {row}, column {column!r}") for row, cell in enumerate(cells)]
-    if any(isinstance(cell, np.ndarray) and cell.dtype.kind == "f" for cell in cells):
-        return [cell.astype(np.float64) if isinstance(cell, np.ndarray) else cell for cell in cells]
-    return cells
+def _are_lists(cells: list[Any]) -> bool:
+    """Return whether all cells are text in brackets and some are lists of numbers: then all must be."""
+    in_brackets = all(isinstance(cell, str) and re.fullmatch(r"\s*\[.*\]\s*", cell, re.DOTALL) for cell in cells)
+    return in_brackets and any(map(NUMBERS.fullmatch, cells))
 
 
 def _parsed(text: str, where: str) -> np.ndarray:
     try:
-        return numbers(json.loads(text.replace("nan", "NaN")), where)
-    except json.JSONDecodeError as error:
-        raise UsageError(f"{where} holds {text.strip()[:40]!r}: not a list such as [1, 2] ({error.msg})") from None
+        values = json.loads(text.replace("nan", "NaN"))  # as pandas writes it
+    except (ValueError, RecursionError) as error:
+        reason = getattr(error, "msg", error)
+        raise UsageError(f"{where} holds {text.strip()[:40]!r}: not a list such as [1, 2] ({reason})") from None
+    return numbers(values, where)
+
+
+def _of_one_type(cells: list[Any]) -> list[Any]:
+    """Return the sequences; if some are floats, those of integers become floats too."""
+    if any(isinstance(cell, np.ndarray) and cell.dtype.kind == "f" for cell in cells):
+        return [cell.astype(np.float64, copy=False) if isinstance(cell, np.ndarray) else cell for cell in cells]
+    return cells
 
 
 def _table(columns: Columns, words: bool = False) -> Table:

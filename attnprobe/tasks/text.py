@@ -1,7 +1,10 @@
-"""`text`: sentiment of film reviews at the byte level, from the official archive."""
+"""`text`: sentiment of film reviews at the byte level, from the official archive or the folder extracted from it."""
 
+import hashlib
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
 import numpy as np
@@ -11,7 +14,7 @@ from attnprobe.config import Count, DataSpec, settings
 from attnprobe.errors import UsageError
 from attnprobe.randomness import numpy_generator
 from attnprobe.tasks import archives
-from attnprobe.tasks.folder import Create, made_once
+from attnprobe.tasks.folder import Create, data_folder, made_once
 from attnprobe.tasks.presets import recommended
 from attnprobe.tasks.source import Source
 from attnprobe.tasks.task import Task
@@ -21,7 +24,9 @@ ARCHIVE = archives.Archive(
     "https://ai.stanford.edu/~amaas/data/sentiment/aclImdb_v1.tar.gz",
     "7c2ac02c03563afcf9b574c7e56c153a",
 )
-MEMBER = re.compile(r"aclImdb/(train|test)/(neg|pos)/\d+_\d+\.txt")
+FOLDER = "aclImdb"
+"""Folder in the archive. It is read from the data folder if the archive is not there."""
+MEMBER = re.compile(rf"{FOLDER}/(train|test)/(neg|pos)/\d+_\d+\.txt")
 REVIEWS = 12500
 """Number of reviews of one class in one split."""
 LONGEST = 2**20
@@ -34,7 +39,8 @@ class Text(Source):
 
     A token is a raw byte of the file (256 ids). Reviews are truncated to n bytes or padded with 0. The split is the
     official one. The archive is sorted by class, so each split is shuffled in a fixed order, the same for every seed;
-    ``train_size`` and ``test_size`` select the first reviews in that order.
+    ``train_size`` and ``test_size`` select the first reviews in that order. Without the archive, the folder ``aclImdb``
+    extracted from it is read, if it is in the data folder.
     """
 
     settings: ClassVar[dict[str, Any]] = recommended("amos-text")
@@ -69,11 +75,17 @@ class Reviews:
 
 def read(n: int) -> dict[str, np.ndarray]:
     """Return the arrays NAME_inputs [review, byte], NAME_labels and NAME_lengths [review]; NAME is train or test."""
-    path = ARCHIVE.find()
+    folder = data_folder() / FOLDER
+    if folder.is_dir() and not (data_folder() / ARCHIVE.file).is_file():
+        path, members = folder, list(_extracted(folder))
+        checksum = _checksum(members)
+    else:
+        path = ARCHIVE.find()
+        members, checksum = archives.members(path, _sizes), archives.sha256(path)
 
     def make(create: Create) -> None:
         splits: dict[str, list[tuple[str, int, bytes]]] = {"train": [], "test": []}
-        for name, content in archives.members(path, _sizes):
+        for name, content in members:
             _, split, label, _ = name.split("/")
             splits[split].append((name, int(label == "pos"), content[:n]))
         for split, reviews in splits.items():
@@ -90,8 +102,34 @@ def read(n: int) -> dict[str, np.ndarray]:
                 inputs[row, : len(content)] = np.frombuffer(content, np.uint8)
                 lengths[row] = len(content)
 
-    return made_once(Reviews(n), make, helpers=[archives], archive=archives.sha256(path))
+    return made_once(Reviews(n), make, helpers=[archives], archive=checksum)
 
 
 def _sizes(name: str) -> range | None:
     return range(1, LONGEST + 1) if MEMBER.fullmatch(name) else None
+
+
+def _extracted(folder: Path) -> Iterator[tuple[str, bytes]]:
+    """Yield name in the archive and content of each review in the extracted folder, sorted by name.
+
+    Raises `UsageError` if a file has an invalid size or cannot be read.
+    """
+    for path in sorted(folder.glob("*/*/*.txt")):
+        name = path.relative_to(folder.parent).as_posix()
+        sizes = _sizes(name)
+        if sizes is None:
+            continue
+        try:
+            content = path.read_bytes()
+        except OSError as error:
+            raise UsageError(f"{path}: cannot be read ({error.strerror})") from error
+        if len(content) not in sizes:
+            raise UsageError(f"{path}: has {len(content)} bytes: must have {sizes[0]} ... {sizes[-1]}")
+        yield name, content
+
+
+def _checksum(members: list[tuple[str, bytes]]) -> str:
+    digest = hashlib.sha256()
+    for name, content in members:
+        digest.update(f"{name} {len(content)} ".encode() + content)
+    return digest.hexdigest()

@@ -1,3 +1,4 @@
+import io
 import json
 
 import numpy as np
@@ -36,6 +37,20 @@ def rows(table):
     return [tuple(cell.tolist() if isinstance(cell, np.ndarray) else cell for cell in row) for row in cells]
 
 
+def saved(write, *arguments, **named):
+    """Return the bytes that a function writes to a file."""
+    file = io.BytesIO()
+    write(file, *arguments, **named)
+    return file.getvalue()
+
+
+NAN = float("nan")
+MISSING_NUMBERS = [([1.0, NAN, 3.0], "a"), ([NAN, NAN, 4.5], "b")]
+BROKEN = saved(image(size=(50, 50)).save, "PNG")[:60]
+ANIMATION = saved(image().save, "GIF", save_all=True, append_images=[image(value=9)])
+PICKLED = saved(np.save, np.array([["a"], None], dtype=object))
+
+
 @pytest.mark.parametrize(
     ("file", "content", "named", "expected"),
     [
@@ -57,20 +72,51 @@ def rows(table):
         ("a.csv", 'text,label\n"[1, 2]",0\n"[-0.5e1, 1]",1\n', {}, [([1.0, 2.0], 0), ([-5.0, 1.0], 1)]),
         ("a.csv", 'text,label\n"[1, 2]",0\nmore,1\n', {}, [("[1, 2]", 0), ("more", 1)]),
         ("a.csv", "x1,x0,label\n1,2,a\n3,4,b\n", {"inputs": "x*"}, [([1, 2], "a"), ([3, 4], "b")]),
-        ("a.csv", "x0,x1,x2,label\n1,2,3,a\n4,5,,b\n6,,,c\n", {"inputs": "x?"}, [([1, 2, 3], "a"), ([4, 5], "b"), ([6], "c")]),
-        ("a.csv", "label,split,1,2\nx,train,1.5,2\ny,test,3,4\n", {"inputs": "*"}, [([1.5, 2.0], "x", "train"), ([3.0, 4.0], "y", "test")]),
-        ("a.csv", "x*,x1,label\nab,1,2\n", {"inputs": "x*"}, [("ab", 2)]),
-        ("a.csv", "text,label,split\na,1,train\nb,2,dev\nc,3,test\n", {}, [("a", 1, "train"), ("b", 2, "validation"), ("c", 3, "test")]),
+        (
+            "a.csv",
+            "x0,x1,x2,label\n1,2,3,a\n4,5,,b\n6,,,c\n",
+            {"inputs": "x?"},
+            [([1, 2, 3], "a"), ([4, 5], "b"), ([6], "c")],
+        ),
+        (
+            "a.csv",
+            "label,split,1,2\nx,train,1.5,2\ny,test,3,4\n",
+            {"inputs": "*"},
+            [([1.5, 2.0], "x", "train"), ([3.0, 4.0], "y", "test")],
+        ),
+        ("a.csv", "x0,x1,x2,label\n1,,3,a\nnull,NA,4.5,b\n", {"inputs": "x*"}, MISSING_NUMBERS),
+        ("a.csv", 'text,label\r\n"a\r\nb",1\r\n', {}, [("a\r\nb", 1)]),
+        ("a.jsonl", [{"a": 1, "b": None, "c": 2, "label": 1}], {"inputs": "[abc]"}, [([1.0, NAN, 2.0], 1)]),
+        ("a.csv", "x1,x*,label\n1,ab,2\n", {"inputs": "x*"}, [("ab", 2)]),
+        (
+            "a.csv",
+            "text,label,split\na,1,train\nb,2,dev\nc,3,test\n",
+            {},
+            [("a", 1, "train"), ("b", 2, "validation"), ("c", 3, "test")],
+        ),
         ("a.csv", "text,label,split\na,1,train\nb,2,train\n", {}, [("a", 1), ("b", 2)]),
-        ("a.jsonl", [{"text": "é\n", "label": "1"}, {"label": None, "text": "NA"}, {"text": "b"}], {}, [("é\n", "1"), ("NA", None), ("b", None)]),
+        (
+            "a.jsonl",
+            [{"text": "é\n", "label": "1"}, {"label": None, "text": "NA"}, {"text": "b"}],
+            {},
+            [("é\n", "1"), ("NA", None), ("b", None)],
+        ),
         ("a.jsonl", '\ufeff{"text": [1, 2], "label": 1}\n\n{"text": [3], "label": 0.5}', {}, [([1, 2], 1), ([3], 0.5)]),
         ("a.jsonl", [{"text": [1], "label": 1}, {"text": [0.5], "label": True}], {}, [([1.0], 1), ([0.5], True)]),
-        ("a.jsonl", [{"a": 1, "b": 2.5, "label": 1}, {"a": 3, "label": 0}], {"inputs": "[ab]"}, [([1.0, 2.5], 1), ([3.0], 0)]),
+        (
+            "a.jsonl",
+            [{"a": 1, "b": 2.5, "label": 1}, {"a": 3, "label": 0}],
+            {"inputs": "[ab]"},
+            [([1.0, 2.5], 1), ([3.0], 0)],
+        ),
         ("a.tsv", "Source\tTarget\n( ( [MAX 1 ) 2 ) ]\t2\n3\t3\n", {}, [("[MAX 1 2 ]", 2), ("3", 3)]),
+        ("a.tsv", "Source\tTarget\n3\t3\n[MIN ( 4 ) ]\t4\n", {}, [("3", 3), ("[MIN 4 ]", 4)]),
+        ("a.csv", "text,label\n[MIN 1 ],0\n[MAX 2 ],1\n", {}, [("[MIN 1 ]", 0), ("[MAX 2 ]", 1)]),
+        ("a.csv", 'text,label\n"[1, nan]",0\n', {}, [([1.0, NAN], 0)]),
         ("a.tsv", "Source\tTarget\n(a)\t2\n", {"inputs": "Source", "labels": "Target"}, [("(a)", 2)]),
         ("a.tsv", "Source\tTarget\ttext\tlabel\n3\t3\ta\tb\n", {}, [("a", "b")]),
     ],
-)  # fmt: skip
+)
 def test_a_table_file_is_read(tmp_path, file, content, named, expected):
     write(tmp_path, {file: content})
     table = readers.read(tmp_path / file, **named)
@@ -82,12 +128,16 @@ def test_a_table_file_is_read(tmp_path, file, content, named, expected):
     [
         ({"text": ["NA", "é"], "label": ["x", None], "more": [{"a": 1}, None]}, {}, [("NA", "x"), ("é", None)]),
         ({"text": [[1, 2], [3]], "label": [2, 3]}, {}, [([1, 2], 2), ([3], 3)]),
-        ({"text": [[1, 2], [0.5]], "label": [2.0, float("nan")]}, {}, [([1.0, 2.0], 2.0), ([0.5], None)]),
-        ({"text": [b"\xff", b"b"], "label": [2, 3], "split": ["test", "train"]}, {}, [(b"\xff", 2, "test"), (b"b", 3, "train")]),
+        ({"text": [[1, 2], [0.5]], "label": [2.0, NAN]}, {}, [([1.0, 2.0], 2.0), ([0.5], None)]),
+        (
+            {"text": [b"\xff", b"b"], "label": [2, 3], "split": ["test", "train"]},
+            {},
+            [(b"\xff", 2, "test"), (b"b", 3, "train")],
+        ),
         ({"x1": [2, 4], "x2": [0.5, None], "label": [2, 3]}, {"inputs": "x*"}, [([2.0, 0.5], 2), ([4.0], 3)]),
         ({"a.b": ["x", "y"], "c": [2, 3]}, {"inputs": "a.b", "labels": "c"}, [("x", 2), ("y", 3)]),
     ],
-)  # fmt: skip
+)
 def test_a_parquet_file_is_read(tmp_path, columns, named, expected):
     pytest.importorskip("pyarrow")
     pd.DataFrame(columns).to_parquet(tmp_path / "a.parquet")
@@ -249,12 +299,16 @@ MANY = ",".join(f"x{i}" for i in range(30))
 @pytest.mark.parametrize(
     ("files", "named", "message"),
     [
-        ({}, {}, "a.csv: cannot be read (No such file or directory)"),
+        ({}, {}, "a.csv: no such file or folder"),
         ({"a.csv": ""}, {}, "a.csv: is empty"),
         ({"a.csv": "text,label\n"}, {}, "a.csv: has no rows"),
         ({"a.csv": "Text,label\na,1\n"}, {}, "a.csv: has no column 'text'; columns: Text, label"),
         ({"a.csv": TEXTS}, {"labels": "y"}, "a.csv: has no column 'y'; columns: text, label"),
-        ({"a.csv": TEXTS}, {"inputs": "label"}, "column 'label' cannot hold both sequences and labels; columns: text, label"),
+        (
+            {"a.csv": TEXTS},
+            {"inputs": "label"},
+            "column 'label' cannot hold both sequences and labels; columns: text, label",
+        ),
         ({"a.csv": "text,split\na,train\n"}, {"labels": "split"}, "column 'split' holds the splits: it cannot hold"),
         ({"a.csv": "text,text,label\na,b,1\n"}, {}, "a.csv: has 2 columns 'text'; columns: text, text, label"),
         ({"a.csv": f"{MANY}\n"}, {}, ", x19 ... (30 columns)"),
@@ -265,27 +319,65 @@ MANY = ",".join(f"x{i}" for i in range(30))
         ({"a.csv": 'text,label\n"a,1\n'}, {}, "a.csv: line 2 cannot be read (unexpected end of data)"),
         ({"a.csv": "text,label\né,1\n".encode("latin-1")}, {}, "a.csv: not UTF-8 text (holds b'\\xe9')"),
         ({"a.csv": "text,label\n,1\n"}, {}, "a.csv: line 2, column 'text' is empty"),
-        ({"a.csv": "text,label,split\na,1,fold\n"}, {}, "line 2, column 'split' holds 'fold'; valid: train, validation, valid"),
-        ({"a.csv": "x1,x2,label\n1,2,3\n1,b,3\n"}, {"inputs": "x*"}, "line 3 in columns 'x*' holds 'b': must be 64-bit numbers"),
+        (
+            {"a.csv": "text,label,split\na,1,fold\n"},
+            {},
+            "line 2, column 'split' holds 'fold'; valid: train, validation, valid",
+        ),
+        (
+            {"a.csv": "x1,x2,label\n1,2,3\n1,b,3\n"},
+            {"inputs": "x*"},
+            "line 3 in columns 'x*' holds 'b': must be 64-bit numbers",
+        ),
         ({"a.csv": "x1,x2,label\n,NA,3\n"}, {"inputs": "x*"}, "line 2 in columns 'x*' is empty"),
         ({"a.csv": f"x1,label\n{2**70},3\n"}, {"inputs": "x*"}, "holds ['1180591620717411303424']: must be 64-bit"),
-        ({"a.csv": 'text,label\n[1],0\n[1 2],0\n'}, {}, "row 1, column 'text' holds '[1 2]': not a list such as [1, 2]"),
-        ({"a.csv": 'text,label\n[1],0\n"[[1], [2]]",0\n'}, {}, "row 1, column 'text' holds [1]: must be 64-bit numbers"),
+        (
+            {"a.csv": "text,label\n[1],0\n[1 2],0\n"},
+            {},
+            "row 1, column 'text' holds '[1 2]': not a list such as [1, 2]",
+        ),
+        (
+            {"a.csv": 'text,label\n[1],0\n"[[1], [2]]",0\n'},
+            {},
+            "row 1, column 'text' holds [1]: must be 64-bit numbers",
+        ),
+        ({"a.csv": 'text,label\n[1],0\n"[1, None]",0\n'}, {}, "row 1, column 'text' holds '[1, None]': not a list"),
+        ({"a.csv": f"text,label\n[1],0\n{'[' * 99999}],1\n"}, {}, "row 1, column 'text' holds '[[[[["),
         ({"a.csv": "text,label\n[],0\n"}, {}, "row 0, column 'text' is empty"),
-        ({"a.csv": "Source,Target\na,b\n"}, {}, "has no column 'text', and Source holds no ListOps; columns: Source, Target"),
-        ({"a.jsonl": '{"text": "a", "label": 1}\n{"text"\n'}, {}, "a.jsonl: line 2 is not JSON (Expecting ':' delimiter)"),
+        (
+            {"a.csv": "Source,Target\na,b\n"},
+            {},
+            "has no column 'text', and Source holds no ListOps; columns: Source, Target",
+        ),
+        (
+            {"a.jsonl": '{"text": "a", "label": 1}\n{"text"\n'},
+            {},
+            "a.jsonl: line 2 is not JSON (Expecting ':' delimiter)",
+        ),
         ({"a.jsonl": "[" * 100_000}, {}, "a.jsonl: line 1 is not JSON ("),
         ({"a.jsonl": "[1]\n"}, {}, "a.jsonl: line 1 holds [1]: must be one JSON object"),
         ({"a.jsonl": [{"text": "a"}]}, {}, "a.jsonl: has no column 'label'; columns: text"),
-        ({"a.jsonl": [{"text": "a", "label": 1}, {"label": 1}]}, {}, "line 2, column 'text' holds None: must be text or a list"),
-        ({"a.jsonl": [{"text": 5, "label": 1}]}, {}, "line 1, column 'text' holds 5: must be text or a list of numbers"),
+        (
+            {"a.jsonl": [{"text": "a", "label": 1}, {"label": 1}]},
+            {},
+            "line 2, column 'text' holds None: must be text or a list",
+        ),
+        (
+            {"a.jsonl": [{"text": 5, "label": 1}]},
+            {},
+            "line 1, column 'text' holds 5: must be text or a list of numbers",
+        ),
         ({"a.jsonl": [{"text": [[1]], "label": 1}]}, {}, "line 1, column 'text' holds [1]: must be 64-bit numbers"),
         ({"a.jsonl": [{"text": [True], "label": 1}]}, {}, "holds True: must be 64-bit numbers"),
-        ({"a.jsonl": [{"text": "a", "label": [1]}]}, {}, "line 1, column 'label' holds [1]: must be text or one number"),
+        (
+            {"a.jsonl": [{"text": "a", "label": [1]}]},
+            {},
+            "line 1, column 'label' holds [1]: must be text or one number",
+        ),
         ({"a.parquet": "PAR1"}, {}, "a.parquet: not a complete .parquet file ("),
         ({"a.json": "{}"}, {}, "a.json: must be a folder or end in .csv, .tsv, .jsonl, .parquet"),
     ],
-)  # fmt: skip
+)
 def test_invalid_table_files_are_refused_in_one_line(tmp_path, files, named, message):
     if "a.parquet" in files:
         pytest.importorskip("pyarrow")
@@ -302,3 +394,103 @@ def test_without_pyarrow_a_parquet_file_is_refused(tmp_path, monkeypatch):
     write(tmp_path, {"a.parquet": ""})
     with pytest.raises(UsageError, match="a.parquet: reading .parquet files needs pyarrow: pip install pyarrow"):
         readers.read(tmp_path / "a.parquet")
+
+
+@pytest.mark.parametrize(
+    ("files", "named", "message"),
+    [
+        (
+            {"data.csv": TEXTS},
+            {},
+            ": must hold one folder per class, one per split with one per class in it, or one table",
+        ),
+        (
+            {"train.csv": TEXTS, "more.csv": TEXTS},
+            {},
+            "more.csv: the name must end in a split, as of other files here (train,",
+        ),
+        ({"train.csv": TEXTS, "contest.csv": TEXTS}, {}, "contest.csv: the name must end in a split"),
+        ({"train.csv": TEXTS, "test.tsv": TEXTS}, {}, ": holds .csv, .tsv files: must hold tables of one format"),
+        (
+            {"val.csv": TEXTS, "dev.csv": TEXTS},
+            {},
+            ": the split validation must be one file, or all its parts -I-of-N; holds dev.csv, val.csv",
+        ),
+        ({"test-00000-of-00002.csv": TEXTS}, {}, "or all its parts -I-of-N; holds test-00000-of-00002.csv"),
+        ({"train.csv": TEXTS, "test.csv": "text,y\na,1\n"}, {}, "test.csv: has no column 'label'; columns: text, y"),
+        (
+            {"train.csv": "text,label\n[1],0\n", "test.csv": "text,label\n[1 2],0\n"},
+            {},
+            "test.csv: row 0, column 'text' holds '[1 2]': not a list such as [1, 2]",
+        ),
+        ({"test.csv": "text,label,split\na,1,train\n"}, {}, "test.csv: column 'split' holds train in the file of test"),
+        ({"a/x.txt": "a", "b/x.txt": "b"}, {"inputs": "image"}, ": has no column 'image'; columns: text, label"),
+        ({"a/x.png": image(), "b/x.png": image()}, {"labels": "y"}, ": has no column 'y'; columns: image, label"),
+        ({"a/x.png": image(), "b/x.txt": "b"}, {}, "b/x.txt: the files of the classes must all be images (.bmp, .gif,"),
+        ({"a/x.txt": "a", "a/x.py": "b"}, {}, "a/x.py: the files of the classes must all be images (.bmp"),
+        (
+            {"a/x.txt": "a", "b/c/x.txt": "b"},
+            {},
+            "b: holds c, which is not a file: a class folder must hold only files",
+        ),
+        ({"a/x.txt": "a", "b/.keep": ""}, {}, "b: holds no files of its class"),
+        ({"a/x.txt": "a", "b/x.txt": ""}, {}, "b/x.txt: is empty"),
+        ({"train/x.txt": "a"}, {}, "train: must hold one folder per class"),
+        (
+            {"train/a/x.txt": "a", "cat/x.txt": "a"},
+            {},
+            ": has folders of splits (train) and others (cat): must have one kind",
+        ),
+        ({"val/a/x.txt": "a", "dev/a/x.txt": "a"}, {}, ": both dev and val are folders of the split validation"),
+        (
+            {"a/x.png": image(), "b/x.png": image(), "b/y.png": image(size=(5, 4))},
+            {},
+            "b/y.png: has 4 x 5 pixels (grey), but ",
+        ),
+        (
+            {"a/x.png": image(), "b/x.png": image("RGB")},
+            {},
+            "x.png has 2 x 3 pixels (grey): all images must have the same size and colours",
+        ),
+        ({"a/x.png": image(), "b/x.png": b""}, {}, "b/x.png: not an image that can be read (UnidentifiedImageError)"),
+        ({"a/x.png": BROKEN}, {}, "a/x.png: not an image that can be read ("),
+        (
+            {"a/x.png": saved(image().save, "PCX")},
+            {},
+            "a/x.png: not an image that can be read (",
+        ),
+        (
+            {"a/x.png": image("I;16")},
+            {},
+            "a/x.png: is an image of mode I;16: must be grey or RGB with 8 bits per colour",
+        ),
+        ({"a/x.gif": ANIMATION}, {}, "a/x.gif: has 2 frames: must be one image"),
+        (
+            {"metadata/0.npy": "imgs/0 x.png 1\n"},
+            {},
+            "0.npy: line 1 is 'imgs/0 x.png 1': must be FOLDER NAME NUMBER LABEL ...",
+        ),
+        ({"metadata/0.npy": "imgs/0 x.png 1 2\n"}, {}, "0.npy: line 1 is 'imgs/0 x.png 1 2': must be FOLDER"),
+        ({"metadata/0.npy": "imgs/0 y.png 1 1\n"}, {}, "imgs/0/y.png: no such image, or an empty file; "),
+        ({"metadata/0.npy": "imgs/0 x.png 1 1\n"}, {}, "metadata/0.npy lists it in line 1"),
+        ({"metadata/0.npy": b"\xff\n"}, {}, "0.npy: neither text nor an array of strings [image, field] ("),
+        (
+            {"metadata/0.npy": PICKLED},
+            {},
+            "0.npy: neither text nor an array of strings [image, field] (Object arrays cannot be loaded",
+        ),
+        ({"metadata/0.npy": saved(np.save, np.array("imgs/0"))}, {}, "an array of strings [image, field] (shape ())"),
+        ({"metadata/0.npy": "\n\nimgs/0 x.png\n"}, {}, "0.npy: line 3 is 'imgs/0 x.png'"),
+        ({"metadata/0.npy": ""}, {}, "metadata: lists no images"),
+        ({"metadata/0.txt": ""}, {}, "metadata: holds no .npy files"),
+    ],
+)
+def test_folders_of_another_layout_are_refused_in_one_line(tmp_path, files, named, message):
+    write(tmp_path, files)
+    if (tmp_path / "metadata").exists():
+        write(tmp_path, {"imgs/0/x.png": b""})
+    with pytest.raises(UsageError) as caught:
+        readers.read(tmp_path, **named)
+    assert message in str(caught.value)
+    assert str(caught.value).startswith(str(tmp_path))
+    assert "\n" not in str(caught.value)

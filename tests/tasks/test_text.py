@@ -28,6 +28,15 @@ def build(**options):
     return source("text", {"n": 12, "train_size": 4, "test_size": 4, **options}).build(0)
 
 
+def extracted(path):
+    """Write the reviews as the archive's folder."""
+    for (split, label), texts in REVIEWS.items():
+        folder = path / "aclImdb" / split / label
+        folder.mkdir(parents=True)
+        for i, content in enumerate(texts):
+            (folder / f"{i}_7.txt").write_bytes(content)
+
+
 def read(split):
     """Return {bytes of the sequence without padding: label}."""
     rows = zip(split.inputs, split.lengths, split.labels, strict=True)
@@ -80,6 +89,38 @@ def test_archives_with_an_unofficial_layout_are_refused(small_archive, tmp_path,
         build()
     assert message in str(caught.value)
     assert FILE in str(caught.value)
+
+
+def test_the_extracted_folder_gives_the_same_task_and_replaces_a_missing_archive(small_archive, tmp_path):
+    expected = build().fingerprint
+    extracted(tmp_path)
+    (tmp_path / "aclImdb/imdbEr.txt").write_text("0.1")
+    (tmp_path / "aclImdb/train/neg/notes.txt").write_text("not a review")
+    changed = tmp_path / "aclImdb/train/neg/0_7.txt"
+    changed.write_bytes(b"Awful!!")
+    assert build().fingerprint == expected, "the archive is preferred"
+    (tmp_path / FILE).unlink()
+    assert b"Awful!!" in read(build().train)
+    changed.write_bytes(REVIEWS["train", "neg"][0])
+    assert build().fingerprint == expected
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"aclImdb/train/pos/1_7.txt": None}, "aclImdb: holds 1 reviews in aclImdb/train/pos: must hold 2"),
+        ({"aclImdb/train/pos/1_7.txt": b""}, "aclImdb/train/pos/1_7.txt: has 0 bytes: must have 1 ... 1048576"),
+        ({"aclImdb/test/neg/9_9.txt": b"more"}, "aclImdb: holds 3 reviews in aclImdb/test/neg: must hold 2"),
+    ],
+)
+def test_folders_with_an_unofficial_layout_are_refused(small_archive, tmp_path, change, message):
+    extracted(tmp_path)
+    (tmp_path / FILE).unlink()
+    for name, content in change.items():
+        (tmp_path / name).unlink(missing_ok=True) if content is None else (tmp_path / name).write_bytes(content)
+    with pytest.raises(UsageError) as caught:
+        build()
+    assert message in str(caught.value)
 
 
 def test_the_real_archive_is_balanced_and_shuffled(real_archive):
