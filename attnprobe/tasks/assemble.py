@@ -14,12 +14,8 @@ from attnprobe.tasks.inputs import UNKNOWN, Inputs
 from attnprobe.tasks.labels import NONE, Labels
 from attnprobe.tasks.reading import Reading
 from attnprobe.tasks.sequences import Sequences, extremes
-from attnprobe.tasks.split import Split
+from attnprobe.tasks.split import SPLIT_NAMES, SPLITS, UNLABELLED, Split
 
-SPLITS = ("train", "validation", "test")
-UNLABELLED = "unlabelled"
-"""Split of sequences that only self-pretraining sees."""
-OTHER_NAMES = {"val": "validation", "valid": "validation", "dev": "validation"}
 TAIL, LONG = 16, 4096
 """A sequence of more than LONG tokens that is TAIL times longer than 99 % of the sequences must be allowed by ``n``."""
 Made = TypeVar("Made")
@@ -179,7 +175,7 @@ def split_names(values: Any, count: int) -> np.ndarray:
     if array.dtype.kind != "U" or array.shape != (count,):
         raise UsageError(f"split of type {array.dtype} and shape {array.shape}: must be strings of shape [{count}]")
     names, numbers = np.unique(array, return_inverse=True)
-    names = np.array([OTHER_NAMES.get(name, name) for name in names.tolist()])
+    names = np.array([SPLIT_NAMES.get(name, name) for name in names.tolist()])
     if unknown := sorted(set(names.tolist()) - {*SPLITS, UNLABELLED}):
         raise UsageError(f"split holds {listed(unknown[:5])}; valid: {listed(SPLITS)}")
     return names[numbers]

@@ -8,6 +8,7 @@ from typing import Any, Literal
 import numpy as np
 
 from attnprobe.errors import UsageError, listed
+from attnprobe.tasks.labelled_files import pixels, read_image
 from attnprobe.tasks.pixels import patches
 from attnprobe.tasks.sequences import Sequences, extremes
 
@@ -158,9 +159,11 @@ def _cell(cell: Any, where: str) -> tuple[str, Any]:
     if isinstance(cell, bytes):
         return ("text" if cell else "empty"), cell
     if isinstance(cell, dict) and cell.keys() == {"bytes", "path"}:  # Hugging Face Image
-        return "image", _decoded(cell["path"] if cell["bytes"] is None else io.BytesIO(cell["bytes"]), where)
+        file = cell["path"] if cell["bytes"] is None else io.BytesIO(cell["bytes"])
+        return "image", _image(lambda: read_image(file), where)
     if hasattr(cell, "mode") and hasattr(cell, "getpixel"):  # Pillow
-        return "image", pixels_of(cell)
+        image: Any = cell
+        return "image", _image(lambda: pixels(image), where)
     try:
         array = np.asarray(cell)
         if array.dtype == object and array.ndim == 1 and len(array):
@@ -176,19 +179,11 @@ def _cell(cell: Any, where: str) -> tuple[str, Any]:
     return ("numbers" if array.ndim == 1 else "channels"), array
 
 
-def _decoded(file: Any, where: str) -> np.ndarray:
-    from PIL import Image, UnidentifiedImageError
-
+def _image(read: Callable[[], np.ndarray], where: str) -> np.ndarray:
     try:
-        with Image.open(file) as image:
-            return pixels_of(image)
-    except (UnidentifiedImageError, OSError, ValueError) as error:
-        raise UsageError(f"{where} holds an image that cannot be read ({type(error).__name__})") from None
-
-
-def pixels_of(image: Any) -> np.ndarray:
-    """Return a Pillow image as bytes [row, column] if it is grey, else [row, column, colour]."""
-    return np.asarray(image.convert("L" if image.mode in ("1", "L", "LA") else "RGB"))
+        return read()
+    except UsageError as error:
+        raise UsageError(f"{where}: {error}") from None
 
 
 def _of_image_cells(parsed: Sequence[tuple[str, Any]], where: str, patch: int) -> Inputs:

@@ -3,16 +3,20 @@
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from attnprobe.errors import UsageError, listed
-from attnprobe.tasks.columns import FORMATS, INPUTS, LABELS, SPLIT_NAMES, Columns
+from attnprobe.tasks.split import SPLIT_NAMES
+from attnprobe.tasks.table_files import FORMATS
 
 if TYPE_CHECKING:
+    import pandas as pd
     from PIL import Image
 
+INPUTS, LABELS = "text", "label"
+"""Default names of the columns of sequences and labels."""
 IMAGE = "image"
 """Name of the column of images."""
 IMAGES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff")
@@ -27,7 +31,7 @@ CLUTTER = ("Thumbs.db", "desktop.ini")
 """Files that file managers create; they are ignored, as hidden files are."""
 
 
-def read_class_folders(root: Path) -> Columns:
+def read_class_folders(root: Path) -> tuple["pd.DataFrame", str, str]:
     """Read ROOT/CLASS/FILE or ROOT/SPLIT/CLASS/FILE; the label is the name of the class folder.
 
     All files are images, or all are texts. Rows are sorted by split, class and name. Texts are bytes as in the file.
@@ -40,10 +44,21 @@ def read_class_folders(root: Path) -> Columns:
     splits = [split for split, _, _ in files if split is not None] or None
     if paths[0].suffix.lower() in IMAGES:
         _check_suffixes(paths, IMAGES)
-        return Columns((IMAGE, LABELS), read_images(paths), labels, splits)
+        return _table(IMAGE, read_images(paths), labels, splits)
     _check_suffixes(paths, TEXTS)
     known = [None if label == UNLABELLED else label for label in labels]
-    return Columns((INPUTS, LABELS), [_text(path) for path in paths], known, splits)
+    return _table(INPUTS, [path.read_bytes() for path in paths], known, splits)
+
+
+def _table(
+    inputs: str, cells: Sequence[Any], labels: Sequence[Any], splits: Sequence[str] | None
+) -> tuple["pd.DataFrame", str, str]:
+    """Return a table and the names of its columns of sequences and labels."""
+    import pandas as pd
+
+    columns = {inputs: pd.Series(list(cells), dtype=object), LABELS: pd.Series(list(labels), dtype=object)}
+    has_splits = splits is not None and set(splits) != {"train"}
+    return pd.DataFrame(columns | ({"split": splits} if has_splits else {})), inputs, LABELS
 
 
 def _class_folders(root: Path) -> list[tuple[str | None, Path]]:
@@ -99,13 +114,6 @@ def _check_suffixes(paths: Sequence[Path], suffixes: tuple[str, ...]) -> None:
             raise UsageError(f"{path}: the files of the classes must {kinds}")
 
 
-def _text(path: Path) -> bytes:
-    content = path.read_bytes()
-    if not content:
-        raise UsageError(f"{path}: is empty")
-    return content
-
-
 def read_images(paths: Sequence[Path]) -> list[np.ndarray]:
     """Read images as uint8 [row, column] (grey) or [row, column, colour] (RGB); all must have one shape."""
     images = [read_image(paths[0])]
@@ -125,21 +133,26 @@ def _shape(image: np.ndarray) -> str:
     return f"{rows} x {columns} pixels ({'RGB' if colours else 'grey'})"
 
 
-def read_image(path: Path) -> np.ndarray:
-    """Read an image as uint8 [row, column] (grey) or [row, column, colour] (RGB, without transparency)."""
+def read_image(file: Any) -> np.ndarray:
+    """Read an image from a path or an open file; see `pixels`."""
     from PIL import Image
 
     try:
-        with Image.open(path, formats=IMAGE_FORMATS) as image:
-            return _pixels(image)
+        with Image.open(file, formats=IMAGE_FORMATS) as image:
+            return pixels(image)
     except UsageError as error:
-        raise UsageError(f"{path}: {error}") from None
+        raise UsageError(f"{_name(file)}{error}") from None
     except Exception as error:  # decoders raise many types for damaged files
         reason = getattr(error, "strerror", None) or type(error).__name__
-        raise UsageError(f"{path}: not an image that can be read ({reason})") from None
+        raise UsageError(f"{_name(file)}not an image that can be read ({reason})") from None
 
 
-def _pixels(image: "Image.Image") -> np.ndarray:
+def _name(file: Any) -> str:
+    return f"{file}: " if isinstance(file, str | Path) else ""
+
+
+def pixels(image: "Image.Image") -> np.ndarray:
+    """Return an image as uint8 [row, column] (grey) or [row, column, colour] (RGB, without transparency)."""
     if image.mode not in MODES:
         raise UsageError(f"is an image of mode {image.mode}: must be grey or RGB with 8 bits per colour")
     if (frames := getattr(image, "n_frames", 1)) > 1:
@@ -155,7 +168,7 @@ def is_pathfinder(root: Path) -> bool:
     return (root / "imgs").is_dir() and (root / "metadata").is_dir()
 
 
-def read_pathfinder(root: Path) -> Columns:
+def read_pathfinder(root: Path) -> tuple["pd.DataFrame", str, str]:
     """Read the images listed in ROOT/metadata/*.npy; label 1 means that a path connects the two dots.
 
     Raises:
@@ -179,7 +192,7 @@ def read_pathfinder(root: Path) -> Columns:
             labels.append(int(fields[3]))
     if not paths:
         raise UsageError(f"{root / 'metadata'}: lists no images")
-    return Columns((IMAGE, LABELS), read_images(paths), labels, None)
+    return _table(IMAGE, read_images(paths), labels, None)
 
 
 def _metadata(file: Path) -> Iterator[list[str]]:

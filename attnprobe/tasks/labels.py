@@ -49,8 +49,8 @@ def class_labels(values: Any, where: str, classes: int | None = None, names: Seq
     missing, present = _present(array, where)
     classes = len(names) or classes
     if present.dtype.kind == "f":
-        if np.isinf(present).any():
-            raise UsageError(f"{where} hold infinite numbers: must be classes")
+        if (np.abs(present) >= 2**53).any():
+            raise UsageError(f"{where} hold {np.abs(present).max():g}: must be classes")
         if (fractions := present[present != np.round(present)]).size:
             raise UsageError(
                 f"{where} hold real numbers ({fractions[0]:g}): must be classes; divide their range into classes first"

@@ -17,9 +17,8 @@ from attnprobe.errors import UsageError, listed
 from attnprobe.provenance import fingerprint
 from attnprobe.tables import TASKS
 from attnprobe.tasks.arrays import SUFFIX, load, of_task
-from attnprobe.tasks.columns import FORMATS
 from attnprobe.tasks.folder import advice, data_folder
-from attnprobe.tasks.readers import read
+from attnprobe.tasks.readers import SUFFIXES, read
 from attnprobe.tasks.reading import Reading
 from attnprobe.tasks.source import Source
 from attnprobe.tasks.table import of_frame
@@ -76,7 +75,6 @@ def _from_table(path: Path, reading: Reading) -> Task:
         reading,
         inputs=table.inputs,
         labels=table.labels,
-        split=reading.split or table.split,
         tokens="words" if table.words else reading.tokens,
     )
     try:
@@ -107,7 +105,7 @@ def is_path(name: Any) -> bool:
         return False
     path = PurePath(name)
     places = Path(name).expanduser(), data_folder() / name
-    return len(path.parts) > 1 or path.suffix.lower() in (SUFFIX, *FORMATS) or any(place.is_dir() for place in places)
+    return len(path.parts) > 1 or path.suffix.lower() in (SUFFIX, *SUFFIXES) or any(place.is_dir() for place in places)
 
 
 def is_table(name: Any) -> bool:

@@ -1,65 +1,54 @@
-"""Readers of labelled sequences on disk: table files, folders of them, and folders of images or texts.
+"""Readers of the forms in which labelled sequences lie on disk: tables, one table per split, images, texts, series.
 
-`read` returns a `Table` from any form that `is_readable` recognises. Nothing in a file is executed.
+`read` returns a `Table`, whatever the form. Nothing in a file is executed.
 """
 
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from attnprobe.errors import UsageError, listed
-from attnprobe.tasks.columns import (
-    FORMATS,
-    INPUTS,
-    LISTOPS,
-    MISSING,
-    SPLIT,
-    SPLIT_NAMES,
-    TEXT_FORMATS,
-    Columns,
-    numbers,
-    read_columns,
-)
-from attnprobe.tasks.labelled_files import is_pathfinder, read_class_folders, read_pathfinder
+from attnprobe.tasks.labelled_files import INPUTS, LABELS, is_pathfinder, read_class_folders, read_pathfinder
+from attnprobe.tasks.labels import WORDS_FOR_NONE
 from attnprobe.tasks.listops import WORDS
+from attnprobe.tasks.series_files import read_series
+from attnprobe.tasks.split import SPLIT_NAMES
+from attnprobe.tasks.table import column_of, columns_of
+from attnprobe.tasks.table_files import FORMATS, TEXT_FORMATS, read_table
 
 if TYPE_CHECKING:
     import pandas as pd
 
+SERIES = ".ts"
+SUFFIXES = (*FORMATS, SERIES)
 FILE_OF_SPLIT = re.compile(rf"(?:.*[^a-z])?({'|'.join(SPLIT_NAMES)})(?:-\d+-of-(\d+))?", re.IGNORECASE)
 """Name of a file of one split, without its suffix: basic_train, valid, test-00000-of-00002."""
-INTEGER = re.compile(r"\s*[+-]?\d{1,4000}\s*", re.ASCII)  # int() takes up to 4,300 digits
+INTEGER = re.compile(r"\s*[+-]?\d{1,18}\s*", re.ASCII)
 FLOAT = re.compile(r"\s*[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?\s*", re.ASCII | re.IGNORECASE)
-NUMBERS = re.compile(r"\s*\[[-+.,\d\seE\[\]naNifIty]*\]\s*", re.ASCII)
+LIST = re.compile(r"\s*\[[-+.,\d\seE\[\]naNifIty]*\]\s*", re.ASCII)
 """Text of a list of numbers, which may be NaN, nan, inf or Infinity."""
 OPERATORS = [word for word in WORDS if word.startswith("[")]
+LISTOPS = ("Source", "Target")
+"""Columns of the Long Range Arena's ListOps files."""
 PARENTHESES = str.maketrans("()", "  ")
 
 
 @dataclass(frozen=True)
 class Table:
-    """Labelled sequences."""
+    """Labelled sequences as a table, one row per sequence."""
 
     frame: "pd.DataFrame"
-    """One row per sequence; all columns have the dtype object."""
     inputs: str
-    """Column of the sequences: text, bytes, [token] numbers, or uint8 images [row, column] or [row, column, colour]."""
+    """Column of the sequences, or a pattern of the columns that hold one token each."""
     labels: str
-    """Column of the labels: text, integers or floats; None where there is no label."""
-    split: str | None
-    """Column of the splits train, validation and test; None if the sequences are not split."""
+    """Column of the labels."""
     words: bool = False
-    """Whether the text consists of words separated by spaces; otherwise it is a sequence of bytes."""
-
-
-def is_readable(path: Path) -> bool:
-    """Return whether `read` accepts a path: a folder, or a file with a known suffix."""
-    return path.suffix.lower() in FORMATS or path.is_dir()
+    """Whether texts are words in any case."""
 
 
 def read(path: Path, inputs: str | None = None, labels: str | None = None) -> Table:
@@ -68,35 +57,32 @@ def read(path: Path, inputs: str | None = None, labels: str | None = None) -> Ta
     ====================================  ==========================================================================
     path                                  content
     ====================================  ==========================================================================
-    .csv, .tsv, .jsonl, .parquet          a table with a column per name, and optionally the split in a column "split"
+    .csv, .tsv, .jsonl, .parquet          a table with a column per name
+    .ts                                   time series as in the UEA and UCR archives
     folder of these                       one file per split: train, val (valid, validation, dev), test, or a name that
-                                          ends so (basic_train.tsv, test-00000-of-00001.parquet)
+                                          ends so (basic_train.tsv, NAME_TRAIN.ts, test-00000-of-00001.parquet)
     folder/CLASS, folder/SPLIT/CLASS      images or .txt files; texts in the class unsup have no label
     folder with imgs/ and metadata/       Pathfinder of the Long Range Arena
     ====================================  ==========================================================================
 
-    Cells of .csv and .tsv files are text. Labels become integers if all are integers, else floats if all are numbers;
-    those that pandas reads as missing become None. Text becomes numbers if every cell is a list such as "[1, 2]". The
-    ListOps files of the Long Range Arena, with columns Source and Target, are read as it does: as words, without
-    parentheses. If all rows are in the split train, the table has no split.
+    In .csv and .tsv files, labels become numbers if all are numbers, and sequences become lists if all are lists such
+    as "[1, 2]". The ListOps files of the Long Range Arena, with columns Source and Target, are read as it does: as
+    words, without parentheses.
 
     Args:
         path: File or folder.
-        inputs: Column of the sequences, "text" by default, or a shell pattern such as "pixel*" of the columns that hold
-            one number each. Missing numbers are NaN; those at the end of a row shorten its sequence.
+        inputs: Column of the sequences, "text" by default, or a pattern such as "pixel*".
         labels: Column of the labels, "label" by default.
 
     Raises:
-        UsageError: The form is unknown or ambiguous, a file is damaged, or a cell is invalid.
+        UsageError: The form is unknown or ambiguous, or a file is damaged.
     """
     try:
         if path.is_dir():
             return _folder(path, inputs, labels)
-        if not path.exists():
-            raise UsageError(f"{path}: no such file or folder")
-        if path.suffix.lower() not in FORMATS:
-            raise UsageError(f"{path}: must be a folder or end in {listed(FORMATS)}")
-        return _tables([(None, path)], inputs, labels)
+        if path.suffix.lower() not in SUFFIXES:
+            raise UsageError(f"{path}: must be a folder or end in {listed(SUFFIXES)}")
+        return _tables({path: None}, inputs, labels)
     except OSError as error:
         raise UsageError(f"{error.filename or path}: cannot be read ({error.strerror or error})") from error
 
@@ -104,24 +90,28 @@ def read(path: Path, inputs: str | None = None, labels: str | None = None) -> Ta
 def _folder(path: Path, inputs: str | None, labels: str | None) -> Table:
     if files := _files_of_splits(path):
         return _tables(files, inputs, labels)
-    columns = read_pathfinder(path) if is_pathfinder(path) else read_class_folders(path)
-    for wanted, name in zip((inputs, labels), columns.names, strict=True):
+    table = Table(*(read_pathfinder(path) if is_pathfinder(path) else read_class_folders(path)))
+    for wanted, name in ((inputs, table.inputs), (labels, table.labels)):
         if wanted not in (None, name):
-            raise UsageError(f"{path}: has no column {wanted!r}; columns: {listed(columns.names)}")
-    return _table(columns)
+            raise UsageError(f"{path}: has no column {wanted!r}; columns: {table.inputs}, {table.labels}")
+    return table
 
 
-def _files_of_splits(folder: Path) -> list[tuple[str | None, Path]]:
-    """Return split and path of each table file in the order of the splits; none if no name ends in a split."""
-    tables = sorted(path for path in folder.iterdir() if path.suffix.lower() in FORMATS and path.name[0] != ".")
+def _files_of_splits(folder: Path) -> dict[Path, str | None]:
+    """Return the split of each table file in the order of the splits; none if no name ends in a split."""
+    tables = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and path.name[0] != ".")
     matches = {path: FILE_OF_SPLIT.fullmatch(path.stem) for path in tables}
     if not any(matches.values()):
-        return []
-    if len(formats := sorted({path.suffix.lower() for path in tables})) > 1:
-        raise UsageError(f"{folder}: holds {listed(formats)} files: must hold tables of one format")
+        return {}
+    named = {path: match for path, match in matches.items() if path.stem.startswith(f"{folder.name}_") and match}
+    if len({path.stem.rsplit("_", 1)[0] for path in named}) > 1:  # variants of one data set, as in the UCR archive
+        named = {path: match for path, match in named.items() if path.stem.rsplit("_", 1)[0] == folder.name}
+    if len({path.suffix.lower() for path in named or matches}) > 1:
+        formats = listed(sorted({path.suffix.lower() for path in named or matches}))
+        raise UsageError(f"{folder}: holds {formats} files: must hold tables of one format")
     found: dict[str, list[Path]] = {split: [] for split in SPLIT_NAMES.values()}
     parts: dict[str, set[int]] = {split: set() for split in found}
-    for path, match in matches.items():
+    for path, match in (named or matches).items():
         if match is None:
             raise UsageError(f"{path}: the name must end in a split, as of other files here ({listed(SPLIT_NAMES)})")
         split = SPLIT_NAMES[match[1].lower()]
@@ -131,88 +121,104 @@ def _files_of_splits(folder: Path) -> list[tuple[str | None, Path]]:
         if paths and parts[split] != {len(paths)}:
             names = listed(path.name for path in paths)
             raise UsageError(f"{folder}: the split {split} must be one file, or all its parts -I-of-N; holds {names}")
-    return [(split, path) for split, paths in found.items() for path in paths]
+    return {path: split for split, paths in found.items() for path in paths}
 
 
-def _tables(files: Sequence[tuple[str | None, Path]], inputs: str | None, labels: str | None) -> Table:
-    """Read table files as one table: one file without a split, or the files of all splits."""
-    parts = [(split, path, read_columns(path, inputs, labels)) for split, path in files]
-    for split, path, part in parts:
-        if split is not None and part.splits is not None and (held := set(part.splits)) != {split}:
-            raise UsageError(f"{path}: column {SPLIT!r} holds {listed(sorted(held))} in the file of {split}")
-    _, path, first = parts[0]
-    cells = [cell for _, _, part in parts for cell in part.inputs]
-    labels_of_rows = [label for _, _, part in parts for label in part.labels]
-    splits = [split for split, _, part in parts for _ in part.inputs if split is not None]
-    columns = Columns(
-        first.names,
-        cells,
-        _labels(labels_of_rows) if path.suffix.lower() in TEXT_FORMATS else labels_of_rows,
-        splits or first.splits,
-    )
-    if first.names == LISTOPS and _are_listops(cells):
-        expressions = [" ".join(cell.translate(PARENTHESES).split()) for cell in cells]
-        return _table(replace(columns, inputs=expressions), words=True)
-    if first.names == LISTOPS and inputs is None:
-        raise UsageError(f"{path}: has no column {INPUTS!r}, and Source holds no ListOps; columns: {listed(LISTOPS)}")
-    if _are_lists(cells):
-        cells = [
-            _parsed(cell, f"{path}: row {row}, column {first.names[0]!r}")
-            for _, path, part in parts
-            for row, cell in enumerate(part.inputs)
-        ]
-    return _table(replace(columns, inputs=_of_one_type(cells)))
+def _tables(files: dict[Path, str | None], inputs: str | None, labels: str | None) -> Table:
+    """Read table files as one table: one file, or the files of all splits."""
+    import pandas as pd
+
+    frames = {path: read_series(path) if path.suffix.lower() == SERIES else read_table(path) for path in files}
+    first = next(iter(frames.values()))
+    if inputs is None and labels is None and set(LISTOPS) <= set(first.columns) and _are_listops(first[LISTOPS[0]]):
+        inputs, labels = LISTOPS
+    inputs, labels = inputs or INPUTS, labels or LABELS
+    for path, split in files.items():
+        _check(frames[path], path, split, inputs, labels)
+        if not set(files.values()) <= {None, "train"}:  # with train alone, a split is drawn
+            frames[path] = frames[path].assign(split=split)
+    frame = pd.concat(frames.values(), ignore_index=True)
+    if (inputs, labels) == LISTOPS and _are_listops(frame[inputs]):
+        expressions = [" ".join(cell.translate(PARENTHESES).split()) for cell in frame[inputs]]
+        frame = frame.assign(**{inputs: expressions, labels: _numbers(frame[labels].tolist())})
+        return Table(frame, inputs, labels, words=True)
+    path = next(iter(files))
+    if path.suffix.lower() in TEXT_FORMATS and inputs != labels:
+        try:
+            frame = _converted(frame, inputs, labels)
+        except UsageError as error:
+            raise UsageError(f"{path}: {error}") from None
+    return Table(frame, inputs, labels)
 
 
-def _labels(cells: list[str]) -> list[str | int | float | None]:
+def _check(frame: "pd.DataFrame", path: Path, split: str | None, inputs: str, labels: str) -> None:
+    """Raise `UsageError` if a table lacks a column, or if its column "split" contradicts its name."""
+    try:
+        column_of(frame, labels)
+        columns_of(frame, inputs, labels)
+        if split is not None and "split" in frame and set(frame["split"].map(SPLIT_NAMES.get)) != {split}:
+            raise UsageError(f"its column 'split' holds {listed(sorted(set(frame['split'])))}, not {split}")
+    except UsageError as error:
+        raise UsageError(f"{path}: {error}") from None
+
+
+def _are_listops(cells: "pd.Series") -> bool:
+    """Return whether sequences consist of the words of ListOps."""
+    words = {word for cell in cells[:100] for word in str(cell).split()}
+    return words <= {*WORDS, "(", ")"} and not words.isdisjoint(OPERATORS)
+
+
+def _converted(frame: "pd.DataFrame", inputs: str, labels: str) -> "pd.DataFrame":
+    """Return a table of texts with its labels as numbers and its sequences as lists of numbers, if they are."""
+    frame = frame.copy()
+    frame[labels] = _numbers(frame[column_of(frame, labels)].tolist())
+    for column in columns_of(frame, inputs, labels):
+        cells = [None if cell in WORDS_FOR_NONE else cell for cell in frame[column]]
+        if column != inputs:
+            frame[column] = _parsed_numbers(cells, column)
+        elif _are_lists(cells):
+            lists = [None if cell is None else _parsed(cell, column, row) for row, cell in enumerate(cells)]
+            frame[column] = _objects(lists)
+    return frame
+
+
+def _numbers(cells: Sequence[Any]) -> np.ndarray:
     """Return labels from their text: integers or floats if all are, and None for missing ones."""
-    present = {cell for cell in cells if cell not in MISSING}
+    present = {cell for cell in cells if isinstance(cell, str) and cell not in WORDS_FOR_NONE}
     kind = str
     if all(map(FLOAT.fullmatch, present)):
         kind = int if all(map(INTEGER.fullmatch, present)) else float
-    return [kind(cell) if cell in present else None for cell in cells]
+    return _objects([kind(cell) if cell in present else None for cell in cells])
 
 
-def _are_listops(cells: list[Any]) -> bool:
-    """Return whether the sequences, up to the first that has an operator, consist of the words of ListOps."""
-    for cell in cells:
-        words = set(cell.split()) if isinstance(cell, str) else {None}
-        if not words <= {*WORDS, "(", ")"}:
-            return False
-        if not words.isdisjoint(OPERATORS):
-            return True
-    return False
-
-
-def _are_lists(cells: list[Any]) -> bool:
-    """Return whether all cells are text in brackets and some are lists of numbers: then all must be."""
-    in_brackets = all(isinstance(cell, str) and re.fullmatch(r"\s*\[.*\]\s*", cell, re.DOTALL) for cell in cells)
-    return in_brackets and any(map(NUMBERS.fullmatch, cells))
-
-
-def _parsed(text: str, where: str) -> np.ndarray:
-    try:
-        values = json.loads(text.replace("nan", "NaN"))  # as pandas writes it
-    except (ValueError, RecursionError) as error:
-        reason = getattr(error, "msg", error)
-        raise UsageError(f"{where} holds {text.strip()[:40]!r}: not a list such as [1, 2] ({reason})") from None
-    return numbers(values, where)
-
-
-def _of_one_type(cells: list[Any]) -> list[Any]:
-    """Return the sequences; if some are floats, those of integers become floats too."""
-    if any(isinstance(cell, np.ndarray) and cell.dtype.kind == "f" for cell in cells):
-        return [cell.astype(np.float64, copy=False) if isinstance(cell, np.ndarray) else cell for cell in cells]
-    return cells
-
-
-def _table(columns: Columns, words: bool = False) -> Table:
+def _objects(values: list[Any]) -> np.ndarray:
     import pandas as pd
 
-    inputs, labels = columns.names
-    cells = {inputs: columns.inputs, labels: columns.labels}
-    splits = None if columns.splits is None or set(columns.splits) == {"train"} else columns.splits
-    if splits is not None:
-        cells[SPLIT] = splits
-    frame = pd.DataFrame({name: pd.Series(column, dtype=object) for name, column in cells.items()})
-    return Table(frame, inputs, labels, None if splits is None else SPLIT, words)
+    return pd.Series(values, dtype=object).to_numpy()
+
+
+def _parsed_numbers(cells: Sequence[str | None], column: str) -> np.ndarray:
+    """Return a column of numbers from their text: integers if all are, else floats, NaN where one is missing."""
+    if all(cell is not None and INTEGER.fullmatch(cell) for cell in cells):
+        return np.array([int(cell) for cell in cells if cell is not None])
+    for row, cell in enumerate(cells):
+        if cell is not None and not FLOAT.fullmatch(cell):
+            raise UsageError(f"column {column!r}, row {row} holds {cell[:40]!r}: must be a number")
+    return np.array([np.nan if cell is None else float(cell) for cell in cells])
+
+
+def _are_lists(cells: Sequence[Any]) -> bool:
+    """Return whether all cells are text in brackets and some are lists of numbers: then all must be."""
+    present = [cell for cell in cells if cell is not None]
+    in_brackets = all(re.fullmatch(r"\s*\[.*\]\s*", cell, re.DOTALL) for cell in present)
+    return in_brackets and any(map(LIST.fullmatch, present))
+
+
+def _parsed(text: str, column: str, row: int) -> Any:
+    try:
+        return json.loads(text.replace("nan", "NaN"))  # as pandas writes it
+    except (ValueError, RecursionError) as error:
+        reason = getattr(error, "msg", error)
+        raise UsageError(
+            f"column {column!r}, row {row} holds {text.strip()[:40]!r}: not a list such as [1, 2] ({reason})"
+        ) from None

@@ -10,6 +10,12 @@ from attnprobe.tasks.sequences import Sequences, concatenated
 if TYPE_CHECKING:
     import torch
 
+SPLITS = ("train", "validation", "test")
+UNLABELLED = "unlabelled"
+"""Split of sequences that only self-pretraining sees."""
+SPLIT_NAMES = {name: name for name in SPLITS} | dict.fromkeys(("val", "valid", "dev"), "validation")
+"""Accepted names of splits in files, folders and cells, and the names of the splits."""
+
 
 @dataclass(frozen=True)
 class Split:

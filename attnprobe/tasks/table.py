@@ -7,10 +7,14 @@ from typing import Any
 import numpy as np
 
 from attnprobe.errors import UsageError, listed
-from attnprobe.tasks.assemble import SPLITS, UNLABELLED, Made, Make, split_names, task_of
+from attnprobe.tasks.assemble import Made, Make, split_names, task_of
 from attnprobe.tasks.inputs import Inputs, of_cells, paired
 from attnprobe.tasks.labels import class_labels
 from attnprobe.tasks.reading import Reading
+from attnprobe.tasks.split import SPLITS, UNLABELLED
+
+MOST_NAMES = 20
+"""Number of column names in an error message."""
 
 
 def from_table(make: Make[Made], table: Any, *, name: str = "own", **options: Any) -> Made:
@@ -24,7 +28,9 @@ def from_table(make: Make[Made], table: Any, *, name: str = "own", **options: An
 def of_frame(make: Make[Made], table: Any, name: str, reading: Reading) -> Made:
     """Build a task from a table with options."""
     frame, splits, class_names = _frame(table, reading)
-    labels = _column(frame, reading.labels or "label")
+    labels, name_of_inputs = column_of(frame, reading.labels or "label"), reading.inputs or "text"
+    if name_of_inputs == labels:
+        raise UsageError(f"column {labels!r} cannot hold both sequences and labels; columns: {_some(frame)}")
     inputs = _inputs(frame, reading)
     numbered = class_labels(frame[labels].tolist(), f"labels in column {labels!r}", names=class_names)
     return task_of(make, name, inputs, numbered, splits, reading)
@@ -46,7 +52,7 @@ def _frame(table: Any, reading: Reading) -> tuple[Any, np.ndarray | None, tuple[
         return combined, splits, _class_names(next(iter(table.values())), reading)
     frame = _frame_of(table)
     column = reading.split or ("split" if "split" in frame.columns else None)
-    splits = None if column is None else split_names(frame[_column(frame, column)].tolist(), len(frame))
+    splits = None if column is None else split_names(frame[column_of(frame, column)].tolist(), len(frame))
     return frame, splits, _class_names(table, reading)
 
 
@@ -67,34 +73,47 @@ def _class_names(table: Any, reading: Reading) -> tuple[str, ...]:
     return tuple(getattr(feature, "names", None) or ())
 
 
-def _column(frame: Any, name: str) -> str:
+def column_of(frame: Any, name: str) -> str:
+    """Return the name of a column; raise `UsageError` if there is none or more than one of this name."""
     if (count := list(frame.columns).count(name)) != 1:
         noun = f"{count} columns" if count else "no column"
-        raise UsageError(f"has {noun} {name!r}; columns: {listed(map(str, frame.columns))}")
+        raise UsageError(f"has {noun} {name!r}; columns: {_some(frame)}")
     return name
 
 
 def _inputs(frame: Any, reading: Reading) -> Inputs:
     name = reading.inputs or "text"
-    if name not in frame.columns and any(character in name for character in "*?["):
-        return _of_columns(frame, name)
-    column = _column(frame, name)
+    columns = columns_of(frame, name, reading.labels or "label")
+    if columns != [name]:
+        return _of_columns(frame, columns, name)
 
     def read(cells: Any) -> Inputs:
-        return of_cells(cells, f"column {column!r}", reading.tokens, reading.patch)
+        return of_cells(cells, f"column {name!r}", reading.tokens, reading.patch)
 
-    cells = frame[column].tolist()
+    cells = frame[name].tolist()
     if reading.pair is None:
         return read(cells)
-    return paired(cells, frame[_column(frame, reading.pair)].tolist(), reading.n, read)
+    return paired(cells, frame[column_of(frame, reading.pair)].tolist(), reading.n, read)
 
 
-def _of_columns(frame: Any, pattern: str) -> Inputs:
-    """Return the columns that a pattern matches as one token each."""
-    columns = [column for column in frame.columns if fnmatch.fnmatchcase(str(column), pattern)]
-    if not columns:
-        raise UsageError(f"has no columns {pattern!r}; columns: {listed(map(str, frame.columns))}")
+def columns_of(frame: Any, inputs: str, labels: str) -> list[str]:
+    """Return the column of the sequences, or the columns that a pattern matches, each of which holds one token."""
+    if inputs in frame.columns or not any(character in inputs for character in "*?["):
+        return [column_of(frame, inputs)]
+    others = (labels, "split")
+    found = [name for name in frame.columns if name not in others and fnmatch.fnmatchcase(str(name), inputs)]
+    if not found:
+        raise UsageError(f"has no columns {inputs!r}; columns: {_some(frame)}")
+    return found
+
+
+def _of_columns(frame: Any, columns: list[str], pattern: str) -> Inputs:
     for column in columns:
         if frame[column].dtype.kind not in "iuf":
             raise UsageError(f"column {column!r} of type {frame[column].dtype}: must be numbers")
     return of_cells(list(frame[columns].to_numpy()), f"columns {pattern!r}", "bytes", patch=1)
+
+
+def _some(frame: Any) -> str:
+    names = [str(name) for name in frame.columns]
+    return listed(names[:MOST_NAMES]) + (f" ... ({len(names)} columns)" if len(names) > MOST_NAMES else "")
