@@ -25,6 +25,7 @@ from attnprobe.cli import main
 from attnprobe.errors import UsageError
 from attnprobe.sweeps import cells, read_sweep, summary, sweep_table, train_all, workers
 from attnprobe.sweeps.cells import took
+from attnprobe.sweeps.plan import run_folder
 from attnprobe.tasks import configure
 from attnprobe.training.run import Run
 
@@ -229,7 +230,40 @@ def test_shards_are_disjoint_and_cover_the_sweep(count, tmp_path):
     assert sweep.shard(None) == sweep.cells
 
 
+def test_folders_keep_the_names_of_earlier_versions():
+    config = configure("digits", freeze=["qk"], seed=4)
+    assert run_folder(Path(), config).name == "digits-spt-4-5ebda6dc0dac"  # named before these settings existed
+    for name, value in {"eval_size": 5, "class_weights": "balanced", "more_steps": (3,)}.items():
+        assert run_folder(Path(), dataclasses.replace(config, **{name: value})) != run_folder(Path(), config)
+
+
 # Training
+
+
+def test_a_cell_made_longer_is_not_trained_again_and_says_how_long_it_is(tmp_path):
+    sweep = planned(tmp_path / "s.yaml", seed=[0, 1])
+    for cell in sweep.cells:
+        assert cells.attempt(cell.folder, cell.config) == "done"
+    longer, other = sweep.cells
+    ap.resume(longer.folder, more_steps=4, progress=False)
+    before = times(longer.folder / "checkpoints")
+    assert cells.attempt(longer.folder, longer.config) == "done"
+    assert times(longer.folder / "checkpoints") == before
+    table = sweep_table(sweep.cells)
+    assert table["steps"].tolist() == table["step"].tolist() == [16, 12]
+    assert "test_balanced_accuracy" in table and "test_accuracy_by_class" not in table
+    with pytest.raises(UsageError, match="holds another run"):
+        cells.complete(longer.folder, dataclasses.replace(longer.config, learning_rate=1.0))
+    planned_longer = dataclasses.replace(other.config, more_steps=(4,))
+    with pytest.raises(UsageError, match="holds another run"):
+        cells.complete(other.folder, planned_longer)
+
+
+def test_a_sweep_over_added_steps(tmp_path):
+    sweep = planned(tmp_path / "s.yaml", more_steps=[[], [2, 3]])
+    assert [cell.config.total_steps for cell in sweep.cells] == [12, 17]
+    table = sweep_table(sweep.cells)
+    assert table["more_steps"].tolist() == ["", "2,3"] and table["steps"].tolist() == [12, 17]
 
 
 @pytest.fixture(scope="module")

@@ -54,6 +54,36 @@ def test_a_run_is_resumed_with_its_own_settings(tmp_path, capsys):
     assert (run / "tensorboard").exists()
 
 
+def test_a_finished_run_is_made_longer(spt_run, tmp_path, capsys):
+    run = shutil.copytree(spt_run.folder, tmp_path / "run")
+    assert "--resume adds one number of steps" in refused(capsys, "train", "--resume", run, "--more-steps", "2", "3")
+    main(["train", "--resume", str(run), "--more-steps", "3"])
+    assert "test accuracy" in capsys.readouterr().out
+    config = json.loads((run / "config.json").read_text())["config"]
+    assert (config["steps"], config["more_steps"]) == (12, [3])
+    main(["show", str(run)])
+    header, *rows = capsys.readouterr().out.splitlines()
+    assert [row.split()[1] for row in rows][-2:] == ["13", "15"]
+    assert "test_balanced_accuracy" in header and "by_class" not in header
+    (run / "finished.json").unlink()
+    assert "has not finished, so no steps can be added" in refused(
+        capsys, "train", "--resume", run, "--more-steps", "3"
+    )
+
+
+def test_the_balanced_accuracy_is_printed_if_classes_are_not_balanced(tmp_path, capsys, data_flag):
+    rng, labels = np.random.default_rng(0), np.arange(80) % 10 == 0
+    for name, classes in (("uneven", labels.astype(int)), ("even", np.arange(80) % 2)):
+        tokens = 2 * classes[:, None] + rng.integers(2, size=(80, 6)) if name == "even" else np.zeros((80, 6), int)
+        np.savez(tmp_path / f"{name}.npz", tokens=tokens, labels=classes, split=np.repeat(["train", "test"], 40))
+        settings = ["--recipe", "supervised", "--steps", "40", "--evaluations", "1", "--checkpoints", "1"]
+        main(["train", "--task", f"{name}.npz", "--data", str(tmp_path), "--out", str(tmp_path / name), *settings])
+    uneven, even = (line for line in capsys.readouterr().out.splitlines() if "labels" in line)
+    # the same input in every sequence: every answer is the frequent class
+    assert uneven.endswith("labels train accuracy 0.900, test accuracy 0.900, test balanced accuracy 0.500")
+    assert even.endswith("labels train accuracy 1.000, test accuracy 1.000")
+
+
 @pytest.mark.parametrize("flag", ["--steps", "--task", "--preset", "--out", "--config"])
 def test_resume_refuses_other_settings(flag, tmp_path, capsys):
     message = refused(capsys, "train", "--resume", tmp_path, flag, "x")

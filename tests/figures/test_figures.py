@@ -5,6 +5,8 @@ import sys
 
 import numpy as np
 import pytest
+from matplotlib.text import Text
+from support import channels_checkpoint
 
 from attnprobe import gradients, interventions, positions, proximity
 from attnprobe.figures.panels import shown_offsets
@@ -119,6 +121,19 @@ def test_the_drawn_terms_are_the_result(spt_run):
     expected = result["score_by_offset"].sel(term="position-position", offset=slice(-16, 16))
     np.testing.assert_array_equal(drawn.get_ydata(), expected.isel(layer=0, head=1))
     np.testing.assert_array_equal(spectrum.lines[-1].get_ydata(), result["wave_amplitude"].isel(layer=0, head=1))
+
+
+def text_of(figure):
+    return " ".join(text.get_text() for text in figure.findobj(Text)).replace("\n", " ")
+
+
+@pytest.mark.parametrize(("window", "distance"), [(1, "1 patch "), (2, "2 patches ")])
+def test_distances_between_patches_are_in_patches(window, distance):
+    ckpt = channels_checkpoint()
+    for measure in (proximity, positions):
+        result = measure(ckpt, sequences=4, nulls=0, window=window)
+        text = text_of(FIGURES[result.attrs["measure"]](result))
+        assert f"within {distance}" in text and "pixel" not in text
 
 
 def test_the_terms_of_a_run_are_drawn(spt_run):

@@ -277,7 +277,7 @@ def test_a_model_that_shows_only_scores_has_no_terms():
 def test_the_grid_is_that_of_the_images(side):
     model = families.FAMILIES["DINOv2"].make().eval()
     shape = network(model, torch.randn(6, 3, side, side)).network.shape
-    assert shape.grid == (side // 4, side // 4) and shape.left_out == 1
+    assert shape.grid == (side // 4, side // 4) and shape.left_out == 1 and shape.grid_unit == "patches"
 
 
 def test_uniform_attention_has_ratio_1_in_every_layer():

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from attnprobe.config import DataSpec
 from attnprobe.errors import UsageError
 from attnprobe.results import open_result
 from attnprobe.training.checkpoint import FORMAT, load
@@ -169,6 +170,23 @@ def test_the_html_representation_is_escaped(spt_run):
     assert "pairs, spt, seed 0, step 12" in text
     assert "&lt;b&gt;x" in text
     assert "<b>x" not in text
+
+
+def test_descriptions_give_the_number_of_long_lists(spt_run):
+    import dataclasses
+
+    last = spt_run.checkpoints[-1]
+    data = DataSpec(
+        last.data.n, "tokens", 50, vocabulary=50_000, symbols=tuple(map(str, range(50_000))),
+        class_names=tuple(f"c{label}" for label in range(50)),
+    )  # fmt: skip
+    row = {**last.last_metrics, "test_accuracy_by_class": [None] * 50}
+    large = dataclasses.replace(last, data=data, metrics=[row])
+    described = large.describe()
+    assert described["data"]["symbols"] == "50,000 symbols" and described["data"]["class_names"] == "50 class names"
+    assert described["metrics"]["test_accuracy_by_class"] == "50 values"
+    assert described["data"]["grid"] is None and last.describe()["metrics"] == last.last_metrics
+    assert "49999" not in large._repr_html_() and "50,000 symbols" in large._repr_html_()
 
 
 def test_the_representation_is_one_short_line(spt_run):

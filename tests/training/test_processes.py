@@ -11,10 +11,13 @@ import pytest
 import torch
 from support import TINY
 
-from attnprobe.config import DataSpec
+from attnprobe.config import DataSpec, ModelConfig
 from attnprobe.errors import UsageError
+from attnprobe.model.transformer import Transformer
 from attnprobe.tasks import Split, Task, configure
-from attnprobe.training.loop import train
+from attnprobe.training.evaluation import Evaluation
+from attnprobe.training.loop import resume, train
+from attnprobe.training.objectives import Batch, predict
 from attnprobe.training.processes import processes
 from attnprobe.training.run import Run
 
@@ -54,6 +57,53 @@ def test_two_processes_train_the_same_as_one(single, tmp_path):
     assert losses(two) == pytest.approx(losses(single), abs=1e-5)
     assert two.finished == single.finished
     assert json.loads((two.folder / "config.json").read_text())["config"]["batch_size"] == 15
+
+
+@pytest.mark.slow
+def test_two_processes_count_every_class_and_can_be_made_longer(tmp_path):
+    # More test sequences than one evaluation batch, so that both processes evaluate some.
+    options = {"train_size": 64, "test_size": 1200}
+    settings = {**SETTINGS, "recipe": "supervised", "class_weights": "balanced", "task_options": options}
+    alone = train(configure("pairs", **settings), tmp_path / "alone", progress=False)
+    alone = resume(alone.folder, more_steps=4, progress=False)
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "attnprobe", "train"]
+    two, _ = attnprobe_train(tmp_path, *launch, **settings)
+    command = [sys.executable, *launch, "--resume=run", "--more-steps=4"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    subprocess.run(command, cwd=tmp_path, env=environment, check=True, capture_output=True, timeout=300)
+    assert two.config == alone.config and two.finished == alone.finished
+    assert losses(two) == pytest.approx(losses(alone), abs=1e-5)
+    for row, expected in zip(two.metrics, alone.metrics, strict=True):
+        assert row["test_accuracy_by_class"] == pytest.approx(expected["test_accuracy_by_class"])
+        assert row["test_balanced_accuracy"] == pytest.approx(expected["test_balanced_accuracy"])
+
+
+@pytest.mark.parametrize("objective", ["labels", "masked"])
+def test_sums_over_batches_add_up_to_those_of_all_predictions(objective):
+    data = DataSpec(6, "values", 3, channels=2)
+    model = Transformer(ModelConfig(d_model=8, init_std=0.5), data)
+    generator = torch.Generator().manual_seed(0)
+    values, labels = torch.randn(9, 6, 2, generator=generator), torch.randint(2, (9,), generator=generator)
+    mask = torch.rand(9, 6, generator=generator) < 0.4
+
+    def evaluated(*parts):
+        evaluation = Evaluation(data, objective)
+        for part in parts:
+            batch = Batch(values[part], labels[part])
+            with torch.no_grad():
+                evaluation.add(predict(model, batch, objective, mask[part]), batch.labels)
+        return evaluation
+
+    whole = evaluated(slice(None))
+    parts = [evaluated(slice(0, 2), slice(5, 9)), evaluated(slice(2, 5)), evaluated()]  # of three processes
+    np.testing.assert_allclose(sum(part.sums for part in parts), whole.sums, rtol=1e-6)
+    entries = whole.entries("test")
+    if objective == "labels":
+        assert entries["test_accuracy_by_class"][2] is None
+        assert entries["test_balanced_accuracy"] == pytest.approx(np.mean(entries["test_accuracy_by_class"][:2]))
+    else:
+        assert np.mean(entries["test_error_by_channel"]) == pytest.approx(entries["test_loss"])
+    assert set(evaluated().entries("test")) == set(entries) and evaluated().entries("test")["test_loss"] is None
 
 
 def test_micro_batches_give_the_same_gradient(single, tmp_path):

@@ -17,7 +17,8 @@ def test_tensorboard_logs_every_row(tmp_path):
     run = train(configure("pairs", **SETTINGS), tmp_path / "x", progress=False, log=["tensorboard"])
     events = EventAccumulator(str(tmp_path / "x" / "tensorboard"))
     events.Reload()
-    for name in ("train_loss", "test_accuracy", "learning_rate"):
+    assert not any("by_class" in name for name in events.Tags()["scalars"]), "only single numbers are logged"
+    for name in ("train_loss", "test_accuracy", "test_balanced_accuracy", "learning_rate"):
         logged = {event.step: event.value for event in events.Scalars(name)}
         assert logged == pytest.approx({row["step"]: row[name] for row in run.metrics})
 
