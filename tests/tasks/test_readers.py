@@ -503,7 +503,8 @@ def test_time_series_are_tokens_with_channels(tmp_path):
     found = rows(readers.read(tmp_path / "X"))
     series = [([[1, 4], [2, 5], [3, 6]], "a"), ([[7, 9], [8]], "b")]
     assert found == [(*row, split) for split in ("train", "test") for row in series]
-    task = source(str(tmp_path / "X")).build(0)
+    write(tmp_path, {"x.ts": SERIES.replace("?", "0") + "7,8:9,0:b\n1,2:3,4:a\n"})
+    task = source(str(tmp_path / "x.ts")).build(0)
     assert (task.data.n, task.data.channels, task.data.class_names) == (3, 2, ("a", "b"))
 
 
