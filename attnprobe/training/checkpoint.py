@@ -75,7 +75,10 @@ class Checkpoint:
         return task
 
     def tokens(self, sequences: int) -> torch.Tensor:
-        """Return the inputs [batch, token] of the first ``sequences`` test sequences, as a tensor for the network."""
+        """Return the inputs of the first ``sequences`` test sequences, as a tensor for the network.
+
+        The axes are [batch, token], or [batch, token, channel] for data with several channels.
+        """
         return self.task.test.tensor(slice(sequences))
 
     @property

@@ -116,12 +116,13 @@ def resume(
             run that has not finished or that patience ended; otherwise as in `train`.
     """
     run = Run(Path(folder))
-    config = run.config if more_steps is None else _longer(run, more_steps)
+    config = run.config
     ended = run.finished is not None and more_steps is None
     with run.held() if is_main_process() and not ended else contextlib.nullcontext():
         if ended:
             run.latest_path.unlink(missing_ok=True)
         else:
+            config = config if more_steps is None else _longer(run, more_steps)
             _resume(run, config, device, progress, on_step, log, minutes)
     return run
 
