@@ -6,6 +6,7 @@ import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
+from matplotlib.ticker import MaxNLocator
 
 from attnprobe.figures.panels import caption, draws, interval_text, null_text, over_steps, tails, title
 from attnprobe.figures.style import COLOURS, DIVERGING, PERMUTED, WIDTH, Page, paper
@@ -89,6 +90,7 @@ def _everywhere(axis: Axes, result: xr.Dataset, name: str) -> None:
     axis.axvline(0, color="black", linewidth=0.6)
     left, right = axis.get_xlim()
     axis.set_xlim(left - 0.03 * (right - left), right + 0.03 * (right - left))
+    axis.xaxis.set_major_locator(MaxNLocator(4))  # more labels of three decimals would overlap
     axis.set_yticks(rows, [edit.replace("_", " ") for edit in result["intervention"].values.tolist()])
     axis.set_ylim(len(rows) - 0.5, -0.5)
     kind, base = name.split("_")[0], float(result[f"base_{name.split('_')[0]}"])

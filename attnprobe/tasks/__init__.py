@@ -1,6 +1,7 @@
 """Tasks: sources of labelled sequences. One file per task, registered in `attnprobe.tables.TASKS`."""
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from pathlib import PurePath
 from typing import Any
@@ -37,8 +38,8 @@ def source(name: Any, options: Any = None) -> Source:
 
 
 def short_name(task: str) -> str:
-    """Return the name of the task for folders and titles; for a file, its stem."""
-    return PurePath(task).stem
+    """Return the name of the task for folders and titles; for a file, its stem, without the hash of a stored task."""
+    return re.sub(r"-[0-9a-f]{16}$", "", PurePath(task).stem)
 
 
 def build(config: TrainConfig, trained: DataSpec | None = None) -> Task:

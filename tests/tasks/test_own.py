@@ -273,7 +273,7 @@ def test_a_checkpoint_reloads_the_data_of_a_stored_task(here, monkeypatch):
     monkeypatch.chdir("/")
     checkpoint = ap.load(run.checkpoint_paths[-1])
     assert checkpoint.task.fingerprint == task.fingerprint == checkpoint.fingerprint
-    assert checkpoint.title.startswith("mine-")
+    assert checkpoint.title.startswith("mine, supervised")
     (here / "data" / checkpoint.config.task).unlink()
     with pytest.raises(UsageError) as caught:
         ap.load(run.checkpoint_paths[-1]).tokens(2)
