@@ -20,6 +20,7 @@ system is solved by conjugate gradients, which need about ten steps at any n.
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -95,7 +96,7 @@ class Geometry:
     @cached_property
     def uniform(self) -> Float[Tensor, " offset"]:
         """Sum over queries of the weight at each offset, for uniform attention over the visible keys."""
-        return self.overlaps(quotient(torch.ones_like(self.keys), self.keys))
+        return self.overlaps(quotient(torch.ones_like(self.keys), self.keys)).where(self.count > 0, 0.0)
 
     @cached_property
     def in_line(self) -> Int[Tensor, " offset"]:
@@ -220,7 +221,8 @@ class Geometry:
         """For each present token, sum t over the offsets to present tokens."""
         sums = self._over_axes(_windows, t, self.sides)
         for token in self.absent:
-            sums = sums - t.unflatten(-1, self.sides)[..., *self._offsets_to(token)].flatten(-len(self.shape)).flip(-1)
+            values = t.unflatten(-1, self.sides)[self._offsets_to(token)].flatten(-len(self.shape))
+            sums = sums - values.flip(-1)
         return self.of_present(sums)
 
     def _overlap_sums(self, r: Float[Tensor, "*lead token"]) -> Float[Tensor, "*lead offset"]:
@@ -229,13 +231,13 @@ class Geometry:
         sums = self._over_axes(_overlaps, r, self.shape)
         by_axis, reversed_r = sums.unflatten(-1, self.sides), r.flip(-1).unflatten(-1, self.shape)
         for token in self.absent:
-            by_axis[..., *self._offsets_to(token)] -= reversed_r
+            by_axis[self._offsets_to(token)] -= reversed_r
         return sums
 
-    def _offsets_to(self, token: int) -> tuple[slice, ...]:
-        """Return where the offset axes have the offsets from the last, ..., the first token to a token."""
+    def _offsets_to(self, token: int) -> tuple[Any, ...]:
+        """Return the index of the offset axes at the offsets from the last, ..., the first token to a token."""
         place = np.unravel_index(token, self.shape)
-        return tuple(slice(int(first), int(first) + side) for first, side in zip(place, self.shape, strict=True))
+        return (..., *(slice(int(first), int(first) + side) for first, side in zip(place, self.shape, strict=True)))
 
     def _over_axes(self, function: Callable[[Tensor], Tensor], x: Tensor, sizes: tuple[int, ...]) -> Tensor:
         lead = x.shape[:-1]
@@ -314,7 +316,8 @@ def _conjugate_gradients(
         size, previous = (residual * preconditioned).sum(-1, keepdim=True), size
         direction = preconditioned + quotient(size, previous) * direction
         if best is not None:
-            best.update(solution, size)
+            remaining = right - apply(solution)  # the updated residual is not accurate if the solution grows
+            best.update(solution, (remaining * quotient(remaining, diagonal)).sum(-1, keepdim=True))
     raise ArithmeticError(f"conjugate gradients: not converged after {STEPS} steps")
 
 

@@ -177,11 +177,9 @@ class Scores:
     @property
     def measured(self) -> Tensor | None:
         """[batch, token]: which tokens outside prefix and suffix are real and not left out; None if all are."""
-        if self.real is None and self.left_out is None:
-            return None
-        measured = torch.ones_like(self.real if self.left_out is None else self.left_out)
-        measured = measured if self.real is None else measured & self.real
-        measured = measured if self.left_out is None else measured & ~self.left_out
+        if self.left_out is None:
+            return None if self.real is None else self.real[:, self.tokens]
+        measured = ~self.left_out if self.real is None else self.real & ~self.left_out
         return measured[:, self.tokens]
 
     @property
@@ -486,7 +484,8 @@ def check_alike(a: Scores, b: Scores) -> None:
     for name in ("shape", "causal", "window", "grid"):
         if getattr(a, name) != getattr(b, name):
             raise UsageError(f"scores with {name} {getattr(a, name)} and {getattr(b, name)}: must be equal")
-    if (a.real is None) != (b.real is None) or (a.real is not None and not torch.equal(a.real, b.real)):
+    all_real = torch.ones(1, 1, dtype=torch.bool)
+    if not torch.equal(*(all_real if x.real is None else x.real.cpu() for x in (a, b))):
         raise UsageError("scores with different real tokens: must be equal")
 
 

@@ -6,8 +6,8 @@ With $g_i = \partial L / \partial z_i$, the gradient with respect to the output 
 $$\frac{\partial L}{\partial S_{ij}} = A_{ij} \Big( g_i \cdot v_j - \sum_k A_{ik}\, g_i \cdot v_k \Big).$$
 
 Its rows sum to 0. If tokens attend but are left out (`Scores.prefix`, `Scores.suffix`, `Scores.left_out`), or with a
-sink, A is the whole pattern, and the gradient between the other tokens is row-centred over them: a constant per row only moves attention to
-or from what is left out.
+sink, A is the whole pattern, and the gradient between the other tokens is row-centred over them: a constant per row
+only moves attention to or from what is left out.
 
 Each block of the gradient is computed, reduced and discarded. The precision is that of `attnprobe.statistics.pattern`,
 relative to the sum of the absolute values of the summands.
