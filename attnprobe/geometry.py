@@ -17,6 +17,7 @@ $C^\top r$ (`Geometry.overlaps`) are running sums, from which the terms of absen
 system is solved by conjugate gradients, which need about ten steps at any n.
 """
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -61,6 +62,29 @@ class Geometry:
         present = torch.ones(self.n, dtype=torch.bool)
         present[list(self.absent)] = False
         return present
+
+    @cached_property
+    def gaps(self) -> Int[Tensor, " gap"]:
+        """Distances in a line between consecutive present tokens."""
+        return self.present.nonzero()[:, 0].diff()
+
+    @property
+    def pieces(self) -> int:
+        """Number of pieces of a line between which no query sees keys on both sides."""
+        return 1 if self.window is None else 1 + int((self.gaps > self.window).sum())
+
+    @cached_property
+    def shares_only_linear(self) -> bool:
+        """Whether linear functions are the only ones of the offset that are functions of the key; False if unknown.
+
+        If a run of tokens spans the longest gap, any such function u of the key has a slope u(j + 1) - u(j) that is the
+        same in all runs, and that gives the difference of u over every gap.
+        """
+        if not self.absent:
+            return True
+        runs = [len(list(run)) for adjacent, run in itertools.groupby((self.gaps == 1).tolist()) if adjacent]
+        spanned = len(self.gaps) == 0 or max(runs, default=0) >= int(self.gaps.max())
+        return len(self.shape) == 1 and self.pieces == 1 and spanned
 
     @property
     def line(self) -> "Geometry":
@@ -180,7 +204,7 @@ class Geometry:
         def normal(u: Tensor) -> Tensor:
             return self.queries * u - self.sum_over_queries(self.mean_over_keys(self.sum_over_keys(u)))
 
-        null = None if self.absent else torch.ones_like(self.queries)[:, None]
+        null = torch.ones_like(self.queries)[:, None] if self.pieces == 1 else None
         return _conjugate_gradients(normal, self.of_present(sums), self.queries, null)
 
     def shared_energy(
@@ -201,7 +225,7 @@ class Geometry:
 
         right = torch.cat([self.of_present(by_key), by_offset * (self.count > 0)], dim=-1)
         diagonal = torch.cat([self.queries, self.count])
-        if self.absent:
+        if not self.shares_only_linear:
             return (right * _conjugate_gradients(normal, right, diagonal)).sum(-1)
         # Null space: constant u, constant t, and for each axis the linear functions t = offset, u = -position.
         null = torch.zeros(n + offsets, 2 + len(self.shape), dtype=torch.float64)

@@ -8,10 +8,8 @@ see part of it: a fraction of order 1 / n² for a profile that decays within a f
 any length. Each profile is therefore provided in both forms.
 """
 
-import itertools
-
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from attnprobe.errors import UsageError
@@ -75,32 +73,19 @@ SMALLEST = 1e-12
 def dimensions(geometry: Geometry) -> dict[str, float]:
     """Return the fraction of the dimensions of row-centred scores in each subspace: the energy share of white noise.
 
-    With absent tokens, *rest* is known (not NaN) only in a line in which some run of tokens is longer than every gap.
+    *rest* is NaN if it is unknown (`Geometry.shares_only_linear`).
     """
     tokens, pairs = geometry.tokens, float(geometry.count.sum())
     total = pairs - tokens
     toeplitz = float((geometry.count > 0).sum() - 1)
-    gaps = geometry.present.nonzero()[:, 0].diff()
-    # Without a query that sees the tokens on both sides of a gap, functions of the key are free on each side.
-    pieces = 1 if geometry.window is None else 1 + int((gaps > geometry.window).sum())
-    column = float(tokens - pieces)
+    column = float(tokens - geometry.pieces)  # in each piece, constants of the rows and of the keys are the same
     shared = toeplitz + column - sum(side > 1 for side in geometry.shape)
     sizes = {"circulant": tokens - 1.0, "toeplitz": toeplitz, "column": column, "rest": total - shared}
     if _masked(geometry):
         sizes["circulant"] = float("nan")
-    if geometry.absent and not (len(geometry.shape) == 1 and pieces == 1 and _runs_are_longer(gaps)):
+    if not geometry.shares_only_linear:
         sizes["rest"] = float("nan")
     return {name: sizes[name] / total if total else float("nan") for name in SUBSPACES}
-
-
-def _runs_are_longer(gaps: Int[Tensor, " gap"]) -> bool:
-    """Return whether the longest run of tokens spans the longest distance between consecutive tokens.
-
-    If it does, a function u of the key is also one of the offset only if it is linear: u has the slope u(j + 1) - u(j)
-    in every run, which gives the difference of u over any gap.
-    """
-    lengths = [len(list(run)) for next_to, run in itertools.groupby((gaps == 1).tolist()) if next_to]
-    return len(gaps) == 0 or max(lengths, default=0) >= int(gaps.max())
 
 
 def _masked(geometry: Geometry) -> bool:

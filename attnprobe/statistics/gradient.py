@@ -187,7 +187,8 @@ class _Whole:
         scores = self.scores
         if not (scores.prefix or scores.suffix or scores.left_out is not None or scores.sink is not None):
             return None
-        scores, n = scores.of_rows(part.rows), scores.shape[2]
+        n, rows = scores.shape[2], part.rows.to(self.v.device)
+        scores = scores if len(rows) == len(self.v) else scores.of_rows(rows)  # all rows are in sequence
         start, stop = scores.prefix + part.tokens.start, scores.prefix + part.tokens.stop
         is_special = torch.ones(n, dtype=torch.bool)
         is_special[start:stop] = ~part.geometry.present
@@ -202,7 +203,7 @@ class _Whole:
             added = scores.added_to(first, last)
             if added is not None:
                 special[:, :, first - start : last - start] += added.expand(-1, -1, last - first, -1)[..., others]
-        v = self.v[part.rows.to(self.v.device)][:, :, others]
+        v = self.v[:, :, others][rows]
         if scores.sink is not None:
             sink = scores.sink.to(special)[None, :, None, None]
             special = torch.cat([special, sink.expand(*special.shape[:3], 1)], dim=-1)

@@ -247,27 +247,32 @@ def test_edits_leave_the_scores_of_special_tokens_as_they_are(name, bert):
 # Images, masked tokens and refusals.
 
 
-def test_patches_that_are_left_out_keep_their_place_on_the_grid():
-    model, images = families.model_and_inputs(families.FAMILIES["ViT"])
+@pytest.mark.parametrize(("name", "grid"), [("ViT", (3, 3)), ("Mistral", None), ("gpt-oss", None)])
+def test_patterns_of_images_and_sliding_windows_are_those_of_eager_attention(name, grid):
+    """Patches that are left out keep their place on the grid."""
+    model, inputs = families.model_and_inputs(families.FAMILIES[name])
     with torch.no_grad():
-        patterns = torch.stack(model(images, output_attentions=True).attentions).double()
-    leave_out = torch.rand(len(images), 10, generator=torch.Generator().manual_seed(0)) < 0.3
-    leave_out[:, :2], leave_out[:, 5] = True, False  # the class token, the first patch of all rows, not the middle
-    probe = network(model, images, reference=images, leave_out=torch.cat([leave_out, leave_out]))
-    assert probe.network.shape.n == 9 and probe.network.shape.grid == (3, 3)
-    result = ap.proximity(probe, sequences=len(images), nulls=1)
+        patterns = [pattern.double() for pattern in model(inputs, output_attentions=True).attentions]
+    rows, tokens = len(inputs), patterns[0].shape[-1]
+    leave_out = torch.rand(rows, tokens, generator=torch.Generator().manual_seed(0)) < 0.3
+    leave_out[:, 0], leave_out[:, 5] = True, False
+    leave_out[:, -1] = False
+    leave_out[:, 1] = grid is not None  # a patch of all images, besides the class token
+    probe = network(model, inputs, reference=inputs, leave_out=torch.cat([leave_out, leave_out]))
+    assert probe.network.shape.n == tokens - 1 and probe.network.shape.grid == grid
+    result = ap.proximity(probe, sequences=rows, nulls=1)
     measured = ~leave_out[:, 1:]
-    seen = (measured[:, None, :, None] & measured[:, None, None]).double()
-    inner = patterns[..., 1:, 1:] * seen
-    inner = (inner / inner.sum(-1, keepdim=True)).nan_to_num()
-    for grid, name in (((3, 3), "grid_pattern_by_offset"), (None, "pattern_by_offset")):
-        shown = Scores(*torch.zeros(2, len(images), 1, 9, 1), grid=grid)
-        count = materialised.by_offset(shown, seen)
-        for layer, pattern in enumerate(inner):
-            expected = (materialised.by_offset(shown, pattern) / count).nanmean(0)
-            found = torch.from_numpy(result[name][layer].values).flatten(1)
-            torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6, equal_nan=True)
-    assert np.isfinite(result["grid_toeplitz_share"]).all()
+    for layer, pattern in enumerate(patterns):
+        inner = pattern[..., 1:, 1:] * (measured[:, None, :, None] & measured[:, None, None])
+        seen = (inner[:, :1] > 0).double()
+        inner = (inner / inner.sum(-1, keepdim=True)).nan_to_num()
+        for sides, found in ((None, "pattern_by_offset"), (grid, "grid_pattern_by_offset")):
+            if found in result:
+                shown = Scores(*torch.zeros(2, rows, 1, tokens - 1, 1), grid=sides)
+                expected = (materialised.by_offset(shown, inner) / materialised.by_offset(shown, seen)).nanmean(0)
+                by_offset = torch.from_numpy(result[found][layer].values).flatten(1)
+                torch.testing.assert_close(by_offset, expected, rtol=1e-4, atol=1e-6, equal_nan=True)
+    assert np.isfinite(result["toeplitz_share"]).all() and np.isfinite(result["toeplitz_share_null"]).all()
 
 
 def test_tokens_that_are_left_out_are_never_masked():
