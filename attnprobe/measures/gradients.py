@@ -151,7 +151,7 @@ def gradients(
 
     - *circulant* and *toeplitz*, each *band*, *exponential* and *linear*: proximity profiles with half-width or decay
       length ``length_scale``, with and without wrapping around the sequence, orthogonal to *offset 0*; circulant ones
-      only in layers without masked keys;
+      only in layers without masked keys, if no tokens inside sequences are left out;
     - *offset 0*: the score of each token with itself;
     - *measured profile*: the network's own mean offset profile, orthogonal to *offset 0*;
     - *column*: a random function of the key, the positive control, to which labels are not blind;
@@ -165,7 +165,8 @@ def gradients(
     - ``squared_cosine`` (direction): share of the gradient energy (squared norm) along the direction;
     - ``energy_share`` (subspace): share of the energy in all functions of the offset modulo n (*circulant*), of the
       offset (*toeplitz*), of the key (*column*), and the part explained by neither offset nor key (*rest*).
-      ``energy_share_of_noise`` (subspace only, and layer with sliding windows): the same for white noise;
+      ``energy_share_of_noise`` (subspace only, and layer with sliding windows): the same for white noise in the longest
+      sequence, or the mean over sequences if tokens inside them are left out;
     - ``descent_by_offset`` (offset): minus the derivative of the loss with respect to a bias at each offset;
     - ``gradient_norm``: norm of the gradient;
     - ``mean_token_share``, ``rank_one_share``: shares of the energy of the gradient with respect to $W_Q W_K^\top$ that
@@ -234,10 +235,14 @@ def gradients(
         "subspace": list(SUBSPACES),
     }
     left_out = undefined(request.network, "*", up_to=0)
-    if request.network.shape.windows or request.network.shape.causal or _leaves_out(request):
+    by_view = [geometries(request, view, None) for view in views(request.network).values()]
+    some_absent = any(pairs.absent for pairs in by_view[0])
+    if request.network.shape.windows or request.network.shape.causal or some_absent:
         left_out["circulant"] = "undefined (NaN) or absent where keys are masked"
-    if _leaves_out(request):
-        left_out["energy_share_of_noise"] = "rest: undefined (NaN) with gaps longer than every run of measured tokens"
+    if not all(pairs.shares_only_linear for of_view in by_view for pairs in of_view):
+        left_out["energy_share_of_noise"] = (
+            "rest: unknown (NaN) on a grid, or with gaps longer than every run of tokens"
+        )
     if (losses[0], "", "mean_token_share") not in tallies.measured:
         left_out["mean_token_share, rank_one_share"] = "the scores do not come from a single query-key map"
     facts = {
@@ -287,11 +292,6 @@ class _Prepared:
     networks: Mapping[str, Network]
     profiles: Mapping[str, list[Tensor]]
     """For each view prefix, [head, offset] in each layer: mean offset profile of the longest sequences."""
-
-
-def _leaves_out(request: Request) -> bool:
-    """Return whether tokens inside some measured sequence are left out."""
-    return any(pairs.absent for pairs in geometries(request, views(request.network)[""], None))
 
 
 def _losses(probe: Probe, requested: tuple[str, ...]) -> tuple[str, ...]:

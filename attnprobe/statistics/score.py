@@ -23,7 +23,7 @@ from jaxtyping import Bool, Float
 from scipy.fft import next_fast_len
 from torch import Tensor
 
-from attnprobe.geometry import Geometry, quotient
+from attnprobe.geometry import Geometry, geometry, quotient
 from attnprobe.scores import Part, Scores, alike, check_alike, positions
 from attnprobe.statistics.blocks import OffsetSums, groups, over_queries
 
@@ -101,7 +101,8 @@ class ScoreStatistics:
         )
         profile = torch.empty_like(centred)
         for rows, real in alike(self.real):
-            profile[rows] = replace(line, absent=positions(~real)).offset_profile(centred[rows])
+            pairs_of_rows = geometry(line.shape, line.causal, line.window, positions(~real))
+            profile[rows] = pairs_of_rows.offset_profile(centred[rows])
         energy = self.square_row_centred.where(self.toeplitz_share.isfinite(), torch.nan)
         return replace(
             self,

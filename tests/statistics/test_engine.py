@@ -114,6 +114,9 @@ def test_score_statistics(drawn):
     constant = expected["square_row_centred"] <= 1e-10 * (size + 1e-6)
     shares = [share.masked_fill(constant, torch.nan) for share in (found.toeplitz_share, expected["toeplitz_share"])]
     close(*shares, tolerance, (size / expected["square_row_centred"]).nan_to_num(1.0))
+    if scores.grid is not None and (scores.bias is None or scores.bias.shape[1] == 2 * scores.shape[2] - 1):
+        line, expected = found.in_line(), materialised.score_statistics(replace(scores, grid=None))
+        close(line.offset_profile, expected["offset_profile"], tolerance, scale)
 
 
 @settings(max_examples=100, deadline=None)
