@@ -13,13 +13,15 @@ visible to query i, and $C_{io} = 1$ if query i has a key at offset o, t solves
 $$(\mathrm{diag}(N) - C^\top \mathrm{diag}(1/n) C)\, t = b, \qquad b_o = \sum_{j - i = o} (S_{ij} - \bar S_{i\cdot}).$$
 
 No array is n x n. In row-major order visibility depends on the offset alone, so $C t$ (`Geometry.windows`) and
-$C^\top r$ (`Geometry.overlaps`) are running sums. The system is solved by conjugate gradients, which need about ten
-steps at any n.
+$C^\top r$ (`Geometry.overlaps`) are running sums, from which the terms of absent tokens are subtracted one by one. The
+system is solved by conjugate gradients, which need about ten steps at any n.
 """
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -41,11 +43,53 @@ class Geometry:
     """Whether a query sees only keys at or before its own position in row-major order."""
     window: int | None = None
     """Largest visible distance in a line (sliding-window attention); None if all distances are visible."""
+    absent: tuple[int, ...] = ()
+    """Tokens that are neither query nor key. They count as positions, and all sums over pairs are without them."""
 
     @property
     def n(self) -> int:
-        """Number of tokens."""
+        """Number of positions."""
         return int(np.prod(self.shape))
+
+    @property
+    def tokens(self) -> int:
+        """Number of tokens that are present."""
+        return self.n - len(self.absent)
+
+    @cached_property
+    def present(self) -> Bool[Tensor, " token"]:
+        """Whether each token is a query and a key."""
+        present = torch.ones(self.n, dtype=torch.bool)
+        present[list(self.absent)] = False
+        return present
+
+    @cached_property
+    def gaps(self) -> Int[Tensor, " gap"]:
+        """Distances in a line between consecutive present tokens."""
+        return self.present.nonzero()[:, 0].diff()
+
+    @property
+    def pieces(self) -> int:
+        """Number of pieces of a line between which no query sees keys on both sides."""
+        return 1 if self.window is None else 1 + int((self.gaps > self.window).sum())
+
+    @cached_property
+    def shares_only_linear(self) -> bool:
+        """Whether linear functions are the only ones of the offset that are functions of the key; False if unknown.
+
+        If a run of tokens spans the longest gap, any such function u of the key has a slope u(j + 1) - u(j) that is the
+        same in all runs, and that gives the difference of u over every gap.
+        """
+        if not self.absent:
+            return True
+        runs = [len(list(run)) for adjacent, run in itertools.groupby((self.gaps == 1).tolist()) if adjacent]
+        spanned = len(self.gaps) == 0 or max(runs, default=0) >= int(self.gaps.max())
+        return len(self.shape) == 1 and self.pieces == 1 and spanned
+
+    @property
+    def line(self) -> "Geometry":
+        """Geometry of the same tokens in a line, in row-major order."""
+        return geometry((self.n,), self.causal, self.window, self.absent)
 
     @property
     def sides(self) -> tuple[int, ...]:
@@ -76,7 +120,7 @@ class Geometry:
     @cached_property
     def uniform(self) -> Float[Tensor, " offset"]:
         """Sum over queries of the weight at each offset, for uniform attention over the visible keys."""
-        return self.overlaps(1 / self.keys)
+        return self.overlaps(quotient(torch.ones_like(self.keys), self.keys)).where(self.count > 0, 0.0)
 
     @cached_property
     def in_line(self) -> Int[Tensor, " offset"]:
@@ -88,42 +132,52 @@ class Geometry:
 
     @cached_property
     def seen(self) -> Bool[Tensor, " offset"]:
-        """Whether keys at each offset are visible; this does not depend on the query."""
+        """Whether keys at each offset are visible if they are present; this does not depend on the query."""
         offset = self.in_line - (self.n - 1)
         seen = offset <= 0 if self.causal else torch.ones(len(offset), dtype=torch.bool)
         return seen if self.window is None else seen & (offset.abs() <= self.window)
 
     def sum_over_keys(self, x: Float[Tensor, "*lead key"]) -> Float[Tensor, "*lead query"]:
         """Sum x over the visible keys of each query."""
+        x = self.of_present(x)
         if self.window is not None:
-            return _window_sums(x, self.window, 0 if self.causal else self.window)
-        return x.cumsum(-1) if self.causal else x.sum(-1, keepdim=True).expand_as(x)
+            sums = _window_sums(x, self.window, 0 if self.causal else self.window)
+        else:
+            sums = x.cumsum(-1) if self.causal else x.sum(-1, keepdim=True).expand_as(x)
+        return self.of_present(sums)
 
     def sum_over_queries(self, x: Float[Tensor, "*lead query"]) -> Float[Tensor, "*lead key"]:
         """Sum x over the queries that see each key."""
+        x = self.of_present(x)
         if self.window is not None:
-            return _window_sums(x, 0 if self.causal else self.window, self.window)
-        return x.flip(-1).cumsum(-1).flip(-1) if self.causal else x.sum(-1, keepdim=True).expand_as(x)
+            sums = _window_sums(x, 0 if self.causal else self.window, self.window)
+        else:
+            sums = x.flip(-1).cumsum(-1).flip(-1) if self.causal else x.sum(-1, keepdim=True).expand_as(x)
+        return self.of_present(sums)
 
     def windows(self, t: Float[Tensor, "*lead offset"]) -> Float[Tensor, "*lead query"]:
         """Sum t over the visible keys of each query, $C t$."""
-        return self._over_axes(_windows, t.where(self.seen, 0.0), self.sides)
+        return self._window_sums(t.where(self.seen, 0.0))
 
     def windows_by_key(self, t: Float[Tensor, "*lead offset"]) -> Float[Tensor, "*lead key"]:
         """Sum t over the queries that see each key."""
-        return self._over_axes(_windows, t.where(self.seen, 0.0).flip(-1), self.sides)
+        return self._window_sums(t.where(self.seen, 0.0).flip(-1))
 
     def overlaps(self, r: Float[Tensor, "*lead query"]) -> Float[Tensor, "*lead offset"]:
         """Sum r over the queries that see a key at each offset, $C^T r$."""
-        return self._over_axes(_overlaps, r, self.shape) * self.seen
+        return self._overlap_sums(r) * self.seen
 
     def overlaps_by_key(self, u: Float[Tensor, "*lead key"]) -> Float[Tensor, "*lead offset"]:
         """Sum u over the keys that a query sees at each offset."""
-        return self._over_axes(_overlaps, u, self.shape).flip(-1) * self.seen
+        return self._overlap_sums(u).flip(-1) * self.seen
+
+    def mean_over_keys(self, sums: Float[Tensor, "*lead query"]) -> Float[Tensor, "*lead query"]:
+        """Divide sums over the visible keys of each query by their number; 0 for absent queries."""
+        return quotient(sums, self.keys.to(sums.device))
 
     def inner(self, f: Float[Tensor, "*#lead offset"], g: Float[Tensor, "*#lead offset"]) -> Float[Tensor, "*#lead"]:
         r"""Return the inner product over visible pairs of $f(j - i)$ and $g(j - i)$, both row-centred."""
-        return (self.count * f * g).sum(-1) - (self.windows(f) * self.windows(g) / self.keys).sum(-1)
+        return (self.count * f * g).sum(-1) - self.mean_over_keys(self.windows(f) * self.windows(g)).sum(-1)
 
     def fold(self, sums: Float[Tensor, "*lead offset"]) -> Float[Tensor, "*lead line_offset"]:
         """Convert sums by 2-D offset to sums by 1-D offset of the same tokens in row-major order."""
@@ -137,18 +191,21 @@ class Geometry:
         """
 
         def normal(t: Tensor) -> Tensor:
-            return self.count * t - self.overlaps(self.windows(t) / self.keys)
+            return self.count * t - self.overlaps(self.mean_over_keys(self.windows(t)))
 
-        solution = _conjugate_gradients(normal, sums * self.seen, self.count)
-        return solution.where(self.seen, torch.nan)
+        # Every row has a pair at offset 0, so only a constant is free, also with absent tokens.
+        has_pairs = self.count > 0
+        solution = _conjugate_gradients(normal, sums * has_pairs, self.count, torch.ones_like(self.count)[:, None])
+        return solution.where(has_pairs, torch.nan)
 
     def key_constants(self, sums: Float[Tensor, "*lead key"]) -> Float[Tensor, "*lead key"]:
         """Return the least-squares u in $S_{ij} = r_i + u_j$ for the sums over queries of row-centred scores."""
 
         def normal(u: Tensor) -> Tensor:
-            return self.queries * u - self.sum_over_queries(self.sum_over_keys(u) / self.keys)
+            return self.queries * u - self.sum_over_queries(self.mean_over_keys(self.sum_over_keys(u)))
 
-        return _conjugate_gradients(normal, sums, self.queries)
+        null = torch.ones_like(self.queries)[:, None] if self.pieces == 1 else None
+        return _conjugate_gradients(normal, self.of_present(sums), self.queries, null)
 
     def shared_energy(
         self, by_key: Float[Tensor, "*lead key"], by_offset: Float[Tensor, "*lead offset"]
@@ -162,10 +219,14 @@ class Geometry:
 
         def normal(x: Tensor) -> Tensor:
             u, t = x[..., :n], x[..., n:]
-            r = (self.sum_over_keys(u) + self.windows(t)) / self.keys
+            r = self.mean_over_keys(self.sum_over_keys(u) + self.windows(t))
             key_part = self.queries * u + self.windows_by_key(t) - self.sum_over_queries(r)
             return torch.cat([key_part, self.count * t + self.overlaps_by_key(u) - self.overlaps(r)], dim=-1)
 
+        right = torch.cat([self.of_present(by_key), by_offset * (self.count > 0)], dim=-1)
+        diagonal = torch.cat([self.queries, self.count])
+        if not self.shares_only_linear:
+            return (right * _conjugate_gradients(normal, right, diagonal)).sum(-1)
         # Null space: constant u, constant t, and for each axis the linear functions t = offset, u = -position.
         null = torch.zeros(n + offsets, 2 + len(self.shape), dtype=torch.float64)
         null[:n, 0] = null[n:, 1] = 1
@@ -174,9 +235,33 @@ class Geometry:
         for axis, (position, offset) in enumerate(zip(positions, axis_offsets, strict=True)):
             null[:n, 2 + axis], null[n:, 2 + axis] = -position.flatten(), offset.flatten()
         null[n:] *= self.seen[:, None]
-        right = torch.cat([by_key, by_offset * self.seen], dim=-1)
-        solution = _conjugate_gradients(normal, right, torch.cat([self.queries, self.count]), null)
-        return (right * solution).sum(-1)
+        return (right * _conjugate_gradients(normal, right, diagonal, null)).sum(-1)
+
+    def of_present(self, x: Float[Tensor, "*lead token"]) -> Float[Tensor, "*lead token"]:
+        """Set x to 0 at absent tokens."""
+        return x.where(self.present.to(x.device), 0.0) if self.absent else x
+
+    def _window_sums(self, t: Float[Tensor, "*lead offset"]) -> Float[Tensor, "*lead token"]:
+        """For each present token, sum t over the offsets to present tokens."""
+        sums = self._over_axes(_windows, t, self.sides)
+        for token in self.absent:
+            values = t.unflatten(-1, self.sides)[self._offsets_to(token)].flatten(-len(self.shape))
+            sums = sums - values.flip(-1)
+        return self.of_present(sums)
+
+    def _overlap_sums(self, r: Float[Tensor, "*lead token"]) -> Float[Tensor, "*lead offset"]:
+        """For each offset, sum r over the present tokens that have a present token at this offset."""
+        r = self.of_present(r)
+        sums = self._over_axes(_overlaps, r, self.shape)
+        by_axis, reversed_r = sums.unflatten(-1, self.sides), r.flip(-1).unflatten(-1, self.shape)
+        for token in self.absent:
+            by_axis[self._offsets_to(token)] -= reversed_r
+        return sums
+
+    def _offsets_to(self, token: int) -> tuple[Any, ...]:
+        """Return the index of the offset axes at the offsets from the last, ..., the first token to a token."""
+        place = np.unravel_index(token, self.shape)
+        return (..., *(slice(int(first), int(first) + side) for first, side in zip(place, self.shape, strict=True)))
 
     def _over_axes(self, function: Callable[[Tensor], Tensor], x: Tensor, sizes: tuple[int, ...]) -> Tensor:
         lead = x.shape[:-1]
@@ -186,15 +271,17 @@ class Geometry:
         return x.reshape(*lead, -1)
 
 
-def geometry(shape: tuple[int, ...], causal: bool = False, window: int | None = None) -> Geometry:
+def geometry(
+    shape: tuple[int, ...], causal: bool = False, window: int | None = None, absent: tuple[int, ...] = ()
+) -> Geometry:
     """Return the cached geometry of a shape, including the properties it has already computed.
 
     A window that covers all tokens is no window.
     """
-    return _cached(shape, causal, window if window is None or window < int(np.prod(shape)) - 1 else None)
+    return _cached(shape, causal, window if window is None or window < int(np.prod(shape)) - 1 else None, absent)
 
 
-_cached = lru_cache(maxsize=64)(Geometry)
+_cached = lru_cache(maxsize=1024)(Geometry)
 
 
 def _window_sums(x: Float[Tensor, "*lead token"], before: int, after: int) -> Float[Tensor, "*lead token"]:
@@ -224,39 +311,60 @@ def _conjugate_gradients(
     diagonal: Float[Tensor, " unknown"],
     null: Float[Tensor, "unknown vector"] | None = None,
 ) -> Float[Tensor, "*lead unknown"]:
-    """Solve symmetric systems with a known null space (default: the constants) to machine precision.
+    """Solve symmetric systems to machine precision; the diagonal is the preconditioner.
 
-    The diagonal is the preconditioner. The solution is orthogonal to the null space, weighted by the diagonal; for
-    constants this means a weighted mean of 0.
+    With a known null space the solution is orthogonal to it, weighted by the diagonal; for constants this means a
+    weighted mean of 0. Without, it is the solution at which the residual stops decreasing.
     """
-    scale = (right * _quotient(right, diagonal)).sum(-1, keepdim=True)
-    # Sums computed in float32 do not cancel exactly; their component in the null space has no solution.
-    null = torch.ones_like(diagonal)[:, None] if null is None else null
-    weighted = diagonal[:, None] * null
-    residual = right - (right @ null) @ torch.linalg.pinv(null.mT @ weighted) @ weighted.mT
-    direction = preconditioned = _quotient(residual, diagonal)
+    scale = (right * quotient(right, diagonal)).sum(-1, keepdim=True)
+    residual = right
+    if null is not None:
+        # Sums computed in float32 do not cancel exactly; their component in the null space has no solution.
+        weighted = diagonal[:, None] * null
+        residual = right - (right @ null) @ torch.linalg.pinv(null.mT @ weighted) @ weighted.mT
+    direction = preconditioned = quotient(residual, diagonal)
     solution, size = torch.zeros_like(right), (residual * preconditioned).sum(-1, keepdim=True)
+    best = _Best(solution, size) if null is None else None
     for _ in range(STEPS):
         active = size > TOLERANCE**2 * scale
+        if best is not None:
+            active = active & (best.age < PATIENCE)
         if not active.any():
-            return solution
+            return solution if best is None else best.solution
         applied = apply(direction)
         # Converged systems are no longer updated: their search directions are rounding errors.
-        step = _quotient(size, (direction * applied).sum(-1, keepdim=True)) * active
+        step = quotient(size, (direction * applied).sum(-1, keepdim=True)) * active
         solution = solution + step * direction
         residual = residual - step * applied
-        preconditioned = _quotient(residual, diagonal)
+        preconditioned = quotient(residual, diagonal)
         size, previous = (residual * preconditioned).sum(-1, keepdim=True), size
-        direction = preconditioned + _quotient(size, previous) * direction
+        direction = preconditioned + quotient(size, previous) * direction
+        if best is not None:
+            remaining = right - apply(solution)  # the updated residual is not accurate if the solution grows
+            best.update(solution, (remaining * quotient(remaining, diagonal)).sum(-1, keepdim=True))
     raise ArithmeticError(f"conjugate gradients: not converged after {STEPS} steps")
+
+
+class _Best:
+    """Solutions with the smallest residuals so far; later ones grow along null vectors that rounding errors excite."""
+
+    def __init__(self, solution: Tensor, size: Tensor) -> None:
+        self.solution, self.size, self.age = solution, size, torch.zeros_like(size)
+
+    def update(self, solution: Tensor, size: Tensor) -> None:
+        better = size < 0.5 * self.size
+        self.solution, self.size = solution.where(better, self.solution), size.where(better, self.size)
+        self.age = (self.age + 1).where(~better, 0.0)
 
 
 STEPS = 10_000
 """Maximum number of conjugate-gradient steps."""
+PATIENCE = 50
+"""Number of steps without a smaller residual after which it only consists of rounding errors."""
 TOLERANCE = 1e-14
 """Relative residual at which conjugate gradients stop."""
 
 
-def _quotient(numerator: Tensor, denominator: Tensor) -> Tensor:
+def quotient(numerator: Tensor, denominator: Tensor) -> Tensor:
     """Return the quotient, or 0 if the (nonnegative) denominator is 0."""
     return torch.where(denominator > 0, numerator / denominator, 0.0)

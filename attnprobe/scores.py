@@ -12,7 +12,7 @@ from functools import cached_property
 import torch
 import torch.nn.functional as F
 from einops import einsum
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from attnprobe.errors import UsageError
@@ -28,7 +28,7 @@ class Scores:
 
     $$S_{ij} = \mathrm{scale}\; q_i \cdot k_j + b(j - i)$$
 
-    for visible pairs of non-padding tokens, and $-\infty$ elsewhere. Any device and floating-point type. Raises
+    for visible pairs of real tokens, and $-\infty$ elsewhere. Any device and floating-point type. Raises
     `UsageError` (a ``ValueError``) if shapes, types or devices do not match; `checked` also checks values.
 
     >>> q, k = torch.randn(2, 1, 4, 50, 8)
@@ -48,7 +48,7 @@ class Scores:
     causal: bool = False
     """Whether keys after the query are masked."""
     real: Tensor | None = None
-    """[batch, token]: False for padding, which is neither query nor key; one contiguous run of True per sequence."""
+    """[batch, token]: False for tokens that are neither query nor key, such as padding; they keep their positions."""
     grid: tuple[int, int] | None = None
     """Rows and columns if the tokens are pixels in row-major order. Statistics are then over 2-D offsets and need the
     whole image; `attend` also accepts its first pixels."""
@@ -57,14 +57,15 @@ class Scores:
 
     Token ``order[p]`` moves to position p, as query and as key, and keeps its scores with every other token. A causal
     query stays at its position, and its visible keys are permuted to the sequence in which they appear in ``order``, so
-    it keeps exactly the scores that it uses. Used by the statistics only: `attend` ignores it.
+    it keeps exactly the scores that it uses. If some tokens are not ``real``, the others are permuted among themselves
+    (`order_among`). Used by the statistics only: `attend` ignores it.
     """
     prefix: int = 0
     """Number of prepended tokens ([CLS]): they attend and are attended to, but statistics exclude them."""
     suffix: int = 0
     """Number of appended tokens ([SEP]), likewise."""
     token_bias: Tensor | None = None
-    """[head, offset]: bias between tokens outside prefix and suffix only, at the offsets of `geometry`."""
+    """[head, offset]: bias between tokens that are not left out only, at the offsets of `geometry`."""
     window: int | None = None
     """Largest distance at which keys are visible (sliding-window attention), at least 1; all by default."""
     sink: Tensor | None = None
@@ -72,6 +73,8 @@ class Scores:
     special_width: int = 0
     """Number of last coordinates of q and k that hold the bias of prefix and suffix. Between other tokens they add only
     a constant per query."""
+    left_out: Tensor | None = None
+    """[batch, token]: True for tokens between prefix and suffix that statistics exclude in the same way ([SEP])."""
 
     def __post_init__(self) -> None:
         """Check shapes, types and devices, but no values."""
@@ -92,6 +95,12 @@ class Scores:
             raise UsageError(f"sink of shape {tuple(self.sink.shape)}: must be [head] = {(heads,)}, on {self.q.device}")
         if self.scale is not None and not math.isfinite(self.scale):
             raise UsageError(f"scale={self.scale}: must be finite")
+        for name, tokens in (("real", self.real), ("left_out", self.left_out)):
+            if tokens is not None and (tokens.shape != (len(self.q), n) or tokens.dtype != torch.bool):
+                raise UsageError(
+                    f"{name} of shape {tuple(tokens.shape)} and type {tokens.dtype}: must be [batch, token] = "
+                    f"{(len(self.q), n)} and torch.bool"
+                )
         sides = self.grid or (inner,)
         offset_count = math.prod([2 * side - 1 for side in sides])  # a list: a generator is a torch.compile graph break
         for name, bias, sizes in (
@@ -108,14 +117,15 @@ class Scores:
                 )
 
     def checked(self) -> "Scores":
-        """Check every value and return the scores between the tokens outside prefix and suffix.
+        """Check every value and return the scores between the tokens that are not left out (`inner`).
 
         Raises `UsageError` if a value is not finite (also in padding), if scores could exceed the range of their type
-        (mask keys with ``causal`` or ``real``, not with a huge negative bias), or if ``real`` or ``order`` is invalid.
+        (mask keys with ``causal`` or ``real``, not with a huge negative bias), if a sequence has no tokens, or if
+        ``order`` is invalid.
         """
-        if self.prefix or self.suffix or self.token_bias is not None:
+        if self.prefix or self.suffix or self.token_bias is not None or self.left_out is not None:
             return self.inner().checked()
-        batch, _, n, d_head = check_shape("q", self.q, ("batch", "head", "token", "d_head"))
+        _, _, n, d_head = check_shape("q", self.q, ("batch", "head", "token", "d_head"))
         if self.grid is not None and math.prod(self.grid) != n:
             raise UsageError(f"grid={self.grid}: must be (rows, columns) with exactly the {n} tokens of q")
         q, k = check_finite("q", self.q), check_finite("k", self.k)
@@ -125,16 +135,8 @@ class Scores:
             raise UsageError(
                 f"q, k of shape {tuple(self.q.shape)}: scores of up to {largest:.1e} exceed the range of {self.type}"
             )
-        if self.real is not None:
-            if self.real.shape != (batch, n) or self.real.dtype != torch.bool:
-                raise UsageError(
-                    f"real of shape {tuple(self.real.shape)} and type {self.real.dtype}: must be [batch, token] = "
-                    f"{(batch, n)} and torch.bool"
-                )
-            runs = (self.real[:, 1:] & ~self.real[:, :-1]).sum(1) + self.real[:, 0]
-            if (runs != 1).any():
-                row = int((runs != 1).int().argmax())
-                raise UsageError(f"real of sequence {row}: must be one contiguous run of tokens, not {int(runs[row])}")
+        if self.real is not None and not (has_tokens := self.real.any(1)).all():
+            raise UsageError(f"real of sequence {int((~has_tokens).int().argmax())}: is False for all tokens")
         if self.order is not None and not (
             self.order.dtype == torch.long and torch.equal(self.order.cpu().sort().values, torch.arange(n))
         ):
@@ -142,8 +144,6 @@ class Scores:
                 f"order of shape {tuple(self.order.shape)} and type {self.order.dtype}: must be a permutation of "
                 f"0 ... {n - 1}"
             )
-        if self.real is not None and (self.grid is not None or self.order is not None):
-            raise UsageError("real with a grid or an order: pass sequences of the same length without padding")
         return self
 
     @property
@@ -162,11 +162,25 @@ class Scores:
         return torch.promote_types(self.q.dtype, torch.float32)
 
     @property
-    def geometry(self) -> Geometry:
-        """Geometry of the tokens outside prefix and suffix, including padding; an incomplete image counts as a line."""
+    def sides(self) -> tuple[int, ...]:
+        """Number of tokens outside prefix and suffix, or rows and columns; an incomplete image counts as a line."""
         n = self.shape[2] - self.prefix - self.suffix
-        shape = (n,) if self.grid is None or math.prod(self.grid) != n else self.grid
-        return geometry(shape, self.causal, self.window)
+        return (n,) if self.grid is None or math.prod(self.grid) != n else self.grid
+
+    @property
+    def geometry(self) -> Geometry:
+        """Geometry of the tokens outside prefix and suffix, except those that are measured in no sequence."""
+        measured = self.measured
+        absent = () if measured is None else positions(~measured.any(0))
+        return geometry(self.sides, self.causal, self.window, absent)
+
+    @property
+    def measured(self) -> Tensor | None:
+        """[batch, token]: which tokens outside prefix and suffix are real and not left out; None if all are."""
+        if self.left_out is None:
+            return None if self.real is None else self.real[:, self.tokens]
+        measured = ~self.left_out if self.real is None else self.real & ~self.left_out
+        return measured[:, self.tokens]
 
     @property
     def biased(self) -> bool:
@@ -178,7 +192,7 @@ class Scores:
         """Total bias between tokens outside prefix and suffix at the offsets of the geometry, [head, offset]."""
         if self.bias is None:
             return self.token_bias
-        in_line = self.geometry.in_line
+        in_line = geometry(self.sides).in_line
         cut = self.prefix + self.suffix
         bias = self.bias[:, cut : self.bias.shape[1] - cut]
         # A grid with a single row or column has the same offsets as the line.
@@ -191,16 +205,28 @@ class Scores:
         return slice(self.prefix, self.shape[2] - self.suffix)
 
     def inner(self) -> "Scores":
-        """Return the scores between the tokens outside prefix and suffix, with all biases merged into `bias`."""
-        real = None if self.real is None else self.real[:, self.tokens]
+        """Return the scores between measured tokens, without prefix and suffix, with all biases merged into `bias`.
+
+        Tokens that are left out elsewhere are no longer ``real``.
+        """
         q, k = self.q[:, :, self.tokens], self.k[:, :, self.tokens]
-        grid = self.grid if self.grid == self.geometry.shape else None
+        grid = self.grid if self.grid == self.sides else None
         if grid is None and self.grid is not None and self.token_bias is not None:
             raise UsageError(
                 f"grid={self.grid}: token_bias is defined for the whole grid, not for its first {q.shape[2]} pixels"
             )
-        bias = self.bias_by_offset
-        return replace(self, q=q, k=k, bias=bias, token_bias=None, real=real, prefix=0, suffix=0, grid=grid)
+        return replace(
+            self,
+            q=q,
+            k=k,
+            bias=self.bias_by_offset,
+            token_bias=None,
+            real=self.measured,
+            left_out=None,
+            prefix=0,
+            suffix=0,
+            grid=grid,
+        )
 
     def between_tokens(self) -> "Scores":
         """Return the `inner` scores up to a constant per query, without the `special_width` last coordinates."""
@@ -221,13 +247,23 @@ class Scores:
         return replace(self, q=torch.zeros_like(self.q), bias=None, token_bias=None)
 
     def with_bias(self, bias: Float[Tensor, "head offset"]) -> "Scores":
-        """Return the scores with an added bias between tokens outside prefix and suffix, at offsets of `geometry`."""
+        """Return the scores with an added bias between tokens that are not left out, at offsets of `geometry`."""
         return replace(self, token_bias=bias if self.token_bias is None else self.token_bias + bias)
 
     def of_heads(self, heads: slice) -> "Scores":
         """Return the scores of a slice of the heads."""
         biases = {name: None if x is None else x[heads] for name, x in self._by_head.items()}
         return replace(self, q=self.q[:, heads], k=self.k[:, heads], **biases)
+
+    def of_rows(self, rows: Int[Tensor, " row"]) -> "Scores":
+        """Return the scores of some sequences."""
+        masks = {name: None if x is None else x[rows.to(x.device)] for name, x in self._by_row.items()}
+        rows = rows.to(self.q.device)
+        return replace(self, q=self.q[rows], k=self.k[rows], **masks)
+
+    @property
+    def _by_row(self) -> dict[str, Tensor | None]:
+        return {"real": self.real, "left_out": self.left_out}
 
     @property
     def _by_head(self) -> dict[str, Tensor | None]:
@@ -256,15 +292,15 @@ class Scores:
         n, device = self.shape[2], self.q.device
         query, key = torch.arange(start, stop, device=device), torch.arange(n, device=device)
         added = torch.zeros(1, 1, 1, 1, device=device)
-        token_bias = self.token_bias
-        if self.bias is not None and self.bias.shape[1] != 2 * n - 1:
-            token_bias = self.bias if token_bias is None else token_bias + self.bias
-        elif self.bias is not None:
-            added = bias_of_pairs(self.bias, (n,), query, key)[None]
-        if token_bias is not None:
-            sides = self.grid or (n - self.prefix - self.suffix,)
+        sides = self.grid or (n - self.prefix - self.suffix,)
+        if self.bias is not None:
+            added = bias_of_pairs(self.bias, (n,) if self.bias.shape[1] == 2 * n - 1 else sides, query, key)[None]
+        if self.token_bias is not None:
             tokens = self.tokens if self.prefix or self.suffix else None
-            added = added + bias_of_pairs(token_bias, sides, query, key, tokens)[None]
+            between = bias_of_pairs(self.token_bias, sides, query, key, tokens)[None]
+            if self.left_out is not None:
+                between = between * ~(self.left_out[:, None, start:stop, None] | self.left_out[:, None, None, :])
+            added = added + between
         if self.causal:
             added = torch.where(key > query[:, None], -math.inf, added)
         if self.window is not None:
@@ -275,7 +311,8 @@ class Scores:
     def step(self) -> int:
         """Number of queries whose bias and mask entries are held at a time."""
         heads = max(1 if x is None else len(x) for x in self._by_head.values())
-        return max(1, ELEMENTS // ((1 if self.real is None else len(self.real)) * heads * self.shape[2]))
+        rows = max(1 if x is None else len(x) for x in self._by_row.values())
+        return max(1, ELEMENTS // (rows * heads * self.shape[2]))
 
     @property
     def _fits(self) -> bool:
@@ -325,22 +362,43 @@ class Scores:
             parts.append(F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=self.scale))
         return torch.cat(parts, dim=2)
 
-    def unpadded(self) -> Iterator["Part"]:
-        """Yield the sequences without padding, grouped by the span of their non-padding tokens."""
+    def parts(self) -> Iterator["Part"]:
+        """Yield the sequences in groups that have the same real tokens, without padding at their ends."""
         batch, _, n = self.shape
         if self.real is None:
-            yield Part(torch.arange(batch), slice(0, n), slice(0, None), self)
+            yield Part(torch.arange(batch), slice(0, n), slice(0, None), self, self.geometry)
             return
-        real = self.real.cpu()
-        starts = real.int().argmax(1)
-        spans = torch.stack([starts, starts + real.sum(1)], dim=1)
-        for start, stop in spans.unique(dim=0).tolist():
-            rows = (spans == torch.tensor([start, stop])).all(1).nonzero()[:, 0]
+        for rows, real in alike(self.real):
+            found = real.nonzero()[:, 0]
+            start, stop = (0, n) if self.grid is not None else (int(found[0]), int(found[-1]) + 1)
             tokens, offsets = slice(start, stop), slice(n - stop + start, n + stop - start - 1)
-            row_index = rows.to(self.q.device)
+            if self.grid is not None:
+                offsets = slice(0, None)
+            order = None if self.order is None else order_among(self.order.cpu(), real)[tokens] - start
+            part = self.of_rows(rows)
             bias = None if self.bias is None else self.bias[:, offsets]
-            part = replace(self, q=self.q[row_index, :, tokens], k=self.k[row_index, :, tokens], bias=bias, real=None)
-            yield Part(rows, tokens, offsets, part)
+            part = replace(part, q=part.q[:, :, tokens], k=part.k[:, :, tokens], bias=bias, real=None, order=order)
+            absent = positions(~real[tokens])
+            yield Part(rows, tokens, offsets, part, geometry(part.sides, self.causal, self.window, absent))
+
+
+def alike(tokens: Bool[Tensor, "row token"]) -> Iterator[tuple[Int[Tensor, " row"], Bool[Tensor, " token"]]]:
+    """Yield the rows that are equal, and their values, on the CPU."""
+    values, value_of_row = tokens.cpu().unique(dim=0, return_inverse=True)
+    for number, value in enumerate(values):
+        yield (value_of_row == number).nonzero()[:, 0], value
+
+
+def order_among(order: Int[Tensor, " token"], real: Bool[Tensor, " token"]) -> Int[Tensor, " token"]:
+    """Return the permutation that puts the real tokens in the sequence of an order; the others stay."""
+    result = torch.arange(len(order))
+    result[real] = order[real[order]]
+    return result
+
+
+def positions(tokens: Bool[Tensor, " token"]) -> tuple[int, ...]:
+    """Return the positions at which tokens is True."""
+    return tuple(tokens.nonzero()[:, 0].tolist())
 
 
 def bias_of_pairs(
@@ -384,7 +442,7 @@ class Heads:
         return self.by(self.scores, self.v)
 
     def inner(self) -> "Heads":
-        """Return the heads restricted to the tokens outside prefix and suffix (`Scores.between_tokens`)."""
+        """Return the heads without prefix and suffix, with the scores between measured tokens (`between_tokens`)."""
         tokens = self.scores.tokens
         inputs = None if self.inputs is None else self.inputs[:, tokens]
         return replace(self, scores=self.scores.between_tokens(), v=self.v[:, :, tokens], inputs=inputs)
@@ -398,28 +456,37 @@ class Heads:
         """Return a slice of the heads."""
         return replace(self, scores=self.scores.of_heads(heads), v=self.v[:, heads])
 
+    def of_rows(self, rows: Int[Tensor, " row"]) -> "Heads":
+        """Return the heads of some sequences."""
+        at = rows.to(self.v.device)
+        inputs = None if self.inputs is None else self.inputs[at]
+        return replace(self, scores=self.scores.of_rows(rows), v=self.v[at], inputs=inputs)
+
 
 @dataclass(frozen=True)
 class Part:
-    """Sequences of a batch without their padding, and their location in the batch."""
+    """Sequences of a batch that have the same real tokens, and their location in the batch."""
 
     rows: Int[Tensor, " sequence"]
     """Indices of the sequences in the batch."""
     tokens: slice
-    """Non-padding tokens, the same for all these sequences."""
+    """Tokens from the first to the last real one; all tokens of an image."""
     offsets: slice
-    """Offsets of these tokens among the offsets of the padded sequence."""
+    """Offsets of these tokens among the offsets of the batch."""
     scores: Scores
-    """Scores of these sequences, without padding."""
+    """Scores between these tokens."""
+    geometry: Geometry
+    """Geometry of these tokens, in which those that are not real are absent."""
 
 
 def check_alike(a: Scores, b: Scores) -> None:
-    """Raise `UsageError` if two scores do not have the same query-key pairs, or if either has padding."""
+    """Raise `UsageError` if two scores do not have the same query-key pairs."""
     for name in ("shape", "causal", "window", "grid"):
         if getattr(a, name) != getattr(b, name):
             raise UsageError(f"scores with {name} {getattr(a, name)} and {getattr(b, name)}: must be equal")
-    if a.real is not None or b.real is not None:
-        raise UsageError("scores with padding: pass sequences of the same length without padding")
+    all_real = torch.ones(1, 1, dtype=torch.bool)
+    if not torch.equal(*(all_real if x.real is None else x.real.cpu() for x in (a, b))):
+        raise UsageError("scores with different real tokens: must be equal")
 
 
 def check_shape(name: str, x: Tensor, axes: tuple[str, ...], nonempty_from: int = 0) -> torch.Size:

@@ -39,16 +39,22 @@ def dense(scores):
 
 
 def rearranged(scores, x):
-    """Permute [batch, head, query, key] by the order of the scores."""
+    """Permute [batch, head, query, key] by the order of the scores, among the real tokens of each sequence."""
     if scores.order is None:
         return x
-    if not scores.causal and (scores.window is None or scores.window >= x.shape[-1] - 1):
-        return x[..., scores.order, :][..., scores.order]
     permuted, n = x.clone(), x.shape[-1]
-    for i in range(n):
-        window = n if scores.window is None else scores.window
-        seen = torch.tensor([abs(j - i) <= window and (j <= i or not scores.causal) for j in range(n)])
-        permuted[..., i, seen] = x[..., i, scores.order[seen[scores.order]]]
+    window = n if scores.window is None else scores.window
+    for b in range(len(x)):
+        real = torch.ones(n, dtype=torch.bool) if scores.real is None else scores.real[b]
+        places, source = real.nonzero()[:, 0], scores.order[real[scores.order]]
+        span = int(places.max() - places.min())
+        if not scores.causal and window >= span:
+            permuted[b][:, places[:, None], places] = x[b][:, source[:, None], source]
+            continue
+        for i in places.tolist():
+            seen = [abs(j - i) <= window and (j <= i or not scores.causal) and bool(real[j]) for j in range(n)]
+            seen = torch.tensor(seen)
+            permuted[b][:, i, seen] = x[b][:, i, scores.order[seen[scores.order]]]
     return permuted
 
 

@@ -43,8 +43,9 @@ REAL = torch.tensor([[True] * 6, [True, True, False, True, False, False]])
         ({"bias": torch.full((3, 11), -torch.inf)}, r"bias of shape \(3, 11\): 33 of its values"),
         ({"scale": float("nan")}, "scale=nan: must be finite"),
         ({"real": REAL[:, :5]}, r"real of shape \(2, 5\) .*: must be \[batch, token\] = \(2, 6\)"),
-        ({"real": REAL}, "real of sequence 1: must be one contiguous run of tokens, not 2"),
-        ({"real": REAL & False}, "real of sequence 0: must be one contiguous run of tokens, not 0"),
+        ({"real": REAL & torch.tensor([[True], [False]])}, "real of sequence 1: is False for all tokens"),
+        ({"left_out": REAL[:, :5]}, r"left_out of shape \(2, 5\) .*: must be \[batch, token\] = \(2, 6\)"),
+        ({"left_out": REAL}, "real of sequence 0: is False for all tokens"),
         ({"grid": (2, 4)}, r"grid=\(2, 4\): must be \(rows, columns\) with exactly the 6 tokens of q"),
         ({"grid": (-2, -3)}, r"grid=\(-2, -3\)"),
         (
@@ -61,7 +62,6 @@ REAL = torch.tensor([[True] * 6, [True, True, False, True, False, False]])
             r"q, k of shape \(2, 3, 6, 4\): scores of up to .* exceed the range of torch.fl",
         ),
         ({"bias": torch.full((3, 11), torch.finfo(torch.float32).min)}, "scores of up to 3.4e.38 exceed the range"),
-        ({"real": REAL[:1].expand(2, -1), "grid": (2, 3)}, "real with a grid or an order"),
     ],
 )
 def test_invalid_scores_are_rejected(options, message):

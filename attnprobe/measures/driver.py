@@ -26,7 +26,7 @@ from attnprobe.axes import LABELS
 from attnprobe.errors import UsageError, listed
 from attnprobe.geometry import Geometry, geometry
 from attnprobe.networks import probe
-from attnprobe.networks.base import Network, Probe, device_of, read
+from attnprobe.networks.base import LeavesOut, Network, Probe, device_of, read
 from attnprobe.randomness import numpy_generator
 from attnprobe.results import dataset, variable
 from attnprobe.scores import Heads, Scores
@@ -96,9 +96,9 @@ def views(network: Network) -> dict[str, View]:
     return by_prefix
 
 
-def geometry_of(view: View, length: int, window: int | None = None) -> Geometry:
+def geometry_of(view: View, length: int, window: int | None = None, absent: tuple[int, ...] = ()) -> Geometry:
     """Return the geometry of a sequence in a view, for layers with a sliding window; images have the full length."""
-    return geometry(view.shape if len(view.shape) == 2 else (length,), view.causal, window)
+    return geometry(view.shape if len(view.shape) == 2 else (length,), view.causal, window, absent)
 
 
 def farthest(network: Network) -> float:
@@ -132,11 +132,11 @@ def widened(values: np.ndarray, short: int) -> np.ndarray:
 
 
 def mean_over_shared(profile: np.ndarray, shortest: Geometry) -> np.ndarray:
-    """Return the mean of profiles over the pairs of the shortest sequence."""
+    """Return the mean of profiles over the pairs of the shortest sequence, at the offsets that a profile has."""
     weight = shortest.count.numpy()
     excess = (profile.shape[-1] - len(weight)) // 2
-    shared = np.nan_to_num(profile[..., excess : excess + len(weight)])
-    return (shared @ weight / weight.sum())[..., None]
+    shared = profile[..., excess : excess + len(weight)]
+    return (np.nan_to_num(shared) @ weight / (np.isfinite(shared) @ weight))[..., None]
 
 
 # --- sequences
@@ -171,6 +171,26 @@ def lengths_of(split: Split) -> np.ndarray:
     return np.full(len(split), split.inputs.shape[1]) if split.lengths is None else split.lengths
 
 
+def measured_tokens(network: Network, split: Split, rows: np.ndarray) -> np.ndarray:
+    """Return which tokens, [sequence, token], are measured: neither padding nor left out inside a sequence."""
+    measured = np.arange(split.inputs.shape[1]) < lengths_of(split)[rows, None]
+    if not isinstance(network, LeavesOut):
+        return measured
+    labels = torch.from_numpy(split.labels[rows]).long()
+    left_out = network.left_out(Batch(split.tensor(rows), labels))
+    return measured if left_out is None else measured & ~left_out.numpy()
+
+
+def geometries(request: "Request", view: View, window: int | None) -> list[Geometry]:
+    """Return the geometry of each measured sequence in a view, in layers with a sliding window."""
+    split = request.probe.task.test
+    measured = measured_tokens(request.network, split, request.rows)
+    return [
+        geometry_of(view, length, window, tuple(np.flatnonzero(~tokens[:length]).tolist()))
+        for length, tokens in zip(lengths_of(split)[request.rows].tolist(), measured, strict=True)
+    ]
+
+
 def chunks(split: Split, rows: np.ndarray, network: Network) -> Iterator[tuple[np.ndarray, Batch]]:
     """Yield indices into ``rows`` and the batch of these rows, in chunks of one length without padding."""
     lengths, shape, device = lengths_of(split)[rows], network.shape, device_of(network)
@@ -187,9 +207,10 @@ def masked_tokens(of: Probe, seed: int, sequences: int) -> np.ndarray:
     """Return the mask of masked tokens of the first test sequences; at least one token per sequence is masked."""
     n = of.task.data.n
     draws = numpy_generator(seed, "masks of measures").random((sequences, n))
-    real = np.arange(n) < lengths_of(of.task.test)[:sequences, None]
-    draws[~((draws < of.mask_probability) & real).any(1), 0] = 0
-    return draws < of.mask_probability
+    measured = measured_tokens(of.network, of.task.test, np.arange(sequences))
+    without = np.flatnonzero(~((draws < of.mask_probability) & measured).any(1))
+    draws[without, measured[without].argmax(1)] = 0
+    return (draws < of.mask_probability) & measured
 
 
 def permutation(measure: str, seed: int, draw: int, n: int) -> np.ndarray:

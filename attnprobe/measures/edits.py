@@ -1,8 +1,8 @@
 """Edits of attention scores, without n x n arrays.
 
-An edit is a function of some `Heads` of a layer that returns their z, computed with the attention of the network. A
-prepended token ([CLS]) keeps its query and key, unless the edit replaces the scores by 0 or by a function of the
-offset.
+An edit is a function of some `Heads` of a layer that returns their z, computed with the attention of the network.
+Tokens that are not measured ([CLS]) keep their queries and keys, unless the edit replaces the scores by 0 or by a
+function of the offset.
 """
 
 from collections.abc import Callable
@@ -178,12 +178,13 @@ def _move(heads: Heads, material: Material, positions: Int[Tensor, " token"]) ->
 def _position_parts(heads: Heads, material: Material, keep_special: bool) -> tuple[Tensor, Tensor]:
     """Return the position parts, [batch, head, token, d_head].
 
-    Prefix and suffix keep their vectors (``keep_special``) or are 0.
+    Tokens that are not measured keep their vectors (``keep_special``) or are 0.
     """
-    extended = []
+    extended, measured = [], heads.scores.measured
     for vectors, part in ((heads.scores.q, material.q_position), (heads.scores.k, material.k_position)):
         whole = vectors.clone() if keep_special else torch.zeros_like(vectors)
-        whole[:, :, heads.scores.tokens, : part.shape[-1]] = part.to(vectors)
+        tokens = whole[:, :, heads.scores.tokens, : part.shape[-1]]
+        tokens[:] = part.to(vectors) if measured is None else part.to(vectors).where(measured[:, None, :, None], tokens)
         extended.append(whole)
     return extended[0], extended[1]
 

@@ -27,20 +27,22 @@ from attnprobe.measures.driver import (
     check_window,
     checked_request,
     chunks,
+    geometries,
     geometry_of,
     labelled,
     lengths_of,
     masked_tokens,
+    mean_over_shared,
     over_sequences,
     result,
     undefined,
     views,
     widened,
 )
-from attnprobe.networks.base import Doubles, Fits, Network, Probe, differentiate, read
+from attnprobe.networks.base import Doubles, Fits, LeavesOut, Network, Probe, differentiate, read
 from attnprobe.randomness import numpy_generator
 from attnprobe.results import variable
-from attnprobe.scores import Heads
+from attnprobe.scores import Heads, alike, positions
 from attnprobe.statistics import Moments, gradient_product, gradient_statistics, score_statistics
 from attnprobe.statistics.directions import (
     SUBSPACES,
@@ -149,7 +151,7 @@ def gradients(
 
     - *circulant* and *toeplitz*, each *band*, *exponential* and *linear*: proximity profiles with half-width or decay
       length ``length_scale``, with and without wrapping around the sequence, orthogonal to *offset 0*; circulant ones
-      only in layers without masked keys;
+      only in layers without masked keys, if no tokens inside sequences are left out;
     - *offset 0*: the score of each token with itself;
     - *measured profile*: the network's own mean offset profile, orthogonal to *offset 0*;
     - *column*: a random function of the key, the positive control, to which labels are not blind;
@@ -163,7 +165,8 @@ def gradients(
     - ``squared_cosine`` (direction): share of the gradient energy (squared norm) along the direction;
     - ``energy_share`` (subspace): share of the energy in all functions of the offset modulo n (*circulant*), of the
       offset (*toeplitz*), of the key (*column*), and the part explained by neither offset nor key (*rest*).
-      ``energy_share_of_noise`` (subspace only, and layer with sliding windows): the same for white noise;
+      ``energy_share_of_noise`` (subspace only, and layer with sliding windows): the same for white noise in the longest
+      sequence, or the mean over sequences if tokens inside them are left out;
     - ``descent_by_offset`` (offset): minus the derivative of the loss with respect to a bias at each offset;
     - ``gradient_norm``: norm of the gradient;
     - ``mean_token_share``, ``rank_one_share``: shares of the energy of the gradient with respect to $W_Q W_K^\top$ that
@@ -232,8 +235,14 @@ def gradients(
         "subspace": list(SUBSPACES),
     }
     left_out = undefined(request.network, "*", up_to=0)
-    if request.network.shape.windows or request.network.shape.causal:
+    by_view = [geometries(request, view, None) for view in views(request.network).values()]
+    some_absent = any(pairs.absent for pairs in by_view[0])
+    if request.network.shape.windows or request.network.shape.causal or some_absent:
         left_out["circulant"] = "undefined (NaN) or absent where keys are masked"
+    if not all(pairs.shares_only_linear for of_view in by_view for pairs in of_view):
+        left_out["energy_share_of_noise"] = (
+            "rest: unknown (NaN) on a grid, or with gaps longer than every run of tokens"
+        )
     if (losses[0], "", "mean_token_share") not in tallies.measured:
         left_out["mean_token_share, rank_one_share"] = "the scores do not come from a single query-key map"
     facts = {
@@ -322,25 +331,29 @@ def mean_profiles(network: Network, of: Probe, most: int) -> list[list[Tensor]]:
     split = of.task.train
     lengths = lengths_of(split)
     rows = np.flatnonzero(lengths == lengths.max())[:most]
-    sums: list[dict[int, Tensor]] = [{}, {}]
+    layers, found = range(network.shape.layers), list(views(network).values())
+    moments = [[Moments() for _ in layers] for _ in found]
 
     def add_profiles(heads: Heads) -> None:
         statistics = score_statistics(heads.scores)
-        for total, view_statistics in zip(sums, (statistics.in_line(), statistics), strict=True):
-            profile = view_statistics.offset_profile.nan_to_num().sum(0) / len(rows)
-            total[heads.layer] = total.get(heads.layer, 0) + profile
+        for view, of_view in zip(found, moments, strict=True):
+            profile = (statistics if len(view.shape) == 2 else statistics.in_line()).offset_profile.numpy()
+            if heads.scores.real is not None:  # profiles are defined up to a constant
+                profile = profile - mean_over_shared(profile, geometry_of(view, heads.scores.shape[2]))
+            of_view[heads.layer].add(profile)
 
     for _, batch in chunks(split, rows, network):
         read(network, batch, of.objectives[0], add_profiles)
-    missing, layers = network.shape.n - int(lengths.max()), range(network.shape.layers)
-    line_profiles = [F.pad(sums[0][layer], (missing, missing)) for layer in layers]
-    return [line_profiles, [sums[1][layer] for layer in layers]] if network.shape.grid is not None else [line_profiles]
+    profiles = [[torch.from_numpy(one.mean).nan_to_num() for one in of_view] for of_view in moments]
+    missing = network.shape.n - int(lengths.max())
+    return [[F.pad(profile, (missing, missing)) for profile in profiles[0]], *profiles[1:]]
 
 
 def _add_statistics(setup: _Setup, prepared: _Prepared, sample: Sample, add: Add) -> None:
     """Add the statistics of each loss under (loss, prefix, name), and the cosines under (loss, other_loss)."""
     n = setup.request.network.shape.n
-    directions = functools.cache(lambda window: _directions(setup, sample.length, window))
+    directions = functools.cache(functools.partial(_directions, setup, sample.length))
+    groups = _alike(setup.request.network, sample.batch)
     gradients_by_loss: dict[str, list[tuple[Heads, Tensor]]] = {}
     norms: dict[tuple[str, int], Tensor] = {}
     for loss, network in prepared.networks.items():
@@ -348,8 +361,13 @@ def _add_statistics(setup: _Setup, prepared: _Prepared, sample: Sample, add: Add
         for heads, dz in gradients_by_loss[loss]:
             profiles = {prefix: layer_profiles[heads.layer] for prefix, layer_profiles in prepared.profiles.items()}
             window = setup.request.network.shape.window(heads.layer)
-            statistics = _statistics(setup, heads, dz, directions(window), profiles, sample.order)
-            if window is not None:  # also in rows that the window covers
+            parts = []
+            for rows, absent in groups:
+                of_rows, of_dz = (heads, dz) if absent is None else (heads.of_rows(rows), dz[rows.to(dz.device)])
+                parts.append(_statistics(setup, of_rows, of_dz, directions(window, absent), profiles, sample.order))
+            order = torch.cat([rows for rows, _ in groups]).argsort()
+            statistics = {name: torch.cat([part[name] for part in parts])[order] for name in parts[0]}
+            if window is not None or groups[0][1] is not None:  # also in rows without masked keys
                 for prefix in setup.views:
                     statistics[prefix, "energy_share"][..., SUBSPACES.index("circulant")] = torch.nan
             norms[loss, heads.layer] = statistics["", "gradient_norm"]
@@ -365,9 +383,17 @@ def _add_statistics(setup: _Setup, prepared: _Prepared, sample: Sample, add: Add
             add((a, b), layer, gradient_product(*pair) / norm_product.where(norm_product > 0, torch.nan))
 
 
+def _alike(network: Network, batch: Batch) -> list[tuple[Tensor, tuple[int, ...] | None]]:
+    """Return the rows that measure the same tokens, with the absent ones; None if no token of any batch is left out."""
+    left_out = network.left_out(batch) if isinstance(network, LeavesOut) else None
+    if left_out is None:
+        return [(torch.arange(len(batch.inputs)), None)]
+    return [(rows, positions(tokens)) for rows, tokens in alike(left_out)]
+
+
 @dataclass(frozen=True)
 class _Directions:
-    """Directions for sequences of one length and layers of one window."""
+    """Directions for sequences of one length and the same measured tokens, and layers of one window."""
 
     by_view: Mapping[str, Tensor]
     """[direction, offset]: unit functions of the offset, except the measured profile."""
@@ -377,25 +403,25 @@ class _Directions:
     """[query, 1] and [key, 1]: factors of a unit matrix of rank one."""
 
 
-def _directions(setup: _Setup, length: int, window: int | None = None) -> _Directions:
+def _directions(
+    setup: _Setup, length: int, window: int | None = None, absent: tuple[int, ...] | None = None
+) -> _Directions:
     by_view = {}
     for prefix, view in setup.views.items():
-        pairs = geometry_of(view, length, window)
-        proximity = torch.stack(
-            [without_own_pair(profile, pairs) for profile in proximity_profiles(pairs, setup.length_scale).values()]
-        )
-        if window is not None:
-            circulant = [name.startswith("circulant") for name in proximity_profiles(pairs, setup.length_scale)]
-            proximity[torch.tensor(circulant)] = torch.nan
+        pairs = geometry_of(view, length, window, absent or ())
+        named = proximity_profiles(pairs, setup.length_scale)
+        proximity = torch.stack([without_own_pair(profile, pairs) for profile in named.values()])
+        if window is not None or absent is not None:
+            proximity[torch.tensor([name.startswith("circulant") for name in named])] = torch.nan
         by_view[prefix] = unit(torch.cat([proximity, own_pair(pairs)[None]]), pairs)
     shape = setup.request.network.shape
-    pairs = geometry((length,), shape.causal, window)
+    pairs = geometry((length,), shape.causal, window, absent or ())
     draws = numpy_generator(setup.request.seed, "gradients directions").standard_normal((3, shape.n))
     column, left, right = torch.from_numpy(draws[:, :length])
 
     def centred_squares(u: Tensor) -> Tensor:
         """Return the sum of squares of u over the visible keys of each query, centred over these keys."""
-        return pairs.sum_over_keys(u.square()) - pairs.sum_over_keys(u).square() / pairs.keys
+        return pairs.sum_over_keys(u.square()) - pairs.mean_over_keys(pairs.sum_over_keys(u).square())
 
     def normalised(x: Tensor, squared_norm: Tensor) -> Tensor:
         """Normalise x; 0 for a sequence of one token, which has no such direction."""
@@ -490,7 +516,7 @@ def _variables(setup: _Setup, tallies: Tallies) -> dict[str, xr.Variable]:
                 for name in per_loss[0]
             }
         shape = setup.request.network.shape
-        noise_shares = [dimensions(geometry_of(view, shape.n, window)) for window in shape.windows or (None,)]
+        noise_shares = [_noise_shares(setup.request, view, window) for window in shape.windows or (None,)]
         values = np.array([[shares[name] for name in SUBSPACES] for shares in noise_shares])
         variables[f"{prefix}energy_share_of_noise"] = variable(
             ("layer", "subspace") if shape.windows else ("subspace",),
@@ -499,6 +525,15 @@ def _variables(setup: _Setup, tallies: Tallies) -> dict[str, xr.Variable]:
             "1",
         )
     return variables | (_cosines(setup, head, tallies) if len(setup.losses) > 1 else {})
+
+
+def _noise_shares(request: Request, view: View, window: int | None) -> dict[str, float]:
+    """Return the energy shares of white noise in the longest sequence, or their mean if tokens inside are left out."""
+    by_sequence = geometries(request, view, window)
+    if not any(pairs.absent for pairs in by_sequence):
+        return dimensions(geometry_of(view, request.network.shape.n, window))
+    shares = [dimensions(pairs) for pairs in by_sequence]
+    return {name: float(np.mean([one[name] for one in shares])) for name in SUBSPACES}
 
 
 def _signal(prefix: str, axes: Mapping[str, int], tallies: Tallies, key: tuple[str, ...]) -> dict[str, xr.Variable]:
@@ -565,8 +600,13 @@ def _curvatures(setup: _Setup, prepared: _Prepared, rows: np.ndarray) -> dict[st
             if OBJECTIVES[loss].masks_tokens:
                 mask = torch.from_numpy(masked[rows[indices], : inputs.shape[1]]).to(inputs.device)
             batch = replace(batch, inputs=inputs)
-            for layer, moments in enumerate(moments_by_loss[loss]):
-                moments.add(_second_derivatives(setup, double, batch, loss, mask, layer, prepared, prefix))
+            for group, absent in _alike(double, batch):
+                of_group = replace(batch, inputs=inputs[group], labels=batch.labels[group])
+                of_mask = None if mask is None else mask[group]
+                for layer, moments in enumerate(moments_by_loss[loss]):
+                    moments.add(
+                        _second_derivatives(setup, double, of_group, loss, of_mask, layer, prepared, prefix, absent)
+                    )
     return moments_by_loss
 
 
@@ -579,12 +619,13 @@ def _second_derivatives(
     layer: int,
     prepared: _Prepared,
     prefix: str,
+    absent: tuple[int, ...] | None,
 ) -> np.ndarray:
     """Return the second derivatives with respect to the scores of one layer, [sequence, head, direction]."""
     length, heads = batch.inputs.shape[1], network.shape.heads
     window = network.shape.window(layer)
-    fixed_directions = _directions(setup, length, window).by_view[prefix]
-    pairs = geometry_of(setup.views[prefix], length, window)
+    fixed_directions = _directions(setup, length, window, absent).by_view[prefix]
+    pairs = geometry_of(setup.views[prefix], length, window, absent or ())
     profile = prepared.profiles[prefix][layer]
     excess = (profile.shape[-1] - fixed_directions.shape[-1]) // 2
     profiles = unit(without_own_pair(profile[:, excess : profile.shape[-1] - excess], pairs), pairs)

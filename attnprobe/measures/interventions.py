@@ -34,9 +34,9 @@ from attnprobe.measures.edits import Edit, Material, Traits, shuffled
 from attnprobe.measures.gradients import mean_profiles
 from attnprobe.measures.terms import Means, Parts, means, visit_parts
 from attnprobe.networks import probe
-from attnprobe.networks.base import Attend, Network, Resumes, Swaps, read
+from attnprobe.networks.base import Attend, LeavesOut, Network, Resumes, Swaps, read
 from attnprobe.randomness import numpy_generator
-from attnprobe.scores import Heads, Scores
+from attnprobe.scores import Heads, Scores, order_among
 from attnprobe.tables import EDITS
 from attnprobe.training.checkpoint import load
 from attnprobe.training.objectives import Batch, Predictions
@@ -109,7 +109,8 @@ def interventions(
     sequences, and, except for ``base_...``, ``NAME_null`` (null, draw): the effect of an edit of the same norm
     (row-centred) with its values at permuted offsets or positions. The null exists for offset profiles,
     position-position terms and the imposed bias, and is NaN for other interventions. An effect outside the null depends
-    on where the edited values are, not only on their size.
+    on where the edited values are, not only on their size. If special tokens inside a sequence are left out
+    (`attnprobe.network`), norms of functions of the offset are over all its positions.
 
     For masked reconstruction, tokens are masked as in training; offset profiles are computed from unmasked sequences.
     ``objective``, ``train_accuracy`` and ``test_accuracy`` (no dims) describe the checkpoint.
@@ -352,6 +353,9 @@ def _materials(
     network_biases = list(biases)
     order = permutation("interventions", request.seed, draw or 0, network.shape.n)
     order = torch.from_numpy(order[order < length])
+    left_out = network.left_out(sample.batch) if isinstance(network, LeavesOut) else None
+    orders = order[None] if left_out is None else torch.stack([order_among(order, ~row) for row in left_out])
+    orders = orders[:, None, :, None].to(device)
     if draw is not None:
         generator = numpy_generator(request.seed, "interventions offsets", draw)
         profiles = [shuffled(profile, own, generator) for profile, own in zip(profiles, by_layer, strict=True)]
@@ -387,8 +391,8 @@ def _materials(
         return Material(
             network,
             profile,
-            q if draw is None else q[:, :, order],
-            k if draw is None else k[:, :, order],
+            q if draw is None else q.take_along_dim(orders, 2),
+            k if draw is None else k.take_along_dim(orders, 2),
             cast(bias),
             cast(bias_change),
             proximity,

@@ -169,7 +169,7 @@ def positions(
 
             def add_layer(layer: int, parts: Parts) -> None:
                 for prefix, values in _statistics(parts, views_by_prefix, window, order).items():
-                    if sample.length > sample.shortest:
+                    if sample.length > sample.shortest or parts.scores.real is not None:
                         profile = values["score_by_offset"]
                         shortest = geometry_of(views_by_prefix[prefix], sample.shortest, parts.scores.window)
                         profile -= mean_over_shared(profile, shortest)
@@ -224,8 +224,8 @@ def _statistics(
     scores, terms = parts.scores, list(parts.terms.values())
     covariances = torch.stack([covariance(term, scores) for term in terms], dim=-1)
     variance = covariance(scores, scores)
-    std = (variance / scores.geometry.keys.sum()).sqrt()[..., None]
     grid_statistics = [score_statistics(replace(term, order=order)) for term in terms]
+    std = (variance / grid_statistics[0].pairs.sum(-1, keepdim=True)).sqrt()[..., None]
     statistics = {}
     for prefix in views_by_prefix:
         term_statistics = grid_statistics if prefix else [of_term.in_line() for of_term in grid_statistics]

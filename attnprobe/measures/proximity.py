@@ -20,9 +20,9 @@ from attnprobe.measures.driver import (
     View,
     check_window,
     checked_request,
+    geometries,
     geometry_of,
     labelled,
-    lengths_of,
     mean_over_shared,
     over_sequences,
     result,
@@ -125,8 +125,8 @@ def proximity(
 
     For images, the same variables except ``entropy`` and ``sink_mass`` are also computed over two-dimensional offsets
     (``row_offset``, ``column_offset``), with distances in pixels and names that start with ``grid_``. If the network
-    prepends a token ([CLS]), all statistics are restricted to the tokens of the sequence, with a softmax that excludes
-    [CLS].
+    prepends a token ([CLS]) or special tokens are left out (`attnprobe.network`), all statistics are restricted to the
+    other tokens, with a softmax among them.
     ``objective``, ``train_accuracy`` and ``test_accuracy`` (no dims) describe the checkpoint.
 
     Args:
@@ -189,7 +189,7 @@ def _add_statistics(
     missing = request.network.shape.n - sample.length
     for prefix, values in _statistics(replace(heads.scores, order=sample.order), views_by_prefix, windows).items():
         profile = values["score_by_offset"]
-        if sample.length > sample.shortest:
+        if sample.length > sample.shortest or heads.scores.real is not None:
             # A profile is defined up to a constant: set its mean over the offsets shared by all sequences to 0.
             profile -= mean_over_shared(
                 profile, geometry_of(views_by_prefix[prefix], sample.shortest, heads.scores.window)
@@ -214,7 +214,7 @@ def _statistics(
             score, pattern = score.in_line(), pattern.in_line()
         values = {
             "score_by_offset": score.offset_profile,
-            "pattern_by_offset": pattern.mass_by_offset * pattern.geometry.n / pattern.pairs[:, None],
+            "pattern_by_offset": pattern.mass_by_offset * (pattern.queries[:, None] / pattern.pairs)[:, None],
             "toeplitz_share": score.toeplitz_share,
             "proximity_contrast": score.contrast(windows[-1]),
             "mean_distance": pattern.mean_distance,
@@ -231,9 +231,8 @@ def _statistics(
 def _uniform(request: Request, view: View, window: int | None) -> np.ndarray:
     """Return the attention weight at each offset of uniform attention in a layer, mean over sequences."""
     moments = Moments()
-    for length in lengths_of(request.probe.task.test)[request.rows].tolist():
-        pairs = geometry_of(view, length, window)
-        moments.add(widened((pairs.uniform / pairs.count).numpy()[None], request.network.shape.n - length))
+    for pairs in geometries(request, view, window):
+        moments.add(widened((pairs.uniform / pairs.count).numpy()[None], math.prod(view.shape) - pairs.n))
     return moments.mean
 
 

@@ -31,7 +31,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from attnprobe.networks.base import AddsPositions, KnowsPositions, Mask, Network, read
+from attnprobe.networks.base import AddsPositions, KnowsPositions, LeavesOut, Mask, Network, read
 from attnprobe.scores import Heads, Scores
 from attnprobe.training.objectives import Batch
 
@@ -83,37 +83,42 @@ INVERSE = ("inverse scale", 0, 0)
 
 @torch.no_grad()
 def means(network: Network, batches: Iterable[Batch], objective: str = "labels") -> Means:
-    """Return the means over batches; positions that no sequence has get the mean of the others."""
+    """Return the means over batches, of measured tokens; positions without any get the mean of the others."""
     n, layers = network.shape.n, range(network.shape.layers)
     rotates = isinstance(network, KnowsPositions) and network.rotates
     sums: dict[tuple[str, int, int], Tensor] = {}
     count = torch.zeros(n, dtype=torch.float64)
     factors: dict[int, float] = {}
 
-    def add(key: tuple[str, int, int], x: Float[Tensor, "*lead token width"]) -> None:
+    def add(key: tuple[str, int, int], x: Float[Tensor, "batch *head token width"]) -> None:
+        if left_out is not None:
+            shape = (len(x), *[1] * (x.ndim - 3), x.shape[-2], 1)
+            x = x.masked_fill(left_out.to(x.device).view(shape), 0.0)
+        total = x.sum(0).cpu()
         if key not in sums:
-            sums[key] = x.new_zeros(*x.shape[:-2], n, x.shape[-1])
-        sums[key][..., : x.shape[-2], :] += x
+            sums[key] = total.new_zeros(*total.shape[:-2], n, total.shape[-1])
+        sums[key][..., : total.shape[-2], :] += total
 
     def add_heads(heads: Heads) -> None:
         scores = heads.scores
         factors[heads.layer] = scores.factor
         for side, x in enumerate((scores.q.double(), scores.k.double())):
-            add(("score", heads.layer, side), x.sum(0).cpu())
+            add(("score", heads.layer, side), x)
             if isinstance(network, KnowsPositions) and rotates:
                 rotations = -torch.arange(x.shape[2], dtype=torch.float64) - network.shape.prefix
-                add(("unrotated", heads.layer, side), network.turn(x, rotations).sum(0).cpu())
-                add(("lengths", heads.layer, side), x.unflatten(-1, (-1, 2)).norm(dim=-1).sum(0).cpu())
+                add(("unrotated", heads.layer, side), network.turn(x, rotations))
+                add(("lengths", heads.layer, side), x.unflatten(-1, (-1, 2)).norm(dim=-1))
 
     for batch in batches:
-        count[: batch.inputs.shape[1]] += len(batch.inputs)
+        left_out = network.left_out(batch) if isinstance(network, LeavesOut) else None
+        count[: batch.inputs.shape[1]] += len(batch.inputs) if left_out is None else (~left_out).sum(0)
         read(network, batch, objective, add_heads)
         scale = network.first_scale(batch) if isinstance(network, KnowsPositions) else None
         if scale is not None:
-            add(INVERSE, (1 / scale.double()).sum(0).cpu())
+            add(INVERSE, 1 / scale.double())
         parts = network.first_position_parts(batch) if isinstance(network, AddsPositions) else None
         for side, part in enumerate(parts or ()):
-            add(("first", 0, side), part.double().sum(0).cpu())
+            add(("first", 0, side), part.double())
 
     def over_positions(key: tuple[str, int, int]) -> Tensor:
         return sums[key].sum(-2) / count.sum()

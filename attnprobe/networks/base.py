@@ -7,9 +7,9 @@ three purposes:
 - *differentiate*: make z a leaf and compute the gradient of a loss with respect to it (`differentiate`);
 - *edit*: return another z.
 
-Optional capabilities are separate protocols (`KnowsPositions`, `AddsPositions`, `KnowsMaps`, `Resumes`, `Fits`,
-`Swaps`, `Doubles`). A measure checks for them with ``isinstance``; it omits variables that need a missing capability
-and lists them in its result.
+Optional capabilities are separate protocols (`LeavesOut`, `KnowsPositions`, `AddsPositions`, `KnowsMaps`, `Resumes`,
+`Fits`, `Swaps`, `Doubles`). A measure checks for them with ``isinstance``; it omits variables that need a missing
+capability and lists them in its result.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -88,6 +88,15 @@ class Network(Protocol):
 
     def untrained(self, seed: int) -> "Network | None":
         """Return a newly initialised network of the same configuration, or None if that is impossible."""
+        ...
+
+
+@runtime_checkable
+class LeavesOut(Protocol):
+    """Network that does not measure some tokens inside its sequences, although they attend and are attended to."""
+
+    def left_out(self, batch: Batch) -> Bool[Tensor, "batch token"] | None:
+        """Return which tokens are not measured, on the CPU, or None if there are none in any batch."""
         ...
 
 
@@ -245,7 +254,7 @@ def device_of(network: Network) -> torch.device:
 
 
 def read(network: Network, batch: Batch, objective: str, see: Callable[[Heads], object], mask: Mask = None) -> None:
-    """Run a forward pass and call ``see`` with the `Heads` of each layer, without the prepended tokens."""
+    """Run a forward pass and call ``see`` with the `Heads` of each layer, between measured tokens (`Heads.inner`)."""
 
     def attend(heads: Heads) -> Tensor:
         see(heads.inner().detached())
@@ -264,7 +273,7 @@ def differentiate(
     objective: str,
     mask: Mask = None,
     change: Callable[[Heads], Heads] = lambda heads: heads,
-) -> list[tuple[Heads, Float[Tensor, "batch head token d_head"]]]:
+) -> list[tuple[Heads, Float[Tensor, "batch head any_token d_head"]]]:
     """Return the heads of every layer with the gradient of each sequence's mean loss with respect to their z.
 
     ``change`` edits the heads of each layer before they attend.

@@ -130,39 +130,103 @@ def joined(rows: Rows, reference: Rows) -> Rows:
     return Rows(tensors, rows.positional, np.concatenate(lengths) if lengths else None, rows.padded, len(reference))
 
 
-def special_tokens(model: nn.Module, rows: Rows, tokenizer: Any, leave_out: Any) -> tuple[int, int]:
-    """Return the number of special tokens at the beginning and at the end of every row."""
-    if isinstance(leave_out, tuple):
+@dataclass(frozen=True)
+class LeftOut:
+    """Tokens that attend and are attended to, but are not measured."""
+
+    prefix: int = 0
+    """Number of them at the beginning of every row."""
+    suffix: int = 0
+    """Number of them at the end of every row."""
+    inside: Tensor | None = None
+    """[row, token]: which tokens between prefix and suffix are left out too; None if there are none in any row."""
+
+    @property
+    def ends(self) -> int:
+        """Number at both ends."""
+        return self.prefix + self.suffix
+
+
+def special_tokens(
+    model: nn.Module, rows: Rows, tokenizer: Any, leave_out: Any, tokens: int, grid: tuple[int, int] | None
+) -> LeftOut:
+    """Return which of the tokens of every row are left out."""
+    if isinstance(leave_out, tuple) and all(isinstance(x, int) for x in leave_out):
         if len(leave_out) != 2 or min(leave_out) < 0:
             raise UsageError(f"leave_out={leave_out}: must be the number of tokens at the beginning and at the end")
-        return leave_out
-    if leave_out not in ("special", "none"):
-        raise UsageError(f"leave_out={leave_out!r}: must be special, none, or (at the beginning, at the end)")
+        return LeftOut(*leave_out)
     config: Any = getattr(model, "config", None)
+    lengths = torch.full((len(rows),), tokens) if rows.lengths is None else torch.as_tensor(rows.lengths)
+    if not isinstance(leave_out, str):
+        return _ends_and_inside(_checked_mask(leave_out, len(rows), tokens), lengths, grid)
+    if leave_out not in ("special", "none"):
+        raise UsageError(
+            f"leave_out={leave_out!r}: must be special, none, (at the beginning, at the end), or Boolean [row, token]"
+        )
     if leave_out == "special" and is_attnprobe(model):
-        return config.n_prefix, 0
+        return LeftOut(config.n_prefix)
+    if leave_out == "special" and grid is not None and tokenizer is None and rows.lengths is None:
+        if tokens < grid[0] * grid[1]:
+            raise UsageError(f"grid={grid}: has more patches than the {tokens} tokens of the model")
+        return LeftOut(tokens - grid[0] * grid[1])  # class, distillation and register tokens come first
     ids = rows.tensors.get("input_ids")
     if leave_out == "none" or ids is None:
-        return 0, 0
-    source = config if tokenizer is None else tokenizer
-    known = {getattr(source, f"{name}_token_id", None) for name in ("bos", "eos", "cls", "sep", "pad")}
-    special = torch.isin(ids, torch.tensor(sorted(x for x in known if isinstance(x, int)), dtype=ids.dtype))
-    lengths = torch.full((len(ids),), ids.shape[1]) if rows.lengths is None else torch.as_tensor(rows.lengths)
-    real = torch.arange(ids.shape[1]) < lengths[:, None]
-    starts = (special | ~real).int().cumprod(1).sum(1)
-    ends = (special | ~real).flip(1).int().cumprod(1).sum(1) - (ids.shape[1] - lengths)
-    prefix, suffix = int(starts[0]), int(ends[0])
-    inner = (
-        special & (torch.arange(ids.shape[1]) >= prefix) & (torch.arange(ids.shape[1]) < (lengths - suffix)[:, None])
-    )
-    if (starts != prefix).any() or (ends != suffix).any() or inner.any():
-        raise UsageError(
-            "special tokens differ between rows or are inside them: pass leave_out='none', or the number of tokens to "
-            "leave out at both ends, as in leave_out=(1, 1)"
-        )
+        return LeftOut()
+    left_out = _ends_and_inside(_special(ids, config if tokenizer is None else tokenizer, lengths, rows), lengths, grid)
     if tokenizer is None:
-        _warn_of_shared_ends(ids, lengths, prefix, suffix)
-    return prefix, suffix
+        _warn_of_shared_ends(ids, lengths, left_out.prefix, left_out.suffix)
+    return left_out
+
+
+def _special(ids: Tensor, source: Any, lengths: Tensor, rows: Rows) -> Tensor:
+    """Return which ids, [row, token], are special ones of a tokenizer or configuration."""
+
+    def among(*names: str) -> Tensor:
+        known = {getattr(source, f"{name}_token_id", None) for name in names}
+        return torch.isin(ids, torch.tensor(sorted(x for x in known if isinstance(x, int)), dtype=ids.dtype))
+
+    special = among("bos", "eos", "cls", "sep", "pad")
+    padding = special & ~among("bos", "eos", "cls", "sep")
+    if rows.lengths is None and (counts := padding.sum(1)).max() > counts.min():
+        row = int(counts.argmax())
+        raise UsageError(
+            f"row {row} of input_ids has {int(counts[row])} padding tokens (id {int(ids[row][padding[row]][0])}): pass "
+            "attention_mask too, or leave_out='none' if they are no padding"
+        )
+    return special
+
+
+def _checked_mask(leave_out: Any, rows: int, tokens: int) -> Tensor:
+    """Return a user's Boolean array [row, token]."""
+    mask = _tensor(leave_out, "leave_out").cpu()
+    if mask.dtype != torch.bool or mask.shape != (rows, tokens):
+        raise UsageError(
+            f"leave_out of shape {tuple(mask.shape)} and type {mask.dtype}: must be Boolean [row, token] = "
+            f"{(rows, tokens)}, with the rows of the reference last"
+        )
+    return mask
+
+
+def _ends_and_inside(left_out: Tensor, lengths: Tensor, grid: tuple[int, int] | None) -> LeftOut:
+    """Split the tokens that are left out into those at the ends of all rows, and others."""
+    tokens = left_out.shape[1]
+    place = torch.arange(tokens)
+    real = place < lengths[:, None]
+    left_out = left_out & real
+    if not (has_tokens := (real & ~left_out).any(1)).all():
+        row = int((~has_tokens).int().argmax())
+        raise UsageError(f"row {row}: has no tokens besides {int(left_out[row].sum())} special ones")
+    prefix = int(left_out.int().cumprod(1).sum(1).min())
+    suffix = int(((left_out | ~real).flip(1).int().cumprod(1).sum(1) - (tokens - lengths)).min())
+    if grid is not None and (others := tokens - grid[0] * grid[1]) >= 0:
+        # Tokens that are left out on the grid keep their place on it.
+        prefix, most = min(prefix, others), suffix
+        suffix = others - prefix
+        if suffix > most:
+            raise UsageError(f"grid={grid}: leave_out must be True for the {others} tokens that are no patches")
+    n = tokens - prefix - suffix
+    inside = left_out[:, prefix : prefix + n] & (place[:n] < (lengths - prefix - suffix)[:, None])
+    return LeftOut(prefix, suffix, inside if inside.any() else None)
 
 
 def _warn_of_shared_ends(ids: Tensor, lengths: Tensor, prefix: int, suffix: int) -> None:

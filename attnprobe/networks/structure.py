@@ -21,8 +21,9 @@ def scores_of(
     suffix: int = 0,
     grid: tuple[int, int] | None = None,
     known: tuple[bool, int | None] | None = None,
+    left_out: Tensor | None = None,
 ) -> Scores:
-    """Return the scores of a call; prefix and suffix are left out of statistics.
+    """Return the scores of a call; prefix, suffix and ``left_out`` [batch, token] are left out of statistics.
 
     ``known`` is whether the mask is causal, and its window, if that was found in another batch.
 
@@ -69,6 +70,7 @@ def scores_of(
         window=window,
         sink=call.sink,
         special_width=special_width,
+        left_out=left_out,
     )
 
 

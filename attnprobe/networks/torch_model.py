@@ -11,7 +11,7 @@ import math
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Literal
 
@@ -25,7 +25,7 @@ from attnprobe.config import DataSpec
 from attnprobe.errors import UsageError, listed
 from attnprobe.networks.base import Attend, Mask, Probe, Shape
 from attnprobe.networks.calls import Call, calls, replay_error, watching
-from attnprobe.networks.inputs import Rows, grid_of, is_attnprobe, joined, rows_of, special_tokens
+from attnprobe.networks.inputs import LeftOut, Rows, grid_of, is_attnprobe, joined, rows_of, special_tokens
 from attnprobe.networks.position_table import PositionTable, find_table, position_parts
 from attnprobe.networks.structure import is_product, scores_of
 from attnprobe.provenance import fingerprint
@@ -59,8 +59,8 @@ class TorchModel:
     sites: tuple[Site, ...]
     """Attention calls that are measured, one per layer, in the order of the forward pass."""
     shape: Shape
-    special: tuple[int, int]
-    """Number of special tokens at the beginning and at the end, which are not measured."""
+    special: LeftOut
+    """Special tokens, which are not measured."""
     initial: Callable[[int], nn.Module] | None
     """Function from a seed to a newly initialised model."""
     labels: Tensor | None = None
@@ -71,6 +71,8 @@ class TorchModel:
     """Bias between the measured tokens of the longest rows at their offsets, [head, offset], in each layer."""
     table: PositionTable | None = None
     """Position vectors that the model adds to its inputs, if they are found."""
+    running: list[Batch] = field(default_factory=list)
+    """Batch of the forward pass that is running, if one is."""
 
     def parameters(self) -> Iterator[nn.Parameter]:
         """Iterate over the weights."""
@@ -84,14 +86,16 @@ class TorchModel:
         """
         seen: set[Site] = set()
         layers = {site: layer for layer, site in enumerate(self.sites)}
-        prefix, suffix = self.special
+        prefix, suffix = self.special.prefix, self.special.suffix
 
         def answer(call: Call, own: Callable[[], Tensor]) -> Tensor:
             layer = layers.get((call.site, call.turn))
             if layer is None:
                 return own()
             seen.add((call.site, call.turn))
-            scores = scores_of(call, prefix, suffix, self.shape.grid, self._mask_of(layer))
+            left_out = self.left_out(self.running[-1]) if self.running else None
+            left_out = None if left_out is None else F.pad(left_out, (prefix, suffix)).to(call.q.device)
+            scores = scores_of(call, prefix, suffix, self.shape.grid, self._mask_of(layer), left_out)
 
             def by(edited: Scores, v: Tensor) -> Tensor:
                 return own() if edited is scores and v is call.v else edited.attend(v).to(call.v.dtype)
@@ -102,6 +106,11 @@ class TorchModel:
             yield
         if missing := [path for path, turn in self.sites if (path, turn) not in seen]:
             raise UsageError(f"{listed(missing)}: did not attend in this batch, but did when the model was loaded")
+
+    def left_out(self, batch: Batch) -> Tensor | None:
+        """Return which tokens between prefix and suffix are not measured, or None if there are none in any batch."""
+        inside, (rows, length) = self.special.inside, (batch.inputs[:, 0].cpu(), batch.inputs.shape[1])
+        return None if inside is None else inside[rows, :length]
 
     def layer_bias(self, layer: int) -> Tensor | None:
         """Return the bias between n tokens at their offsets, [head, offset], in a layer."""
@@ -122,7 +131,8 @@ class TorchModel:
         def answer(call: Call, own: Callable[[], Tensor]) -> Tensor:
             if (call.site, call.turn) != self.sites[0]:
                 return own()
-            found.append(scores_of(call, *self.special, self.shape.grid, self._mask_of(0)).between_tokens())
+            prefix, suffix = self.special.prefix, self.special.suffix
+            found.append(scores_of(call, prefix, suffix, self.shape.grid, self._mask_of(0)).between_tokens())
             raise _Reached
 
         try:
@@ -142,21 +152,24 @@ class TorchModel:
 
         ``tensors`` replaces parameters and buffers of these names.
         """
-        prefix, suffix = self.special
-        inputs = self.rows.select(batch.inputs[:, 0], batch.inputs.shape[1] + prefix + suffix)
+        inputs = self.rows.select(batch.inputs[:, 0], batch.inputs.shape[1] + self.special.ends)
         inputs = {name: x.to(next(self.parameters()).device) for name, x in inputs.items()}
         if mask is not None and bool(mask.any()):
             assert self.mask_id is not None
-            hidden = F.pad(mask, (prefix, suffix))
+            hidden = F.pad(mask, (self.special.prefix, self.special.suffix))
             inputs["input_ids"] = inputs["input_ids"].masked_fill(hidden, self.mask_id)
         args, kwargs = (tuple(inputs.values()), {}) if self.rows.positional else ((), inputs)
-        if not tensors:
-            return self.model(*args, **kwargs), inputs
-        return functional_call(self.model, dict(tensors), args, kwargs), inputs
+        self.running.append(batch)
+        try:
+            if not tensors:
+                return self.model(*args, **kwargs), inputs
+            return functional_call(self.model, dict(tensors), args, kwargs), inputs
+        finally:
+            self.running.pop()
 
     def predictions(self, batch: Batch, objective: str, mask: Mask = None) -> Predictions:
         """Run the model and return its predictions: those of the user's loss, of its logits, or none."""
-        rows, (prefix, suffix) = torch.arange(len(batch.inputs)), self.special
+        rows, prefix, suffix = torch.arange(len(batch.inputs)), self.special.prefix, self.special.suffix
         output, inputs = self.run(batch, mask if OBJECTIVES[objective].masks_tokens else None)
         device = next(self.parameters()).device
         if objective == "labels" and self.loss is not None:
@@ -221,7 +234,7 @@ def network(
     processor: Any = None,
     site: str | None = None,
     grid: tuple[int, int] | None = None,
-    leave_out: Literal["special", "none"] | tuple[int, int] = "special",
+    leave_out: Literal["special", "none"] | tuple[int, int] | np.ndarray | Tensor = "special",
     reference: Any = None,
     initial: Callable[[int], nn.Module] | None = None,
 ) -> Probe:
@@ -244,8 +257,9 @@ def network(
         site: Pattern of the paths of the attention modules to measure, such as "encoder.*", if there are several
             kinds.
         grid: Rows and columns of the patches of an image; from the configuration of Hugging Face vision models.
-        leave_out: Tokens that are not measured although they attend and are attended to: special tokens at both ends,
-            none, or the number at the beginning and at the end.
+        leave_out: Tokens that are not measured although they attend and are attended to: "special" tokens anywhere in a
+            row, "none", the number at the beginning and at the end, (1, 1), or a Boolean array [row, token]. Tokens
+            that are left out inside a row count as positions.
         reference: Inputs for the means and offset profiles of `positions` and `interventions`, in the same form as
             ``inputs``. By default every second row is used for these, and the others are measured.
         initial: Function from a seed to a newly initialised model, for the null at initialisation. Hugging Face models
@@ -264,7 +278,6 @@ def network(
     rows = rows_of(model, inputs, tokenizer, processor)
     if reference is not None:
         rows = joined(rows, rows_of(model, reference, tokenizer, processor))
-    special = special_tokens(model, rows, tokenizer, leave_out)
     length = None if rows.lengths is None else int(rows.lengths.max())
     # The longest rows show every sliding window.
     checked = np.arange(len(rows)) if length is None else np.flatnonzero(rows.lengths == length)
@@ -283,11 +296,8 @@ def network(
         grid = patches
     if length is not None and tokens != length:
         raise UsageError(f"{first.site}: attends over {tokens} tokens, but attention_mask has {length}")
-    if grid is not None and leave_out == "special" and tokenizer is None and rows.lengths is None:
-        if tokens < grid[0] * grid[1]:
-            raise UsageError(f"grid={grid}: has more patches than the {tokens} tokens of {first.site}")
-        special = (tokens - grid[0] * grid[1], 0)  # class, distillation and register tokens come first
-    scores = [scores_of(call, *special, grid) for call, _ in selected]
+    special = special_tokens(model, rows, tokenizer, leave_out, tokens, grid)
+    scores = [scores_of(call, special.prefix, special.suffix, grid) for call, _ in selected]
     causal = {layer_scores.causal for layer_scores in scores}
     if len(causal) > 1:
         raise UsageError(
@@ -295,9 +305,9 @@ def network(
         )
     windows = tuple(layer_scores.window for layer_scores in scores)
     lengths = rows.lengths if rows.lengths is not None else np.full(len(rows), tokens)
-    measured = lengths - sum(special)
+    measured = lengths - special.ends
     if measured.min() < 1:
-        raise UsageError(f"row {int(measured.argmin())}: has no tokens besides {sum(special)} special ones")
+        raise UsageError(f"row {int(measured.argmin())}: has no tokens besides {special.ends} special ones")
     d_model = first.module_input[-1] if first.module_input is not None else first.q.shape[1] * first.q.shape[3]
     shape = Shape(
         layers=len(selected),
@@ -306,7 +316,7 @@ def network(
         d_model=d_model,
         grid=grid,
         causal=causal.pop(),
-        left_out=sum(special),
+        left_out=special.ends,
         windows=windows if any(window is not None for window in windows) else (),
         sinks=any(layer_scores.sink is not None for layer_scores in scores),
         knows_queries=all(is_product(call, one) for (call, _), one in zip(selected, scores, strict=True)),
@@ -328,7 +338,8 @@ def network(
     longest = Batch(torch.from_numpy(checked[:1, None]).expand(-1, shape.n), torch.zeros(1))
     run_first = partial(torch_model._first_scores, longest, None)
     with torch.no_grad():
-        table = find_table(model, run_first, slice(special[0], special[0] + shape.n), shape.n + sum(special), d_model)
+        between = slice(special.prefix, special.prefix + shape.n)
+        table = find_table(model, run_first, between, shape.n + special.ends, d_model)
     torch_model = replace(torch_model, table=table)
     probe = _probe(torch_model, measured, reference is None)
     return replace(probe, has_logits=isinstance(getattr(outputs[0], "logits", None), Tensor))
@@ -380,7 +391,8 @@ def _probe(model: TorchModel, lengths: np.ndarray, halves: bool) -> Probe:
         facts={
             "model": type(model.model).__name__,
             "sites": sites,
-            "special_tokens": list(model.special),
+            "special_tokens": [model.special.prefix, model.special.suffix],
+            "special_tokens_inside": 0 if model.special.inside is None else int(model.special.inside.sum()),
             "position_table": "" if model.table is None else model.table.name,
             "inputs_fingerprint": fingerprint(arrays),
             "weights_fingerprint": _weights_fingerprint(model.model),

@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from attnprobe.geometry import Geometry
-from attnprobe.scores import Scores, bias_of_pairs
+from attnprobe.scores import Part, Scores, bias_of_pairs
 
 QUERIES = 64
 """Queries per block; rounded up to full rows of pixels on a grid."""
@@ -47,9 +47,11 @@ class Block:
 
 @dataclass(frozen=True)
 class Group:
-    """A set of (sequence, head) score matrices of a batch without padding, processed together."""
+    """A set of (sequence, head) score matrices of the sequences of a part, processed together."""
 
     scores: Scores
+    geometry: Geometry
+    """Query-key pairs of the sequences."""
     sequences: Int[Tensor, " matrix"]
     """Index in the batch of each matrix."""
     heads: Int[Tensor, " matrix"]
@@ -71,9 +73,9 @@ class Group:
         return len(self.q)
 
     @property
-    def geometry(self) -> Geometry:
-        """Geometry of the scores."""
-        return self.scores.geometry
+    def stays(self) -> bool:
+        """Whether `Scores.order` permutes only the keys that each query sees, since they depend on its position."""
+        return self.geometry.causal or self.geometry.window is not None
 
     def take(self, x: Float[Tensor, "batch head token width"]) -> Float[Tensor, "matrix token width"]:
         """Select the matrices of this group from values, gradients or factors, in the type of its queries."""
@@ -131,7 +133,7 @@ class Group:
         if bias is not None:
             products += self._windows(bias, sources, slice(0, self.geometry.n))
         products = products[..., order]
-        if self.masked:
+        if self.stays:
             out.zero_().masked_scatter_(self.visible(block), products[:, self._sees(queries, order)])
         else:
             out.copy_(products)
@@ -140,7 +142,7 @@ class Group:
         """Return the tokens whose scores the queries of a block have, before `Scores.order` permutes their keys."""
         queries = torch.arange(block.start, block.stop, device=self.q.device)
         order = self.scores.order
-        return queries if order is None or self.masked else order.to(queries.device)[queries]
+        return queries if order is None or self.stays else order.to(queries.device)[queries]
 
     def visible(self, block: Block) -> Bool[Tensor, "#query key"]:
         """Return which keys are visible to the queries of a block."""
@@ -153,13 +155,21 @@ class Group:
     @property
     def masked(self) -> bool:
         """Whether some keys are not visible to some queries."""
-        return self.geometry.causal or self.geometry.window is not None
+        return self.stays or bool(self.geometry.absent)
+
+    def present(self, block: Block) -> Bool[Tensor, " query"]:
+        """Return which queries of a block are present."""
+        return self.geometry.present[block.queries].to(self.q.device)
 
     def _sees(self, queries: Int[Tensor, " query"], keys: Int[Tensor, " key"]) -> Bool[Tensor, "query key"]:
         """Return which keys are visible to which queries."""
         offset, window = keys - queries[:, None], self.geometry.window
         seen = offset <= 0 if self.geometry.causal else torch.ones_like(offset, dtype=torch.bool)
-        return seen if window is None else seen & (offset.abs() <= window)
+        seen = seen if window is None else seen & (offset.abs() <= window)
+        if not self.geometry.absent:
+            return seen
+        present = self.geometry.present.to(offset.device)
+        return seen & present[queries][:, None] & present[keys]
 
     def _windows(
         self, bias: Float[Tensor, "matrix offset"], queries: Int[Tensor, " query"], keys: slice
@@ -169,10 +179,11 @@ class Group:
         return bias_of_pairs(bias, self.geometry.shape, queries, key)
 
 
-def groups(scores: Scores) -> Iterator[Group]:
-    """Split the matrices of scores without padding into groups, and choose the block size."""
+def groups(part: Part) -> Iterator[Group]:
+    """Split the matrices of a part into groups, and choose the block size."""
+    scores = part.scores
     batch, heads, n = scores.shape
-    rows, columns = rows_and_columns(scores.geometry)
+    rows, columns = rows_and_columns(part.geometry)
     multiple = 1 if rows == 1 else columns
     queries = min(n, -(-QUERIES // multiple) * multiple)
     elements = ELEMENTS if scores.q.device.type == "cpu" else 64 * ELEMENTS
@@ -183,7 +194,7 @@ def groups(scores: Scores) -> Iterator[Group]:
         q, k = (x[sequence, head].to(dtype) for x in (scores.q, scores.k))
         bias = None if scores.bias_by_offset is None else scores.bias_by_offset[head].to(dtype)
         sink = None if scores.sink is None else scores.sink[head].to(dtype)
-        yield Group(scores, sequence.cpu(), head.cpu(), q * scores.factor, k, bias, sink, queries)
+        yield Group(scores, part.geometry, sequence.cpu(), head.cpu(), q * scores.factor, k, bias, sink, queries)
 
 
 def rows_and_columns(geometry: Geometry) -> tuple[int, int]:

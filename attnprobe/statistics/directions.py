@@ -25,13 +25,13 @@ def proximity_profiles(geometry: Geometry, length_scale: int | float) -> dict[st
     - band: 1 if d <= length_scale, else 0; exponential: $e^{-d / \lambda}$; linear: $-d$.
 
     Circulant profiles use the shortest distance around the ring. They do not exist for causal attention, and are NaN
-    with a sliding window.
+    with a sliding window or absent tokens.
     """
     axes = [torch.arange(1 - side, side, dtype=torch.float64) for side in geometry.shape]
     ring = [torch.minimum(axis.abs(), len(axis) // 2 + 1 - axis.abs()) for axis in axes]
     squares = torch.stack([axis.square() for axis in torch.meshgrid(*ring, indexing="ij")])
     around = squares.sum(0).sqrt().flatten()
-    around = around if geometry.window is None else torch.full_like(around, torch.nan)
+    around = torch.full_like(around, torch.nan) if geometry.window is not None or geometry.absent else around
     distances = {"circulant": around, "toeplitz": geometry.distance}
     if geometry.causal:
         distances.pop("circulant")
@@ -71,16 +71,26 @@ SMALLEST = 1e-12
 
 
 def dimensions(geometry: Geometry) -> dict[str, float]:
-    """Return the fraction of the dimensions of row-centred scores in each subspace: the energy share of white noise."""
-    n, pairs = geometry.n, float(geometry.count.sum())
-    total = pairs - n
-    toeplitz = float(geometry.seen.sum() - 1)
-    column = n - 1.0
+    """Return the fraction of the dimensions of row-centred scores in each subspace: the energy share of white noise.
+
+    *rest* is NaN if it is unknown (`Geometry.shares_only_linear`).
+    """
+    tokens, pairs = geometry.tokens, float(geometry.count.sum())
+    total = pairs - tokens
+    toeplitz = float((geometry.count > 0).sum() - 1)
+    column = float(tokens - geometry.pieces)  # in each piece, constants of the rows and of the keys are the same
     shared = toeplitz + column - sum(side > 1 for side in geometry.shape)
-    sizes = {"circulant": n - 1.0, "toeplitz": toeplitz, "column": column, "rest": total - shared}
-    if geometry.causal or geometry.window is not None:
+    sizes = {"circulant": tokens - 1.0, "toeplitz": toeplitz, "column": column, "rest": total - shared}
+    if _masked(geometry):
         sizes["circulant"] = float("nan")
+    if not geometry.shares_only_linear:
+        sizes["rest"] = float("nan")
     return {name: sizes[name] / total if total else float("nan") for name in SUBSPACES}
+
+
+def _masked(geometry: Geometry) -> bool:
+    """Return whether some pairs of tokens are no query-key pairs."""
+    return geometry.causal or geometry.window is not None or bool(geometry.absent)
 
 
 def energy_shares(gradient: GradientStatistics) -> Float[Tensor, "batch head subspace"]:
@@ -89,16 +99,15 @@ def energy_shares(gradient: GradientStatistics) -> Float[Tensor, "batch head sub
     The subspaces are all functions of the offset modulo n, of the offset, of the key, and the orthogonal complement of
     the last two. The shares do not add up to 1: the first subspace is part of the second, and linear functions of the
     offset are also functions of the key. NaN if the gradient is 0, and for circulant functions if some keys are masked.
-    Sequences must have no padding.
+    All sequences must have the same real tokens.
     """
     geometry = gradient.geometry
     if not torch.equal(gradient.pairs, geometry.count.expand_as(gradient.pairs)):
-        raise UsageError("gradients of padded sequences: pass sequences of the same length without padding")
+        raise UsageError("gradients of sequences with different real tokens: pass those with the same tokens together")
     by_offset, by_key = gradient.by_offset, gradient.by_key
     toeplitz = (by_offset * geometry.offset_profile(by_offset).nan_to_num()).sum(-1)
     column = (by_key * geometry.key_constants(by_key)).sum(-1)
-    masked = geometry.causal or geometry.window is not None
-    circulant = torch.full_like(toeplitz, torch.nan) if masked else _circulant_energy(by_offset, geometry)
+    circulant = torch.full_like(toeplitz, torch.nan) if _masked(geometry) else _circulant_energy(by_offset, geometry)
     shared = geometry.shared_energy(by_key, by_offset)
     energies = torch.stack([circulant, toeplitz, column, (gradient.square - shared).clamp(min=0)], dim=-1)
     return energies / gradient.square.where(gradient.square > 0, torch.nan)[..., None]

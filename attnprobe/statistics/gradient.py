@@ -5,9 +5,9 @@ With $g_i = \partial L / \partial z_i$, the gradient with respect to the output 
 
 $$\frac{\partial L}{\partial S_{ij}} = A_{ij} \Big( g_i \cdot v_j - \sum_k A_{ik}\, g_i \cdot v_k \Big).$$
 
-Its rows sum to 0. If tokens attend but are left out (`Scores.prefix`, `Scores.suffix`), or with a sink, A is the whole
-pattern, and the gradient between the other tokens is row-centred over them: a constant per row only moves attention to
-or from what is left out.
+Its rows sum to 0. If tokens attend but are left out (`Scores.prefix`, `Scores.suffix`, `Scores.left_out`), or with a
+sink, A is the whole pattern, and the gradient between the other tokens is row-centred over them: a constant per row
+only moves attention to or from what is left out.
 
 Each block of the gradient is computed, reduced and discarded. The precision is that of `attnprobe.statistics.pattern`,
 relative to the sum of the absolute values of the summands.
@@ -22,20 +22,20 @@ from jaxtyping import Float
 from torch import Tensor
 
 from attnprobe.errors import UsageError
-from attnprobe.geometry import Geometry, geometry
+from attnprobe.geometry import Geometry
 from attnprobe.scores import Part, Scores, check_alike, check_finite, check_shape
 from attnprobe.statistics.blocks import Block, Group, OffsetSums, groups, over_queries
 
 
 @dataclass(frozen=True)
 class GradientStatistics:
-    """Sums of the score gradient per sequence and head, over visible pairs of non-padding tokens; float64 on the CPU.
+    """Sums of the score gradient per sequence and head, over visible pairs of real tokens; float64 on the CPU.
 
     On a grid the offset axis is flattened (see `Geometry`).
     """
 
     geometry: Geometry
-    """Query-key pairs of a sequence without padding; shared, do not modify."""
+    """Query-key pairs of the tokens that any sequence has; shared, do not modify."""
     pairs: Float[Tensor, "batch offset"]
     """Number of pairs at each offset."""
     by_offset: Float[Tensor, "batch head offset"]
@@ -54,8 +54,7 @@ class GradientStatistics:
         if len(self.geometry.shape) == 1:
             return self
         fold = self.geometry.fold
-        line = geometry((self.geometry.n,), self.geometry.causal)
-        return replace(self, geometry=line, pairs=fold(self.pairs), by_offset=fold(self.by_offset))
+        return replace(self, geometry=self.geometry.line, pairs=fold(self.pairs), by_offset=fold(self.by_offset))
 
     def along_offsets(self, function: Float[Tensor, "*direction offset"]) -> Float[Tensor, "batch head *direction"]:
         """Return the inner products with directions that are functions of the offset, $D_{ij} = f(j - i)$."""
@@ -90,7 +89,8 @@ def gradient_statistics(
     Raises:
         UsageError: If shapes do not match or a value is not finite.
     """
-    scores, v, dz, special = _inner(scores, v, dz)
+    whole = _Whole(scores, v)
+    scores, v, dz = _inner(scores, v, dz)
     batch, heads, n = scores.shape
     if inputs is not None:
         check_shape("inputs", inputs, ("batch", "token", "d_model"))
@@ -113,41 +113,39 @@ def gradient_statistics(
         else torch.zeros(batch, heads, inputs.shape[2], inputs.shape[2], dtype=torch.float64),
         along=torch.zeros(batch, heads, len(expanded), dtype=torch.float64),
     )
-    special_scores = [] if special is None else [special.scores]
     optional_inputs = [] if inputs is None else [inputs[:, None].expand(-1, heads, -1, -1)]
-    for part in scores.unpadded():
-        result.pairs[part.rows, part.offsets] = part.scores.geometry.count
-        rows = part.rows.to(v.device)
-        unpadded = [
+    for part in scores.parts():
+        result.pairs[part.rows, part.offsets] = part.geometry.count
+        rows, special = part.rows.to(v.device), whole.special(part)
+        of_part = [
             x[rows, :, part.tokens]
-            for x in (v, dz, *special_scores, *optional_inputs, *(factor for pair in expanded for factor in pair))
+            for x in (v, dz, *optional_inputs, *(factor for pair in expanded for factor in pair))
         ]
-        for group in groups(part.scores):
-            tensors = [group.take(x) for x in unpadded]
-            group_special = None
-            if special is not None:
-                group_special = _Special(tensors.pop(2), group.take(special.v[rows]))
-            _accumulate(group, part, result, tensors, group_special)
+        for group in groups(part):
+            _accumulate(group, part, result, [group.take(x) for x in of_part], special)
     return result
 
 
 @torch.no_grad()
 def gradient_product(a: tuple[Scores, Tensor, Tensor], b: tuple[Scores, Tensor, Tensor]) -> Float[Tensor, "batch head"]:
-    """Return the inner product of two score gradients, each given by (scores, v, dz), of sequences without padding."""
+    """Return the inner product of two score gradients, each given by (scores, v, dz), of the same tokens."""
+    whole = [_Whole(scores, v) for scores, v, _ in (a, b)]
     inner = [_inner(*loss) for loss in (a, b)]
     check_alike(inner[0][0], inner[1][0])
     result = torch.zeros(inner[0][0].shape[:2], dtype=torch.float64)
-    unordered = [replace(scores, order=None) for scores, *_ in inner]  # products do not depend on the order
-    for group_a, group_b in zip(*map(groups, unordered), strict=True):
-        total, units, gradients = group_a.totals(), [], []
-        for group, (_, v, dz, special) in zip((group_a, group_b), inner, strict=True):
-            v, dz = group.take(v), group.take(dz)
-            group_special = None if special is None else _Special(group.take(special.scores), group.take(special.v))
-            units.append(_unit(dz))
-            gradients.append(_gradient(group, v, dz / units[-1], group_special))
-        for (_, gradient_a), (_, gradient_b) in zip(*gradients, strict=True):
-            total += torch.linalg.vecdot(gradient_a, gradient_b).sum(1)
-        result[group_a.sequences, group_a.heads] = total.cpu() * (units[0].double() * units[1].double())[:, 0, 0].cpu()
+    # Products do not depend on the order.
+    for parts in zip(*(replace(scores, order=None).parts() for scores, *_ in inner), strict=True):
+        special = [one.special(part) for one, part in zip(whole, parts, strict=True)]
+        for pair in zip(*map(groups, parts), strict=True):
+            total, units, gradients = pair[0].totals(), [], []
+            for group, part, (_, v, dz), others in zip(pair, parts, inner, special, strict=True):
+                v, dz = (group.take(x[part.rows.to(x.device), :, part.tokens]) for x in (v, dz))
+                units.append(_unit(dz))
+                gradients.append(_gradient(group, v, dz / units[-1], others))
+            for (_, gradient_a), (_, gradient_b) in zip(*gradients, strict=True):
+                total += torch.linalg.vecdot(gradient_a, gradient_b).sum(1)
+            unit = (units[0].double() * units[1].double())[:, 0, 0].cpu()
+            result[parts[0].rows[pair[0].sequences], pair[0].heads] = total.cpu() * unit
     return result
 
 
@@ -165,42 +163,65 @@ def _check(scores: Scores, v: Tensor, dz: Tensor) -> None:
 
 @dataclass(frozen=True)
 class _Special:
-    """Keys that are left out, as the other queries see them; a sink is one without a value."""
+    """Keys that are left out, as the queries of a part see them; a sink is one without a value."""
 
     scores: Tensor
-    """[batch, head, token, key] or [matrix, token, key]: scores of the queries with these keys; -inf if masked."""
+    """[sequence, head, token, key]: scores of the queries with these keys; -inf if masked."""
     v: Tensor
-    """[batch, head, key, d_head] or [matrix, key, d_head]: values of these keys."""
+    """[sequence, head, key, d_head]: values of these keys."""
+
+    def of(self, group: Group) -> "_Special":
+        """Return those of the matrices of a group, [matrix, ...]."""
+        return _Special(group.take(self.scores), group.take(self.v))
 
 
-def _inner(scores: Scores, v: Tensor, dz: Tensor) -> tuple[Scores, Tensor, Tensor, _Special | None]:
+@dataclass(frozen=True)
+class _Whole:
+    """Scores and values of all tokens, including those that are left out."""
+
+    scores: Scores
+    v: Tensor
+
+    def special(self, part: Part) -> _Special | None:
+        """Return the keys that are left out in a part, or None if there are none."""
+        scores = self.scores
+        if not (scores.prefix or scores.suffix or scores.left_out is not None or scores.sink is not None):
+            return None
+        n, rows = scores.shape[2], part.rows.to(self.v.device)
+        scores = scores if len(rows) == len(self.v) else scores.of_rows(rows)  # all rows are in sequence
+        start, stop = scores.prefix + part.tokens.start, scores.prefix + part.tokens.stop
+        is_special = torch.ones(n, dtype=torch.bool)
+        is_special[start:stop] = ~part.geometry.present
+        if scores.real is not None:
+            is_special &= scores.real.cpu().any(0)
+        others = is_special.nonzero()[:, 0].to(scores.q.device)
+        if not len(others) and scores.sink is None:
+            return None
+        special = (scores.q[:, :, start:stop] @ scores.k[:, :, others].mT).to(scores.type) * scores.factor
+        for first in range(start, stop, scores.step) if len(others) else ():
+            last = min(first + scores.step, stop)
+            added = scores.added_to(first, last)
+            if added is not None:
+                special[:, :, first - start : last - start] += added.expand(-1, -1, last - first, -1)[..., others]
+        v = self.v[:, :, others][rows]
+        if scores.sink is not None:
+            sink = scores.sink.to(special)[None, :, None, None]
+            special = torch.cat([special, sink.expand(*special.shape[:3], 1)], dim=-1)
+            v = F.pad(v, (0, 0, 0, 1))
+        return _Special(special, v)
+
+
+def _inner(scores: Scores, v: Tensor, dz: Tensor) -> tuple[Scores, Tensor, Tensor]:
     """Check the arguments and restrict them to the tokens outside prefix and suffix."""
-    if not (scores.prefix or scores.suffix or scores.sink is not None):
-        checked = scores.checked()
-        _check(checked, v, dz)
-        return checked, v, dz, None
+    checked = scores.checked()
     _check(scores, v, dz)
-    n, tokens = scores.shape[2], scores.tokens
-    others = torch.arange(n, device=v.device)
-    others = others[(others < tokens.start) | (others >= tokens.stop)]
-    special = (scores.q[:, :, tokens] @ scores.k[:, :, others].mT).to(scores.type) * scores.factor
-    for start in range(tokens.start, tokens.stop, scores.step) if len(others) else ():
-        stop = min(start + scores.step, tokens.stop)
-        added = scores.added_to(start, stop)
-        if added is not None:
-            rows = slice(start - tokens.start, stop - tokens.start)
-            special[:, :, rows] += added.expand(-1, -1, stop - start, -1)[..., others]
-    other_v = v[:, :, others]
-    if scores.sink is not None:
-        sink = scores.sink.to(special)[None, :, None, None]
-        special = torch.cat([special, sink.expand(*special.shape[:3], 1)], dim=-1)
-        other_v = F.pad(other_v, (0, 0, 0, 1))
-    return scores.checked(), v[:, :, tokens], dz[:, :, tokens], _Special(special, other_v)
+    return checked, v[:, :, scores.tokens], dz[:, :, scores.tokens]
 
 
 def _gradient(group: Group, v: Tensor, dz: Tensor, special: _Special | None = None) -> Iterator[tuple[Block, Tensor]]:
     """Yield the gradient in blocks, [matrix, query, key]; each is valid until the next one is requested."""
     gradient_buffer, pattern_buffer = group.memory(), group.memory()
+    special = None if special is None else special.of(group)
     for block in group.blocks():
         gradient, pattern = block.of(gradient_buffer, group.size), block.of(pattern_buffer, group.size)
         group.write_scores(block, out=gradient)
@@ -209,6 +230,8 @@ def _gradient(group: Group, v: Tensor, dz: Tensor, special: _Special | None = No
             group.write_products(block, dz, v, out=gradient)
             gradient -= torch.linalg.vecdot(pattern, gradient)[..., None]
             gradient *= pattern
+            if group.geometry.absent:
+                gradient *= group.present(block)[:, None]
             yield block, gradient
             continue
         sources = group.sources(block)
@@ -224,7 +247,9 @@ def _gradient(group: Group, v: Tensor, dz: Tensor, special: _Special | None = No
         gradient -= mean[..., None]
         gradient *= pattern
         visible = group.visible(block)
-        gradient -= visible * (gradient.sum(-1, keepdim=True) / visible.sum(-1, keepdim=True))
+        if group.geometry.absent:
+            gradient *= group.present(block)[:, None]
+        gradient -= visible * (gradient.sum(-1, keepdim=True) / visible.sum(-1, keepdim=True).clamp(min=1))
         yield block, gradient
 
 

@@ -18,20 +18,20 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from attnprobe.errors import UsageError
-from attnprobe.geometry import Geometry, geometry
+from attnprobe.geometry import Geometry
 from attnprobe.scores import Part, Scores
 from attnprobe.statistics.blocks import Group, OffsetSums, groups, over_queries
 
 
 @dataclass(frozen=True)
 class PatternStatistics:
-    """Statistics of the pattern per sequence and head, over non-padding tokens; float64 on the CPU.
+    """Statistics of the pattern per sequence and head, over real tokens; float64 on the CPU.
 
     On a grid the offset axis is flattened (see `Geometry`).
     """
 
     geometry: Geometry
-    """Query-key pairs of a sequence without padding; shared, do not modify."""
+    """Query-key pairs of the tokens that any sequence has; shared, do not modify."""
     pairs: Float[Tensor, "batch offset"]
     """Number of pairs at each offset."""
     uniform_by_offset: Float[Tensor, "batch offset"]
@@ -48,6 +48,11 @@ class PatternStatistics:
     """Keys with the largest weights of each query, in descending order; -1 if fewer keys are visible."""
     top_weights: Float[Tensor, "batch head query rank"] | None
     """Weights of `top_keys`."""
+
+    @property
+    def queries(self) -> Float[Tensor, " batch"]:
+        """Number of queries: each has one pair at offset 0."""
+        return self.pairs[:, self.pairs.shape[1] // 2]
 
     @property
     def mean_distance(self) -> Float[Tensor, "batch head"]:
@@ -85,7 +90,7 @@ class PatternStatistics:
         fold = self.geometry.fold
         return replace(
             self,
-            geometry=geometry((self.geometry.n,), self.geometry.causal),
+            geometry=self.geometry.line,
             pairs=fold(self.pairs),
             uniform_by_offset=fold(self.uniform_by_offset),
             mass_by_offset=fold(self.mass_by_offset),
@@ -116,19 +121,19 @@ def pattern_statistics(scores: Scores, top: int = 0) -> PatternStatistics:
         top_keys=torch.full((batch, heads, n, top), -1) if top else None,
         top_weights=torch.zeros(batch, heads, n, top, dtype=torch.float64) if top else None,
     )
-    for part in scores.unpadded():
-        part_geometry = part.scores.geometry
-        result.pairs[part.rows, part.offsets] = part_geometry.count
-        result.uniform_by_offset[part.rows, part.offsets] = part_geometry.uniform / part_geometry.n
-        for group in groups(part.scores):
+    for part in scores.parts():
+        result.pairs[part.rows, part.offsets] = part.geometry.count
+        result.uniform_by_offset[part.rows, part.offsets] = part.geometry.uniform / part.geometry.tokens
+        for group in groups(part):
             _accumulate(group, part, result)
     return result
 
 
 def _accumulate(group: Group, part: Part, result: PatternStatistics) -> None:
     """Compute the statistics of one group of matrices."""
-    rows, heads, n = part.rows[group.sequences], group.heads, group.geometry.n
-    by_offset, by_key, entropy, sink_mass = OffsetSums(group), group.totals(n), group.totals(), group.totals()
+    rows, heads, queries = part.rows[group.sequences], group.heads, group.geometry.tokens
+    by_offset, by_key = OffsetSums(group), group.totals(group.geometry.n)
+    entropy, sink_mass = group.totals(), group.totals()
     score_buffer, pattern_buffer = group.memory(), group.memory()
     for block in group.blocks():
         score, pattern = block.of(score_buffer, group.size), block.of(pattern_buffer, group.size)
@@ -137,22 +142,28 @@ def _accumulate(group: Group, part: Part, result: PatternStatistics) -> None:
         score -= largest
         torch.softmax(score, -1, out=pattern)
         log_largest_weight = pattern.amax(-1).log()
-        entropy -= (torch.linalg.vecdot(pattern, score) + log_largest_weight).sum(1)
+        by_query = torch.linalg.vecdot(pattern, score) + log_largest_weight
+        if group.geometry.absent:
+            present = group.present(block)
+            pattern *= present[:, None]
+            by_query *= present
+        entropy -= by_query.sum(1)
         if group.sink is not None:
-            sink_mass += (group.sink[:, None] - (largest[..., 0] - log_largest_weight)).sigmoid().sum(1)
+            weights = (group.sink[:, None] - (largest[..., 0] - log_largest_weight)).sigmoid()
+            sink_mass += (weights * group.present(block)).sum(1)
         by_key[:, block.keys] += over_queries(pattern)
         by_offset.add(pattern, block)
         if result.top_keys is not None and result.top_weights is not None:
             best = score.topk(min(result.top_keys.shape[-1], block.width), dim=-1).indices
             first, ranks = part.tokens.start, slice(0, best.shape[-1])
-            queries = slice(first + block.start, first + block.stop)
+            at = slice(first + block.start, first + block.stop)
             keys = (best + first + block.keys.start).where(
                 group.visible(block).expand(score.shape).gather(-1, best), -1
             )
-            result.top_keys[rows, heads, queries, ranks] = keys.cpu()
-            result.top_weights[rows, heads, queries, ranks] = pattern.gather(-1, best).double().cpu()
-    result.mass_by_offset[rows, heads, part.offsets] = by_offset.sums() / n
+            result.top_keys[rows, heads, at, ranks] = keys.cpu()
+            result.top_weights[rows, heads, at, ranks] = pattern.gather(-1, best).double().cpu()
+    result.mass_by_offset[rows, heads, part.offsets] = by_offset.sums() / queries
     result.mass_by_key[rows, heads, part.tokens] = by_key.cpu()
-    result.entropy[rows, heads] = entropy.cpu() / n
+    result.entropy[rows, heads] = entropy.cpu() / queries
     if result.sink_mass is not None:
-        result.sink_mass[rows, heads] = sink_mass.cpu() / n
+        result.sink_mass[rows, heads] = sink_mass.cpu() / queries

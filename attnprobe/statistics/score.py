@@ -6,7 +6,8 @@ With the scale folded into q and the keys centred, $\hat k_j = k_j - \bar k$ (wh
 - the row means are $q_i \cdot \bar k$, plus $q_i$ times the running mean of $\hat k$ for causal attention;
 - the sum of squares is $\langle Q^\top Q, \hat K^\top \hat K \rangle$; causal attention computes it in
   blocks, with the Gram matrix of all previous keys;
-- a bias $b(o)$ is included exactly, by running sums and by its products with the sums at each offset.
+- a bias $b(o)$ is included exactly, by running sums and by its products with the sums at each offset;
+- tokens that are not real have $q_i = 0$ and $\hat k_j = 0$, so that they add nothing.
 
 All computations are in float64. Errors are about 1e-13 of the product of norms, which is
 $\|Q^\top Q\| \|\hat K^\top \hat K\|$ for sums of squares. The relative error therefore grows if queries and keys have
@@ -18,12 +19,12 @@ import math
 from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from scipy.fft import next_fast_len
 from torch import Tensor
 
-from attnprobe.geometry import Geometry, geometry
-from attnprobe.scores import Scores, check_alike
+from attnprobe.geometry import Geometry, geometry, quotient
+from attnprobe.scores import Part, Scores, alike, check_alike, positions
 from attnprobe.statistics.blocks import OffsetSums, groups, over_queries
 
 SMALLEST = 1e-13
@@ -36,13 +37,15 @@ ELEMENTS = 2**19
 
 @dataclass(frozen=True)
 class ScoreStatistics:
-    """Statistics of the scores per sequence and head, over visible pairs of non-padding tokens; float64 on the CPU.
+    """Statistics of the scores per sequence and head, over visible pairs of real tokens; float64 on the CPU.
 
     On a grid the offset axis is flattened (see `Geometry`). Means over no pairs are NaN.
     """
 
     geometry: Geometry
-    """Query-key pairs of a sequence without padding; shared, do not modify."""
+    """Query-key pairs of the tokens that any sequence has; shared, do not modify."""
+    real: Bool[Tensor, "batch token"]
+    """Tokens over which the statistics are."""
     pairs: Float[Tensor, "batch offset"]
     """Number of pairs at each offset."""
     mean: Float[Tensor, "batch head"]
@@ -91,12 +94,15 @@ class ScoreStatistics:
         """Convert the statistics by offset from 2-D offsets to 1-D offsets in row-major order."""
         if len(self.geometry.shape) == 1:
             return self
-        fold, line = self.geometry.fold, geometry((self.geometry.n,), self.geometry.causal)
+        fold, line = self.geometry.fold, self.geometry.line
         pairs = fold(self.pairs)
         mean, centred = (
             fold((means * self.pairs[:, None]).nan_to_num()) for means in (self.mean_by_offset, self.centred_by_offset)
         )
-        profile = line.offset_profile(centred)
+        profile = torch.empty_like(centred)
+        for rows, real in alike(self.real):
+            pairs_of_rows = geometry(line.shape, line.causal, line.window, positions(~real))
+            profile[rows] = pairs_of_rows.offset_profile(centred[rows])
         energy = self.square_row_centred.where(self.toeplitz_share.isfinite(), torch.nan)
         return replace(
             self,
@@ -122,6 +128,7 @@ def score_statistics(scores: Scores) -> ScoreStatistics:
 
     result = ScoreStatistics(
         geometry=full_geometry,
+        real=torch.ones(batch, n, dtype=torch.bool) if scores.real is None else scores.real.cpu(),
         pairs=torch.zeros(batch, len(full_geometry.count), dtype=torch.float64),
         mean=empty.clone(),
         mean_by_query=nan(n),
@@ -134,25 +141,31 @@ def score_statistics(scores: Scores) -> ScoreStatistics:
         square_double_centred=empty.clone(),
         toeplitz_share=empty.clone(),
     )
-    for part in scores.unpadded():
-        rows, tokens, offsets, geometry = part.rows, part.tokens, part.offsets, part.scores.geometry
-        sums = _sums(part.scores)
+    for part in scores.parts():
+        rows, tokens, offsets, geometry = part.rows, part.tokens, part.offsets, part.geometry
+        sums = _sums(part)
         profile = geometry.offset_profile(sums.by_offset)
         energy = sums.square.where(sums.square > SMALLEST * sums.scale, torch.nan)
         key_constants = geometry.key_constants(sums.by_key)
         mean = sums.mean_by_query
         result.pairs[rows, offsets] = geometry.count
         result.mean[rows] = mean @ geometry.keys / geometry.keys.sum()
-        result.mean_by_query[rows, :, tokens] = mean
-        result.mean_by_key[rows, :, tokens] = (sums.by_key + geometry.sum_over_queries(mean)) / geometry.queries
-        result.mean_by_offset[rows, :, offsets] = (sums.by_offset + geometry.overlaps(mean)) / geometry.count
-        result.centred_by_offset[rows, :, offsets] = sums.by_offset / geometry.count
+        result.mean_by_query[rows, :, tokens] = mean.where(geometry.present, torch.nan)
+        by_key, by_offset = sums.by_key + geometry.sum_over_queries(mean), sums.by_offset + geometry.overlaps(mean)
+        result.mean_by_key[rows, :, tokens] = _mean(by_key, geometry.queries)
+        result.mean_by_offset[rows, :, offsets] = _mean(by_offset, geometry.count)
+        result.centred_by_offset[rows, :, offsets] = _mean(sums.by_offset, geometry.count)
         result.offset_profile[rows, :, offsets] = profile
         result.square[rows] = sums.square + mean.square() @ geometry.keys
         result.square_row_centred[rows] = sums.square
         result.square_double_centred[rows] = (sums.square - (sums.by_key * key_constants).sum(-1)).clamp(min=0)
         result.toeplitz_share[rows] = (sums.by_offset * profile.nan_to_num()).sum(-1) / energy
     return result
+
+
+def _mean(sums: Float[Tensor, "batch head place"], pairs: Float[Tensor, " place"]) -> Tensor:
+    """Return means over pairs; NaN without pairs, where sums may be rounding errors."""
+    return (sums / pairs).where(pairs > 0, torch.nan)
 
 
 @torch.no_grad()
@@ -168,11 +181,12 @@ def covariance(a: Scores, b: Scores) -> Float[Tensor, "batch head"]:
     k = torch.cat([a.k.double(), b.k.double()], dim=-1)
     biases = [scores.bias_by_offset.double() for scores in (a, b) if scores.bias_by_offset is not None]
     both = replace(a, q=q, k=k, scale=1.0, bias=sum(biases) if biases else None)
-    sums_both, sums_a, sums_b = (
-        _sums(replace(scores, order=None), by_offset=scores.bias is not None) for scores in (both, a, b)
-    )
-    result = (sums_both.square - sums_a.square - sums_b.square) / 2
-    return result.where(result.abs() > SMALLEST * sums_both.scale, 0.0)
+    result = torch.zeros(a.shape[:2], dtype=torch.float64)
+    for parts in zip(*(replace(scores, order=None).parts() for scores in (both, a, b)), strict=True):
+        of_both, of_a, of_b = (_sums(part, by_offset=part.scores.bias is not None) for part in parts)
+        product = (of_both.square - of_a.square - of_b.square) / 2
+        result[parts[0].rows] = product.where(product.abs() > SMALLEST * of_both.scale, 0.0)
+    return result
 
 
 @dataclass(frozen=True)
@@ -191,14 +205,14 @@ class _Sums:
     """Magnitude of the terms of ``square``, to which rounding errors are relative."""
 
 
-def _sums(scores: Scores, by_offset: bool = True) -> _Sums:
+def _sums(part: Part, by_offset: bool = True) -> _Sums:
     """Return the sums; ``by_offset`` is the most expensive one and may be skipped if there is no bias."""
-    masked = scores.causal or scores.geometry.window is not None
+    scores, geometry = part.scores, part.geometry
+    masked = geometry.causal or geometry.window is not None
     if scores.order is not None and (masked or scores.bias is not None):
-        return _streamed_sums(scores)  # not products of permuted queries and keys
+        return _streamed_sums(part)  # not products of permuted queries and keys
     order = slice(None) if scores.order is None else scores.order
     batch, heads, n = scores.shape
-    geometry = scores.geometry
     q, k = (x[:, :, order].flatten(0, 1) for x in (scores.q, scores.k))
     size = max(1, ELEMENTS // (n * q.shape[-1]))
     chunks = [
@@ -216,7 +230,7 @@ def _sums(scores: Scores, by_offset: bool = True) -> _Sums:
         scale = scale + bias.square() @ geometry.count
         sums = sums + geometry.count * bias
         by_key = by_key + geometry.windows_by_key(bias)
-        mean = mean + geometry.windows(bias) / geometry.keys
+        mean = mean + geometry.mean_over_keys(geometry.windows(bias))
         shift = shift + level
     return _Sums(
         sums - geometry.overlaps(mean),
@@ -229,12 +243,12 @@ def _sums(scores: Scores, by_offset: bool = True) -> _Sums:
 
 def _products(q: Tensor, k: Tensor, geometry: Geometry, correlate: bool) -> tuple[Tensor, ...]:
     """Return the sums of products of q and centred k, and the row constants removed by centring."""
-    level = k.mean(1, keepdim=True)
-    k = k - level
+    q, k = (geometry.of_present(x.mT).mT for x in (q, k))
+    level = k.sum(1, keepdim=True) / geometry.tokens
+    k = geometry.of_present((k - level).mT).mT
     gram_q, gram_k = q.mT @ q, k.mT @ k
     if geometry.causal or geometry.window is not None:
-        keys = geometry.keys.to(q.device)
-        mean = (q * geometry.sum_over_keys(k.mT).mT).sum(-1) / keys
+        mean = geometry.mean_over_keys((q * geometry.sum_over_keys(k.mT).mT).sum(-1))
         by_key = (geometry.sum_over_queries(q.mT).mT * k).sum(-1)
         square = _masked_square(q, k, geometry)
     else:
@@ -298,11 +312,11 @@ def _correlation(q: Tensor, k: Tensor, shape: tuple[int, ...]) -> Tensor:
     return sums.flatten(1)
 
 
-def _streamed_sums(scores: Scores) -> _Sums:
+def _streamed_sums(part: Part) -> _Sums:
     """Return the sums from blocks of scores, in the time of attention; for scores that are not products."""
-    scores = replace(scores, q=scores.q.double(), k=scores.k.double())
-    batch, heads, n = scores.shape
-    geometry = scores.geometry
+    part = replace(part, scores=replace(part.scores, q=part.scores.q.double(), k=part.scores.k.double()))
+    batch, heads, n = part.scores.shape
+    geometry = part.geometry
     result = _Sums(
         by_offset=torch.zeros(batch, heads, len(geometry.count), dtype=torch.float64),
         by_key=torch.zeros(batch, heads, n, dtype=torch.float64),
@@ -310,7 +324,7 @@ def _streamed_sums(scores: Scores) -> _Sums:
         square=torch.zeros(batch, heads, dtype=torch.float64),
         scale=torch.zeros(batch, heads, dtype=torch.float64),
     )
-    for group in groups(scores):
+    for group in groups(part):
         rows, head = group.sequences, group.heads
         by_offset, buffer = OffsetSums(group), group.memory()
         for block in group.blocks():
@@ -319,7 +333,7 @@ def _streamed_sums(scores: Scores) -> _Sums:
             visible = group.visible(block)
             score *= visible
             result.scale[rows, head] += score.square().sum((1, 2)).cpu()
-            mean = score.sum(-1, keepdim=True) / visible.sum(-1, keepdim=True)
+            mean = quotient(score.sum(-1, keepdim=True), visible.sum(-1, keepdim=True))
             score -= mean * visible
             by_offset.add(score, block)
             result.by_key[rows, head, block.keys] += over_queries(score).cpu()

@@ -19,13 +19,14 @@ from attnprobe.statistics.directions import (
 SHAPES = [((5,), False), ((6,), True), ((3, 4), False), ((2, 3), True)]
 
 
-def dense(f, shape, causal):
+def dense(f, shape, causal, absent=()):
     """Return the row-centred array of a function of the offset, and the mask of visible pairs."""
     n = int(np.prod(shape))
     x, visible = torch.zeros(n, n, dtype=torch.float64), torch.zeros(n, n, dtype=torch.bool)
     for i, j, o in materialised.pairs(shape, causal):
-        x[i, j], visible[i, j] = f[o], True
-    return (x - x.sum(1, keepdim=True) / visible.sum(1, keepdim=True)) * visible, visible
+        if not {i, j} & set(absent):
+            x[i, j], visible[i, j] = f[o], True
+    return (x - x.sum(1, keepdim=True) / visible.sum(1, keepdim=True).clamp(min=1)) * visible, visible
 
 
 @pytest.mark.parametrize(("shape", "causal"), SHAPES)
@@ -69,18 +70,20 @@ def test_a_direction_that_is_constant_in_each_row_is_nan():
     assert torch.isnan(unit(torch.ones(7, dtype=torch.float64), geom)).all()
 
 
-def bases(shape, causal):
+def bases(shape, causal, absent=()):
     """Return orthonormal bases of the subspaces, [pair, dimension], computed by numpy from dense arrays."""
-    geom = geometry(shape, causal)
+    geom = geometry(shape, causal, absent=absent)
     n = geom.n
-    visible = dense(geom.count, shape, causal)[1]
-    rows = np.stack([dense(f, shape, causal)[0][visible].numpy() for f in torch.eye(len(geom.count)).double()], 1)
+    visible = dense(geom.count, shape, causal, absent)[1]
+    profiles = torch.eye(len(geom.count)).double()
+    rows = np.stack([dense(f, shape, causal, absent)[0][visible].numpy() for f in profiles], 1)
     columns = []
     for key in range(n):
         x = torch.zeros(n, n, dtype=torch.float64)
         x[:, key] = 1
         x = x * visible
-        columns.append(((x - x.sum(1, keepdim=True) / visible.sum(1, keepdim=True)) * visible)[visible].numpy())
+        means = x.sum(1, keepdim=True) / visible.sum(1, keepdim=True).clamp(min=1)
+        columns.append(((x - means) * visible)[visible].numpy())
     wrapped = {}
     for i, j, _ in materialised.pairs(shape, False):
         here, there = np.unravel_index(i, shape), np.unravel_index(j, shape)
@@ -95,31 +98,46 @@ def bases(shape, causal):
     return orthonormal, visible
 
 
-@pytest.mark.parametrize(("shape", "causal"), SHAPES)
-def test_energy_shares_are_projections_onto_the_subspaces(shape, causal):
+@pytest.mark.parametrize(
+    ("shape", "causal", "absent"),
+    [
+        *((shape, causal, ()) for shape, causal in SHAPES),
+        ((9,), False, (0, 4)),
+        ((9,), True, (4, 6)),
+        ((7,), False, (1, 3, 5)),  # more functions are functions of key and offset
+        ((3, 4), False, (1, 6)),
+        ((3, 4), True, (5,)),
+    ],
+)
+def test_energy_shares_are_projections_onto_the_subspaces(shape, causal, absent):
     generator = torch.Generator().manual_seed(1)
     n = int(np.prod(shape))
     q, k, v, dz = torch.randn(4, 2, 3, n, 4, generator=generator, dtype=torch.float64)
-    scores = Scores(q, k, causal=causal, grid=shape if len(shape) == 2 else None)
+    real = None if not absent else ~torch.isin(torch.arange(n), torch.tensor(absent)).expand(2, -1)
+    scores = Scores(q, k, causal=causal, real=real, grid=shape if len(shape) == 2 else None)
     shares = energy_shares(gradient_statistics(scores, v, dz))
-    spans, visible = bases(shape, causal)
+    spans, visible = bases(shape, causal, absent)
     values = materialised.score_gradient(scores, v, dz)[..., visible].numpy()
     total = np.square(values).sum(-1)
     expected = {name: np.square(values @ span).sum(-1) / total for name, span in spans.items()}
     expected["rest"] = 1 - expected.pop("both")
-    sizes = dimensions(geometry(shape, causal))
+    sizes = dimensions(geometry(shape, causal, absent=absent))
+    undefined = {"circulant"} if causal or absent else set()
     for number, name in enumerate(SUBSPACES):
-        if causal and name == "circulant":
+        if name in undefined:
             assert shares[..., number].isnan().all() and np.isnan(sizes[name])
             continue
         assert shares[..., number].numpy() == pytest.approx(expected[name], abs=1e-10), name
-    spans["rest"] = np.empty((0, len(values[0, 0]) - n - spans["both"].shape[1]))
-    for name in set(SUBSPACES) - ({"circulant"} if causal else set()):
-        assert sizes[name] == pytest.approx(spans[name].shape[1] / (len(values[0, 0]) - n)), name
+    dims = len(values[0, 0]) - n + len(absent)
+    spans["rest"] = np.empty((0, dims - spans["both"].shape[1]))
+    known = {"rest"} - ({"rest"} if absent and (len(shape) == 2 or absent == (1, 3, 5)) else set())
+    for name in {"toeplitz", "column"} | known | ({"circulant"} - undefined):
+        assert sizes[name] == pytest.approx(spans[name].shape[1] / dims), name
+    assert known or np.isnan(sizes["rest"])
 
 
-def test_padded_gradients_are_rejected():
+def test_gradients_of_different_tokens_are_rejected():
     q = torch.randn(2, 1, 5, 3)
     scores = Scores(q, q, real=torch.arange(5) < torch.tensor([[5], [3]]))
-    with pytest.raises(UsageError, match="padded"):
+    with pytest.raises(UsageError, match="different real tokens"):
         energy_shares(gradient_statistics(scores, q, q))

@@ -43,14 +43,15 @@ OPTIONS = st.fixed_dictionaries(
         "scale": st.sampled_from([None, 0.7]),
         "bias": st.sampled_from([None, 0.3, 4.0]),
         "bias_on_grid": st.booleans(),
-        "special": st.sampled_from(["nothing", "padding", "order"]),
+        "real": st.sampled_from(["all", "run", "any"]),
+        "order": st.booleans(),
         "sink": st.sampled_from([None, 0.3, 5.0]),
     }
 )
 
 
 def random_scores(
-    seed, grid, n, batch, heads, d_head, dtype, causal, window, size, scale, bias, bias_on_grid, special, sink
+    seed, grid, n, batch, heads, d_head, dtype, causal, window, size, scale, bias, bias_on_grid, real, order, sink
 ):
     """Return random scores with the drawn options, and a generator for further draws."""
     generator = torch.Generator().manual_seed(seed)
@@ -62,14 +63,16 @@ def random_scores(
     q, k = size * normal(batch, heads, n, d_head) + normal(d_head), size * normal(batch, heads, n, d_head) + 1
     offsets = (2 * grid[0] - 1) * (2 * grid[1] - 1) if grid is not None and bias_on_grid else 2 * n - 1
     bias = None if bias is None else bias * normal(heads, offsets)
-    real = order = None
-    if special == "padding" and grid is None:
+    if real == "run":
         ends = torch.randint(0, n + 1, (batch, 2), generator=generator).sort(1).values
         ends[:, 1] = ends[:, 1].clamp(min=1)
         ends[:, 0] = torch.minimum(ends[:, 0], ends[:, 1] - 1)
         real = (torch.arange(n) >= ends[:, :1]) & (torch.arange(n) < ends[:, 1:])
-    if special == "order":
-        order = torch.randperm(n, generator=generator)
+    elif real == "any":
+        real = torch.rand(batch, n, generator=generator) < 0.7
+        real[torch.arange(batch), torch.randint(n, (batch,), generator=generator)] = True
+    real = None if real == "all" else real
+    order = torch.randperm(n, generator=generator) if order else None
     window = window if grid is None else None
     sink = None if sink is None else sink * normal(heads)
     return Scores(q, k, scale, bias, causal, real, grid, order, window=window, sink=sink), generator
@@ -111,22 +114,27 @@ def test_score_statistics(drawn):
     constant = expected["square_row_centred"] <= 1e-10 * (size + 1e-6)
     shares = [share.masked_fill(constant, torch.nan) for share in (found.toeplitz_share, expected["toeplitz_share"])]
     close(*shares, tolerance, (size / expected["square_row_centred"]).nan_to_num(1.0))
+    if scores.grid is not None and (scores.bias is None or scores.bias.shape[1] == 2 * scores.shape[2] - 1):
+        line, expected = found.in_line(), materialised.score_statistics(replace(scores, grid=None))
+        close(line.offset_profile, expected["offset_profile"], tolerance, scale)
 
 
 @settings(max_examples=100, deadline=None)
 @given(drawn=OPTIONS, other=st.sampled_from([None, 0.5]))
 def test_covariance(drawn, other):
-    first, generator = random_scores(**drawn | {"special": "nothing"})
+    first, generator = random_scores(**drawn)
     q, k = torch.randn(2, *first.shape, 3, generator=generator, dtype=first.q.dtype)
     bias = None if other is None else other * torch.randn(first.shape[1], 2 * first.shape[2] - 1, generator=generator)
-    second = Scores(q, k, 0.3, bias, first.causal, grid=first.grid, window=first.window)
+    second = Scores(q, k, 0.3, bias, first.causal, first.real, first.grid, window=first.window)
+    found = covariance(first, second)
+    first = replace(first, order=None)
     visible = materialised.dense(first).isfinite()
     centred = []
     for scores in (first, second):
         s = materialised.dense(scores).masked_fill(~visible, 0.0)
-        centred.append((s - s.sum(-1, keepdim=True) / visible.sum(-1, keepdim=True)) * visible)
+        centred.append((s - s.sum(-1, keepdim=True) / visible.sum(-1, keepdim=True).clamp(min=1)) * visible)
     sizes = [materialised.dense(scores).masked_fill(~visible, 0.0).square().sum((-2, -1)) for scores in (first, second)]
-    close(covariance(first, second), (centred[0] * centred[1]).sum((-2, -1)), 1e-10, sizes[0] + sizes[1] + 1e-6)
+    close(found, (centred[0] * centred[1]).sum((-2, -1)), 1e-10, sizes[0] + sizes[1] + 1e-6)
 
 
 @settings(max_examples=150, deadline=None)
@@ -186,10 +194,10 @@ def test_gradient_statistics(drawn, leading):
 @settings(max_examples=60, deadline=None)
 @given(drawn=OPTIONS)
 def test_gradient_product(drawn):
-    one, generator = random_scores(**drawn | {"special": "order"})
+    one, generator = random_scores(**drawn | {"order": True})
     size = (*one.shape, 3)
     v, dz, other_v, other_dz, q, k = torch.randn(6, *size, generator=generator, dtype=one.q.dtype)
-    other = Scores(q, k, causal=one.causal, grid=one.grid, order=one.order, window=one.window)
+    other = Scores(q, k, None, None, one.causal, one.real, one.grid, one.order, window=one.window)
     found = gradient_product((one, v, dz), (other, other_v, other_dz))
     gradients = [materialised.score_gradient(one, v, dz), materialised.score_gradient(other, other_v, other_dz)]
     sizes = [
@@ -201,11 +209,11 @@ def test_gradient_product(drawn):
     close(found, product, TOLERANCE[one.q.dtype], sizes[0] * sizes[1])  # invariant to permuting both
 
 
-@settings(max_examples=60, deadline=None)
-@given(drawn=OPTIONS, prefix=st.integers(0, 2), suffix=st.integers(0, 2))
-def test_gradients_with_tokens_that_are_left_out(drawn, prefix, suffix):
-    """The gradient of the whole softmax, between the other tokens, row-centred over those that each query sees."""
-    inner, generator = random_scores(**drawn | {"grid": None, "special": "order", "bias_on_grid": False})
+@settings(max_examples=100, deadline=None)
+@given(drawn=OPTIONS, prefix=st.integers(0, 2), suffix=st.integers(0, 2), inside=st.booleans())
+def test_gradients_with_tokens_that_are_left_out(drawn, prefix, suffix, inside):
+    """The gradient of the whole softmax, between the measured tokens, row-centred over those that each query sees."""
+    inner, generator = random_scores(**drawn | {"grid": None, "bias_on_grid": False})
     batch, heads, n = inner.shape
     total = n + prefix + suffix
 
@@ -214,30 +222,45 @@ def test_gradients_with_tokens_that_are_left_out(drawn, prefix, suffix):
 
     q, k, v, dz = (normal(batch, heads, total, 3) for _ in range(4))
     bias = None if drawn["bias"] is None else normal(heads, 2 * total - 1)
+    tokens = slice(prefix, total - suffix)
+    real = torch.ones(batch, total, dtype=torch.bool)
+    if inner.real is not None:
+        real[:, tokens] = inner.real
+    measured = inner.real
+    left_out = torch.zeros(batch, total, dtype=torch.bool)
+    if inside:
+        # Each sequence keeps its first real token.
+        left_out = real & (torch.rand(batch, total, generator=generator) < 0.3)
+        left_out[torch.arange(batch), prefix + real[:, tokens].int().argmax(1)] = False
+        measured = (real & ~left_out)[:, tokens]
     scores = Scores(
         q,
         k,
         None,
         bias,
         inner.causal,
+        real=real,
         order=inner.order,
         prefix=prefix,
         suffix=suffix,
         window=inner.window,
         sink=inner.sink,
+        left_out=left_out if inside else None,
     )
     found = gradient_statistics(scores, v, dz)
-    whole = replace(scores, prefix=0, suffix=0, order=None)
-    tokens = slice(prefix, total - suffix)
+    whole = replace(scores, prefix=0, suffix=0, order=None, left_out=None)
     gradient = materialised.score_gradient(whole, v, dz)[..., tokens, tokens]
     seen = materialised.dense(whole)[..., tokens, tokens].isfinite()
-    gradient = (gradient - gradient.sum(-1, keepdim=True) / seen.sum(-1, keepdim=True)) * seen
-    # The order is one of the other tokens; a window that covers all of them does not keep queries in place.
-    window = inner.window if inner.window is not None and inner.window < n - 1 else None
-    measured = Scores(q[:, :, tokens], k[:, :, tokens], causal=inner.causal, order=inner.order, window=window)
-    gradient = materialised.rearranged(measured, gradient)
+    if measured is not None:
+        seen = seen & measured[:, None, :, None] & measured[:, None, None]
+    gradient = gradient * seen
+    gradient = (gradient - gradient.sum(-1, keepdim=True) / seen.sum(-1, keepdim=True).clamp(min=1)) * seen
+    shown = Scores(
+        q[:, :, tokens], k[:, :, tokens], None, None, inner.causal, measured, order=inner.order, window=inner.window
+    )
+    gradient = materialised.rearranged(shown, gradient)
     size = v.double().abs().sum((-2, -1)) * dz.double().abs().sum((-2, -1))
-    close(found.by_offset, materialised.by_offset(measured, gradient), TOLERANCE[q.dtype], size)
+    close(found.by_offset, materialised.by_offset(shown, gradient), TOLERANCE[q.dtype], size)
     close(found.by_key, gradient.sum(-2), TOLERANCE[q.dtype], size)
     close(found.square, gradient.square().sum((-2, -1)), TOLERANCE[q.dtype], size.square())
     close(gradient_product((scores, v, dz), (scores, v, dz)), found.square, TOLERANCE[q.dtype], size.square())
