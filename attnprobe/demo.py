@@ -1,6 +1,6 @@
 """Demo: train both recipes on a generated and a real task over several seeds and compare their attention scores."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,20 +22,35 @@ from attnprobe.training.run import Run
 
 # Few evaluations and checkpoints, and fewer than half of the recommended steps for digits, to take only minutes.
 SETTINGS: dict[str, dict[str, Any]] = {
-    "pairs": {"evaluations": 4, "checkpoints": 4},
-    "digits": {"evaluations": 4, "checkpoints": 4, "steps": 1000, "pretrain_steps": 700},
+    "pairs": {"task": "pairs", "evaluations": 4, "checkpoints": 4},
+    "digits": {"task": "digits", "evaluations": 4, "checkpoints": 4, "steps": 1000, "pretrain_steps": 700},
 }
+"""Settings by the name of the task in the table and the figure."""
 RECIPES = ("supervised", "spt")
 
 
 def demo(out: Path, seeds: int, workers: int) -> None:
-    """Train every task, recipe and seed into ``out``, measure the runs, print a table and draw a figure."""
+    """Run `compare` on the tasks of the demonstration and print what to do next."""
+    compare(SETTINGS, out, seeds, workers, "demo")
+    print(f"next:   attnprobe proximity {out / 'pairs-spt-0'}    # measure all checkpoints of a run")
+
+
+def compare(settings: Mapping[str, Mapping[str, Any]], out: Path, seeds: int, workers: int, figure: str) -> None:
+    """Train both recipes on tasks with paired seeds, measure the runs, print a table and draw a figure.
+
+    Args:
+        settings: Settings of `configure` by name of the task.
+        out: Folder of the runs, the results and the figure. Runs that it already holds are not repeated.
+        seeds: Number of seeds.
+        workers: Number of concurrent runs.
+        figure: Name of the figure in the folder.
+    """
     if seeds < 1 or workers < 1:
         raise UsageError(f"seeds={seeds}, workers={workers}: both must be at least 1")
     report.prepare(out)
     plan = {
-        out / f"{task}-{recipe}-{seed}": configure(task, recipe=recipe, seed=seed, **settings)
-        for task, settings in reversed(SETTINGS.items())  # longest first, so that no worker idles at the end
+        out / f"{task}-{recipe}-{seed}": configure(recipe=recipe, seed=seed, **of_task)
+        for task, of_task in reversed(settings.items())  # longest first, so that no worker idles at the end
         for seed in range(seeds)
         for recipe in RECIPES
     }
@@ -45,21 +60,20 @@ def demo(out: Path, seeds: int, workers: int) -> None:
     out.mkdir(parents=True, exist_ok=True)
     results = run_all(_run_one, plan, workers, _lost)
     joined: dict[str, xr.Dataset] = {}
-    for task in SETTINGS:
+    for task in settings:
         by_recipe = [
             join([results[out / f"{task}-{recipe}-{seed}"] for seed in range(seeds)], "seed", range(seeds))
             for recipe in RECIPES
         ]
         joined[task] = join(by_recipe, "recipe", RECIPES)
         save(joined[task], out / f"{task}.nc")
-    report.write_figure(draw_recipes(joined), out / "demo", "supervised training and self-pretraining (SPT)")
+    report.write_figure(draw_recipes(joined), out / figure, "supervised training and self-pretraining (SPT)")
     print(_table(joined))
     print("\nmean ± std over seeds; distance, share and contrast: head with the largest contrast in each run")
     print("contrast (null): largest over heads for the same scores with permuted positions, mean over draws\n")
     for task, result in joined.items():
         print(_gain(task, result))
-    print(f"\nfigure: {out / 'demo.png'} (and .pdf); of each final checkpoint: {out}/RUN/figures/STEP/proximity.png")
-    print(f"next:   attnprobe proximity {out / 'pairs-spt-0'}    # measure all checkpoints of a run")
+    print(f"\nfigure: {out / figure}.png (and .pdf); of each final checkpoint: {out}/RUN/figures/STEP/proximity.png")
 
 
 def _check_folder(folder: Path, config: TrainConfig) -> None:
