@@ -14,6 +14,8 @@ import attnprobe as ap
 from attnprobe.errors import UsageError
 from attnprobe.measures import edits
 from attnprobe.measures.driver import masked_tokens
+from attnprobe.measures.terms import means
+from attnprobe.networks.base import read
 from attnprobe.networks.torch_model import network
 from attnprobe.scores import Heads, Scores
 from attnprobe.statistics import gradient_statistics, pattern_statistics, score_statistics
@@ -149,6 +151,18 @@ def test_terms_of_sentence_pairs_add_up_to_the_score(bert):
     assert result["variance_share"].sum("term").values == pytest.approx(1, abs=1e-9)
     for name in ("score_by_offset", "proximity_contrast"):
         np.testing.assert_allclose(result[name].sum("term"), proximity[name], rtol=1e-8, atol=1e-10, err_msg=name)
+
+
+def test_means_are_over_measured_tokens(bert):
+    probe, measured = bert[2], measured_tokens()
+    batches = [Batch(torch.full((1, length - 2), row), torch.zeros(1)) for row, length in enumerate(LENGTHS.tolist())]
+    keys = torch.full((6, 2, N - 2, 8), torch.nan, dtype=torch.float64)
+    for row, batch in enumerate(batches):
+        see = lambda heads, row=row: keys[row, :, : heads.scores.shape[2]].copy_(heads.scores.k[0])  # noqa: E731
+        read(probe.network, batch, "labels", see)  # ends with the last layer
+    keys[~measured[:, None, :, None].expand(keys.shape)] = torch.nan
+    found = means(probe.network, batches).by_position[1][1]
+    torch.testing.assert_close(found, keys.nanmean(0))
 
 
 def test_a_mask_at_both_ends_is_a_prefix_and_a_suffix(bert):
