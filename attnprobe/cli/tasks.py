@@ -15,6 +15,8 @@ from attnprobe.tasks.reading import Reading
 
 SHOWN = 8
 """Items of a tuple that are printed."""
+MOST_CLASSES = 12
+"""Number of classes whose shares are printed."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,7 +77,16 @@ def _print_task(name: str, options: dict[str, Any], json: bool) -> None:
             print(f"{fact:<12} {_shown(value)}")
     print(*notes, sep="\n", end="\n" if notes else "")
     print()
-    print_table(splits)
+    print_table([_abridged(split) for split in splits])
+
+
+def _abridged(split: dict[str, Any]) -> dict[str, Any]:
+    """Return a row of a split with the range of the class shares instead of the shares if there are many classes."""
+    shares = {name: value for name, value in split.items() if name.startswith("class_")}
+    if len(shares) <= MOST_CLASSES:
+        return split
+    rest = {name: value for name, value in split.items() if name not in shares}
+    return {**rest, "smallest class": min(shares.values()), "largest class": max(shares.values())}
 
 
 def _shown(value: Any) -> Any:

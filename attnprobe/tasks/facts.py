@@ -47,5 +47,5 @@ def _lengths(split: Split) -> dict[str, int | float]:
 def _shares(split: Split, data: DataSpec) -> dict[str, float]:
     """Return the share of each class among the sequences of a split that have a label."""
     counts = np.bincount(split.labels[split.labels != NONE], minlength=data.classes)
-    names = data.class_names or [f"class_{label}" for label in range(data.classes)]
-    return {name: float(count / max(counts.sum(), 1)) for name, count in zip(names, counts, strict=True)}
+    names = data.class_names or range(data.classes)
+    return {f"class_{name}": float(count / max(counts.sum(), 1)) for name, count in zip(names, counts, strict=True)}

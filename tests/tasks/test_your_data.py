@@ -522,3 +522,18 @@ def test_sequences_read_like_the_padded_array():
     shared = concatenated([ragged.select([1]), ragged.select([3, 0])])
     assert shared.flat is ragged.flat
     assert (np.asarray(shared) == padded[[1, 3, 0]]).all()
+
+
+def test_facts_of_many_classes_are_abridged_and_class_names_cannot_hide_other_facts(here, capsys):
+    from attnprobe.cli import main
+
+    labels = [f"split {number}" for number in range(15)] * 4 + ["sequences"] * 4
+    np.savez("mine.npz", tokens=np.zeros((64, 2), int), labels=labels)
+    main(["tasks", "mine.npz"])
+    output = capsys.readouterr().out
+    assert "smallest class largest class" in output
+    assert "class_names  sequences, split 0," in output
+    main(["tasks", "mine.npz", "--json"])
+    train = json.loads(capsys.readouterr().out)["splits"][0]
+    assert train["sequences"] == 51
+    assert train["class_sequences"] == pytest.approx(3 / 51)
