@@ -1,3 +1,4 @@
+import contextlib
 import json
 
 import pytest
@@ -5,7 +6,7 @@ from support import TINY
 
 from attnprobe.errors import UsageError
 from attnprobe.tasks import configure
-from attnprobe.training import trackers
+from attnprobe.training import loop, trackers
 from attnprobe.training.loop import train
 
 SETTINGS = {**TINY, "recipe": "supervised", "steps": 2, "d_model": 16}
@@ -17,10 +18,23 @@ def test_tensorboard_logs_every_row(tmp_path):
     run = train(configure("pairs", **SETTINGS), tmp_path / "x", progress=False, log=["tensorboard"])
     events = EventAccumulator(str(tmp_path / "x" / "tensorboard"))
     events.Reload()
-    assert not any("by_class" in name for name in events.Tags()["scalars"]), "only single numbers are logged"
     for name in ("train_loss", "test_accuracy", "test_balanced_accuracy", "learning_rate"):
         logged = {event.step: event.value for event in events.Scalars(name)}
         assert logged == pytest.approx({row["step"]: row[name] for row in run.metrics})
+
+
+def test_trackers_get_single_numbers_only(tmp_path, monkeypatch):
+    logged = []
+
+    class Recorder:
+        def log(self, row, step):
+            logged.append(row)
+
+    monkeypatch.setattr(loop, "trackers", lambda *_: contextlib.nullcontext([Recorder()]))
+    run = train(configure("pairs", **SETTINGS), tmp_path / "x", progress=False)
+    assert [set(row) - set(kept) for row, kept in zip(run.metrics, logged, strict=True)] == [
+        {"train_accuracy_by_class", "test_accuracy_by_class"}
+    ] * len(run.metrics)
 
 
 def test_wandb_works_offline(tmp_path, monkeypatch):
