@@ -58,7 +58,7 @@ def train(
 ) -> Run:
     """Train a network and return its run.
 
-    Under ``accelerate launch``, each batch is split over the processes and rank 0 writes the files.
+    Under ``accelerate launch`` or ``torchrun``, each batch is split over the processes and rank 0 writes the files.
 
     Args:
         config: Settings of the run, from `attnprobe.configure`.

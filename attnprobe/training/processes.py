@@ -1,6 +1,6 @@
 """Data-parallel training: every process computes its share of each batch, and rank 0 writes the files.
 
-``accelerate launch`` starts the processes; without it there is one. Gradients are summed once per step.
+``accelerate launch`` or ``torchrun`` starts the processes; without them there is one. Gradients are summed once per step.
 """
 
 import os
@@ -51,7 +51,7 @@ class Processes:
 def processes(device: str) -> Processes:
     """Return the world size, and the rank and device of this process.
 
-    Under ``accelerate launch`` every process gets its own device; otherwise it is ``device``. Raises `UsageError` if
+    Under ``accelerate launch`` or ``torchrun`` every process gets its own device; otherwise it is ``device``. Raises `UsageError` if
     the device cannot be used.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:

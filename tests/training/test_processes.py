@@ -47,11 +47,20 @@ def attnprobe_train(folder, *launcher_and_flags, **overrides):
     return Run.open(folder / "run"), completed.stdout
 
 
+TWO = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+
+
+@pytest.mark.slow
+def test_the_launcher_of_these_tests_starts_two_processes(tmp_path):
+    flags = ["--gradient-accumulation-steps=8", "--batch-size=15", "--out=run"]
+    command = [sys.executable, *TWO, "-m", "attnprobe", "train", *flags]
+    completed = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert "gradient_accumulation_steps=8 in 2 processes: their product must be at most" in completed.stderr
+
+
 @pytest.mark.slow
 def test_two_processes_train_the_same_as_one(single, tmp_path):
-    launch = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes=2", "--num_machines=1"]
-    launch += ["--mixed_precision=no", "--dynamo_backend=no", "--main_process_port=0"]
-    two, output = attnprobe_train(tmp_path, *launch, "-m", "attnprobe", "train")
+    two, output = attnprobe_train(tmp_path, *TWO, "-m", "attnprobe", "train")
     assert output.count("next:") == 1, "only rank 0 prints"
     assert [row["step"] for row in two.metrics] == [row["step"] for row in single.metrics]
     assert losses(two) == pytest.approx(losses(single), abs=1e-5)
@@ -66,7 +75,7 @@ def test_two_processes_count_every_class_and_can_be_made_longer(tmp_path):
     settings = {**SETTINGS, "recipe": "supervised", "class_weights": "balanced", "task_options": options}
     alone = train(configure("pairs", **settings), tmp_path / "alone", progress=False)
     alone = resume(alone.folder, more_steps=4, progress=False)
-    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "attnprobe", "train"]
+    launch = [*TWO, "-m", "attnprobe", "train"]
     two, _ = attnprobe_train(tmp_path, *launch, **settings)
     command = [sys.executable, *launch, "--resume=run", "--more-steps=4"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
