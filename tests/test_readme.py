@@ -83,7 +83,7 @@ def test_every_number_in_the_table_is_a_variable_of_the_result(spt_run):
 def test_the_flags_in_the_readme_exist(title, capsys):
     from attnprobe.cli import main
 
-    known = "--num_processes --multi_gpu --cpu --main_process_port"  # accelerate's own
+    known = "--num_processes --multi_gpu --standalone --nproc_per_node"  # accelerate's own
     for command in ("train", "sweep", "tasks"):
         with pytest.raises(SystemExit):
             main([command, "--help"])
