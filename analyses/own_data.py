@@ -47,7 +47,7 @@ def main(seeds: int = 3, workers: int = 2, out: Path = Path("runs/own_data")) ->
         compare(settings, out, seeds, workers, "own_data")
     table = "\n".join(line for line in text.getvalue().splitlines() if str(out) not in line)
     print(table)
-    write_atomic(FOLDER / "results/own_data.txt", table.strip() + "\n")
+    write_atomic(FOLDER / "results/own_data.txt", table.strip("\n") + "\n")
     for suffix in (".png", ".pdf"):
         shutil.copy(out / f"own_data{suffix}", FOLDER / f"figures/own_data{suffix}")
 

@@ -68,7 +68,7 @@ def _lines(part: SubFigure, result: xr.Dataset) -> None:
     axis.set(xlabel=label("offset"), ylabel="attention / uniform")
     axis.margins(x=0)
     axis.xaxis.set_major_locator(MaxNLocator(9, integer=True))
-    axis.legend(loc="upper right")
+    axis.legend(loc="best")
 
 
 def _maps(part: SubFigure, result: xr.Dataset) -> None:
