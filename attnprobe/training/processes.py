@@ -1,6 +1,7 @@
 """Data-parallel training: every process computes its share of each batch, and rank 0 writes the files.
 
-``accelerate launch`` or ``torchrun`` starts the processes; without them there is one. Gradients are summed once per step.
+``accelerate launch`` or ``torchrun`` starts the processes; without them there is one. Gradients are summed once per
+step.
 """
 
 import os
@@ -51,8 +52,8 @@ class Processes:
 def processes(device: str) -> Processes:
     """Return the world size, and the rank and device of this process.
 
-    Under ``accelerate launch`` or ``torchrun`` every process gets its own device; otherwise it is ``device``. Raises `UsageError` if
-    the device cannot be used.
+    Under ``accelerate launch`` or ``torchrun`` every process gets its own device; otherwise it is ``device``. Raises
+    `UsageError` if the device cannot be used.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         from accelerate import PartialState  # slow to import, and a single process does not need it
