@@ -50,7 +50,7 @@ def compare(settings: Mapping[str, Mapping[str, Any]], out: Path, seeds: int, wo
     report.prepare(out)
     plan = {
         out / f"{task}-{recipe}-{seed}": configure(recipe=recipe, seed=seed, **of_task)
-        for task, of_task in reversed(settings.items())  # longest first, so that no worker idles at the end
+        for task, of_task in reversed(list(settings.items()))  # longest first, so that no worker idles at the end
         for seed in range(seeds)
         for recipe in RECIPES
     }

@@ -16,7 +16,7 @@ import numpy as np
 from attnprobe.errors import UsageError, listed
 from attnprobe.files import atomic_path
 from attnprobe.tasks.assemble import Made, Make, split_names, task_of
-from attnprobe.tasks.inputs import Inputs, of_array, of_cells, of_images
+from attnprobe.tasks.inputs import Inputs, of_array, of_cells, of_images, on_grid
 from attnprobe.tasks.labels import class_labels
 from attnprobe.tasks.reading import Reading
 from attnprobe.tasks.sequences import Sequences, concatenated
@@ -47,7 +47,7 @@ MOST = 10**7
 """Largest number of ids; more are surely a mistake."""
 MAPPED = 2**28
 """Bytes from which an array of a file is memory-mapped instead of read."""
-OPTIONS = ("n", "patch", "standardise", "unlabelled", "empty", "test_share")
+OPTIONS = ("n", "patch", "kind", "standardise", "unlabelled", "empty", "test_share")
 """Options of `Reading` that apply to arrays; the others are for tables."""
 
 
@@ -156,7 +156,8 @@ def _array(name: str, values: Any) -> Any:
     if isinstance(values, np.memmap):
         return values
     try:
-        return np.array(values)
+        array = np.array(values)
+        return list(values) if array.dtype == object and name in ("tokens", "values") else array
     except (TypeError, ValueError):
         if name in ("tokens", "values"):
             return list(values)
@@ -192,11 +193,13 @@ def of_task(task: Any) -> dict[str, np.ndarray | Sequences]:
 
 def _task(make: Make[Made], arrays: Mapping[str, Any], name: str, reading: Reading) -> Made:
     """Check the arrays and build their task; every error names its array."""
-    for option in ("inputs", "labels", "split", "pair", "tokens"):
+    for option in ("inputs", "labels", "split", "pair", "kind", "tokens"):
         if (value := getattr(reading, option)) != getattr(Reading(), option):
             raise UsageError(f"{option}={value!r}: is for tables, not for arrays")
     if unknown := sorted(set(arrays) - set(ARRAYS)):
-        raise UsageError(f"unknown array {listed(unknown)}; valid: {listed(ARRAYS)}")
+        raise UsageError(
+            f"unknown array {listed(unknown)}: name them labels and tokens, values or images; valid: {listed(ARRAYS)}"
+        )
     kinds = [kind for kind in ("tokens", "values", "images") if kind in arrays]
     if len(kinds) != 1 or "labels" not in arrays:
         raise UsageError(f"must hold labels, and one of tokens, values and images; holds {listed(arrays) or 'nothing'}")
@@ -236,7 +239,7 @@ def _native(array: Any) -> Any:
 def _inputs(arrays: Mapping[str, Any], kind: str, reading: Reading) -> Inputs:
     if kind == "images":
         return of_images(arrays["images"], reading.patch)
-    if reading.patch > 1:
+    if reading.patch > 1 and reading.grid is None:
         raise UsageError(f"patch={reading.patch}: needs images, not {kind}")
     levels = _number(arrays, "levels", 0)
     if levels == 1:
@@ -244,9 +247,7 @@ def _inputs(arrays: Mapping[str, Any], kind: str, reading: Reading) -> Inputs:
     if isinstance(arrays[kind], list):
         if "lengths" in arrays:
             raise UsageError(f"lengths: not needed for {kind} of different lengths")
-        inputs = of_cells(arrays[kind], kind, "bytes", patch=1)
-        if inputs.kind != kind:
-            raise UsageError(f"{kind} hold {inputs.kind}: pass them as {inputs.kind}")
+        inputs = of_cells(arrays[kind], kind, kind="tokens" if kind == "tokens" else "values")
     else:
         lengths = _lengths(arrays, arrays[kind])
         inputs = of_array(arrays[kind], "tokens" if kind == "tokens" else "values", lengths, levels)
@@ -257,7 +258,8 @@ def _inputs(arrays: Mapping[str, Any], kind: str, reading: Reading) -> Inputs:
     vocabulary = _number(arrays, "vocabulary", 0) or None
     if vocabulary is not None and vocabulary > MOST:
         raise UsageError(f"vocabulary of {vocabulary}: must be at most {MOST}")
-    return dataclasses.replace(inputs, grid=grid, vocabulary=vocabulary, patch=patch)
+    inputs = dataclasses.replace(inputs, grid=grid, vocabulary=vocabulary, patch=patch)
+    return inputs if reading.grid is None else on_grid(inputs, reading.grid, reading.patch)
 
 
 def _lengths(arrays: Mapping[str, Any], inputs: np.ndarray) -> np.ndarray | None:

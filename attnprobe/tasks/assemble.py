@@ -55,15 +55,22 @@ def task_of(
     Raises:
         UsageError: If no task can be made of the data.
     """
-    notes = list(notes)
-    rows = _kept(inputs, labels, split, reading, notes)
+    notes = [*notes, *inputs.notes]
+    if split is not None and (labelled := (split == UNLABELLED) & (labels.numbers != NONE)).any():
+        notes.append(f"{_count(labelled.sum(), 'label')} of the split {UNLABELLED} are not used")
+        labels = replace(labels, numbers=np.where(split == UNLABELLED, NONE, labels.numbers))
+    rows, before = _kept(inputs, labels, split, reading, notes), inputs.sequences
     inputs = replace(inputs, sequences=_cut(inputs, rows, reading.n))
+    if reading.n is not None and (count := int((before.lengths[rows] > reading.n).sum())):
+        notes.append(f"{_count(count, 'sequence')} cut to {reading.n} tokens")
     parts = _parts(labels.numbers, rows, split, reading, notes)
     if shuffle:
         parts["train"] = numpy_generator(0, "own order").permutation(parts["train"])
     train = np.concatenate([parts["train"], parts.get(UNLABELLED, parts["train"][:0])])
     inputs, symbols = _numbered(inputs, rows, train, symbols, notes)
-    mean, std = scale or _scale(inputs, rows, parts["train"], reading.standardise, notes)
+    if scale is None or reading.standardise == "none":
+        scale = _scale(inputs, rows, parts["train"], reading.standardise, notes)
+    mean, std = scale
     sequences = inputs.sequences
     if inputs.kind == "values" and not inputs.levels and not mean and sequences.dtype.kind != "f":
         sequences = replace(sequences, flat=sequences.flat.astype(np.float32))
@@ -99,13 +106,15 @@ def _kept(inputs: Inputs, labels: Labels, split: np.ndarray | None, reading: Rea
             raise UsageError(f"{found}: empty='drop' leaves them out")
         notes.append(f"left out {found}")
     keep, missing = ~empty, (labels.numbers == NONE) & ~empty
+    none = f" (no label is: {labels.missing})" if labels.missing else ""
     if split is not None:
         missing &= split != UNLABELLED
     if missing.any():
         found = f"{_count(missing.sum(), 'sequence')} without a label, first in row {missing.argmax()}"
         if reading.unlabelled == "refuse":
             raise UsageError(
-                f"{found}: unlabelled='drop' leaves them out, unlabelled='pretrain' uses them in self-pretraining only"
+                f"{found}: unlabelled='drop' leaves them out, unlabelled='pretrain' uses them in self-pretraining "
+                f"only{none}"
             )
         if reading.unlabelled == "pretrain":
             held_out = missing & (np.isin(split, ("validation", "test")) if split is not None else False)
@@ -175,9 +184,9 @@ def split_names(values: Any, count: int) -> np.ndarray:
     if array.dtype.kind != "U" or array.shape != (count,):
         raise UsageError(f"split of type {array.dtype} and shape {array.shape}: must be strings of shape [{count}]")
     names, numbers = np.unique(array, return_inverse=True)
-    names = np.array([SPLIT_NAMES.get(name, name) for name in names.tolist()])
+    names = np.array([SPLIT_NAMES.get(name.strip().lower(), name) for name in names.tolist()])
     if unknown := sorted(set(names.tolist()) - {*SPLITS, UNLABELLED}):
-        raise UsageError(f"split holds {listed(unknown[:5])}; valid: {listed(SPLITS)}")
+        raise UsageError(f"split holds {listed(unknown[:5])}; valid: {listed((*SPLITS, UNLABELLED))}")
     return names[numbers]
 
 
@@ -237,7 +246,9 @@ def _numbered(
         return inputs, symbols
     smallest, largest = map(int, extremes(sequences.select(rows)))
     if smallest < 0:
-        raise UsageError(f"tokens hold {smallest}: must be 0 or more")
+        raise UsageError(
+            f"tokens hold {smallest}: must be 0 or more (real numbers are values; padding is said by lengths)"
+        )
     ids = _ids(sequences.select(rows))
     if largest + 1 > max(256, 2 * len(ids)):
         notes.append(f"{len(ids):,} ids of 0 ... {largest:,} occur and are renumbered")
@@ -252,8 +263,8 @@ def _ids(sequences: Sequences) -> np.ndarray:
     """Return the distinct ids of sequences, sorted."""
     ids = np.zeros(0, np.int64)
     for chunk in sequences.chunks():
-        ids = np.union1d(ids, chunk)
-    return ids.astype(np.int64)
+        ids = np.union1d(ids, chunk.astype(np.int64))
+    return ids
 
 
 def _scale(

@@ -9,11 +9,20 @@ import numpy as np
 
 from attnprobe.errors import UsageError, listed
 from attnprobe.tasks.labelled_files import pixels, read_image
+from attnprobe.tasks.number_lists import number_lists
 from attnprobe.tasks.pixels import patches
 from attnprobe.tasks.sequences import Sequences, extremes
 
 BYTES = 256
 UNKNOWN, SEPARATOR = "<unk>", "<sep>"
+Kind = Literal["text", "tokens", "values", "images"]
+FOUND = {
+    "text": ("text",),
+    "tokens": ("numbers",),
+    "values": ("numbers", "channels", "image"),
+    "images": ("image", "channels"),
+}
+"""What cells of each kind are found to be: "image" is a two-dimensional array of bytes."""
 COLOURS = (1, 3)
 """Numbers of colours by which the colour axis of images is recognised."""
 
@@ -36,6 +45,8 @@ class Inputs:
     """Whether the data are an array whose width is n, even if no sequence is that long."""
     levels: int = 0
     """If not 0, values are level numbers 0 ... levels - 1, which represent evenly spaced values from -1 to 1."""
+    notes: tuple[str, ...] = ()
+    """How they were read, where that is not obvious."""
 
 
 def of_array(array: np.ndarray, kind: Literal["tokens", "values"], lengths: np.ndarray | None, levels: int) -> Inputs:
@@ -52,6 +63,10 @@ def of_array(array: np.ndarray, kind: Literal["tokens", "values"], lengths: np.n
         valid = "[sequence, token] or [sequence, token, channel]" if kind == "values" else "[sequence, token]"
         raise UsageError(f"{kind} of shape {array.shape}: must be {valid}")
     _check_type(array, kind, levels)
+    if array.dtype == np.uint64:
+        if int(array.max()) >= 2**63:
+            raise UsageError(f"{kind} hold {array.max()}: must be below 2**63")
+        array = array.astype(np.int64)
     array = array[..., 0] if axes == 3 and array.shape[-1] == 1 else array
     if flat:
         assert lengths is not None
@@ -110,41 +125,107 @@ def of_images(images: np.ndarray, patch: int, where: str = "images") -> Inputs:
     if sequences.dtype.kind == "f" and not np.isfinite(extremes(sequences)).all():
         raise UsageError(f"{where} hold NaN or infinite numbers")
     levels = 256 if images.dtype == np.uint8 else 0
-    return Inputs(sequences, "values", grid=(rows // patch, columns // patch), patch=patch, levels=levels)
+    notes = ("pixels 0 ... 255 are values from -1 to 1",) if levels else ()
+    grid = rows // patch, columns // patch
+    return Inputs(sequences, "values", grid=grid, patch=patch, levels=levels, notes=notes)
 
 
-def of_cells(cells: Sequence[Any], where: str, tokens: Literal["bytes", "words"], patch: int) -> Inputs:
+def of_cells(
+    cells: Sequence[Any],
+    where: str,
+    *,
+    kind: Kind | None = None,
+    tokens: Literal["bytes", "words"] = "bytes",
+    patch: int = 1,
+) -> Inputs:
     """Return the cells of a table's column as inputs.
 
-    Cells are texts, images, lists of ids or real values, or arrays [token, channel] of real values. With ``patch``
-    above 1, two-dimensional arrays are images. Missing cells are empty sequences.
+    Cells are texts, images, lists of ids or real values, or arrays [token, channel] of real values. Missing cells are
+    empty sequences.
+
+    Args:
+        cells: Cells of one kind.
+        where: Name of the cells in error messages.
+        kind: What they are; by default integers are ids, texts of lists of numbers are such lists, and two-dimensional
+            arrays are images if they are bytes or if ``patch`` is above 1, else [token, channel].
+        tokens: Tokens of texts.
+        patch: Side of the patches of images.
 
     Raises:
         UsageError: If a cell is something else, or if cells differ in kind; the message names the row.
     """
     parsed = [_cell(cell, f"{where}, row {row}") for row, cell in enumerate(cells)]
-    kinds = {kind: row for row, (kind, _) in reversed(list(enumerate(parsed))) if kind != "empty"}
+    kinds = {found: row for row, (found, _) in reversed(list(enumerate(parsed))) if found != "empty"}
     if len(kinds) > 1:
-        described = listed(f"{kind} in row {row}" for kind, row in sorted(kinds.items(), key=lambda item: item[1]))
+        described = listed(f"{found} in row {row}" for found, row in sorted(kinds.items(), key=lambda item: item[1]))
         raise UsageError(f"{where} mixes {described}")
-    kind = next(iter(kinds), "text")
-    if kind == "text":
+    found, notes = next(iter(kinds), "text"), ()
+    if found == "text" and kind != "text" and tokens == "bytes":
+        lists = number_lists([value or b"" for _, value in parsed], where)
+        if lists is not None:
+            parsed = [_cell(numbers, f"{where}, row {row}") for row, numbers in enumerate(lists)]
+            found, notes = (
+                next((kind for kind, _ in parsed if kind != "empty"), "empty"),
+                ("texts are lists of numbers",),
+            )
+    if kind is not None and found not in FOUND[kind]:
+        raise UsageError(f"kind={kind!r}: {where} holds {found}")
+    if tokens == "words" and found != "text":
+        raise UsageError(f"tokens='words': needs texts; {where} holds {found}")
+    is_image = kind == "images" or (kind is None and (found == "image" or (patch > 1 and found == "channels")))
+    if patch > 1 and not is_image:
+        raise UsageError(f"patch={patch}: needs images; {where} holds {found} (with grid=, lists of pixels are images)")
+    if found == "text":
         return _of_texts([value or b"" for _, value in parsed], where, tokens)
-    arrays = [value for _, value in parsed if value is not None]
-    if kind == "image" or (patch > 1 and arrays[0].ndim == 2):
+    if is_image:
         return _of_image_cells(parsed, where, patch)
-    shapes = {array.shape[1:]: row for row, (_, array) in enumerate(parsed) if array is not None and len(array)}
+    return replace(_of_numbers([value for _, value in parsed], where, kind), notes=notes)
+
+
+def _of_numbers(arrays: Sequence[np.ndarray | None], where: str, kind: str | None) -> Inputs:
+    """Return arrays [token] or [token, channel], None for empty ones, as ids or real values."""
+    shapes = {array.shape[1:]: row for row, array in enumerate(arrays) if array is not None and len(array)}
     if len(shapes) > 1:
         raise UsageError(
             f"{where}, row {max(shapes.values())} has shape [token, *{list(max(shapes, key=shapes.__getitem__))}]: "
             "must have the same number of channels as the others"
         )
-    real = any(array.dtype.kind == "f" for array in arrays) or arrays[0].ndim == 2
-    dtype = np.result_type(*{array.dtype for array in arrays})
-    nothing = np.zeros((0, *next(iter(shapes), ())), dtype)
-    rows = [nothing if array is None or not len(array) else array.astype(dtype) for _, array in parsed]
+    present = [array for array in arrays if array is not None]
+    dtype = np.result_type(*{array.dtype for array in present})
+    channels = next(iter(shapes), ())
+    nothing = np.zeros((0, *channels), dtype)
+    rows = [nothing if array is None or not len(array) else array.astype(dtype) for array in arrays]
+    rows = [row[:, 0] for row in rows] if channels == (1,) else rows
     sequences = Sequences.of_rows(rows)
-    return Inputs(without_padding(sequences) if real else sequences, "values" if real else "tokens")
+    if dtype.kind == "f":
+        sequences = without_padding(sequences)
+    if kind == "tokens" and dtype.kind == "f" and not channels:
+        # What is cut off at the ends is NaN, which no integer is.
+        sequences = Sequences.of_flat(np.concatenate(list(sequences.chunks())), sequences.lengths)
+        if (fractions := sequences.flat[sequences.flat % 1 != 0]).size:
+            raise UsageError(f"kind='tokens': {where} holds {fractions[0]:g}, which is no id")
+        return Inputs(replace(sequences, flat=sequences.flat.astype(np.int64)), "tokens")
+    real = kind == "values" or dtype.kind == "f" or bool(channels)
+    return Inputs(sequences, "values" if real else "tokens")
+
+
+def on_grid(inputs: Inputs, grid: tuple[int, int], patch: int) -> Inputs:
+    """Return sequences of the pixels of images as such, or with patches as tokens.
+
+    Raises `UsageError` if sequences do not have one token per pixel.
+    """
+    sequences = inputs.sequences
+    lengths = sorted(set(sequences.lengths.tolist()) - {0})
+    if lengths != [grid[0] * grid[1]]:
+        raise UsageError(
+            f"grid={grid}: has {grid[0] * grid[1]} pixels, but sequences have {lengths[0]} ... {lengths[-1]} tokens"
+        )
+    if patch == 1:
+        return replace(inputs, grid=grid)
+    pixel = np.asarray(sequences).reshape(len(sequences), *grid, *sequences.shape[2:])
+    if pixel.dtype.kind in "iu" and pixel.min() >= 0 and pixel.max() < 256:
+        pixel = pixel.astype(np.uint8)
+    return of_images(pixel, patch)
 
 
 def _cell(cell: Any, where: str) -> tuple[str, Any]:
@@ -166,10 +247,13 @@ def _cell(cell: Any, where: str) -> tuple[str, Any]:
         return "image", _image(lambda: pixels(image), where)
     try:
         array = np.asarray(cell)
+        if array.dtype.kind in "uf" and array.ndim == 1 and _largest_integer(cell) >= 2**63:
+            raise UsageError(f"{where} holds {_largest_integer(cell)}: ids must be below 2**63")
         if array.dtype == object and array.ndim == 1 and len(array):
             array = np.stack([np.asarray(part) for part in array])  # nested arrays, as pandas reads Array2D
     except ValueError:  # nested lists of different lengths
         array = np.empty((), object)
+    array = array.astype(np.int64) if array.dtype == np.uint64 else array
     if array.ndim == 1 and len(array) == 0:
         return "empty", None
     if array.ndim not in (1, 2, 3) or array.dtype.kind not in "iuf":
@@ -177,6 +261,10 @@ def _cell(cell: Any, where: str) -> tuple[str, Any]:
     if array.ndim == 3 or (array.ndim == 2 and array.dtype == np.uint8):
         return "image", array
     return ("numbers" if array.ndim == 1 else "channels"), array
+
+
+def _largest_integer(cell: Any) -> int:
+    return max((int(item) for item in cell if isinstance(item, int | np.integer)), default=0)
 
 
 def _image(read: Callable[[], np.ndarray], where: str) -> np.ndarray:
@@ -189,17 +277,22 @@ def _image(read: Callable[[], np.ndarray], where: str) -> np.ndarray:
 def _of_image_cells(parsed: Sequence[tuple[str, Any]], where: str, patch: int) -> Inputs:
     shape = next(image.shape for _, image in parsed if image is not None)
     for row, (_, image) in enumerate(parsed):
-        if image is None or image.shape != shape:
-            found = "is empty" if image is None else f"holds an image of shape {image.shape}"
-            raise UsageError(f"{where}, row {row} {found}: must be {shape} as in the others")
-    return of_images(np.stack([image for _, image in parsed]), patch, where)
+        if image is not None and image.shape != shape:
+            raise UsageError(
+                f"{where}, row {row} holds an image of shape {image.shape}: must be {shape} as in the others"
+            )
+    blank = np.zeros(shape, next(image.dtype for _, image in parsed if image is not None))
+    inputs = of_images(np.stack([blank if image is None else image for _, image in parsed]), patch, where)
+    missing = np.array([image is None for _, image in parsed])
+    lengths = np.where(missing, 0, inputs.sequences.lengths)
+    return replace(inputs, sequences=replace(inputs.sequences, lengths=lengths))
 
 
 def _of_texts(texts: Sequence[bytes], where: str, tokens: Literal["bytes", "words"]) -> Inputs:
     if tokens == "bytes":
         return Inputs(Sequences.of_rows([np.frombuffer(text, np.uint8) for text in texts]), "tokens", BYTES)
     words = [_words(text, f"{where}, row {row}") for row, text in enumerate(texts)]
-    vocabulary = (UNKNOWN, *sorted({word for row in words for word in row}))
+    vocabulary = (UNKNOWN, *sorted({word for row in words for word in row} - {UNKNOWN}))
     number = {word: index for index, word in enumerate(vocabulary)}
     rows = [np.array([number[word] for word in row], np.int32) for row in words]
     return Inputs(Sequences.of_rows(rows), "tokens", len(vocabulary), vocabulary)
@@ -229,7 +322,8 @@ def paired(
     both = read([*cells, *seconds])
     if both.kind != "tokens" or both.vocabulary is None:
         raise UsageError("pair: both columns must hold texts")
-    count, separator, rows = len(cells), both.vocabulary, []
+    count, rows = len(cells), []
+    separator = both.words.index(SEPARATOR) if SEPARATOR in both.words else both.vocabulary
     for row in range(count):
         first, second = (both.sequences[i, : both.sequences.lengths[i]] for i in (row, count + row))
         if len(first) and len(second):
@@ -240,5 +334,5 @@ def paired(
             rows.append(np.concatenate([first, [separator], second]).astype(np.int32))
         else:
             rows.append(np.zeros(0, np.int32))
-    words = (*both.words, SEPARATOR) if both.words else ()
-    return Inputs(Sequences.of_rows(rows), "tokens", separator + 1, words)
+    words = (*both.words, *([SEPARATOR] if separator == both.vocabulary else [])) if both.words else ()
+    return Inputs(Sequences.of_rows(rows), "tokens", max(separator + 1, both.vocabulary), words)

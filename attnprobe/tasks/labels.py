@@ -29,24 +29,30 @@ class Labels:
     classes: int
     names: tuple[str, ...] = ()
     """Label of each class in the user's data; empty if labels are class numbers."""
+    missing: str = ""
+    """What stands where there is no label."""
 
 
 def class_labels(values: Any, where: str, classes: int | None = None, names: Sequence[str] = ()) -> Labels:
     """Number labels 0 ... classes - 1 in sorted order; labels that are these numbers already keep them.
 
-    Missing values, negative numbers and the texts of `WORDS_FOR_NONE` mean that there is no label.
+    Missing values, negative numbers and the texts of `WORDS_FOR_NONE` mean that there is no label. White space around
+    texts is ignored.
 
     Args:
         values: Labels [sequence]: integers, whole numbers, texts, or other sortable values.
         where: Name of the labels in error messages.
         classes: Number of classes, if labels are class numbers.
-        names: Names of the classes, if labels are class numbers.
+        names: Names of the classes in their order; labels are these names or class numbers.
 
     Raises:
         UsageError: If labels are real numbers, are all different, cannot be sorted, or are not below ``classes``.
     """
     array = _array(values, where)
-    missing, present = _present(array, where)
+    missing, present = _present(array, where, names)
+    standing_for_none = listed([repr(label) for label in dict.fromkeys(array[missing].tolist())][:3])
+    if names and present.dtype.kind in "OU":
+        present = _places(present, names, where)
     classes = len(names) or classes
     if present.dtype.kind == "f":
         if (np.abs(present) >= 2**53).any():
@@ -67,10 +73,21 @@ def class_labels(values: Any, where: str, classes: int | None = None, names: Seq
         raise UsageError(f"{where} are all different ({distinct[0]!s}, {distinct[1]!s}, ...): must be classes")
     classes = classes or len(distinct)
     if not 2 <= classes <= MOST:
-        raise UsageError(f"{where} hold {classes} {'class' if classes == 1 else 'classes'}: must be 2 ... {MOST}")
+        counted = "1 class" if classes == 1 else f"{classes} classes"
+        none = f" ({standing_for_none} means no label)" if standing_for_none else ""
+        raise UsageError(f"{where} hold {counted}{none}: must be 2 ... {MOST}")
     result = np.full(len(array), NONE, np.int64)
     result[~missing] = numbers
-    return Labels(result, classes, tuple(names) or tuple(str(label) for label in distinct))
+    return Labels(result, classes, tuple(names) or tuple(str(label) for label in distinct), standing_for_none)
+
+
+def _places(labels: np.ndarray, names: Sequence[str], where: str) -> np.ndarray:
+    """Return the place of each label among the names of the classes."""
+    number = {name: place for place, name in enumerate(names)}
+    for label in labels:
+        if str(label) not in number:
+            raise UsageError(f"{where} hold {str(label)[:40]!r}: must be one of class_names, {listed(names)}")
+    return np.array([number[str(label)] for label in labels], np.int64)
 
 
 def _array(values: Any, where: str) -> np.ndarray:
@@ -79,7 +96,9 @@ def _array(values: Any, where: str) -> np.ndarray:
         values = values.to_numpy()
     array = values if isinstance(values, np.ndarray) else _of_objects(list(values))
     if array.ndim != 1:
-        raise UsageError(f"{where} of shape {array.shape}: must be [sequence], one label per sequence")
+        raise UsageError(
+            f"{where} of shape {array.shape}: must be [sequence], one label per sequence (of one-hot rows, the argmax)"
+        )
     if array.dtype.kind == "S":
         try:
             return array.astype(str)
@@ -96,16 +115,17 @@ def _of_objects(values: list[Any]) -> np.ndarray:
     return array
 
 
-def _present(array: np.ndarray, where: str) -> tuple[np.ndarray, np.ndarray]:
-    """Return which labels are missing, and the others."""
+def _present(array: np.ndarray, where: str, names: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Return which labels are missing, and the others; names of classes are not missing, whatever they are."""
     if array.dtype.kind in "OUMm":
         import pandas as pd
 
         for row, label in enumerate(array):
             if not pd.api.types.is_scalar(label):
                 raise UsageError(f"{where}, row {row} holds {type(label).__name__}: must be one label")
+        array = _of_objects([label.strip() if isinstance(label, str) else label for label in array])
         missing = np.asarray(pd.isna(array)) | np.array(
-            [isinstance(label, str) and label.strip() in WORDS_FOR_NONE for label in array], dtype=bool
+            [isinstance(label, str) and label in WORDS_FOR_NONE and label not in names for label in array], dtype=bool
         )
         array = _plain(array[~missing], where)
         if array.dtype.kind in "if":
@@ -123,7 +143,7 @@ def _plain(labels: np.ndarray, where: str) -> np.ndarray:
     if all(issubclass(kind, bool | np.bool_) for kind in kinds):
         return labels.astype(bool)
     if all(issubclass(kind, int | np.integer) and not issubclass(kind, bool) for kind in kinds):
-        return labels.astype(np.int64)
+        return labels if max(map(int, labels), default=0) >= 2**63 else labels.astype(np.int64)
     if all(issubclass(kind, int | float | np.number) and not issubclass(kind, bool) for kind in kinds):
         return labels.astype(np.float64)
     if len(kinds) > 1 and not all(issubclass(kind, str) for kind in kinds):

@@ -65,12 +65,12 @@ class Own(Reading, Source):
         for path in candidates:
             if path.exists():
                 reading = Reading(**{name.name: getattr(self, name.name) for name in fields(Reading)})
-                return load(Task, path, reading) if path.suffix == SUFFIX else _from_table(path, reading)
+                return load(Task, path, reading) if path.suffix.lower() == SUFFIX else _from_table(path, reading)
         raise UsageError(f"{self.file}: no such file; tried {listed(candidates)}; {advice()}")
 
 
 def _from_table(path: Path, reading: Reading) -> Task:
-    table = read(path, reading.inputs, reading.labels)
+    table = read(path, reading.inputs, reading.labels, reading.split)
     named = replace(
         reading,
         inputs=table.inputs,
@@ -78,7 +78,7 @@ def _from_table(path: Path, reading: Reading) -> Task:
         tokens="words" if table.words else reading.tokens,
     )
     try:
-        return of_frame(Task, table.frame, path.stem, named)
+        return of_frame(Task, table.frame, path.stem, named, table.class_names)
     except UsageError as error:
         raise UsageError(f"{path}: {error}") from None
 
@@ -110,4 +110,4 @@ def is_path(name: Any) -> bool:
 
 def is_table(name: Any) -> bool:
     """Return whether the name of a task is the path of a table or folder, which is read with options."""
-    return is_path(name) and PurePath(name).suffix != SUFFIX
+    return is_path(name) and PurePath(name).suffix.lower() != SUFFIX

@@ -3,7 +3,6 @@
 `read` returns a `Table`, whatever the form. Nothing in a file is executed.
 """
 
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from attnprobe.tasks.labels import WORDS_FOR_NONE
 from attnprobe.tasks.listops import WORDS
 from attnprobe.tasks.series_files import read_series
 from attnprobe.tasks.split import SPLIT_NAMES
-from attnprobe.tasks.table import column_of, columns_of
+from attnprobe.tasks.table import column_of, columns_of, pd_objects
 from attnprobe.tasks.table_files import FORMATS, TEXT_FORMATS, read_table
 
 if TYPE_CHECKING:
@@ -30,8 +29,6 @@ FILE_OF_SPLIT = re.compile(rf"(?:.*[^a-z])?({'|'.join(SPLIT_NAMES)})(?:-\d+-of-(
 """Name of a file of one split, without its suffix: basic_train, valid, test-00000-of-00002."""
 INTEGER = re.compile(r"\s*[+-]?\d{1,18}\s*", re.ASCII)
 FLOAT = re.compile(r"\s*[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?\s*", re.ASCII | re.IGNORECASE)
-LIST = re.compile(r"\s*\[[-+.,\d\seE\[\]naNifIty]*\]\s*", re.ASCII)
-"""Text of a list of numbers, which may be NaN, nan, inf or Infinity."""
 OPERATORS = [word for word in WORDS if word.startswith("[")]
 LISTOPS = ("Source", "Target")
 """Columns of the Long Range Arena's ListOps files."""
@@ -49,9 +46,11 @@ class Table:
     """Column of the labels."""
     words: bool = False
     """Whether texts are words in any case."""
+    class_names: tuple[str, ...] = ()
+    """Names of the classes, if labels are these names whatever they mean elsewhere ("None")."""
 
 
-def read(path: Path, inputs: str | None = None, labels: str | None = None) -> Table:
+def read(path: Path, inputs: str | None = None, labels: str | None = None, split: str | None = None) -> Table:
     """Read labelled sequences.
 
     ====================================  ==========================================================================
@@ -65,32 +64,37 @@ def read(path: Path, inputs: str | None = None, labels: str | None = None) -> Ta
     folder with imgs/ and metadata/       Pathfinder of the Long Range Arena
     ====================================  ==========================================================================
 
-    In .csv and .tsv files, labels become numbers if all are numbers, and sequences become lists if all are lists such
-    as "[1, 2]". The ListOps files of the Long Range Arena, with columns Source and Target, are read as it does: as
-    words, without parentheses.
+    In .csv and .tsv files, labels become numbers if all are. The ListOps files of the Long Range Arena, with columns
+    Source and Target, are read as it does: as words, without parentheses.
 
     Args:
         path: File or folder.
         inputs: Column of the sequences, "text" by default, or a pattern such as "pixel*".
         labels: Column of the labels, "label" by default.
+        split: Column of the splits, "split" by default; a pattern leaves it out.
 
     Raises:
         UsageError: The form is unknown or ambiguous, or a file is damaged.
     """
     try:
         if path.is_dir():
-            return _folder(path, inputs, labels)
+            return _folder(path, inputs, labels, split)
         if path.suffix.lower() not in SUFFIXES:
             raise UsageError(f"{path}: must be a folder or end in {listed(SUFFIXES)}")
-        return _tables({path: None}, inputs, labels)
+        return _tables({path: None}, inputs, labels, split)
     except OSError as error:
         raise UsageError(f"{error.filename or path}: cannot be read ({error.strerror or error})") from error
 
 
-def _folder(path: Path, inputs: str | None, labels: str | None) -> Table:
+def _folder(path: Path, inputs: str | None, labels: str | None, split: str | None) -> Table:
     if files := _files_of_splits(path):
-        return _tables(files, inputs, labels)
-    table = Table(*(read_pathfinder(path) if is_pathfinder(path) else read_class_folders(path)))
+        return _tables(files, inputs, labels, split)
+    if is_pathfinder(path):
+        table = Table(*read_pathfinder(path))
+    else:
+        frame, inputs_found, labels_found = read_class_folders(path)
+        names = tuple(sorted(set(frame[labels_found].dropna())))
+        table = Table(frame, inputs_found, labels_found, class_names=names)
     for wanted, name in ((inputs, table.inputs), (labels, table.labels)):
         if wanted not in (None, name):
             raise UsageError(f"{path}: has no column {wanted!r}; columns: {table.inputs}, {table.labels}")
@@ -124,7 +128,7 @@ def _files_of_splits(folder: Path) -> dict[Path, str | None]:
     return {path: split for split, paths in found.items() for path in paths}
 
 
-def _tables(files: dict[Path, str | None], inputs: str | None, labels: str | None) -> Table:
+def _tables(files: dict[Path, str | None], inputs: str | None, labels: str | None, column: str | None) -> Table:
     """Read table files as one table: one file, or the files of all splits."""
     import pandas as pd
 
@@ -145,7 +149,7 @@ def _tables(files: dict[Path, str | None], inputs: str | None, labels: str | Non
     path = next(iter(files))
     if path.suffix.lower() in TEXT_FORMATS and inputs != labels:
         try:
-            frame = _converted(frame, inputs, labels)
+            frame = _converted(frame, inputs, labels, column)
         except UsageError as error:
             raise UsageError(f"{path}: {error}") from None
     return Table(frame, inputs, labels)
@@ -168,33 +172,27 @@ def _are_listops(cells: "pd.Series") -> bool:
     return words <= {*WORDS, "(", ")"} and not words.isdisjoint(OPERATORS)
 
 
-def _converted(frame: "pd.DataFrame", inputs: str, labels: str) -> "pd.DataFrame":
-    """Return a table of texts with its labels as numbers and its sequences as lists of numbers, if they are."""
+def _converted(frame: "pd.DataFrame", inputs: str, labels: str, split: str | None) -> "pd.DataFrame":
+    """Return a table of texts with its labels, and columns that are one token each, as numbers if they are."""
     frame = frame.copy()
     frame[labels] = _numbers(frame[column_of(frame, labels)].tolist())
-    for column in columns_of(frame, inputs, labels):
-        cells = [None if cell in WORDS_FOR_NONE else cell for cell in frame[column]]
+    for column in columns_of(frame, inputs, labels, split):
         if column != inputs:
+            cells = [None if cell in WORDS_FOR_NONE else cell for cell in frame[column]]
             frame[column] = _parsed_numbers(cells, column)
-        elif _are_lists(cells):
-            lists = [None if cell is None else _parsed(cell, column, row) for row, cell in enumerate(cells)]
-            frame[column] = _objects(lists)
     return frame
 
 
 def _numbers(cells: Sequence[Any]) -> np.ndarray:
     """Return labels from their text: integers or floats if all are, and None for missing ones."""
-    present = {cell for cell in cells if isinstance(cell, str) and cell not in WORDS_FOR_NONE}
-    kind = str
+    cells = [cell.strip() if isinstance(cell, str) else None for cell in cells]
+    present = {cell for cell in cells if cell is not None and cell not in WORDS_FOR_NONE}
+    kind: Any = str
     if all(map(FLOAT.fullmatch, present)):
         kind = int if all(map(INTEGER.fullmatch, present)) else float
-    return _objects([kind(cell) if cell in present else None for cell in cells])
-
-
-def _objects(values: list[Any]) -> np.ndarray:
-    import pandas as pd
-
-    return pd.Series(values, dtype=object).to_numpy()
+        if len(set(map(kind, present))) < len(present):  # 01 and 1 are different labels
+            kind = str
+    return pd_objects([kind(cell) if cell in present else None for cell in cells])
 
 
 def _parsed_numbers(cells: Sequence[str | None], column: str) -> np.ndarray:
@@ -205,20 +203,3 @@ def _parsed_numbers(cells: Sequence[str | None], column: str) -> np.ndarray:
         if cell is not None and not FLOAT.fullmatch(cell):
             raise UsageError(f"column {column!r}, row {row} holds {cell[:40]!r}: must be a number")
     return np.array([np.nan if cell is None else float(cell) for cell in cells])
-
-
-def _are_lists(cells: Sequence[Any]) -> bool:
-    """Return whether all cells are text in brackets and some are lists of numbers: then all must be."""
-    present = [cell for cell in cells if cell is not None]
-    in_brackets = all(re.fullmatch(r"\s*\[.*\]\s*", cell, re.DOTALL) for cell in present)
-    return in_brackets and any(map(LIST.fullmatch, present))
-
-
-def _parsed(text: str, column: str, row: int) -> Any:
-    try:
-        return json.loads(text.replace("nan", "NaN"))  # as pandas writes it
-    except (ValueError, RecursionError) as error:
-        reason = getattr(error, "msg", error)
-        raise UsageError(
-            f"column {column!r}, row {row} holds {text.strip()[:40]!r}: not a list such as [1, 2] ({reason})"
-        ) from None

@@ -20,6 +20,11 @@ class Reading:
     """Column of train, validation or test in a table; by default the column "split" if there is one."""
     pair: str | None = None
     """Column of second texts: a sequence is both texts with a separator id between them."""
+    kind: Literal["text", "tokens", "values", "images"] | None = None
+    """What the sequences are: text, ids (tokens), real values or images. By default integers are ids, and texts of
+    numbers with commas or spaces between them are lists."""
+    grid: tuple[Count, Count] | None = None
+    """Rows and columns if each sequence holds the pixels of an image in row-major order."""
     tokens: Literal["bytes", "words"] = "bytes"
     """Tokens of texts: UTF-8 bytes, or words separated by white space. Words that the training split lacks are
     <unk>."""

@@ -13,7 +13,12 @@ if TYPE_CHECKING:
 SPLITS = ("train", "validation", "test")
 UNLABELLED = "unlabelled"
 """Split of sequences that only self-pretraining sees."""
-SPLIT_NAMES = {name: name for name in SPLITS} | dict.fromkeys(("val", "valid", "dev"), "validation")
+SPLIT_NAMES = {
+    **{name: name for name in SPLITS},
+    **dict.fromkeys(("val", "valid", "validate", "dev"), "validation"),
+    **{"training": "train", "testing": "test"},
+    **dict.fromkeys((UNLABELLED, "unsupervised"), UNLABELLED),
+}
 """Accepted names of splits in files, folders and cells, and the names of the splits."""
 
 

@@ -2,16 +2,17 @@
 
 import fnmatch
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from attnprobe.errors import UsageError, listed
 from attnprobe.tasks.assemble import Made, Make, split_names, task_of
-from attnprobe.tasks.inputs import Inputs, of_cells, paired
+from attnprobe.tasks.inputs import Inputs, of_cells, on_grid, paired
 from attnprobe.tasks.labels import class_labels
 from attnprobe.tasks.reading import Reading
-from attnprobe.tasks.split import SPLITS, UNLABELLED
+from attnprobe.tasks.split import SPLIT_NAMES, SPLITS, UNLABELLED
 
 MOST_NAMES = 20
 """Number of column names in an error message."""
@@ -25,15 +26,15 @@ def from_table(make: Make[Made], table: Any, *, name: str = "own", **options: An
         raise UsageError(f"table {name}: {error}") from None
 
 
-def of_frame(make: Make[Made], table: Any, name: str, reading: Reading) -> Made:
-    """Build a task from a table with options."""
-    frame, splits, class_names = _frame(table, reading)
+def of_frame(make: Make[Made], table: Any, name: str, reading: Reading, class_names: tuple[str, ...] = ()) -> Made:
+    """Build a task from a table with options; ``class_names`` names the classes if the table does not."""
+    frame, splits, known_names = _frame(table, reading)
     labels, name_of_inputs = column_of(frame, reading.labels or "label"), reading.inputs or "text"
     if name_of_inputs == labels:
         raise UsageError(f"column {labels!r} cannot hold both sequences and labels; columns: {_some(frame)}")
     inputs = _inputs(frame, reading)
-    numbered = class_labels(frame[labels].tolist(), f"labels in column {labels!r}", names=class_names)
-    return task_of(make, name, inputs, numbered, splits, reading)
+    cells, where = frame[labels].tolist(), f"labels in column {labels!r}"
+    return task_of(make, name, inputs, class_labels(cells, where, names=known_names or class_names), splits, reading)
 
 
 def _frame(table: Any, reading: Reading) -> tuple[Any, np.ndarray | None, tuple[str, ...]]:
@@ -41,19 +42,30 @@ def _frame(table: Any, reading: Reading) -> tuple[Any, np.ndarray | None, tuple[
     import pandas as pd
 
     if isinstance(table, Mapping):
-        unknown = [name for name in table if name not in (*SPLITS, UNLABELLED)]
-        if unknown or not table or reading.split is not None:
+        parts = {SPLIT_NAMES.get(str(name).lower(), str(name)): part for name, part in table.items()}
+        unknown = [name for name in parts if name not in (*SPLITS, UNLABELLED)]
+        if unknown or not table or len(parts) < len(table) or reading.split is not None:
             problem = f"splits and split={reading.split!r}" if reading.split else f"splits {listed(table) or 'none'}"
-            raise UsageError(f"has {problem}: must map names among {listed(SPLITS)} to tables")
-        parts = {name: _frame_of(part) for name, part in table.items()}
-        combined = pd.concat(parts.values(), ignore_index=True)
-        names = [name for name, part in parts.items() for _ in range(len(part))]
-        splits = None if list(parts) == ["train"] else np.array(names)
-        return combined, splits, _class_names(next(iter(table.values())), reading)
-    frame = _frame_of(table)
+            raise UsageError(f"has {problem}: must map names among {listed((*SPLITS, UNLABELLED))} to tables")
+        frames = {name: _named(part, reading) for name, part in parts.items()}
+        combined = pd.concat(frames.values(), ignore_index=True)
+        names = [name for name, part in frames.items() for _ in range(len(part))]
+        splits = None if list(frames) == ["train"] else np.array(names)
+        return combined, splits, _class_names(next(iter(parts.values())), reading)
+    frame = _named(table, reading)
     column = reading.split or ("split" if "split" in frame.columns else None)
     splits = None if column is None else split_names(frame[column_of(frame, column)].tolist(), len(frame))
     return frame, splits, _class_names(table, reading)
+
+
+def _named(table: Any, reading: Reading) -> Any:
+    """Return a data frame; class numbers of a Hugging Face data set become names, whose order may differ by split."""
+    frame, names = _frame_of(table), _class_names(table, reading)
+    if not names:
+        return frame
+    labels = reading.labels or "label"
+    numbers = frame[labels].fillna(-1).astype(int).tolist()
+    return frame.assign(**{labels: pd_objects([names[number] if number >= 0 else None for number in numbers])})
 
 
 def _frame_of(table: Any) -> Any:
@@ -76,6 +88,8 @@ def _class_names(table: Any, reading: Reading) -> tuple[str, ...]:
 def column_of(frame: Any, name: str) -> str:
     """Return the name of a column; raise `UsageError` if there is none or more than one of this name."""
     if (count := list(frame.columns).count(name)) != 1:
+        if all(_is_number(str(column)) for column in frame.columns):
+            raise UsageError(f"has no column {name!r}: the first line must hold the names of the columns")
         noun = f"{count} columns" if count else "no column"
         raise UsageError(f"has {noun} {name!r}; columns: {_some(frame)}")
     return name
@@ -83,35 +97,61 @@ def column_of(frame: Any, name: str) -> str:
 
 def _inputs(frame: Any, reading: Reading) -> Inputs:
     name = reading.inputs or "text"
-    columns = columns_of(frame, name, reading.labels or "label")
-    if columns != [name]:
-        return _of_columns(frame, columns, name)
+    columns = columns_of(frame, name, reading.labels or "label", reading.split)
+    options = {"kind": reading.kind, "tokens": reading.tokens, "patch": 1 if reading.grid else reading.patch}
 
     def read(cells: Any) -> Inputs:
-        return of_cells(cells, f"column {name!r}", reading.tokens, reading.patch)
+        return of_cells(cells, f"column {name!r}", **options)
 
-    cells = frame[name].tolist()
-    if reading.pair is None:
-        return read(cells)
-    return paired(cells, frame[column_of(frame, reading.pair)].tolist(), reading.n, read)
+    if columns != [name]:
+        inputs = _of_columns(frame, columns, name, options)
+    elif reading.pair is None:
+        inputs = read(frame[name].tolist())
+    else:
+        inputs = paired(frame[name].tolist(), frame[column_of(frame, reading.pair)].tolist(), reading.n, read)
+    return inputs if reading.grid is None else on_grid(inputs, reading.grid, reading.patch)
 
 
-def columns_of(frame: Any, inputs: str, labels: str) -> list[str]:
-    """Return the column of the sequences, or the columns that a pattern matches, each of which holds one token."""
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def columns_of(frame: Any, inputs: str, labels: str, split: str | None = None) -> list[str]:
+    """Return the column of the sequences, or the columns that a pattern matches, each of which holds one token.
+
+    A pattern leaves out the columns of labels and splits, and the nameless one that pandas writes for its index.
+    """
     if inputs in frame.columns or not any(character in inputs for character in "*?["):
         return [column_of(frame, inputs)]
-    others = (labels, "split")
-    found = [name for name in frame.columns if name not in others and fnmatch.fnmatchcase(str(name), inputs)]
+    others = (labels, split or "split", "", "Unnamed: 0")
+    found = [name for name in frame.columns if str(name) not in others and fnmatch.fnmatchcase(str(name), inputs)]
     if not found:
         raise UsageError(f"has no columns {inputs!r}; columns: {_some(frame)}")
     return found
 
 
-def _of_columns(frame: Any, columns: list[str], pattern: str) -> Inputs:
+def _of_columns(frame: Any, columns: list[str], pattern: str, options: Mapping[str, Any]) -> Inputs:
     for column in columns:
         if frame[column].dtype.kind not in "iuf":
             raise UsageError(f"column {column!r} of type {frame[column].dtype}: must be numbers")
-    return of_cells(list(frame[columns].to_numpy()), f"columns {pattern!r}", "bytes", patch=1)
+    numbers = frame[columns]
+    missing = bool(numbers.isna().any(axis=None))
+    array = numbers.to_numpy(dtype=float, na_value=np.nan) if missing else numbers.to_numpy()
+    inputs = of_cells(list(array), f"columns {pattern!r}", **options)
+    shown = listed(repr(str(name)) for name in columns[:3])
+    last = f" ... {str(columns[-1])!r}" if len(columns) > 3 else ""
+    return replace(inputs, notes=(*inputs.notes, f"tokens are {len(columns)} columns: {shown}{last}"))
+
+
+def pd_objects(values: list[Any]) -> Any:
+    """Return values as an array of objects."""
+    import pandas as pd
+
+    return pd.Series(values, dtype=object).to_numpy()
 
 
 def _some(frame: Any) -> str:

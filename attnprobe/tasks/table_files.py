@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 LONGEST = 2**31 - 1
 """Largest number of characters of a field of a .csv or .tsv file; Python's own limit is 131,072."""
 
+DELIMITERS = {".csv": ",;\t", ".tsv": "\t"}
+"""Characters between fields; spreadsheets write semicolons where the comma is the decimal sign."""
+
 
 def read_table(path: Path) -> "pd.DataFrame":
     """Read all columns of a table file.
@@ -28,28 +31,32 @@ def read_table(path: Path) -> "pd.DataFrame":
             raise UsageError("has no rows")
         return frame
     except UnicodeDecodeError as error:
-        raise UsageError(f"{path}: not UTF-8 text (holds {error.object[error.start : error.end]!r})") from None
+        raise UsageError(
+            f"{path}: not UTF-8 text (holds {error.object[error.start : error.end]!r}); save it as UTF-8"
+        ) from None
     except UsageError as error:
         raise UsageError(f"{path}: {error}") from None
 
 
-def _separated(delimiter: str) -> Callable[[Path], "pd.DataFrame"]:
-    """Return a reader of files of fields that a delimiter separates."""
+def _separated(path: Path) -> "pd.DataFrame":
+    """Read fields that the most frequent delimiter of the first line separates."""
+    import pandas as pd
 
-    def read(path: Path) -> "pd.DataFrame":
-        import pandas as pd
-
-        limit = csv.field_size_limit(LONGEST)
-        try:
-            with path.open(encoding="utf-8-sig", newline="") as file:
-                reader = csv.reader(file, delimiter=delimiter, strict=True)
-                rows = list(_fields(reader))
-        finally:
-            csv.field_size_limit(limit)
-        names = rows[0] if rows else []
-        return pd.DataFrame(rows[1:], columns=names, dtype=object)
-
-    return read
+    limit = csv.field_size_limit(LONGEST)
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            first = file.readline()
+            delimiter = max(DELIMITERS[path.suffix.lower()], key=first.count)
+            file.seek(0)
+            rows = list(_fields(csv.reader(file, delimiter=delimiter, strict=True)))
+            if delimiter == "\t" and any("\n" in field for row in rows for field in row):
+                # In such files a quote is a character like any other: pairs of them would join lines.
+                file.seek(0)
+                rows = list(_fields(csv.reader(file, delimiter=delimiter, quoting=csv.QUOTE_NONE)))
+    finally:
+        csv.field_size_limit(limit)
+    names = [name.strip() for name in rows[0]] if rows else []
+    return pd.DataFrame(rows[1:], columns=names, dtype=object)
 
 
 def _fields(reader: Any) -> Iterator[list[str]]:
@@ -99,8 +106,8 @@ def _parquet(path: Path) -> "pd.DataFrame":
 
 
 FORMATS: dict[str, Callable[[Path], "pd.DataFrame"]] = {
-    ".csv": _separated(","),
-    ".tsv": _separated("\t"),
+    ".csv": _separated,
+    ".tsv": _separated,
     ".jsonl": _objects,
     ".parquet": _parquet,
 }

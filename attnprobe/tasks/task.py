@@ -70,7 +70,8 @@ class Task:
         """The task with its unlabelled sequences among the training sequences."""
         if self.unlabelled is None:
             return self
-        return replace(self, train=self.train.joined(self.unlabelled), unlabelled=None)
+        anonymous = replace(self.unlabelled, labels=np.zeros(len(self.unlabelled), np.int64))  # never read
+        return replace(self, train=self.train.joined(anonymous), unlabelled=None)
 
     def shuffled(self, seed: int) -> "Task":
         """Return the task with the tokens of each sequence independently permuted; padding stays in place."""

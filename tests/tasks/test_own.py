@@ -101,7 +101,10 @@ def test_a_file_is_looked_for_in_the_working_directory_and_then_in_the_data_fold
             {"values": np.zeros((4, 3))},
             "must hold labels, and one of tokens, values and images; holds tokens, labels, split, values",
         ),
-        ({"length": [1, 1, 1, 1]}, "unknown array length; valid: tokens, values, images, labels, lengths"),
+        (
+            {"length": [1, 1, 1, 1]},
+            "unknown array length: name them labels and tokens, values or images; valid: tokens, values",
+        ),
         ({"tokens": np.array([[1], [1, 2]], dtype=object)}, "tokens holds Python objects: must hold numbers"),
         ({"tokens": np.zeros((4, 3))}, "tokens of type float64: must be ids"),
         ({"tokens": np.zeros(4, int)}, "tokens of shape (4,): must be [sequence, token]"),
@@ -381,9 +384,13 @@ def test_hugging_face_datasets_are_tables():
         (TABLE.assign(label=[0, "a", 1, 0]), {}, "labels in column 'label' hold int, str: must be of one type"),
         (TABLE.assign(label=[[0], [1], [1], [0]]), {}, "labels in column 'label', row 0 holds list: must be one label"),
         (TABLE.assign(part=["train", "eval", "test", "train"]), {}, "split holds eval; valid: train, validation, test"),
-        ({"train": TABLE, "dev": TABLE}, {"split": None}, "has splits train, dev: must map names among train"),
+        ({"train": TABLE, "dev": TABLE}, {"split": None}, "split has no test sequences; it has train, validation"),
         ({}, {"split": None}, "has splits none"),
-        ({"train": TABLE}, {}, "has splits and split='part': must map names among train, validation, test to tables"),
+        (
+            {"train": TABLE},
+            {},
+            "has splits and split='part': must map names among train, validation, test, unlabelled",
+        ),
         ({"train": TABLE, "validation": TABLE}, {"split": None}, "split has no test sequences"),
     ],
 )

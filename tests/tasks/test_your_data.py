@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+import attnprobe as ap
 from attnprobe.errors import UsageError
 from attnprobe.tasks import Task, folder, source
 from attnprobe.tasks.labels import NONE
@@ -537,3 +538,188 @@ def test_facts_of_many_classes_are_abridged_and_class_names_cannot_hide_other_fa
     train = json.loads(capsys.readouterr().out)["splits"][0]
     assert train["sequences"] == 51
     assert train["class_sequences"] == pytest.approx(3 / 51)
+
+
+# --- as people write them
+
+
+def table_file(name, content):
+    with open(name, "w") as file:
+        file.write(content)
+    return name
+
+
+def read_file(name, content, **options):
+    return source(table_file(name, content), options).build(0)
+
+
+@pytest.mark.parametrize(
+    ("cells", "numbers"),
+    [
+        (["[1, 2]", "[]", "[3]"], [[1, 2], [3]]),
+        (["[np.float64(2.5), np.float64(1.0)]", "[np.float64(0.5)]", "[1.5]"], [[2.5, 1.0], [0.5], [1.5]]),
+        (["(1, 2, 3)", "(4,)", "(5, 6)"], [[1, 2, 3], [4], [5, 6]]),
+        (["[5 8]", "[ 1  2]", "[3]"], [[5, 8], [1, 2], [3]]),
+        (["70 80 82", "1 2 3", "4"], [[70, 80, 82], [1, 2, 3], [4]]),
+        (["0.1,0.2", "-1e-3, 3", "4,5"], [[0.1, 0.2], [-0.001, 3], [4, 5]]),
+        (["[[1, 2], [3, 4]]", "[[5, 6]]", "[[7.0, 8]]"], [[[1.0, 2.0], [3.0, 4.0]], [[5.0, 6.0]], [[7.0, 8.0]]]),
+        (["12", "007", "1 2"], None),
+        (["[MAX 1 2 ]", "[MIN 3 ]", "[1]x"], None),
+        (["call 555 1234", "1 2", "3 4"], None),
+    ],
+)
+def test_texts_of_lists_of_numbers_are_these_numbers_and_not_bytes(cells, numbers):
+    frame = pd.DataFrame({"text": cells * 4, "label": [0, 1, 0] * 4, "split": ["train", "train", "test"] * 4})
+    options = {"empty": "drop", "standardise": "none"}
+    task = Task.from_table(frame, **options)
+    found = {repr(row) for row, _, _ in content(task)}
+    as_bytes = {repr(cell) for cell in cells}
+    real = any(isinstance(number, float) for row in numbers or () for number in row)
+    assert found == (
+        as_bytes if numbers is None else {repr([float(x) for x in row] if real else row) for row in numbers}
+    )
+    assert ("texts are lists of numbers" in task.notes) == (numbers is not None)
+    assert {repr(row) for row, _, _ in content(Task.from_table(frame, kind="text", **options))} == as_bytes
+
+
+def test_numbers_may_be_declared_as_ids_or_real_values():
+    readings = [[100, -3, 5], [7, 8]] * 4
+    frame = pd.DataFrame({"text": readings, "label": [0, 1] * 4})
+    with pytest.raises(UsageError, match="tokens hold -3: must be 0 or more"):
+        Task.from_table(frame)
+    task = Task.from_table(frame, kind="values")
+    assert (task.data.inputs, task.data.channels, len(task.data.mean)) == ("values", 1, 1)
+    assert Task.from_arrays(values=readings, labels=[0, 1] * 4).data == task.data
+    ids = pd.DataFrame({"a": [1, 2, 3, 4], "b": [5.0, 6.0, np.nan, 7.0], "label": [0, 1, 0, 1]})
+    ids = pd.concat([ids] * 2)
+    assert Task.from_table(ids, inputs="[ab]").data.inputs == "values"
+    task = Task.from_table(ids, inputs="[ab]", kind="tokens")
+    assert sorted(row for row, _, _ in content(task)) == sorted([[1, 5], [2, 6], [3], [4, 7]] * 2)
+    with pytest.raises(UsageError, match="kind='tokens': .* holds 0.5, which is no id"):
+        Task.from_table(ids.assign(a=0.5), inputs="[ab]", kind="tokens")
+    with pytest.raises(UsageError, match="kind='images': column 'text' holds text"):
+        Task.from_table(pd.DataFrame({"text": ["a", "b"], "label": [0, 1]}), kind="images")
+
+
+def test_pixels_in_columns_or_lists_are_images_on_a_grid():
+    pixels = np.random.default_rng(0).integers(256, size=(8, 24))
+    labels, split = [0, 1] * 4, ["train", "test"] * 4
+    columns = pd.DataFrame(pixels, columns=[f"pixel{i}" for i in range(24)]).assign(label=labels, split=split)
+    images = Task.from_arrays(images=pixels.reshape(8, 4, 6).astype(np.uint8), labels=labels, split=split, patch=2)
+    patched = Task.from_table(columns, inputs="pixel*", grid=(4, 6), patch=2)
+    assert patched.fingerprint == images.fingerprint
+    assert patched.data == images.data
+    lists = pd.DataFrame({"text": pixels.tolist(), "label": labels, "split": split})
+    plain = Task.from_table(lists, grid=(4, 6))
+    assert (plain.data.grid, plain.data.inputs, plain.data.n) == ((4, 6), "tokens", 24)
+    for wrong, message in (
+        ({"grid": (5, 5)}, r"grid=\(5, 5\): has 25 pixels, but sequences have 24 ... 24 tokens"),
+        ({"patch": 2}, "patch=2: needs images; column 'text' holds numbers"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            Task.from_table(lists, **wrong)
+
+
+def test_names_of_classes_keep_their_order():
+    tokens = [[1], [2], [3], [4]] * 3
+    task = Task.from_arrays(tokens=tokens, labels=["cat", "dog", "dog", "cat"] * 3, class_names=["dog", "cat"])
+    assert task.data.class_names == ("dog", "cat")
+    assert {(row[0], label) for row, label, _ in content(task)} == {(1, "cat"), (2, "dog"), (3, "dog"), (4, "cat")}
+    with pytest.raises(UsageError, match="labels hold 'bird': must be one of class_names, dog, cat"):
+        Task.from_arrays(tokens=tokens, labels=["bird", "dog", "dog", "cat"] * 3, class_names=["dog", "cat"])
+
+
+def test_class_names_may_differ_in_order_between_splits(here):
+    datasets = pytest.importorskip("datasets")
+
+    def part(names, labels):
+        features = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=names)})
+        return datasets.Dataset.from_dict({"text": ["a", "b"], "label": labels}, features=features)
+
+    both = datasets.DatasetDict({"train": part(["neg", "pos"], [0, 1]), "dev": part(["pos", "neg"], [1, 0])})
+    both["test"] = part(["pos", "neg"], [1, 0])
+    task = Task.from_table(both)
+    assert set(content(task)) == {
+        (text, label, name) for name in ("train", "validation", "test") for text, label in (("a", "neg"), ("b", "pos"))
+    }
+
+
+def test_rows_of_the_split_unlabelled_are_kept_without_their_labels():
+    split = ["train", "train", "test", "test", "unlabelled", "unsupervised"] * 2
+    task = Task.from_arrays(tokens=[[i] for i in range(12)], labels=[0, 1] * 6, split=split)
+    assert {name: len(part) for name, part in task.all_splits.items()} == {"train": 4, "test": 4, "unlabelled": 4}
+    assert "4 labels of the split unlabelled are not used" in task.notes
+
+
+@pytest.mark.parametrize("recipe", ["spt", "supervised"])
+def test_unlabelled_sequences_are_seen_by_self_pretraining_only(here, recipe):
+    tokens = np.random.default_rng(0).integers(5, size=(60, 6))
+    labels = [0, 1, None] * 20
+    task = Task.from_arrays(tokens=tokens, labels=labels, unlabelled="pretrain")
+    settings = {"steps": 6, "evaluations": 1, "checkpoints": 1, "d_model": 8, "batch_size": 60}
+    pretrain = {"pretrain_steps": 3} if recipe == "spt" else {}
+    ap.train(ap.configure(task, recipe=recipe, **settings, **pretrain), here / recipe, progress=False)
+    assert len(task.for_pretraining.train) == len(task.train) + 20
+    without = Task.from_arrays(tokens=tokens, labels=labels, unlabelled="drop")
+    assert without.train.labels.tolist() == task.train.labels.tolist()
+
+
+def test_univariate_series_have_no_channel_axis(here):
+    series = [[[1.0], [2.0]], [[3.0]], [[4.0], [5.0], [6.0]]] * 4
+    task = Task.from_arrays(values=series, labels=[0, 1, 0] * 4)
+    assert (task.data.channels, task.train.inputs.ndim) == (1, 2)
+    lines = "".join(f"{i}.5,2,{i}:{'ab'[i % 2]}\n" for i in range(10))
+    task = read_file("x.ts", f"@problemName x\n@classLabel true a b\n@data\n{lines}")
+    assert (task.data.n, task.data.channels) == (3, 1)
+
+
+def test_ids_are_exact_or_refused():
+    big = 2**62 + np.arange(20) * 3
+    tokens = np.random.default_rng(0).permutation(big).reshape(10, 2)
+    for given in (tokens, tokens.astype(np.uint64), tokens.tolist(), [row.astype(np.uint64) for row in tokens]):
+        task = Task.from_arrays(tokens=given, labels=[0, 1] * 5)
+        assert task.data.symbols == tuple(map(str, big.tolist()))
+    for given in ([[2**63, 3], [1]], np.array([[2**63, 3]] * 2, np.uint64), [[2**64], [1, 2]]):
+        with pytest.raises(UsageError, match="must be below 2|must be text, a list of ids"):
+            Task.from_arrays(tokens=given, labels=[0, 1])
+
+
+def test_labels_that_look_alike_stay_apart(here):
+    rows = "".join(f"t{i},{label}\n" for i, label in enumerate(["01", "1", "1e1", "10"] * 3))
+    assert read_file("a.csv", "text,label\n" + rows).data.class_names == ("01", "1", "10", "1e1")
+    padded = "".join(f"t{i},{label}\n" for i, label in enumerate([" 2", "10 ", " 2", "9"] * 3))
+    assert read_file("b.csv", "text,label\n" + padded).data.class_names == ("2", "9", "10")
+    spaces = pd.DataFrame({"text": list("abcdef"), "label": ["cat", "cat ", "dog"] * 2})
+    assert Task.from_table(spaces).data.class_names == ("cat", "dog")
+    huge = Task.from_table(pd.DataFrame({"text": list("abcdef"), "label": [2**64, 2**65] * 3}))
+    assert huge.data.class_names == (str(2**64), str(2**65))
+
+
+def test_folders_named_like_missing_values_are_classes(here):
+    for label in ("None", "NA"):
+        (here / "texts" / label).mkdir(parents=True)
+        for i in range(4):
+            (here / "texts" / label / f"{i}.txt").write_text(f"{label} {i}")
+    task = source("texts").build(0)
+    assert task.data.class_names == ("NA", "None")
+    assert {row.split()[0] == label for row, label, _ in content(task)} == {True}
+
+
+def test_files_with_other_delimiters_and_quotes(here):
+    rows = [("a, b", 0), ("c", 1)] * 5
+    semicolons = "text; label\n" + "".join(f"{text};{label}\n" for text, label in rows)
+    assert len(content(read_file("a.csv", semicolons))) == 10
+    quotes = ['"so it begins', "plain", 'and ends"', "plain"] * 4
+    text = "text\tlabel\n" + "".join(f"{cell}\t{i % 2}\n" for i, cell in enumerate(quotes))
+    assert sorted(row for row, _, _ in content(read_file("b.tsv", text))) == sorted(quotes)
+    with pytest.raises(UsageError, match="has no column 'label': the first line must hold the names of the columns"):
+        read_file("c.csv", "0.5,1,2\n3,4,5\n")
+
+
+def test_a_pattern_leaves_out_index_and_split_and_says_what_it_takes(here):
+    frame = pd.DataFrame(np.arange(40).reshape(20, 2), columns=["x0", "x1"])
+    frame["label"], frame["fold"] = [0, 1] * 10, ["train", "test"] * 10
+    frame.to_csv("mine.csv")
+    task = source("mine.csv", {"inputs": "*", "split": "fold"}).build(0)
+    assert task.data.n == 2
+    assert "tokens are 2 columns: 'x0', 'x1'" in task.notes
