@@ -90,7 +90,8 @@ def task_of(
         class_names=labels.names,
         symbols=tuple(symbols),
     )
-    _warn_of_classes(labels, parts, name)
+    if shuffle:  # stored tasks, which are not shuffled again, were warned of when they were made
+        _warn_of_classes(labels, parts, name)
     return make(name, data, **{part: whole[rows] for part, rows in parts.items()}, notes=tuple(notes))
 
 

@@ -13,6 +13,9 @@ from attnprobe.config import DataSpec
 from attnprobe.errors import UsageError
 from attnprobe.tasks import Split, Task, folder, own, source
 
+pytestmark = pytest.mark.filterwarnings("ignore:.* sequences? ha(s|ve) the label")
+"""Tiny data lack classes; the warnings have their own test."""
+
 GOOD = {"tokens": [[0, 1, 2], [2, 1, 0], [1, 1, 1], [0, 0, 3]], "labels": [0, 1, 0, 1]}
 SPLIT = ["train", "test", "validation", "train"]
 

@@ -15,6 +15,9 @@ from attnprobe.tasks import Task, folder, source
 from attnprobe.tasks.labels import NONE
 from attnprobe.tasks.sequences import Sequences, concatenated
 
+pytestmark = pytest.mark.filterwarnings("ignore:.* sequences? ha(s|ve) the label")
+"""Tiny data lack classes; the warnings have their own test."""
+
 
 @pytest.fixture
 def here(tmp_path, monkeypatch):
