@@ -248,8 +248,9 @@ def load(path: str | Path) -> Checkpoint:
         path: A checkpoint file (``RUN/checkpoints/step-*.pt`` or ``RUN/latest.pt``).
 
     Raises:
-        UsageError: If the file does not exist, is not a valid checkpoint (for example truncated or malicious), was
-            written by a newer attnprobe, or has unknown or missing entries, which the message names.
+        UsageError: If the file does not exist, is not a checkpoint or damaged (a checksum or the digest differs), was
+            written by a newer attnprobe, or has unknown, missing or invalid entries, which the message names. Weights
+            of other names or shapes than the settings imply are invalid. Nothing is built before these checks.
     """
     path = Path(path)
     if not path.is_file():
