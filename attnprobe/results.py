@@ -1,7 +1,9 @@
 """Results: labelled arrays with units, method and provenance."""
 
+import hashlib
+import io
 import json
-import os
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ import xarray as xr
 
 from attnprobe.axes import LABELS
 from attnprobe.errors import UsageError
+from attnprobe.files import atomic_path, writing
 from attnprobe.former_names import (
     ATTRIBUTES,
     AXES,
@@ -87,21 +90,64 @@ def most_proximal(result: xr.Dataset) -> dict[Any, xr.DataArray]:
 
 
 def save(result: xr.Dataset, path: Path) -> None:
-    """Write a result as netCDF atomically."""
-    part = path.with_name(path.name + ".part")
-    result.to_netcdf(part, engine="h5netcdf")
-    os.replace(part, path)
+    """Write a result as netCDF atomically, with a checksum after the end of the netCDF content.
+
+    Raises:
+        UsageError: If the file cannot be written; the previous file is kept.
+    """
+    import h5netcdf
+    from xarray.backends import H5NetCDFStore
+
+    # HDF5 itself writes to memory only: it can crash the process if the disk is full.
+    buffer = io.BytesIO()
+    with h5netcdf.File(buffer, "w") as file:
+        result.dump_to_store(H5NetCDFStore(file))
+    content = buffer.getvalue()
+    with writing(path), atomic_path(path) as part:
+        part.write_bytes(content + _checksum(content))
 
 
 def open_result(path: str | Path) -> xr.Dataset:
-    """Read a result written by `save`; raise `UsageError` if the file is not a result."""
+    """Read a result written by `save`; raise `UsageError` if the file is damaged or not a result.
+
+    Files of earlier versions have no checksum; their damage is found only if it makes them unreadable.
+    """
+    import h5py
+
     try:
-        with xr.open_dataset(path, engine="h5netcdf") as result:
+        content = _verified(Path(path).read_bytes())
+        with h5py.File(io.BytesIO(content), "r") as file:
+            dict(file.attrs)  # if they are damaged, h5netcdf prints an error of its own destructor
+        with xr.open_dataset(io.BytesIO(content), engine="h5netcdf") as result:
             return with_current_names(result.load())
     except FileNotFoundError:
         raise UsageError(f"{path}: no such file") from None
-    except (OSError, ValueError) as error:
-        raise UsageError(f"{path}: not an attnprobe result ({str(error).strip().splitlines()[0]})") from error
+    except Exception as error:  # HDF5, h5netcdf and xarray raise many kinds for a damaged file
+        reason = getattr(error, "strerror", None) or str(error).strip().split("\n")[0] or type(error).__name__
+        reason = textwrap.shorten(reason, 300)
+        raise UsageError(f"{path}: not an attnprobe result, or damaged ({reason}); measure again") from error
+
+
+def _checksum(content: bytes) -> bytes:
+    return f"attnprobe sha256 {hashlib.sha256(content).hexdigest()}".encode()
+
+
+def _verified(content: bytes) -> bytes:
+    """Return a file's content without the checksum that follows it; raise `UsageError` if the checksum is wrong.
+
+    The checksum is not an attribute: programs that edit a result copy its attributes. They ignore what follows the end.
+    """
+    end = _end(content)
+    content, checksum = content[:end], content[end:]
+    if checksum and checksum != _checksum(content):
+        raise UsageError("its content differs from its checksum")
+    return content
+
+
+def _end(content: bytes) -> int:
+    """Return the size of an HDF5 file according to its superblock, whose place depends on the version."""
+    place = {0: 40, 1: 44, 2: 28, 3: 28}.get(content[8] if len(content) > 8 else -1)
+    return len(content) if place is None else int.from_bytes(content[place : place + 8], "little")
 
 
 def with_current_names(result: xr.Dataset) -> xr.Dataset:

@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import tarfile
 from pathlib import Path
 
 import matplotlib
@@ -60,6 +61,15 @@ def spt_run(tmp_path_factory):
 
     config = configure("pairs", recipe="spt", pretrain_steps=8, d_model=16, **TINY)
     return train(config, tmp_path_factory.mktemp("runs") / "spt", progress=False)
+
+
+@pytest.fixture(scope="module")
+def former(tmp_path_factory):
+    """Files of format 1 under former names: a sweep of two cells, and each measure of its last SPT checkpoint."""
+    folder = tmp_path_factory.mktemp("former")
+    with tarfile.open(Path(__file__).parent / "former_files.tar.gz") as archive:
+        archive.extractall(folder, filter="data")
+    return folder
 
 
 @pytest.fixture(scope="session")

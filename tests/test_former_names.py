@@ -2,7 +2,6 @@
 
 import inspect
 import re
-import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -19,8 +18,6 @@ from attnprobe.sweeps.cells import complete
 from attnprobe.sweeps.plan import read_sweep
 from attnprobe.tables import EDITS, MEASURES
 
-ARCHIVE = Path(__file__).parent / "former_files.tar.gz"
-"""Files written by that version: a sweep of two cells, and a result of each measure on the last SPT checkpoint."""
 SETTINGS = {
     "learning_rate": 0.004,
     "pretrain_learning_rate": 0.002,
@@ -33,14 +30,6 @@ SETTINGS = {
 }
 NETWORK = {"init_std": 0.03, "position_std": 0.05, "length_scale": 3.0, "norm_placement": "post"}
 """Settings that the sweep file has under former names."""
-
-
-@pytest.fixture(scope="module")
-def former(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("former")
-    with tarfile.open(ARCHIVE) as archive:
-        archive.extractall(folder, filter="data")
-    return folder
 
 
 def test_every_former_name_has_a_current_one():

@@ -1,7 +1,7 @@
 """Write results as netCDF and figures as PNG and PDF."""
 
 import functools
-import os
+import io
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -11,9 +11,9 @@ import xarray as xr
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
-from attnprobe.errors import UsageError
 from attnprobe.figures import draw, draw_over_steps
 from attnprobe.figures.style import paper
+from attnprobe.files import atomic_path, writing
 from attnprobe.networks import Probe
 from attnprobe.results import over_steps, save
 from attnprobe.tables import MEASURES
@@ -93,25 +93,31 @@ def write_series(
 
 def prepare(folder: Path) -> None:
     """Raise `UsageError` if the folder, which may not exist yet, is not writable; create nothing."""
-    try:
-        with tempfile.TemporaryFile(dir=next(path for path in (folder, *folder.absolute().parents) if path.exists())):
-            pass
-    except OSError as error:
-        raise UsageError(f"{folder}: cannot be written ({error.strerror})") from error
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    with writing(folder), tempfile.TemporaryFile(dir=existing):
+        pass
 
 
 def write_figure(figure: Figure, stem: Path, title: str) -> None:
-    """Write a figure as STEM.png and STEM.pdf, atomically and reproducibly (the same figure gives the same bytes)."""
-    stem.parent.mkdir(parents=True, exist_ok=True)
+    """Write a figure as STEM.png and STEM.pdf, atomically and reproducibly (the same figure gives the same bytes).
+
+    Raises:
+        UsageError: If a file cannot be written.
+    """
     metadata = {".pdf": {"Creator": "attnprobe", "CreationDate": None}, ".png": {"Software": "attnprobe"}}
     with paper():
         for suffix, fields in metadata.items():
-            part = stem.with_name(f"{stem.name}.part{suffix}")
-            figure.savefig(part, metadata={**fields, "Title": title})
-            os.replace(part, stem.with_suffix(suffix))
+            # In memory first: matplotlib hides the error of a full disk behind an AttributeError.
+            content, path = io.BytesIO(), stem.with_suffix(suffix)
+            figure.savefig(content, format=suffix[1:], metadata={**fields, "Title": title})
+            with writing(path):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                with atomic_path(path) as part:
+                    part.write_bytes(content.getbuffer())
 
 
 def _write(result: xr.Dataset, figure: Figure, stem: Path) -> None:
-    stem.parent.mkdir(parents=True, exist_ok=True)
+    with writing(stem.parent):
+        stem.parent.mkdir(parents=True, exist_ok=True)
     save(result, stem.with_suffix(".nc"))
     write_figure(figure, stem, f"{stem.name}: {result.attrs.get('title', result.attrs.get('run_title'))}")

@@ -2,10 +2,12 @@
 
 The environment variable ATTNPROBE_DATA (set by the flag ``--data``) names it; the default is the user's cache folder.
 Arrays are written to a temporary folder that is renamed when complete, so that readers never see partial data. A lock
-prevents two runs from generating the same arrays at the same time.
+prevents two runs from generating the same arrays at the same time. The checksums of the arrays are stored with them and
+verified when a process first uses them.
 """
 
 import dataclasses
+import functools
 import hashlib
 import inspect
 import json
@@ -22,9 +24,11 @@ import numpy as np
 from filelock import FileLock
 
 from attnprobe import randomness
-from attnprobe.errors import UsageError
+from attnprobe.errors import UsageError, listed
+from attnprobe.files import flush, flush_names
 
 VARIABLE = "ATTNPROBE_DATA"
+CHECKSUMS = "checksums.json"
 Create = Callable[[str, tuple[int, ...], Any], np.ndarray]
 """Function that creates an array on disk, given its name, shape and dtype."""
 
@@ -53,7 +57,7 @@ def made_once(
         **more: Further values of the key, such as a seed or the checksum of an archive.
 
     Raises:
-        UsageError: The data folder is not writable.
+        UsageError: The data folder is not writable, or an array differs from its checksum.
     """
     kind = type(source)
     code = "".join(map(inspect.getsource, [sys.modules[kind.__module__], randomness, *helpers]))
@@ -66,7 +70,42 @@ def made_once(
             _make(target, key, make)
         except OSError as error:
             raise UsageError(f"{target}: cannot be written ({error.strerror}); {advice()}") from error
-    return {path.stem: np.load(path, mmap_mode="r", allow_pickle=False) for path in sorted(target.glob("*.npy"))}
+    files = sorted(target.glob("*.npy"))
+    try:
+        _verify(target, files)
+        return {path.stem: np.load(path, mmap_mode="r", allow_pickle=False) for path in files}
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+        raise UsageError(f"{target}: damaged ({reason}); delete this folder, and its arrays are made again") from error
+
+
+def _verify(target: Path, files: Sequence[Path]) -> None:
+    """Raise ``ValueError`` if an array is missing or differs from its checksum.
+
+    Folders of earlier versions have no checksums.
+    """
+    if not (target / CHECKSUMS).exists():
+        return
+    checksums = json.loads((target / CHECKSUMS).read_text())
+    found = {path.name: _checksum(path, *_version(path)) for path in files}
+    if found != checksums:
+        differing = sorted(name for name in {*found, *checksums} if found.get(name) != checksums.get(name))
+        raise ValueError(f"{listed(differing)}: wrong checksum")
+
+
+@functools.cache
+def _checksum(path: Path, changed: int, size: int) -> str:
+    """Return the SHA-256 checksum of a file; a process reads it once unless it changed."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _version(path: Path) -> tuple[int, int]:
+    status = path.stat()
+    return status.st_mtime_ns, status.st_size
 
 
 def advice() -> str:
@@ -90,9 +129,15 @@ def _make(target: Path, key: dict[str, Any], make: Callable[[Create], None]) -> 
             make(create)
             for array in arrays:
                 array.flush()
-            (part / "key.json").write_text(json.dumps(key, indent=1) + "\n")
+            checksums = {path.name: _checksum(path, *_version(path)) for path in sorted(part.glob("*.npy"))}
+            for name, content in (("key.json", key), (CHECKSUMS, checksums)):
+                (part / name).write_text(json.dumps(content, indent=1) + "\n")
             part.chmod(0o755)  # mkdtemp creates folders that only their owner can read
+            for path in part.iterdir():
+                flush(path)
+            flush_names(part)
             part.rename(target)
+            flush_names(target.parent)
         except BaseException:
             shutil.rmtree(part, ignore_errors=True)
             raise

@@ -1,30 +1,38 @@
 """Checkpoints: self-describing files of plain types and tensors."""
 
 import dataclasses
+import hashlib
 import html
+import io
 import json
+import textwrap
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+import zipfile
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import torch
 
 from attnprobe import tasks
 from attnprobe.config import DataSpec, TrainConfig, from_plain
 from attnprobe.errors import UsageError, listed
-from attnprobe.files import atomic_path
+from attnprobe.files import atomic_path, writing
 from attnprobe.former_names import current_settings
+from attnprobe.model.shapes import BUILT_IN, shapes
 from attnprobe.provenance import provenance
 from attnprobe.tables import OBJECTIVES
 
 if TYPE_CHECKING:
     from attnprobe.model.transformer import Transformer
 
-FORMAT = 1
+FORMAT = 2
+"""Format of the files that are written. Format 1, which is read as well, has no digest."""
+FORMATS = (1, FORMAT)
+MOST_TOKENS = 2**20
+"""Largest number of tokens of a network in a file: attention over more is surely a mistake, or a hostile file."""
 
 
 @dataclass(frozen=True)
@@ -118,8 +126,8 @@ class Checkpoint:
         }
 
     def save(self, path: Path) -> None:
-        """Write the checkpoint atomically."""
-        fields = {
+        """Write the checkpoint, with a digest of its content, atomically; raise ``OSError`` if that fails."""
+        fields: dict[str, Any] = {
             "format": FORMAT,
             "config": dataclasses.asdict(self.config),
             "data": dataclasses.asdict(self.data),
@@ -131,8 +139,12 @@ class Checkpoint:
             "fingerprint": self.fingerprint,
             "provenance": self.provenance,
         }
+        fields["digest"] = _digest(fields)
+        # In memory first: torch turns the error of a full disk into a RuntimeError without the reason.
+        content = io.BytesIO()
+        torch.save(fields, content)
         with atomic_path(path) as part:
-            torch.save(fields, part)
+            part.write_bytes(content.getbuffer())
 
     def to_safetensors(self, path: str | Path) -> None:
         """Write the weights to a safetensors file atomically, with metadata that says what they are.
@@ -144,16 +156,17 @@ class Checkpoint:
         Raises:
             UsageError: If the file cannot be written.
         """
-        from safetensors.torch import save_file
+        from safetensors.torch import save
 
         path = Path(path)
         facts = {"config": dataclasses.asdict(self.config), "data": dataclasses.asdict(self.data), **self._origin()}
         metadata = {name: value if isinstance(value, str) else json.dumps(value) for name, value in facts.items()}
-        with _writing(path):
+        weights = {name: weight.contiguous() for name, weight in self.weights.items()}
+        content = save(weights, {"format": "pt", **metadata})
+        with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             with atomic_path(path) as part:
-                weights = {name: weight.contiguous() for name, weight in self.weights.items()}
-                save_file(weights, part, {"format": "pt", **metadata})
+                part.write_bytes(content)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write the network as a Hugging Face model, ``config.json`` and ``model.safetensors``, to a folder.
@@ -165,14 +178,19 @@ class Checkpoint:
         Raises:
             UsageError: If the folder cannot be written.
         """
+        from safetensors import SafetensorError
+
         from attnprobe.model.pretrained import AttnprobeModel, configuration, save
 
         training = dataclasses.asdict(self.config)
         del training["model"]  # the configuration has it already
         model = AttnprobeModel(configuration(self.config.model, self.data, {"training": training, **self._origin()}))
         self._load_weights(model.network)
-        with _writing(folder):
-            save(model, Path(folder))
+        try:
+            with writing(folder):
+                save(model, Path(folder))
+        except SafetensorError as error:  # also for a full disk
+            raise UsageError(f"{folder}: cannot be written ({error})") from error
 
     def _origin(self) -> dict[str, Any]:
         return {
@@ -208,15 +226,6 @@ def _shortened(value: Any, noun: str = "values") -> Any:
     return f"{len(value):,} {noun.replace('_', ' ')}" if is_long else value
 
 
-@contextmanager
-def _writing(path: str | Path) -> Iterator[None]:
-    """Turn an error of the file system into a `UsageError`."""
-    try:
-        yield
-    except OSError as error:
-        raise UsageError(f"{path}: cannot be written ({error.strerror})") from error
-
-
 KINDS: dict[str, type] = {
     "format": int,
     "config": dict,
@@ -239,8 +248,9 @@ def load(path: str | Path) -> Checkpoint:
         path: A checkpoint file (``RUN/checkpoints/step-*.pt`` or ``RUN/latest.pt``).
 
     Raises:
-        UsageError: If the file does not exist, is not a valid checkpoint (for example truncated or malicious), was
-            written by a newer attnprobe, or has unknown or missing entries, which the message names.
+        UsageError: If the file does not exist, is not a checkpoint or damaged (a checksum or the digest differs), was
+            written by a newer attnprobe, or has unknown, missing or invalid entries, which the message names. Weights
+            of other names or shapes than the settings imply are invalid. Nothing is built before these checks.
     """
     path = Path(path)
     if not path.is_file():
@@ -250,34 +260,174 @@ def load(path: str | Path) -> Checkpoint:
     if path.suffix == ".nc":
         raise UsageError(f"{path}: a result, not a checkpoint; open it with attnprobe.open_result")
     try:
-        with warnings.catch_warnings():
+        with path.open("rb") as file, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch warns about a foreign pickle before rejecting it
-            fields = torch.load(path, map_location="cpu", weights_only=True)
+            _check_members(file)
+            fields = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file can raise any exception in torch.load
-        reason = str(error).strip().split("\n")[0].split(". ")[0]
-        raise UsageError(f"{path}: not an attnprobe checkpoint, or damaged ({reason})") from error
+        reason = textwrap.shorten(str(error).strip().split("\n")[0].split(". ")[0], LONGEST)
+        raise UsageError(f"{path}: not an attnprobe checkpoint, or damaged ({reason}); {_advice(path)}") from error
+    try:
+        _check_entries(fields)
+        checkpoint = _built(fields, path)
+        intact = fields["format"] == 1 or fields.pop("digest") == _digest(fields)
+    except Exception as error:  # the entries of a file can be anything
+        raise UsageError(f"{path}: {textwrap.shorten(str(error), LONGEST) or type(error).__name__}") from error
+    if not intact:
+        raise UsageError(f"{path}: damaged (its content differs from its digest); {_advice(path)}")
+    return checkpoint
+
+
+LONGEST = 500
+"""Characters of a reason in a message."""
+
+
+def _advice(path: Path) -> str:
+    """Return what to do about a damaged file."""
+    run = path.parent if path.parent.name != "checkpoints" else path.parent.parent
+    if not (run / "config.json").exists() or (run / "finished.json").exists():
+        return "use another checkpoint"
+    return f"use another checkpoint, or delete this one and continue the run from its newest state with --resume {run}"
+
+
+def _check_members(file: IO[bytes]) -> None:
+    """Raise an exception if the checksum of a member of the zip archive is wrong, which torch does not check."""
+    with zipfile.ZipFile(file) as archive:
+        if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
+            raise UsageError("its members are compressed")  # torch never compresses
+        if (name := archive.testzip()) is not None:
+            raise UsageError(f"wrong checksum of {name}")
+    file.seek(0)
+
+
+def _digest(value: Any) -> str:
+    """Hash plain values and tensors, with their types, the names of fields and the shapes of tensors."""
+    digest = hashlib.sha256()
+    for part in _parts(value):
+        digest.update(part)
+    return digest.hexdigest()
+
+
+def _parts(value: Any) -> Iterable[Any]:
+    """Yield the bytes that identify a value; raise `UsageError` for one that is not plain."""
+    if isinstance(value, torch.Tensor):
+        _check_storage("a tensor", value)
+        yield f"tensor {value.dtype} {tuple(value.shape)};".encode()
+        yield value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+    elif isinstance(value, dict):
+        yield f"dict {len(value)};".encode()
+        for key, entry in value.items():
+            yield from _parts(key)
+            yield from _parts(entry)
+    elif isinstance(value, list | tuple):
+        yield f"{'list' if isinstance(value, list) else 'tuple'} {len(value)};".encode()
+        for entry in value:
+            yield from _parts(entry)
+    elif isinstance(value, str):
+        text = value.encode(errors="surrogatepass")
+        yield f"str {len(text)};".encode() + text
+    elif value is None or isinstance(value, bool | int | float):
+        yield f"{type(value).__name__} {value!r};".encode()
+    else:
+        raise UsageError(f"a value of type {type(value).__name__}: must be a plain value or a tensor")
+
+
+def _check_entries(fields: Any) -> None:
+    """Raise `UsageError` if the format is unknown, or entries are unknown, missing or of the wrong type."""
     if not isinstance(fields, dict) or "format" not in fields:
-        raise UsageError(f"{path}: not an attnprobe checkpoint (no format version)")
+        raise UsageError("not an attnprobe checkpoint (no format version)")
     version = fields["format"]
-    if version != FORMAT:
+    if isinstance(version, bool) or version not in FORMATS:
         advice = "; upgrade attnprobe" if isinstance(version, int) and version > FORMAT else ""
-        raise UsageError(f"{path}: checkpoint format {version}; this attnprobe reads format {FORMAT}{advice}")
-    if set(fields) != set(KINDS):
+        known = f"formats {listed(FORMATS)}"
+        raise UsageError(f"checkpoint format {version}; this attnprobe reads {known}{advice}")
+    kinds = KINDS if version == 1 else {**KINDS, "digest": str}
+    if set(fields) != set(kinds):
         unknown, missing = (
-            listed(sorted(names)) or "none" for names in (set(fields) - set(KINDS), set(KINDS) - set(fields))
+            listed(sorted(map(str, names))) or "none" for names in (set(fields) - set(kinds), set(kinds) - set(fields))
         )
-        raise UsageError(f"{path}: unknown entries: {unknown}; missing: {missing}")
-    for name, kind in KINDS.items():
-        if not isinstance(fields[name], kind):
-            raise UsageError(f"{path}: {name} has type {type(fields[name]).__name__}, not {kind.__name__}")
+        raise UsageError(f"unknown entries: {unknown}; missing: {missing}")
+    for name, kind in kinds.items():
+        if not isinstance(fields[name], kind) or isinstance(fields[name], bool):
+            raise UsageError(f"{name} has type {type(fields[name]).__name__}, not {kind.__name__}")
+    if not all(isinstance(name, str) for name in fields["weights"]):
+        raise UsageError("weights have a name that is not a text")
     if not all(isinstance(weight, torch.Tensor) for weight in fields["weights"].values()):
-        raise UsageError(f"{path}: weights contain a value that is not a tensor")
+        raise UsageError("weights contain a value that is not a tensor")
     if not all(isinstance(row, dict) for row in fields["metrics"]):
-        raise UsageError(f"{path}: metrics contain a row that is not a dict")
+        raise UsageError("metrics contain a row that is not a dict")
+
+
+def _built(fields: dict[str, Any], path: Path) -> Checkpoint:
+    """Return the checkpoint with these entries; raise `UsageError`, naming the entry, if one is not valid."""
     if fields["objective"] not in OBJECTIVES:
-        raise UsageError(f"{path}: objective={fields['objective']!r} is unknown; valid: {listed(OBJECTIVES)}")
-    fields.pop("format")
-    fields["config"] = from_plain(TrainConfig, fields["config"], str(path))
-    fields["metrics"] = [current_settings(row) for row in fields["metrics"]]
-    fields["data"] = from_plain(DataSpec, fields["data"], str(path))
-    return Checkpoint(**fields, path=path)
+        raise UsageError(f"objective={fields['objective']!r} is unknown; valid: {listed(OBJECTIVES)}")
+    config = from_plain(TrainConfig, fields["config"], "config")
+    data = from_plain(DataSpec, fields["data"], "data")
+    metrics = [current_settings(row) for row in fields["metrics"]]
+    if not 0 <= fields["step"] <= config.total_steps:
+        raise UsageError(f"step={fields['step']}: must be 0 ... {config.total_steps}, the steps of the run")
+    _check_metrics(metrics)
+    _check_weights(config, data, fields["weights"])
+    _check_optimiser(fields["optimiser"], fields["weights"])
+    rest = {name: fields[name] for name in ("weights", "optimiser", "step", "objective", "fingerprint", "provenance")}
+    return Checkpoint(config=config, data=data, metrics=metrics, **rest, path=path)
+
+
+def _check_metrics(metrics: list[dict[str, Any]]) -> None:
+    for row in metrics:
+        if not isinstance(row.get("step"), int) or row.get("objective") not in OBJECTIVES:
+            raise UsageError("metrics contain a row without a step and a known objective")
+        for name, value in row.items():
+            if name.endswith(("_loss", "_accuracy")) and not (value is None or isinstance(value, int | float)):
+                raise UsageError(f"metrics contain {name} of type {type(value).__name__}, not a number")
+
+
+def _check_weights(config: TrainConfig, data: DataSpec, weights: Mapping[str, torch.Tensor]) -> None:
+    """Raise `UsageError` unless the weights are those that the settings imply, before anything is built from them."""
+    if data.n > MOST_TOKENS:
+        raise UsageError(f"data n={data.n}: must be at most {MOST_TOKENS}")
+    for name, weight in weights.items():
+        if not weight.is_floating_point():
+            raise UsageError(f"weights do not fit: {name} has type {weight.dtype}, not a real one")
+        _check_storage(f"weights do not fit: {name}", weight)
+    layers = len({name.split(".")[1] for name in weights if name.startswith("blocks.")})
+    if config.model.n_layers != layers:
+        raise UsageError(f"weights do not fit: they have {layers} layers, not n_layers={config.model.n_layers}")
+    known = config.model.position in BUILT_IN
+    found = {name: tuple(x.shape) for name, x in weights.items() if known or not name.startswith("position.")}
+    expected = shapes(config.model, data)
+    problems = {
+        "missing": sorted(set(expected) - set(found)),
+        "unexpected": sorted(set(found) - set(expected)),
+        "of another shape": [
+            f"{name} {found[name]} instead of {shape}"
+            for name, shape in expected.items()
+            if found.get(name, shape) != shape
+        ],
+    }
+    if any(problems.values()):
+        text = "; ".join(f"{problem}: {listed(names)}" for problem, names in problems.items() if names)
+        raise UsageError(f"weights do not fit: {text}")
+
+
+def _check_storage(what: str, tensor: torch.Tensor) -> None:
+    """Raise `UsageError` for a tensor with more values than it stores, such as an expanded one."""
+    if tensor.layout != torch.strided or tensor.nbytes > tensor.untyped_storage().nbytes():
+        raise UsageError(f"{what} of shape {tuple(tensor.shape)} does not store all of its values")
+
+
+def _check_optimiser(optimiser: dict[str, Any], weights: Mapping[str, torch.Tensor]) -> None:
+    """Raise `UsageError` unless the optimiser is empty, or torch's with states of the shapes of weights."""
+    if not optimiser:
+        return
+    states, groups = optimiser.get("state"), optimiser.get("param_groups")
+    if set(optimiser) != {"state", "param_groups"} or not isinstance(states, dict) or not isinstance(groups, list):
+        raise UsageError("optimiser must have a dict state and a list param_groups")
+    if not all(isinstance(group, dict) and isinstance(group.get("params"), list) for group in groups):
+        raise UsageError("optimiser has a group without a list params")
+    valid = {(), *(tuple(weight.shape) for weight in weights.values())}
+    for state in states.values():
+        tensors = state.values() if isinstance(state, dict) else [None]
+        if not all(isinstance(tensor, torch.Tensor) and tuple(tensor.shape) in valid for tensor in tensors):
+            raise UsageError("optimiser has a state that does not fit a weight")

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from support import N, checkpoint
 
 from attnprobe.axes import LABELS
 from attnprobe.config import DataSpec
+from attnprobe.errors import UsageError
 from attnprobe.results import open_result, over_steps, save
 from attnprobe.tables import MEASURES
 
@@ -65,12 +67,14 @@ def test_a_failed_write_keeps_the_previous_file(result, tmp_path, monkeypatch):
     save(result, tmp_path / "x.nc")
     before = (tmp_path / "x.nc").read_bytes()
 
-    def full_disk(self, part, **options):
-        part.write_bytes(b"half")
+    write_bytes = Path.write_bytes
+
+    def full_disk(path, content):
+        write_bytes(path, content[: len(content) // 2])
         raise OSError("No space left on device")
 
-    monkeypatch.setattr(xr.Dataset, "to_netcdf", full_disk)
-    with pytest.raises(OSError, match="No space left"):
+    monkeypatch.setattr(Path, "write_bytes", full_disk)
+    with pytest.raises(UsageError, match=r"x\.nc: cannot be written \(No space left on device\)"):
         save(result, tmp_path / "x.nc")
     assert (tmp_path / "x.nc").read_bytes() == before
 

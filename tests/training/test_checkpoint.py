@@ -15,7 +15,10 @@ from attnprobe.training.run import Run
 
 @pytest.fixture
 def fields(spt_run):
-    return torch.load(spt_run.checkpoints[-1].path, weights_only=True)
+    """Entries of a checkpoint file, with a format that has no digest so that tests can change them."""
+    fields = torch.load(spt_run.checkpoints[-1].path, weights_only=True)
+    del fields["digest"]
+    return {**fields, "format": 1}
 
 
 def test_save_and_load_round_trip(spt_run, tmp_path):
@@ -80,7 +83,7 @@ def test_a_truncated_checkpoint_is_refused(share, tmp_path, spt_run):
 
 def test_a_newer_format_is_refused(tmp_path, fields):
     torch.save({**fields, "format": FORMAT + 1}, tmp_path / "x.pt")
-    refused(tmp_path / "x.pt", f"checkpoint format {FORMAT + 1}; this attnprobe reads format {FORMAT}; upgrade")
+    refused(tmp_path / "x.pt", f"checkpoint format {FORMAT + 1}; this attnprobe reads formats 1, {FORMAT}; upgrade")
 
 
 def test_unknown_and_missing_entries_are_named(tmp_path, fields):
@@ -111,7 +114,7 @@ def test_a_checkpoint_from_before_a_setting_existed_is_read(tmp_path, fields, sp
         ("objective", "zz", "objective='zz' is unknown; valid: labels, masked, next-token"),
         ("metrics", [3], "metrics contain a row that is not a dict"),
         ("provenance", 3, "provenance has type int, not dict"),
-        ("format", 0, "checkpoint format 0; this attnprobe reads format 1$"),
+        ("format", 0, "checkpoint format 0; this attnprobe reads formats 1, 2$"),
     ],
 )
 def test_entries_of_the_wrong_type_are_named(name, value, message, tmp_path, fields):
@@ -140,8 +143,8 @@ def test_a_failed_write_keeps_the_previous_file(spt_run, tmp_path, monkeypatch):
     spt_run.checkpoints[0].save(path)
     before = path.read_bytes()
 
-    def full_disk(fields, part):
-        part.write_bytes(b"half")
+    def full_disk(fields, file):
+        file.write(b"half")
         raise OSError("No space left on device")
 
     monkeypatch.setattr(torch, "save", full_disk)
