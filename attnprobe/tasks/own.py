@@ -26,7 +26,6 @@ from attnprobe.tasks.source import Source
 from attnprobe.tasks.table import of_frame
 from attnprobe.tasks.task import Task
 
-
 MOST_COPIED = 2**28
 """Largest .npz file, in bytes, that is copied to the data folder."""
 

@@ -47,6 +47,8 @@ EVALUATED_AT_A_TIME = 2**17
 """Tokens per evaluation batch."""
 SAVED_EVERY = 120.0
 """Seconds between saves of the latest state, in addition to the save at every evaluation."""
+OVERHEAD = 2**20
+"""Bytes of a checkpoint in addition to weights and moments of the optimiser, roughly."""
 Why = Literal["time", "signal"]
 """Why training stopped before its last step."""
 
@@ -510,7 +512,7 @@ class _Training:
             metrics=self.metrics,
             fingerprint=self.task.fingerprint,
         )
-        with self.writing(path, 3 * sum(weight.nbytes for weight in weights.values())):
+        with self.writing(path, 3 * sum(weight.nbytes for weight in weights.values()) + OVERHEAD):
             checkpoint.save(path)
         self.last_saved, self.saved_step, self.saved_at = path, step, time.monotonic()
 

@@ -74,7 +74,9 @@ def test_a_signal_saves_the_step_and_names_the_way_on(number, delay, uninterrupt
     run = Run(tmp_path / "run")
     step = run.latest.step
     assert step > 0 and run.finished is None
-    expected = f"attnprobe: run: interrupted after step {step}, which is saved; continue with attnprobe train --resume run"
+    expected = (
+        f"attnprobe: run: interrupted after step {step}, which is saved; continue with attnprobe train --resume run"
+    )
     assert last_line(errors) == expected and "Traceback" not in errors
     assert not list(run.folder.rglob("*.part"))
     steps = []
@@ -123,8 +125,8 @@ def test_two_processes_stop_at_the_same_step(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("number", SIGNALS)
 def test_a_sweep_saves_the_runs_in_progress(number, tmp_path):
-    base = {**SETTINGS, "steps": 900, "pretrain_steps": 450}
-    plan = {"out": str(tmp_path / "out"), "base": base, "grid": {"seed": [0, 1, 2]}}
+    base = {**SETTINGS, "steps": 400, "pretrain_steps": 200}
+    plan = {"out": str(tmp_path / "out"), "base": base, "grid": {"seed": [0, 1]}}
     (tmp_path / "s.yaml").write_text(json.dumps(plan))
     cells = read_sweep(tmp_path / "s.yaml").cells
     command = ["-m", "attnprobe", "sweep", "s.yaml", "--workers", 2]
@@ -134,15 +136,14 @@ def test_a_sweep_saves_the_runs_in_progress(number, tmp_path):
     os.killpg(process.pid, number)  # as a terminal or a batch system does
     _, errors = process.communicate(timeout=60)
     assert process.returncode == SIGNALS[number], errors
-    assert "interrupted: 0 of 3 runs have ended, those in progress are saved; repeat" in last_line(errors)
+    assert "interrupted: 0 of 2 runs have ended, those in progress are saved; repeat" in last_line(errors)
     assert "Traceback" not in errors
     saved = [Run(cell.folder).latest for cell in cells if Run(cell.folder).exists]
     assert len(saved) == 2 and all(state.step > 0 for state in saved)
     process = started(tmp_path, *command)
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 0, errors
-    for index in (0, 1):
-        assert_same(Run(cells[index].folder), train(cells[index].config, tmp_path / str(index), progress=False))
+    assert_same(Run(cells[1].folder), train(cells[1].config, tmp_path / "alone", progress=False))
 
 
 def send_at(step, number):
