@@ -400,7 +400,7 @@ def test_an_error_of_any_kind_is_recorded_with_its_traceback(tmp_path, monkeypat
 
     (cell,) = planned(tmp_path / "s.yaml").cells
     with monkeypatch.context() as patched:
-        patched.setattr(tasks, "build", lambda config: 1 / 0)
+        patched.setattr(tasks, "build", lambda *_: 1 / 0)
         assert cells.attempt(cell.folder, cell.config) == "failed"
     kept = json.loads((cell.folder / "failed.json").read_text())
     assert kept["reason"] == "ZeroDivisionError: division by zero"

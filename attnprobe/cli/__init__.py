@@ -3,13 +3,20 @@
 User errors print one line and exit with status 2.
 """
 
+import contextlib
 import os
+import signal
 import sys
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
 from importlib import import_module
+from typing import Any
 
 from attnprobe.errors import UsageError, listed
+from attnprobe.interrupts import Interrupted, terminating
 from attnprobe.tables import MEASURES
+from attnprobe.training.metrics import DamageWarning
+from attnprobe.training.rank import is_main_process
 
 PROG = "attnprobe"
 COMMANDS = {
@@ -30,20 +37,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
         arguments: Command and its arguments; ``sys.argv[1:]`` by default.
 
     Raises:
-        SystemExit: With status 2 for a user error.
+        SystemExit: With status 2 for a user error, 130 after SIGINT and 143 after SIGTERM.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        _dispatch(arguments)
+        with terminating(), _damage_in_one_line():
+            _dispatch(arguments)
     except UsageError as error:
         print(f"{PROG}: {error}", file=sys.stderr)
         raise SystemExit(2) from None
     except BrokenPipeError:  # the reader of the output has exited, such as head
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(1) from None
-    except KeyboardInterrupt:
-        print(f"{PROG}: interrupted", file=sys.stderr)
-        raise SystemExit(130) from None
+    except KeyboardInterrupt as stop:
+        interrupted = stop if isinstance(stop, Interrupted) else Interrupted(signal.SIGINT, "interrupted")
+        if is_main_process():
+            print(f"{PROG}: {interrupted}", file=sys.stderr)
+        raise SystemExit(interrupted.status) from None
 
 
 def _dispatch(arguments: list[str]) -> None:
@@ -60,6 +70,22 @@ def _dispatch(arguments: list[str]) -> None:
         import_module(f"{__name__}.measure").run(name, rest)
     else:
         raise UsageError(f"unknown command {name!r}; valid: {listed([*COMMANDS, *MEASURES])}")
+
+
+@contextlib.contextmanager
+def _damage_in_one_line() -> Iterator[None]:
+    """Print warnings about damaged files without the line of code that found the damage."""
+    default = warnings.formatwarning
+
+    def formatted(message: Any, category: Any, *rest: Any, **named: Any) -> str:
+        is_damage = issubclass(category, DamageWarning)
+        return f"{PROG}: {message}\n" if is_damage else default(message, category, *rest, **named)
+
+    warnings.formatwarning = formatted
+    try:
+        yield
+    finally:
+        warnings.formatwarning = default
 
 
 def _help() -> str:

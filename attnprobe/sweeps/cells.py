@@ -21,7 +21,7 @@ import attnprobe as ap
 from attnprobe.config import TrainConfig
 from attnprobe.errors import UsageError
 from attnprobe.files import write_atomic
-from attnprobe.training.metrics import read_metrics
+from attnprobe.training.metrics import Damaged, check_complete, read_finished, read_metrics
 
 Status = Literal["done", "running", "unfinished", "failed", "missing"]
 STATUSES: tuple[Status, ...] = ("done", "running", "unfinished", "failed", "missing")
@@ -47,30 +47,38 @@ class State:
 
 
 def look(folder: Path) -> State:
-    """Return the state of the cell in a folder, which need not exist; only text files are read."""
-    metrics = read_metrics(folder / "metrics.jsonl")
-    if (folder / "finished.json").exists():
-        return State("done", metrics)
+    """Return the state of the cell in a folder, which need not exist; only text files are read unless one is damaged.
+
+    A finished cell whose finished.json or metrics cannot be read counts as unfinished: training it again repairs them.
+    """
+    try:
+        finished = read_finished(folder / "finished.json")
+        metrics = read_metrics(folder / "metrics.jsonl")
+        if finished is not None:
+            check_complete(folder / "metrics.jsonl", metrics, finished)
+            return State("done", metrics)
+    except Damaged:
+        metrics = []
     if _is_locked(folder):
         return State("running", metrics)
-    try:
-        return State("failed", metrics, json.loads((folder / "failed.json").read_text())["reason"])
-    except FileNotFoundError:
-        return State("unfinished" if (folder / "config.json").exists() else "missing", metrics)
+    failed = folder / "failed.json"
+    if failed.exists():
+        return State("failed", metrics, _field(failed, "reason", f"{failed}: damaged"))
+    return State("unfinished" if (folder / "config.json").exists() else "missing", metrics)
 
 
 def planned_steps(folder: Path, steps: int) -> int:
     """Return the total steps of the cell in a folder, with those added to its run; ``steps`` if it has no run."""
-    try:
-        config = json.loads((folder / "config.json").read_text())["config"]
-    except FileNotFoundError:
-        return steps
+    config = _field(folder / "config.json", "config", {"steps": steps})
     return config["steps"] + sum(config.get("more_steps", ()))
 
 
 def reached(folder: Path) -> int:
     """Return the last evaluated step of the cell in a folder; 0 before the first evaluation."""
-    return State("running", read_metrics(folder / "metrics.jsonl")).step
+    try:
+        return State("running", read_metrics(folder / "metrics.jsonl")).step
+    except Damaged:
+        return 0
 
 
 def complete(folder: Path, config: TrainConfig, on_step: Callable[[int], None] | None = None) -> "ap.Run":
@@ -81,8 +89,9 @@ def complete(folder: Path, config: TrainConfig, on_step: Callable[[int], None] |
     run = ap.Run(folder)
     if not run.exists:
         return ap.train(config, folder, progress=False, on_step=on_step)
-    more_steps = run.config.more_steps[: len(config.more_steps)]  # steps may have been added since
-    if dataclasses.replace(run.config, more_steps=more_steps) != config:
+    held = run.settings(run.latest) if not run.has_settings else run.config
+    more_steps = held.more_steps[: len(config.more_steps)]  # steps may have been added since
+    if dataclasses.replace(held, more_steps=more_steps) != config:
         raise UsageError(f"{folder}: holds another run; choose another folder or delete it")
     return ap.resume(folder, progress=False, on_step=on_step)
 
@@ -115,8 +124,16 @@ def attempt(folder: Path, config: TrainConfig, on_step: Callable[[int], None] | 
 
 def took(folder: Path) -> float:
     """Return the total seconds of the attempts at the cell in a folder."""
-    path = folder / "took.json"
-    return json.loads(path.read_text())["seconds"] if path.exists() else 0.0
+    return _field(folder / "took.json", "seconds", 0.0)
+
+
+def _field(path: Path, name: str, default: Any) -> Any:
+    """Return a field of a JSON file; the default if there is no such file, if it is damaged, or of another type."""
+    try:
+        value = json.loads(path.read_bytes())[name]
+    except (OSError, ValueError, KeyError, TypeError):
+        return default
+    return value if isinstance(value, type(default)) else default
 
 
 def record_failure(folder: Path, reason: str, details: str | None = None) -> Outcome:

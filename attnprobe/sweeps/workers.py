@@ -1,9 +1,10 @@
 """Parallel runs on one machine: worker processes of one thread each, under one progress bar.
 
 Each worker processes runs one after another. A worker that dies (killed or out of memory) is replaced, and its run is
-retried.
+retried. If the main process is interrupted or dies, the workers save the states of their runs and exit.
 """
 
+import math
 import multiprocessing
 import multiprocessing.connection
 import signal
@@ -18,6 +19,7 @@ from tqdm import tqdm
 
 from attnprobe.config import TrainConfig
 from attnprobe.errors import UsageError
+from attnprobe.interrupts import Interrupted, terminating
 
 Result = TypeVar("Result")
 OnStep = Callable[[int], None]
@@ -45,6 +47,8 @@ def run_all(
 
     Raises:
         Exception: The first exception of ``work``, after the runs in progress have ended; no others are started.
+        Interrupted: After SIGINT or SIGTERM, when the runs in progress have saved their states. A second signal does
+            not wait for that.
     """
     waiting, tries, results = deque(plan), Counter[Path](), dict[Path, Result]()
     reached = dict.fromkeys(plan, 0)
@@ -83,6 +87,14 @@ def run_all(
                         )
                 bar.update(sum(reached.values()) - bar.n)
                 bar.set_description(f"{len(results)} of {len(plan)} runs", refresh=False)
+        except KeyboardInterrupt as stop:
+            for worker in [*idle, *busy.values()]:
+                worker.leave()
+            for worker in [*idle, *busy.values()]:
+                worker.process.join()
+            number = stop.number if isinstance(stop, Interrupted) else signal.SIGINT
+            ended = f"{len(results)} of {len(plan)} runs have ended, those in progress are saved"
+            raise Interrupted(number, f"interrupted: {ended}; repeat the command to continue") from None
         finally:
             for worker in [*idle, *busy.values()]:
                 worker.stop()
@@ -120,11 +132,15 @@ class _Worker:
             self.stop()
             return "died", cause
 
-    def stop(self) -> None:
-        """Stop the worker: it exits when the connection closes, and is terminated if it does not."""
+    def leave(self) -> None:
+        """Close the connection: the worker saves the state of its run and exits."""
         self.connection.close()
+
+    def stop(self) -> None:
+        """Stop the worker, which is killed if it does not leave at once."""
+        self.leave()
         self.process.join(2)
-        self.process.terminate()
+        self.process.kill()
         self.process.join()
 
 
@@ -134,19 +150,25 @@ def _serve(connection: Any, work: Callable[..., Any]) -> None:
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # on Ctrl-C the main process stops its workers
     torch.set_num_threads(1)
-    reported = 0.0
+    try:
+        with terminating():
+            _serve_all(connection, work)
+    except Interrupted as stop:
+        raise SystemExit(stop.status) from None
 
-    def send(kind: str, value: Any) -> None:
-        try:
-            connection.send((kind, value))
-        except OSError:  # the main process has closed the connection
-            raise SystemExit(1) from None
+
+def _serve_all(connection: Any, work: Callable[..., Any]) -> None:
+    reported = 0.0
 
     def on_step(step: int) -> None:
         nonlocal reported
         if time.monotonic() - reported > TOLD_EVERY:
-            send("step", step)
             reported = time.monotonic()
+            try:
+                connection.send(("step", step))
+            except OSError:  # the main process has closed the connection
+                reported = math.inf
+                signal.raise_signal(signal.SIGTERM)  # training saves its state before this takes effect
 
     while True:
         try:
@@ -159,4 +181,7 @@ def _serve(connection: Any, work: Callable[..., Any]) -> None:
             message = "error", error
         except Exception:
             message = "error", RuntimeError(traceback.format_exc())  # other exceptions may not be picklable
-        send(*message)
+        try:
+            connection.send(message)
+        except OSError:
+            return

@@ -9,7 +9,7 @@ from typing import Any
 from attnprobe.config import DataSpec, TrainConfig, from_flat
 from attnprobe.errors import UsageError, listed
 from attnprobe.tables import TASKS
-from attnprobe.tasks.own import Own, is_path, is_table, kept
+from attnprobe.tasks.own import Own, is_copied, is_path, kept
 from attnprobe.tasks.presets import PRESETS
 from attnprobe.tasks.source import Source, chance
 from attnprobe.tasks.split import Split
@@ -63,9 +63,9 @@ def configure(task: str | Task | None = None, *, preset: str | None = None, **na
     proportion.
 
     Args:
-        task: A name in `TASKS`, the path of an .npz file, or other data: a `Task`, or the path of a table or folder,
-            which is read with ``task_options`` (`attnprobe.tasks.reading.Reading`). Those are written to the data
-            folder once. Default: the task of the preset, or pairs.
+        task: A name in `TASKS`, or data: a `Task`, or the path of an .npz file, a table or a folder, which is read with
+            ``task_options`` (`attnprobe.tasks.reading.Reading`). Data are written to the data folder once (see
+            `attnprobe.tasks.own`). Default: the task of the preset, or pairs.
         preset: A name in `PRESETS`.
         **named: Settings that override the preset or the recommended settings.
 
@@ -88,7 +88,7 @@ def configure(task: str | Task | None = None, *, preset: str | None = None, **na
     options = named.get("task_options") or {}
     if isinstance(options, Mapping):
         named["task_options"] = options = {**chosen.get("task_options", {}), **options}
-    if is_table(name):
+    if is_copied(name):
         name, named["task_options"] = kept(source(name, options).build(0)), {}
     task_source = source(name, named.get("task_options"))
     defaults = {**(chosen or task_source.settings), "task": name}

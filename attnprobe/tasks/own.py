@@ -1,7 +1,9 @@
 """Files and folders of the user as tasks, and storage of `Task` objects in the data folder.
 
-A `Task`, a table or a folder in a configuration is written to the data folder as an .npz file, under its name and a
-hash of its content. The configuration stores only that path, and a checkpoint can reload its data.
+A `Task`, a table, a folder or an .npz file in a configuration is written to the data folder as an .npz file, under its
+name and a hash of its content. The configuration stores only that path, so that a checkpoint can reload its data from
+any working directory, also after the user's file was moved or changed. An .npz file that is in the data folder already,
+or that is larger than `MOST_COPIED`, stays where it is.
 """
 
 import re
@@ -23,6 +25,9 @@ from attnprobe.tasks.reading import Reading
 from attnprobe.tasks.source import Source
 from attnprobe.tasks.table import of_frame
 from attnprobe.tasks.task import Task
+
+MOST_COPIED = 2**28
+"""Largest .npz file, in bytes, that is copied to the data folder."""
 
 
 @settings
@@ -108,6 +113,9 @@ def is_path(name: Any) -> bool:
     return len(path.parts) > 1 or path.suffix.lower() in (SUFFIX, *SUFFIXES) or any(place.is_dir() for place in places)
 
 
-def is_table(name: Any) -> bool:
-    """Return whether the name of a task is the path of a table or folder, which is read with options."""
-    return is_path(name) and PurePath(name).suffix.lower() != SUFFIX
+def is_copied(name: Any) -> bool:
+    """Return whether the name of a task is the path of data that `kept` copies to the data folder."""
+    if not is_path(name) or PurePath(name).suffix.lower() != SUFFIX:
+        return is_path(name)
+    path, folder = Path(name).expanduser(), data_folder().resolve()
+    return path.is_file() and folder not in path.resolve().parents and path.stat().st_size <= MOST_COPIED

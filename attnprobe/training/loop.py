@@ -11,12 +11,13 @@ and its order of batches, and have their own warm-up and schedule.
 
 import contextlib
 import dataclasses
+import json
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
@@ -25,7 +26,8 @@ from tqdm import tqdm
 
 from attnprobe import tasks
 from attnprobe.config import TrainConfig
-from attnprobe.errors import UsageError
+from attnprobe.errors import UsageError, listed
+from attnprobe.interrupts import Signals
 from attnprobe.model.parts import select, transfer
 from attnprobe.model.transformer import Transformer
 from attnprobe.randomness import torch_generator
@@ -38,13 +40,17 @@ from attnprobe.training.metrics import best
 from attnprobe.training.objectives import balanced_weights, evaluate, predict
 from attnprobe.training.processes import Processes, processes
 from attnprobe.training.rank import is_main_process
-from attnprobe.training.run import Run
+from attnprobe.training.run import Run, why_unwritable
 from attnprobe.training.trackers import check, trackers
 
 EVALUATED_AT_A_TIME = 2**17
 """Tokens per evaluation batch."""
 SAVED_EVERY = 120.0
 """Seconds between saves of the latest state, in addition to the save at every evaluation."""
+OVERHEAD = 2**20
+"""Bytes of a checkpoint in addition to weights and moments of the optimiser, roughly."""
+Why = Literal["time", "signal"]
+"""Why training stopped before its last step."""
 
 
 def train(
@@ -60,6 +66,9 @@ def train(
 
     Under ``accelerate launch`` or ``torchrun``, each batch is split over the processes and rank 0 writes the files.
 
+    SIGINT (Ctrl-C) and SIGTERM end the current step and save the state before they take effect; a second signal takes
+    effect at once. Signals that the calling program handles itself are left to it.
+
     Args:
         config: Settings of the run, from `attnprobe.configure`.
         out: Run folder; runs/TASK-RECIPE-SEED by default.
@@ -71,7 +80,9 @@ def train(
 
     Raises:
         UsageError: If the settings are inconsistent with each other or with the task, if the folder already holds a
-            run, or if the loss is not finite. In the last case the folder keeps all checkpoints saved so far.
+            run, if the loss is not finite, or if a file cannot be written. In the last two cases the folder keeps all
+            checkpoints saved so far.
+        KeyboardInterrupt: After SIGINT, with the state saved; `resume` continues.
     """
     run = Run(Path(out or f"runs/{tasks.short_name(config.task)}-{config.recipe}-{config.seed}"))
     if is_main_process():
@@ -116,20 +127,37 @@ def resume(
             run that has not finished or that patience ended; otherwise as in `train`.
     """
     run = Run(Path(folder))
-    config = run.config
-    ended = run.finished is not None and more_steps is None
-    with run.held() if is_main_process() and not ended else contextlib.nullcontext():
-        if ended:
-            run.latest_path.unlink(missing_ok=True)
-        else:
-            config = config if more_steps is None else _longer(run, more_steps)
-            _resume(run, config, device, progress, on_step, log, minutes)
+    if not run.exists:
+        raise UsageError(f"{run.folder}: holds no run (config.json: no such file)")
+    is_finished = run.repaired()
+    if is_finished and more_steps is None:
+        run.latest_path.unlink(missing_ok=True)
+        return run
+    with run.held() if is_main_process() else contextlib.nullcontext():
+        state = run.latest
+        config = run.settings(state)
+        if state is not None:
+            _refuse_changes(run, config, state)
+        if more_steps is not None:
+            config = _longer(run, config, is_finished, more_steps)
+        here = config if device is None else dataclasses.replace(config, device=device)
+        training = _prepare(here, run, on_step, log, state)
+        if state is not None and state.fingerprint != training.task.fingerprint:
+            fingerprints = f"fingerprint {training.task.fingerprint}, expected {state.fingerprint}"
+            raise UsageError(
+                f"{run.folder}: task {training.task.name} no longer generates this run's data ({fingerprints})"
+            )
+        training.world.wait()  # until every process has read the files
+        if training.world.writes and (run.finished_path.exists() or not run.has_settings):
+            with training.writing(run.folder / "config.json"):
+                run.reopen(config, state)
+        training.fit(state, progress, log, minutes)
     return run
 
 
-def _longer(run: Run, more_steps: int) -> TrainConfig:
+def _longer(run: Run, config: TrainConfig, is_finished: bool, more_steps: int) -> TrainConfig:
     """Return the settings of a finished run with an additional stage."""
-    config, ended = run.config, run.finished
+    ended = run.finished if is_finished else None
     if ended is None:
         raise UsageError(
             f"{run.folder}: has not finished, so no steps can be added; first continue it with --resume {run.folder}"
@@ -142,27 +170,28 @@ def _longer(run: Run, more_steps: int) -> TrainConfig:
     return dataclasses.replace(config, more_steps=(*config.more_steps, more_steps))
 
 
-def _resume(
-    run: Run,
-    config: TrainConfig,
-    device: str | None,
-    progress: bool,
-    on_step: Callable[[int], None] | None,
-    log: Sequence[str],
-    minutes: float | None,
-) -> None:
-    state = run.latest
-    here = config if device is None else dataclasses.replace(config, device=device)
-    training = _prepare(here, run, on_step, log, state)
-    if state is not None and state.fingerprint != training.task.fingerprint:
-        fingerprints = f"fingerprint {training.task.fingerprint}, expected {state.fingerprint}"
+def _refuse_changes(run: Run, config: TrainConfig, state: Checkpoint) -> None:
+    """Raise `UsageError` if config.json no longer holds the settings that the run was trained with.
+
+    The device may change, and steps may have been added, to a finished run.
+    """
+    now, before = _plain(config), _plain(state.config)
+    changed = [f"{name}={now[name]!r} instead of {before[name]!r}" for name in now if now[name] != before[name]]
+    steps = state.config.more_steps
+    if config.more_steps[: len(steps)] != steps:
+        changed.append(f"more_steps={list(config.more_steps)} instead of {list(steps)}")
+    if changed:
         raise UsageError(
-            f"{run.folder}: task {training.task.name} no longer generates this run's data ({fingerprints})"
+            f"{run.folder / 'config.json'}: changed since the run was trained: {listed(changed)}; settings of a run "
+            f"stay the same: undo this, or train a new run with --init-from {state.path}"
         )
-    training.world.wait()  # until every process has read the files
-    if run.finished is not None and training.world.writes:
-        run.reopen(config)
-    training.fit(state, progress, log, minutes)
+
+
+def _plain(config: TrainConfig) -> dict[str, Any]:
+    """Return the settings that stay the same during a run, as in a JSON file and flat."""
+    plain = json.loads(json.dumps(dataclasses.asdict(config)))
+    del plain["device"], plain["more_steps"]
+    return {**plain.pop("model"), **plain}
 
 
 def _prepare(
@@ -272,8 +301,12 @@ class _Training:
             weight.requires_grad_(name not in frozen)
         self.metrics: list[dict[str, Any]] = []
         self.last_saved: Path | None = None
+        self.saved_step = 0
         self.saved_at = time.monotonic()
         self.pending_loss: tuple[int, str, torch.Tensor] | None = None
+        self.signals = Signals()
+        self.wishes: list[torch.Tensor] = []
+        """Number of processes that wanted to stop because of the time and of a signal, at the last two steps."""
         self.stages = stages(config)
         self.checkpoint_steps = set(checkpoint_steps(config))
         self.scheduled = evaluation_steps(config)
@@ -285,7 +318,7 @@ class _Training:
         self.class_weights = None if weights is None else weights.to(world.device)
 
     def fit(self, state: Checkpoint | None, progress: bool, log: Sequence[str], minutes: float | None) -> None:
-        """Train from a state, or from initialisation, until the last step or the time limit."""
+        """Train from a state, or from initialisation, until the last step, the time limit or a signal."""
         config, writes = self.config, self.world.writes
         self.deadline = math.inf if minutes is None else time.monotonic() + 60 * minutes
         if state is not None:
@@ -293,24 +326,32 @@ class _Training:
             self.metrics, self.last_saved = state.metrics, state.path
         if writes:
             # Rows logged after the state, or before the first one, will be logged again.
-            self.run.rewind(
-                self.metrics, {*self.checkpoint_steps, self._best_step(), 0 if state is None else state.step}
-            )
+            kept = {*self.checkpoint_steps, self._best_step(), 0 if state is None else state.step}
+            with self.writing(self.run.metrics_path):
+                self.run.rewind(self.metrics, kept)
         if config.compile:
             self.model.residual = torch.compile(self.model.residual)
         done = 0 if state is None else state.step
         self.bar: Any = tqdm(
             total=config.total_steps, initial=done, unit="step", disable=not (progress and writes), dynamic_ncols=True
         )
-        with self.bar, trackers(log if writes else (), self.run.folder, config) as self.trackers:
-            completed = self._train_stages(state, done)
-        if writes and completed:
-            why = "patience" if self._out_of_patience(self.metrics) else "all steps"
-            self.run.finish({"step": self.metrics[-1]["step"], "why": why, "best_step": self._best_step()})
-        self.world.wait()
+        with self.signals:
+            with self.bar, trackers(log if writes else (), self.run.folder, config) as self.trackers:
+                why = self._train_stages(state, done)
+            if writes and why is None:
+                why_ended = "patience" if self._out_of_patience(self.metrics) else "all steps"
+                ended = {"step": self.metrics[-1]["step"], "why": why_ended, "best_step": self._best_step()}
+                with self.writing(self.run.finished_path):
+                    self.run.finish({**ended, "rows": len(self.metrics)})
+            self.world.wait()  # launchers end all processes as soon as one ends
+        if why == "signal":
+            reason = f"{self.run.folder}: interrupted after step {self.saved_step}, which is saved"
+            self.signals.deliver(f"{reason}; continue with attnprobe train --resume {self.run.folder}")
+        if self.signals.received is not None:
+            self.signals.deliver(f"{self.run.folder}: interrupted after its last step; the run is finished")
 
-    def _train_stages(self, state: Checkpoint | None, step: int) -> bool:
-        """Train all remaining steps; return whether the time limit allowed it."""
+    def _train_stages(self, state: Checkpoint | None, step: int) -> Why | None:
+        """Train all remaining steps; if stopped before the last one, save the state and return why."""
         optimiser = None
         for stage in self.stages:
             if optimiser is None or not stage.seen:
@@ -327,16 +368,27 @@ class _Training:
                 self.bar.update()
                 if self.on_step is not None:
                     self.on_step(step)
-                if step < self.config.total_steps and self._out_of_time():
+                if step < self.config.total_steps and (why := self._stopped()) is not None:
                     self._check_loss()
                     if self.world.writes:
                         self._save(self.run.latest_path, step, stage.objective, optimiser)
-                    return False
-        return True
+                    return why
+        return None
 
-    def _out_of_time(self) -> bool:
-        """Return whether any process has reached the time limit, so that all stop at the same step."""
-        return self.deadline < math.inf and self.world.totals([float(time.monotonic() > self.deadline)])[0] > 0
+    def _wish(self) -> list[float]:
+        """Return whether this process is out of time, and whether it has received a signal, as 0 or 1."""
+        return [float(time.monotonic() > self.deadline), float(self.signals.received is not None)]
+
+    def _stopped(self) -> Why | None:
+        """Return why any process wants to stop, so that all stop at the same step.
+
+        Several processes read the wishes that they summed at the step before, so that a GPU is not kept waiting.
+        """
+        if self.world.count == 1:
+            out_of_time, signalled = self._wish()
+        else:
+            out_of_time, signalled = self.wishes[0].tolist() if len(self.wishes) == 2 else (0.0, 0.0)
+        return "signal" if signalled else "time" if out_of_time else None
 
     def _step(self, step: int, stage: Stage, optimiser: torch.optim.AdamW) -> None:
         config, objective, stage_step = self.config, stage.objective, step - stage.begin
@@ -368,10 +420,11 @@ class _Training:
         optimiser.step()
 
     def _all_reduce(self, loss: torch.Tensor) -> None:
-        """Sum loss and gradients over the processes."""
+        """Sum loss, wishes to stop and gradients over the processes."""
         if self.world.count > 1:
             used = [weight for weight in self.parameters if weight.grad is not None]
-            self.world.add_up([loss, *(weight.grad for weight in used if weight.grad is not None)])
+            self.wishes = [*self.wishes[-1:], torch.tensor(self._wish(), device=self.world.device)]
+            self.world.add_up([loss, self.wishes[-1], *(weight.grad for weight in used if weight.grad is not None)])
 
     def _check_loss(self) -> None:
         """Raise `UsageError` if the pending loss is not finite.
@@ -410,10 +463,12 @@ class _Training:
         accuracies = (f"{name}_accuracy" for name in self.task.splits)
         self.bar.set_postfix({name: f"{row[name]:.3f}" for name in accuracies if row[name] is not None})
         if self.world.writes:
-            self.run.log(row)
-            for tracker in self.trackers:
-                scalars = {name: value for name, value in row.items() if isinstance(value, int | float | str)}
-                tracker.log(scalars, step=step)
+            with self.writing(self.run.metrics_path):
+                self.run.log(row)
+            with self.writing(self.run.folder):
+                for tracker in self.trackers:
+                    scalars = {name: value for name, value in row.items() if isinstance(value, int | float | str)}
+                    tracker.log(scalars, step=step)
             self._checkpoint(step, objective, optimiser, best_before)
         self.model.train()
 
@@ -447,7 +502,7 @@ class _Training:
         bad = [name for name, weight in weights.items() if not torch.isfinite(weight).all()]
         if bad:
             raise self._divergence_error(f"{bad[0]} holds NaN or infinite weights at step {step} ({objective})")
-        Checkpoint(
+        checkpoint = Checkpoint(
             config=self.config,
             data=self.task.data,
             weights=weights,
@@ -456,8 +511,10 @@ class _Training:
             objective=objective,
             metrics=self.metrics,
             fingerprint=self.task.fingerprint,
-        ).save(path)
-        self.last_saved, self.saved_at = path, time.monotonic()
+        )
+        with self.writing(path, 3 * sum(weight.nbytes for weight in weights.values()) + OVERHEAD):
+            checkpoint.save(path)
+        self.last_saved, self.saved_step, self.saved_at = path, step, time.monotonic()
 
     def _is_whole(self, name: str, row: dict[str, Any]) -> bool:
         """Return whether the whole of a split is evaluated in spite of ``eval_size``, given the splits before it.
@@ -498,5 +555,22 @@ class _Training:
         return torch.autocast(self.world.device.type, torch.bfloat16) if enabled else contextlib.nullcontext()
 
     def _divergence_error(self, reason: str) -> UsageError:
-        last_good = f"the last good checkpoint is {self.last_saved}" if self.last_saved else "no checkpoint was saved"
-        return UsageError(f"training stopped: {reason}; {last_good}")
+        return UsageError(f"training stopped: {reason}; {self._last_good}")
+
+    @property
+    def _last_good(self) -> str:
+        """What is left of the run, for messages."""
+        is_there = self.last_saved is not None and self.last_saved.exists()
+        return f"the last good checkpoint is {self.last_saved}" if is_there else "no checkpoint was saved"
+
+    @contextlib.contextmanager
+    def writing(self, path: Path, size: int = 0) -> Iterator[None]:
+        """Turn a failure to write a file, of at least ``size`` bytes, into a `UsageError` that says how to go on."""
+        try:
+            yield
+        except (OSError, RuntimeError) as error:  # torch.save raises RuntimeError
+            reason = f"training stopped: {path}: cannot be written ({why_unwritable(error, path, size)})"
+            advice = f"{self._last_good}; continue with attnprobe train --resume {self.run.folder}"
+            if not self.run.exists:
+                advice = "the run folder is gone; train again"
+            raise UsageError(f"{reason}; {advice}") from error

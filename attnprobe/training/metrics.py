@@ -4,16 +4,62 @@ import json
 from pathlib import Path
 from typing import Any
 
+from attnprobe.errors import UsageError
 from attnprobe.former_names import current_settings
 
 
+class Damaged(UsageError):
+    """A file of a run cannot be read as what it is; another file may hold the same content."""
+
+
+class DamageWarning(UserWarning):
+    """A file of a run is damaged, and another one was used instead."""
+
+
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Return the complete rows of a metrics.jsonl; empty if the file does not exist."""
+    """Return the complete rows of a metrics.jsonl; empty if the file does not exist.
+
+    An incomplete last line is being written and is ignored. Raises `Damaged` for any other line that is not a row.
+    """
     try:
-        text = path.read_text()
+        lines = path.read_bytes().split(b"\n")[:-1]
     except FileNotFoundError:
         return []
-    return [current_settings(json.loads(line)) for line in text.split("\n")[:-1]]
+    return [_row(line, f"{path}: line {number}") for number, line in enumerate(lines, 1)]
+
+
+def check_complete(path: Path, rows: list[dict[str, Any]], finished: dict[str, Any]) -> None:
+    """Raise `Damaged` if rows are missing from the metrics.jsonl of a finished run, whose end is ``finished``.
+
+    Earlier versions recorded the last step only, not the number of rows.
+    """
+    if len(rows) != finished.get("rows", len(rows)):
+        raise Damaged(f"{path}: damaged (holds {len(rows)} rows of {finished['rows']})")
+    if not rows or rows[-1]["step"] != finished["step"]:
+        raise Damaged(f"{path}: damaged (ends before step {finished['step']}, the last one)")
+
+
+def read_finished(path: Path) -> dict[str, Any] | None:
+    """Return the content of a finished.json; None if the file does not exist. Raises `Damaged` if it is not valid."""
+    try:
+        content = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise Damaged(f"{path}: damaged ({error})") from None
+    if not isinstance(content, dict) or not isinstance(content.get("step"), int):
+        raise Damaged(f"{path}: damaged (does not say at which step training ended)")
+    return content
+
+
+def _row(line: bytes, where: str) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+    except ValueError as error:
+        raise Damaged(f"{where}: damaged ({error})") from None
+    if not isinstance(row, dict) or not {"step", "objective"} <= set(row):
+        raise Damaged(f"{where}: damaged (not a row of metrics)")
+    return current_settings(row)
 
 
 def best(metrics: list[dict[str, Any]]) -> dict[str, Any] | None:

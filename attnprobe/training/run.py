@@ -3,11 +3,15 @@
 A run folder holds ``config.json``, ``metrics.jsonl`` (one object per line), ``checkpoints/step-000000.pt`` ..., and
 ``finished.json`` once training has ended. Until then ``latest.pt`` holds the state to resume from. Measurements are
 written to ``figures/``.
+
+Every checkpoint holds settings and all metrics up to its step, so it replaces damaged files of the run.
 """
 
 import contextlib
 import dataclasses
 import json
+import os
+import warnings
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,7 +25,11 @@ from attnprobe.errors import UsageError, listed
 from attnprobe.files import PART, write_atomic
 from attnprobe.provenance import provenance
 from attnprobe.training.checkpoint import Checkpoint, load
-from attnprobe.training.metrics import read_metrics
+from attnprobe.training.metrics import Damaged, DamageWarning, check_complete, read_finished, read_metrics
+from attnprobe.training.rank import is_main_process
+
+BLOCK = 2**20
+"""Bytes that are written at once."""
 
 
 @dataclass(frozen=True)
@@ -87,21 +95,51 @@ class Run:
     @property
     def config(self) -> TrainConfig:
         """Settings of the run; raise `UsageError` if the folder holds no run."""
+        return from_plain(TrainConfig, self._content["config"], str(self.folder / "config.json"))
+
+    @property
+    def has_settings(self) -> bool:
+        """Whether config.json is intact."""
+        try:
+            return bool(self._content)
+        except Damaged:
+            return False
+
+    @property
+    def _content(self) -> dict[str, Any]:
+        """Content of config.json; raise `UsageError` if there is no such file, and `Damaged` if it is not valid."""
         path = self.folder / "config.json"
         try:
-            content = json.loads(path.read_text())
-        except (OSError, ValueError) as error:
+            content = json.loads(path.read_bytes())
+        except OSError as error:
             raise UsageError(f"{self.folder}: holds no run (config.json: {error})") from error
-        return from_plain(TrainConfig, content.get("config") if isinstance(content, dict) else content, str(path))
+        except ValueError as error:
+            raise Damaged(f"{path}: damaged ({error})") from error
+        if not isinstance(content, dict) or "config" not in content:
+            raise Damaged(f"{path}: damaged (holds no settings)")
+        return content
 
     @property
     def finished(self) -> dict[str, Any] | None:
         """How training ended: last step, reason, and the step of the lowest validation loss; None if unfinished.
 
-        With early stopping (``patience``), the checkpoint of the lowest validation loss is kept.
+        With early stopping (``patience``), the checkpoint of the lowest validation loss is kept. Raises `UsageError` if
+        finished.json is damaged, which resuming the run repairs.
         """
-        path = self.folder / "finished.json"
-        return json.loads(path.read_text()) if path.exists() else None
+        try:
+            return read_finished(self.finished_path)
+        except Damaged as error:
+            raise Damaged(f"{error}; repair it with --resume {self.folder}") from None
+
+    @property
+    def finished_path(self) -> Path:
+        """Path of the file that says how training ended."""
+        return self.folder / "finished.json"
+
+    @property
+    def metrics_path(self) -> Path:
+        """Path of the metrics."""
+        return self.folder / "metrics.jsonl"
 
     @property
     def last(self) -> Checkpoint:
@@ -123,9 +161,26 @@ class Run:
 
     @property
     def latest(self) -> Checkpoint | None:
-        """The latest saved state, from which the run can be resumed; None if there is none."""
-        paths = [*self.checkpoint_paths[-1:], *([self.latest_path] if self.latest_path.exists() else [])]
-        return max(map(load, paths), key=lambda checkpoint: checkpoint.step, default=None)
+        """The latest intact state, from which the run can be resumed; None if none was saved.
+
+        Warns about files that are damaged, and raises `UsageError` if all are.
+        """
+        states: list[Checkpoint] = []
+        damaged: list[UsageError] = []
+        for paths in ([self.latest_path] if self.latest_path.exists() else [], reversed(self.checkpoint_paths)):
+            for path in paths:
+                try:
+                    states.append(load(path))
+                    break
+                except UsageError as error:
+                    damaged.append(error)
+        if damaged and not states:
+            raise damaged[0]
+        state = max(states, key=lambda checkpoint: checkpoint.step, default=None)
+        if state is not None:
+            for error in damaged:
+                _warn(f"{error}; the state of step {state.step} in {state.path} is used instead")
+        return state
 
     @property
     def latest_path(self) -> Path:
@@ -134,8 +189,47 @@ class Run:
 
     @property
     def metrics(self) -> list[dict[str, Any]]:
-        """The metrics written so far, sorted by step."""
-        return read_metrics(self.folder / "metrics.jsonl")
+        """The metrics written so far, sorted by step.
+
+        If metrics.jsonl is damaged, or lacks rows of a finished run, they are those of the latest checkpoint, with a
+        warning. Raises `UsageError` if that is damaged as well.
+        """
+        try:
+            return self._intact_metrics()
+        except Damaged as error:
+            state = self.last if self.finished else self.latest
+            if state is None:
+                raise
+            _warn(f"{error}; the metrics in {state.path} are used instead; repair it with --resume {self.folder}")
+            return state.metrics
+
+    def _intact_metrics(self) -> list[dict[str, Any]]:
+        rows, finished = read_metrics(self.metrics_path), self.finished
+        if finished is not None:
+            check_complete(self.metrics_path, rows, finished)
+        return rows
+
+    def repaired(self) -> bool:
+        """Return whether the run is finished, after the metrics of a finished run were restored from its checkpoint.
+
+        A run whose finished.json or last checkpoint is damaged counts as unfinished, with a warning: training the
+        steps after the latest intact state repairs both.
+        """
+        try:
+            if self.finished is None:
+                return False
+            last = self.last
+        except UsageError as error:
+            _warn(f"{error}; training is resumed from the latest intact state")
+            return False
+        try:
+            self._intact_metrics()
+        except Damaged as error:
+            if is_main_process():
+                with self.held():
+                    self._write_metrics(last.metrics)
+            _warn(f"{error}; restored from {last.path}")
+        return True
 
     def path_of(self, step: int) -> Path:
         """Return the path of the checkpoint at a step."""
@@ -143,8 +237,14 @@ class Run:
 
     def log(self, row: dict[str, Any]) -> None:
         """Append one row of metrics."""
-        with (self.folder / "metrics.jsonl").open("a") as file:
-            file.write(json.dumps(row) + "\n")
+        with self.metrics_path.open("ab") as file:
+            end = file.tell()
+            try:
+                file.write(json.dumps(row).encode() + b"\n")
+                file.flush()
+            except OSError:
+                os.truncate(self.metrics_path, end)  # no part of a row is left
+                raise
 
     def rewind(self, metrics: list[dict[str, Any]], steps: Collection[int | None]) -> None:
         """Restore the folder to the state to resume from: write its metrics and delete checkpoints at other steps."""
@@ -153,17 +253,57 @@ class Run:
         for path in self.checkpoint_paths:
             if int(path.stem[5:]) not in steps:
                 path.unlink()
-        write_atomic(self.folder / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in metrics))
+        self._write_metrics(metrics)
 
-    def reopen(self, config: TrainConfig) -> None:
-        """Make a finished run unfinished, with settings that have more steps."""
-        content = json.loads((self.folder / "config.json").read_text())
+    def _write_metrics(self, metrics: list[dict[str, Any]]) -> None:
+        write_atomic(self.metrics_path, "".join(json.dumps(row) + "\n" for row in metrics))
+
+    def settings(self, state: Checkpoint | None) -> TrainConfig:
+        """Return the settings of the run; if config.json is damaged, those of its state, with a warning."""
+        try:
+            return self.config
+        except Damaged as error:
+            if state is None:
+                raise
+            _warn(f"{error}; restored from {state.path}")
+            return state.config
+
+    def reopen(self, config: TrainConfig, state: Checkpoint | None) -> None:
+        """Make the run unfinished, with settings that may have more steps, and repair its config.json."""
+        try:
+            content = self._content
+        except Damaged:
+            content = {"provenance": provenance() if state is None else state.provenance}
         # In this order: without finished.json, a run that has all its steps is just finished again.
-        (self.folder / "finished.json").unlink()
-        content["config"] = dataclasses.asdict(config)
+        self.finished_path.unlink(missing_ok=True)
+        content = {"config": dataclasses.asdict(config), "provenance": content.get("provenance")}
         write_atomic(self.folder / "config.json", json.dumps(content, indent=1) + "\n")
 
     def finish(self, ended: dict[str, Any]) -> None:
         """Record how training ended and delete the state to resume from."""
-        write_atomic(self.folder / "finished.json", json.dumps(ended) + "\n")
+        write_atomic(self.finished_path, json.dumps(ended) + "\n")
         self.latest_path.unlink(missing_ok=True)
+
+
+def why_unwritable(error: Exception, path: Path, size: int) -> str:
+    """Return why a file of ``size`` bytes cannot be written; torch hides the reason, which writing zeros shows."""
+    if isinstance(error, OSError):
+        return error.strerror or str(error)
+    if not path.parent.is_dir():
+        return "its folder no longer exists"
+    probe = path.with_name(f"{path.name}.probe{PART}")
+    try:
+        with probe.open("wb") as file:
+            for begin in range(0, size, BLOCK):
+                file.write(bytes(min(BLOCK, size - begin)))
+    except OSError as reason:
+        return reason.strerror or str(reason)
+    finally:
+        probe.unlink(missing_ok=True)
+    return str(error).strip().split("\n")[0]
+
+
+def _warn(message: str) -> None:
+    """Warn once, not in every process of a training."""
+    if is_main_process():
+        warnings.warn(message, DamageWarning, stacklevel=3)

@@ -471,3 +471,29 @@ def test_tasks_with_equal_numbers_but_different_array_names_have_separate_files(
     tokens = Task.from_arrays("mine", tokens=numbers, labels=[0, 1] * 4)
     levels = Task.from_arrays("mine", values=numbers, labels=[0, 1] * 4, levels=2)
     assert ap.configure(tokens).task != ap.configure(levels).task
+
+
+def test_a_run_on_a_file_is_measured_from_any_folder_and_resumed_after_the_file_changed(here, monkeypatch):
+    arrays = {"values": RNG.normal(size=(40, 6)), "labels": np.arange(40) % 2}
+    fingerprint = build("mine.npz", arrays).fingerprint
+    settings = {**TINY, "task_options": {}, "d_model": 8, "recipe": "supervised", "steps": 2}
+    config = ap.configure("./mine.npz", **settings)
+    run = ap.train(config, here / "run", progress=False, minutes=0.0)
+    assert config.task.startswith("own/mine-") and ap.configure(config.task).task == config.task
+    np.savez(here / "mine.npz", **{**arrays, "labels": 1 - arrays["labels"]})
+    assert ap.resume(run.folder, progress=False).last.fingerprint == fingerprint
+    monkeypatch.chdir("/")
+    assert ap.load(run.checkpoint_paths[-1]).task.fingerprint == fingerprint
+    assert ap.proximity(ap.load(run.checkpoint_paths[-1]), sequences=4, nulls=1).sizes["layer"] == 1
+    np.savez(here / "data" / config.task, **{**arrays, "labels": 1 - arrays["labels"]})
+    with pytest.raises(UsageError, match=rf"task mine-\w+ no longer generates this run's data .*{fingerprint}"):
+        _ = ap.load(run.checkpoint_paths[-1]).task
+
+
+def test_large_files_and_files_in_the_data_folder_are_not_copied(here, monkeypatch):
+    np.savez(here / "mine.npz", **GOOD)
+    np.savez(here / "data" / "its.npz", **GOOD)
+    assert ap.configure("its.npz", recipe="supervised").task == "its.npz"
+    monkeypatch.setattr(own, "MOST_COPIED", 10)
+    assert ap.configure("mine.npz", recipe="supervised").task == "mine.npz"
+    assert not (here / "data" / "own").exists()

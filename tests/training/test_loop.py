@@ -224,7 +224,7 @@ def test_training_on_padded_values(tmp_path, monkeypatch):
     labels = rng.integers(2, size=40)
     split = tasks.Split(rng.normal(size=(40, 6)) + labels[:, None], labels, rng.integers(2, 7, size=40))
     task = tasks.Task("mine", DataSpec(n=6, inputs="values", classes=2), split, split)
-    monkeypatch.setattr(tasks, "build", lambda config: task)
+    monkeypatch.setattr(tasks, "build", lambda *_: task)
     run = train(configure("pairs", **SETTINGS), tmp_path / "x", progress=False)
     assert run.metrics[0]["test_accuracy"] is None  # no accuracy for real-valued targets
     assert run.metrics[-1]["test_accuracy"] is not None
@@ -234,7 +234,7 @@ def use(task, monkeypatch):
     """Make a task in memory the data of every run."""
     from attnprobe import tasks
 
-    monkeypatch.setattr(tasks, "build", lambda config: task)
+    monkeypatch.setattr(tasks, "build", lambda *_: task)
 
 
 def uneven_task(size=60, lengths=None):
@@ -406,7 +406,7 @@ def test_no_batch_is_padded_beyond_its_longest_sequence(tmp_path, monkeypatch):
     lengths = np.where(np.arange(40) == 7, 30, rng.integers(2, 9, size=40))  # a single long sequence
     split = tasks.Split(rng.integers(4, size=(40, 30)).astype(np.uint8), rng.integers(2, size=40), lengths)
     task = tasks.Task("mine", DataSpec(n=30, inputs="tokens", classes=2, vocabulary=4), split, split)
-    monkeypatch.setattr(tasks, "build", lambda config: task)
+    monkeypatch.setattr(tasks, "build", lambda *_: task)
     widths, residual = [], Transformer.residual
 
     def recorded(self, inputs, *, masked=None, lengths=None):
@@ -440,7 +440,7 @@ def test_the_validation_split_is_evaluated_and_not_trained_on(tmp_path):
     assert (task.validation.inputs == full.train.inputs[-10:]).all()
     run = train(config, tmp_path / "x", progress=False)
     assert all({"validation_loss", "validation_accuracy"} <= set(row) for row in run.metrics)
-    assert run.finished == {"step": 12, "why": "all steps", "best_step": best_step(run)}
+    assert run.finished == {"step": 12, "why": "all steps", "best_step": best_step(run), "rows": 4}
     without = train(configure("pairs", **{**SETTINGS, "recipe": "supervised"}), tmp_path / "y", progress=False)
     assert without.finished["best_step"] is None
     assert not any("validation_loss" in row for row in without.metrics)

@@ -128,7 +128,7 @@ def test_micro_batches_of_padded_sequences(objective, tmp_path, monkeypatch):
     lengths = rng.integers(2, 13, size=40)
     split = Split(rng.integers(5, size=(40, 12)), rng.integers(2, size=40), lengths)
     task = Task("mine", DataSpec(n=12, inputs="tokens", classes=2, vocabulary=5), split, split)
-    monkeypatch.setattr(tasks, "build", lambda config: task)
+    monkeypatch.setattr(tasks, "build", lambda *_: task)
     settings = {**SETTINGS, "causal": True, "pretrain_objective": objective}
     runs = [
         train(configure("pairs", **settings, gradient_accumulation_steps=k), tmp_path / str(k), progress=False)
