@@ -94,7 +94,9 @@ def _axes(content: Mapping[str, Any], where: str) -> list[list[dict[str, Any]]]:
     axes: dict[str, list[dict[str, Any]]] = {}
     for name, values in lists.items():
         if not isinstance(values, list) or not values:
-            raise UsageError(f"{where}: grid.{abridged(str(name))}={shown(values)}: must be a non-empty list of values or of tables")
+            raise UsageError(
+                f"{where}: grid.{abridged(str(name))}={shown(values)}: must be a non-empty list of values or of tables"
+            )
         are_tables = {isinstance(value, dict) and name != OPTIONS for value in values}
         if len(are_tables) > 1:
             raise UsageError(f"{where}: grid.{name} mixes values and tables")

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from attnprobe.config import DataSpec
-from attnprobe.errors import UsageError, listed
+from attnprobe.errors import UsageError, abridged, listed, printable
 from attnprobe.randomness import numpy_generator
 from attnprobe.tasks.inputs import UNKNOWN, Inputs
 from attnprobe.tasks.labels import NONE, Labels
@@ -177,7 +177,7 @@ def split_names(values: Any, count: int) -> np.ndarray:
     names, numbers = np.unique(array, return_inverse=True)
     names = np.array([SPLIT_NAMES.get(name, name) for name in names.tolist()])
     if unknown := sorted(set(names.tolist()) - {*SPLITS, UNLABELLED}):
-        raise UsageError(f"split holds {listed(unknown[:5])}; valid: {listed(SPLITS)}")
+        raise UsageError(f"split holds {abridged(listed(unknown[:5]))}; valid: {listed(SPLITS)}")
     return names[numbers]
 
 
@@ -202,7 +202,7 @@ def _warn_of_classes(labels: Labels, parts: dict[str, np.ndarray], name: str) ->
         for part, rows in parts.items()
         if part != UNLABELLED
     }
-    names = labels.names or tuple(map(str, range(labels.classes)))
+    names = [abridged(printable(name)) for name in labels.names or range(labels.classes)]
     absent = [names[number] for number in np.flatnonzero(counts["train"] == 0)]
     if absent:
         more = " ..." if len(absent) > 5 else ""

@@ -6,15 +6,15 @@ from typing import Any
 
 import numpy as np
 
-from attnprobe.errors import UsageError, listed
+from attnprobe.errors import UsageError, abridged, listed, shown
 from attnprobe.tasks.assemble import Made, Make, split_names, task_of
 from attnprobe.tasks.inputs import Inputs, of_cells, paired
 from attnprobe.tasks.labels import class_labels
 from attnprobe.tasks.reading import Reading
 from attnprobe.tasks.split import SPLITS, UNLABELLED
 
-MOST_NAMES = 20
-"""Number of column names in an error message."""
+MOST_NAMES, MOST_CHARACTERS = 20, 200
+"""Number of column names in an error message, and of their characters."""
 
 
 def from_table(make: Make[Made], table: Any, *, name: str = "own", **options: Any) -> Made:
@@ -77,7 +77,7 @@ def column_of(frame: Any, name: str) -> str:
     """Return the name of a column; raise `UsageError` if there is none or more than one of this name."""
     if (count := list(frame.columns).count(name)) != 1:
         noun = f"{count} columns" if count else "no column"
-        raise UsageError(f"has {noun} {name!r}; columns: {_some(frame)}")
+        raise UsageError(f"has {noun} {shown(name)}; columns: {_some(frame)}")
     return name
 
 
@@ -110,10 +110,12 @@ def columns_of(frame: Any, inputs: str, labels: str) -> list[str]:
 def _of_columns(frame: Any, columns: list[str], pattern: str) -> Inputs:
     for column in columns:
         if frame[column].dtype.kind not in "iuf":
-            raise UsageError(f"column {column!r} of type {frame[column].dtype}: must be numbers")
+            raise UsageError(f"column {shown(column)} of type {frame[column].dtype}: must be numbers")
     return of_cells(list(frame[columns].to_numpy()), f"columns {pattern!r}", "bytes", patch=1)
 
 
 def _some(frame: Any) -> str:
     names = [str(name) for name in frame.columns]
-    return listed(names[:MOST_NAMES]) + (f" ... ({len(names)} columns)" if len(names) > MOST_NAMES else "")
+    return abridged(listed(names[:MOST_NAMES]), MOST_CHARACTERS) + (
+        f" ... ({len(names)} columns)" if len(names) > MOST_NAMES else ""
+    )
