@@ -115,8 +115,8 @@ def _model(name: str) -> Any:
 
     try:
         transformers.utils.logging.disable_progress_bar()
+        _check_configuration(transformers.PretrainedConfig.get_config_dict(name)[0])
         config = transformers.AutoConfig.from_pretrained(name, trust_remote_code=False)
-        _check_configuration(config)
         return _class_of(config).from_pretrained(name, trust_remote_code=False).eval()
     except UsageError as error:
         raise UsageError(f"{PREFIX}{name}: cannot be loaded ({error})") from None
@@ -135,9 +135,9 @@ def _class_of(config: Any) -> Any:
     return kind if is_model else transformers.AutoModel
 
 
-def _check_configuration(config: Any) -> None:
+def _check_configuration(config: dict[str, Any]) -> None:
     """Raise `UsageError` if the configuration claims numbers of no model, or names attention code to download."""
-    pending = [config.to_dict()]
+    pending = [config]
     while pending:
         for name, value in pending.pop().items():
             if isinstance(value, dict):

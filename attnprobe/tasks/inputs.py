@@ -143,7 +143,7 @@ def of_cells(cells: Sequence[Any], where: str, tokens: Literal["bytes", "words"]
     dtype = np.result_type(*{array.dtype for array in arrays})
     nothing = np.zeros((0, *next(iter(shapes), ())), dtype)
     rows = [nothing if array is None or not len(array) else array.astype(dtype) for _, array in parsed]
-    sequences = Sequences.of_rows(rows)
+    sequences = Sequences.of_rows([row[:, 0] if row.shape[1:] == (1,) else row for row in rows])
     return Inputs(without_padding(sequences) if real else sequences, "values" if real else "tokens")
 
 

@@ -126,15 +126,24 @@ def _parquet(path: Path) -> "pd.DataFrame":
             _check_parquet(file.metadata, size)
             batches, unpacked = [], 0
             for batch in file.iter_batches(BATCH):
-                batches.append(batch)
-                unpacked += batch.nbytes
+                batches.append(_without_dictionaries(batch))
+                unpacked += batches[-1].nbytes
                 if unpacked > max(SMALL, RATIO * size):
                     raise UsageError(f"unpacks to far more than its {size:,} bytes")
-            return pyarrow.Table.from_batches(batches, file.schema_arrow).to_pandas()
+            table = pyarrow.Table.from_batches(batches) if batches else file.schema_arrow.empty_table()
+            return table.replace_schema_metadata(file.schema_arrow.metadata).to_pandas()
     except (pyarrow.ArrowException, OSError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise
         raise UsageError(f"not a complete .parquet file ({abridged(' '.join(str(error).split()))})") from None
+
+
+def _without_dictionaries(batch: Any) -> Any:
+    """Return rows with the value itself in each cell, so that a long value in many rows counts as often."""
+    columns = [
+        column.dictionary_decode() if hasattr(column, "dictionary_decode") else column for column in batch.columns
+    ]
+    return type(batch).from_arrays(columns, names=batch.schema.names)
 
 
 def _check_parquet(metadata: Any, size: int) -> None:
