@@ -16,17 +16,33 @@ import pydantic.dataclasses
 from pydantic import Field
 from typing_extensions import dataclass_transform
 
-from attnprobe.errors import UsageError, listed
+from attnprobe.errors import UsageError, abridged, listed, shown
 from attnprobe.former_names import current_settings, refuse_former_settings
 from attnprobe.tables import OBJECTIVES, POSITIONS
 
 Settings = TypeVar("Settings")
-Count = Annotated[int, Field(gt=0)]
-Index = Annotated[int, Field(ge=0)]
+LARGEST = 2**31 - 1
+"""Largest number in settings: numbers of tokens, sequences and steps that nobody reaches, and that arrays can index."""
+Count = Annotated[int, Field(gt=0, le=LARGEST)]
+Index = Annotated[int, Field(ge=0, le=LARGEST)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Amount = Annotated[float, Field(ge=0)]
 Rate = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(gt=0, lt=1)]
+Layers = Annotated[int, Field(gt=0, le=1000)]
+"""Every layer is a Python object with its own modules; the deepest published Transformers have 1000."""
+Points = Annotated[int, Field(gt=0, le=10**5)]
+"""Evaluations and checkpoints of a run; each is a row or a file."""
+MOST_WEIGHTS = 10**11
+"""Largest number of weights in the blocks: 400 GB, more than the memory of one device."""
+MOST_CHARACTERS = 2**17
+"""Largest number of characters of a settings file, to read any in a second; a sweep of 1000 tables has as many."""
+MOST_VALUES = 10**5
+"""Largest number of values in a settings file, after YAML's aliases are replaced by what they stand for."""
+MOST_DOTS = 1000
+"""Largest number of dots in a line of a settings file: Python takes quadratic time to read the key a.a.a ..."""
+DEEPEST = 10
+"""Largest number of levels in a settings file; a sweep has 5."""
 
 
 @dataclass_transform(frozen_default=True, field_specifiers=(field,))
@@ -50,7 +66,7 @@ def _one_line(error: Any) -> str:
     if error["type"] == "value_error":
         return str(error["ctx"]["error"])
     name = ".".join(str(part) for part in error["loc"])
-    return f"{name}={error['input']!r}: {error['msg'].lower()}"
+    return f"{abridged(name)}={shown(error['input'])}: {error['msg'].lower()}"
 
 
 Recipe = Literal["supervised", "spt"]
@@ -119,7 +135,7 @@ class DataSpec:
 class ModelConfig:
     """Architecture of the network; sizes that depend on the data are in `DataSpec`."""
 
-    n_layers: Count = 1
+    n_layers: Layers = 1
     """Number of blocks."""
     d_model: Count = 32
     """Width of the residual stream."""
@@ -159,6 +175,12 @@ class ModelConfig:
         POSITIONS.check(self.position)
         if self.d_model % self.n_heads:
             raise UsageError(f"d_model={self.d_model}: must be a multiple of n_heads={self.n_heads}")
+        weights = self.n_layers * self.d_model**2 * (4 + 2 * self.mlp_ratio)
+        if weights > MOST_WEIGHTS:
+            raise UsageError(
+                f"n_layers={self.n_layers}, d_model={self.d_model}, mlp_ratio={self.mlp_ratio}: {weights:.1e} weights; "
+                f"must be at most {MOST_WEIGHTS:.0e}"
+            )
         if self.position == "rotary" and self.d_head % 2:
             raise UsageError(f"position='rotary' needs an even d_head; d_model / n_heads is {self.d_head}")
         if self.pooling == "cls" and self.causal:
@@ -269,7 +291,7 @@ class TrainConfig:
     """Weight decay of AdamW."""
     grad_clip: Amount = 1.0
     """Maximum gradient norm; 0 disables clipping."""
-    evaluations: Count = 20
+    evaluations: Points = 20
     """Number of evenly spaced evaluations on training, validation and test data; checkpoints are evaluated as well."""
     eval_size: Index = 0
     """Maximum number of sequences of the test split, and of the validation split, in an evaluation: a fixed random
@@ -277,7 +299,7 @@ class TrainConfig:
     patience: Index = 0
     """Early stopping: end training on the labels after this number of evenly spaced evaluations without a lower
     validation loss; 0 disables it."""
-    checkpoints: Count = 6
+    checkpoints: Points = 6
     """Number of checkpoints per stage, log-spaced up to its last step; step 0 is always saved."""
     more_steps: tuple[Count, ...] = ()
     """Steps added after `steps`: every number is a new stage with its own warm-up and schedule, which continues the
@@ -339,7 +361,7 @@ def from_flat(named: Mapping[str, Any]) -> TrainConfig:
     valid = {*_field_names(TrainConfig), *_field_names(ModelConfig)} - {"model"}
     for name in named:
         if name not in valid:
-            raise UsageError(f"unknown setting {name!r}; valid: {listed(sorted(valid))}")
+            raise UsageError(f"unknown setting {shown(name)}; valid: {listed(sorted(valid))}")
     model = {name: named.pop(name) for name in _field_names(ModelConfig) if name in named}
     return TrainConfig(model=ModelConfig(**model), **named)
 
@@ -352,27 +374,65 @@ def read_settings(path: str | Path) -> dict[str, Any]:
         section = value if isinstance(value, dict) and name != "task_options" else {name: value}
         for key, setting in section.items():
             if not isinstance(key, str):
-                raise UsageError(f"{path}: {key!r} is not the name of a setting")
+                raise UsageError(f"{path}: {shown(key)} is not the name of a setting")
             if key in flat:
-                raise UsageError(f"{path}: {key} is set twice")
+                raise UsageError(f"{path}: {abridged(key)} is set twice")
             flat[key] = setting
     return flat
 
 
 def read_file(path: str | Path) -> dict[Any, Any]:
-    """Return the content of a TOML or YAML file; raise `UsageError` if it cannot be read."""
+    """Return the content of a TOML or YAML file; nothing in it is executed.
+
+    Raises `UsageError` if it cannot be read, or if its size, depth, number of values or a number in it is far beyond
+    what settings need.
+    """
     path = Path(path)
     try:
-        content = _PARSERS[path.suffix](path.read_text())
+        parse = _PARSERS[path.suffix]
+        with path.open(encoding="utf-8") as file:
+            text = file.read(MOST_CHARACTERS + 1)
+        _check_text(text)
+        content = parse(text)
+        _check_values(content)
     except KeyError:
         raise UsageError(f"{path}: the name of a settings file must end in {listed(_PARSERS)}") from None
     except OSError as error:
         raise UsageError(f"{path}: {error.strerror}") from error
+    except RecursionError:
+        raise UsageError(f"{path}: is nested too deeply; must have at most {DEEPEST} levels") from None
     except ValueError as error:
-        raise UsageError(f"{path}: {' '.join(str(error).split())}") from error
+        raise UsageError(f"{path}: {abridged(' '.join(str(error).split()), 250)}") from error
     if not isinstance(content, dict):
         raise UsageError(f"{path}: contains no settings (NAME = VALUE)")
     return content
+
+
+def _check_text(text: str) -> None:
+    if len(text) > MOST_CHARACTERS:
+        raise UsageError(f"is too long for settings: must have at most {MOST_CHARACTERS:,} characters")
+    for number, line in enumerate(text.split("\n"), 1):
+        if (dots := line.count(".")) > MOST_DOTS:
+            raise UsageError(f"line {number} has {dots:,} dots: must have at most {MOST_DOTS:,}; use several lines")
+
+
+def _check_values(content: Any) -> None:
+    """Raise `UsageError` if values are nested too deeply, or if a whole number is too large for any setting."""
+    level = [content]
+    for _ in range(DEEPEST + 1):
+        for value in level:
+            if isinstance(value, int) and value.bit_length() > 63:
+                raise UsageError(f"holds a whole number of {value.bit_length()} bits: must have at most 63")
+        level = [part for value in level for part in _parts(value)]
+    if level:
+        raise UsageError(f"is nested too deeply; must have at most {DEEPEST} levels")
+
+
+def _parts(value: Any) -> list[Any]:
+    """Return the keys and values of a dict, or the entries of a list."""
+    if isinstance(value, dict):
+        return [*value.keys(), *value.values()]
+    return list(value) if isinstance(value, list | tuple | set) else []
 
 
 def from_plain(kind: type[Settings], fields: Any, where: str) -> Settings:
@@ -418,9 +478,28 @@ def _yaml(text: str) -> Any:
     import yaml
 
     try:
-        return yaml.safe_load(text)
+        loader = yaml.SafeLoader(text)
+        root = loader.get_single_node()
+        if _expanded(root, {}) > MOST_VALUES:
+            raise UsageError(f"holds more than {MOST_VALUES:,} values, with its aliases replaced")
+        return loader.construct_document(root) if root is not None else None
     except yaml.YAMLError as error:
         raise ValueError(error) from error
+
+
+def _expanded(node: Any, counts: dict[int, int]) -> int:
+    """Return the number of values of a YAML node with each alias replaced by what it stands for.
+
+    ``counts`` has the results so far; an alias within what it stands for is refused.
+    """
+    if id(node) not in counts:
+        counts[id(node)] = 0
+        children = node.value if node is not None and not isinstance(node.value, str) else []
+        parts = [part for child in children for part in (child if isinstance(child, tuple) else (child,))]
+        counts[id(node)] = 1 + sum(_expanded(part, counts) for part in parts)
+    elif counts[id(node)] == 0:
+        raise UsageError("holds an alias within what it stands for")
+    return counts[id(node)]
 
 
 _PARSERS = {".toml": _toml, ".yaml": _yaml, ".yml": _yaml}

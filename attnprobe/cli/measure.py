@@ -11,7 +11,7 @@ import tyro
 
 from attnprobe import report
 from attnprobe.cli.parse import ReadsData, flag, helps, parse
-from attnprobe.cli.printing import print_json, print_table
+from attnprobe.cli.printing import print_json, print_line, print_table
 from attnprobe.errors import UsageError
 from attnprobe.former_names import KEYWORDS, refuse_former_flags
 from attnprobe.networks import hugging_face
@@ -86,9 +86,10 @@ def run(name: str, arguments: list[str]) -> None:
     if flags.json:
         print_json(rows.network_rows(result) + rows.head_rows(result))
         return
-    print(last.attrs.get("title", last.attrs.get("run_title")))
+    print_line(last.attrs.get("title", last.attrs.get("run_title")))
     _print_numbers(last)
-    print(f"\nfigures and results: {folder}")
+    print()
+    print_line(f"figures and results: {folder}")
 
 
 def _keywords(name: str) -> dict[str, inspect.Parameter]:
@@ -121,4 +122,5 @@ def _print_numbers(result: Any) -> None:
         notes = [
             f"{name.replace('_', ' ')}: {value}" for name, value in row.items() if isinstance(value, str) and value
         ]
-        print(*notes, sep="\n", end="\n" if notes else "")
+        for note in notes:
+            print_line(note)

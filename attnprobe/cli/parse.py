@@ -5,6 +5,7 @@ import dataclasses
 import io
 import os
 import re
+import shutil
 import typing
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, cast
@@ -12,10 +13,13 @@ from typing import Annotated, Any, TypeVar, cast
 import docstring_parser
 import tyro
 
+from attnprobe.cli.printing import write_plain
 from attnprobe.errors import UsageError
 from attnprobe.tasks.folder import VARIABLE
 
 Flags = TypeVar("Flags")
+NARROWEST = 40
+"""Smallest number of columns to which the help is wrapped; tyro takes minutes for 1 column."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +46,9 @@ def parse(kind: type[Flags], command: str, arguments: list[str], pairs: bool = F
         UsageError: With a one-line message if an argument is invalid.
         SystemExit: After ``--help``.
     """
+    write_plain()
+    if shutil.get_terminal_size().columns < NARROWEST:
+        os.environ["COLUMNS"] = str(NARROWEST)
     # tyro prints a multi-line box for an invalid flag and exits: capture the box and raise a one-line error
     stderr = io.StringIO()
     try:

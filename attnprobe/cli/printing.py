@@ -1,24 +1,54 @@
-"""Print tables and JSON."""
+"""Print tables and JSON, to any terminal."""
 
+import codecs
+import io
 import json
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+from attnprobe.errors import abridged, printable
+
+WIDEST = 60
+"""Largest number of characters of a column's name or of a text in a table."""
+PLAIN = {"…": "...", "±": "+-", "×": "x", "–": "-", "−": "-", "’": "'"}
+"""What is written instead of a character that the terminal lacks; others are escaped."""
+
+
+def write_plain() -> None:
+    """Let the standard output replace the characters that its encoding lacks, instead of failing after the work."""
+    codecs.register_error("attnprobe", _plain)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="attnprobe")
+
+
+def _plain(error: UnicodeError) -> tuple[str | bytes, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    lacking = error.object[error.start : error.end]
+    return "".join(PLAIN.get(x) or x.encode("ascii", "backslashreplace").decode() for x in lacking), error.end
+
+
+def print_line(*parts: Any) -> None:
+    """Print texts from files or of results as one line, without control characters."""
+    print(" ".join(map(printable, parts)))
 
 
 def print_table(rows: Sequence[Mapping[str, Any]]) -> None:
     """Print rows as a right-aligned table with three decimals; columns missing from a row are NaN."""
     columns = list(dict.fromkeys(name for row in rows for name in row))
     cells = [[_shown(name, row.get(name, math.nan)) for name in columns] for row in rows]
-    widths = [max(len(cell) for cell in column) for column in zip(columns, *cells, strict=True)]
-    for line in [columns, *cells]:
+    names = [abridged(printable(name), WIDEST) for name in columns]
+    widths = [max(len(cell) for cell in column) for column in zip(names, *cells, strict=True)]
+    for line in [names, *cells]:
         print(" ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)))
 
 
 def _shown(name: str, value: Any) -> str:
     if isinstance(value, float):
         return "NaN" if math.isnan(value) else f"{value:.1e}" if name == "learning_rate" else f"{value:.3f}"
-    return str(value)
+    return printable(value)
 
 
 def print_json(content: Any) -> None:

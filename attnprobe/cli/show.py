@@ -6,7 +6,7 @@ from pathlib import Path
 import tyro
 
 from attnprobe.cli.parse import parse
-from attnprobe.cli.printing import print_json, print_table
+from attnprobe.cli.printing import print_json, print_line, print_table
 from attnprobe.training.checkpoint import load
 from attnprobe.training.run import Run
 
@@ -39,6 +39,6 @@ def run(arguments: list[str]) -> None:
         print_json(description)
         return
     for section, facts in description.items():
-        print(section)
+        print_line(section)
         for name, value in facts.items():
-            print(f"  {name:<20} {value}")
+            print_line(f"  {name:<20} {value}")

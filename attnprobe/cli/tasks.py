@@ -8,8 +8,8 @@ import tyro
 
 from attnprobe import tasks
 from attnprobe.cli.parse import ReadsData, given, parse, with_fields
-from attnprobe.cli.printing import print_json, print_table
-from attnprobe.errors import UsageError
+from attnprobe.cli.printing import print_json, print_line, print_table
+from attnprobe.errors import UsageError, abridged
 from attnprobe.tasks.facts import facts
 from attnprobe.tasks.reading import Reading
 
@@ -74,8 +74,9 @@ def _print_task(name: str, options: dict[str, Any], json: bool) -> None:
     splits, notes = task_facts.pop("splits"), task_facts.pop("notes")
     for fact, value in {**task_facts, "best": task_facts["best"] or "unknown"}.items():
         if value is not None:
-            print(f"{fact:<12} {_shown(value)}")
-    print(*notes, sep="\n", end="\n" if notes else "")
+            print_line(f"{fact:<12} {_shown(value)}")
+    for note in notes:
+        print_line(note)
     print()
     print_table([_abridged(split) for split in splits])
 
@@ -93,5 +94,5 @@ def _shown(value: Any) -> Any:
     """Return the first items of a long tuple."""
     if not isinstance(value, tuple):
         return value
-    items = [f"{item:.4g}" if isinstance(item, float) else str(item) for item in value[:SHOWN]]
+    items = [f"{item:.4g}" if isinstance(item, float) else abridged(str(item)) for item in value[:SHOWN]]
     return ", ".join(items) + (f" ... ({len(value):,})" if len(value) > SHOWN else "")

@@ -1,18 +1,28 @@
 """Hugging Face models from a local folder or the Hub, with inputs from files."""
 
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
-from attnprobe.errors import UsageError
+from attnprobe.errors import UsageError, abridged, shown
 from attnprobe.networks.base import Probe
 from attnprobe.networks.torch_model import network
 from attnprobe.tasks import Split, build, configure
+from attnprobe.tasks.arrays import read_arrays
+from attnprobe.tasks.labelled_files import IMAGE_FORMATS, MOST_PIXELS
 
 PREFIX = "hf:"
 """Beginning of the name of a Hugging Face model on the command line."""
+FORMATS = (*IMAGE_FORMATS, "WEBP")
+"""Pillow's names of the formats of images; decoders of others (EPS) run programs."""
+MOST = {"layer": 1000, "vocab_size": 2**22, "hidden_size": 2**16, "intermediate_size": 2**18, "n_embd": 2**16}
+"""Largest numbers in a configuration, by parts of their names: several times those of the largest models. Weights that
+a folder lacks would be made for any numbers that its configuration claims."""
+TEXT = 2**26
+"""Largest number of characters of a text file that is read for its first lines."""
 
 
 def load(
@@ -105,14 +115,38 @@ def _model(name: str) -> Any:
 
     try:
         transformers.utils.logging.disable_progress_bar()
+        _check_configuration(transformers.PretrainedConfig.get_config_dict(name)[0])
         config = transformers.AutoConfig.from_pretrained(name, trust_remote_code=False)
-        architecture = (getattr(config, "architectures", None) or [""])[0]
-        kind = getattr(transformers, architecture, transformers.AutoModel)
-        return kind.from_pretrained(name, trust_remote_code=False).eval()
-    except UsageError:
-        raise
-    except (OSError, ValueError) as error:
+        return _class_of(config).from_pretrained(name, trust_remote_code=False).eval()
+    except UsageError as error:
+        raise UsageError(f"{PREFIX}{name}: cannot be loaded ({error})") from None
+    except Exception as error:  # the many libraries that read a folder raise any exception for damaged files
         raise UsageError(f"{PREFIX}{name}: cannot be loaded ({_first_line(error)})") from error
+
+
+def _class_of(config: Any) -> Any:
+    """Return the class of a model by its name in the configuration, which may name anything in transformers."""
+    import transformers
+
+    named = getattr(config, "architectures", None)
+    first = named[0] if isinstance(named, list) and named else None
+    kind = getattr(transformers, first, None) if isinstance(first, str) else None
+    is_model = isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel)
+    return kind if is_model else transformers.AutoModel
+
+
+def _check_configuration(config: dict[str, Any]) -> None:
+    """Raise `UsageError` if the configuration claims numbers of no model, or names attention code to download."""
+    pending = [config]
+    while pending:
+        for name, value in pending.pop().items():
+            if isinstance(value, dict):
+                pending.append(value)
+            if isinstance(value, str) and "attn_implementation" in str(name) and "/" in value:
+                raise UsageError(f"{name}={shown(value)} is code of a repository, which is never run")
+            for part, most in MOST.items():
+                if part in str(name) and isinstance(value, int | float) and value > most:
+                    raise UsageError(f"{abridged(str(name))}={shown(value)}: must be at most {most:,}")
 
 
 def _processor(kind: str, name: str) -> Any:
@@ -120,7 +154,7 @@ def _processor(kind: str, name: str) -> Any:
 
     try:
         return getattr(transformers, kind).from_pretrained(name, trust_remote_code=False)
-    except (OSError, ValueError, ImportError) as error:
+    except Exception as error:  # the many libraries that read a folder raise any exception for damaged files
         raise UsageError(f"{PREFIX}{name}: has no usable {kind[4:].lower()} ({_first_line(error)})") from error
 
 
@@ -140,12 +174,13 @@ def _tokenizer_or_none(name: str) -> Any:
 
 
 def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0]
+    return abridged(str(error).strip().split("\n")[0] or type(error).__name__, 200)
 
 
 def _lines(path: Path, count: int) -> list[str]:
     try:
-        lines = [line.strip() for line in path.read_text().splitlines() if line.strip()][:count]
+        with path.open(encoding="utf-8") as file:
+            lines = [line.strip() for line in file.read(TEXT).splitlines() if line.strip()][:count]
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from error
     if len(lines) < 4:
@@ -155,17 +190,36 @@ def _lines(path: Path, count: int) -> list[str]:
 
 def _arrays(path: Path, count: int) -> dict[str, np.ndarray]:
     try:
-        with np.load(path, allow_pickle=False) as held:
-            return {name: held[name][:count] for name in held.files}
-    except (OSError, ValueError, AttributeError) as error:
-        raise UsageError(f"{path}: must be an .npz file of arrays ({_first_line(error)})") from error
+        arrays = read_arrays(path)
+        if scalars := [name for name, array in arrays.items() if array.ndim == 0]:
+            raise UsageError(f"{abridged(scalars[0])} is a single number")
+        return {name: np.array(array[:count]) for name, array in arrays.items()}
+    except UsageError as error:
+        raise UsageError(f"{path}: must be an .npz file of arrays ({error})") from None
 
 
 def _images(folder: Path, count: int) -> list[Any]:
     from PIL import Image
 
-    kinds = set(Image.registered_extensions())
+    kinds = {suffix for suffix, kind in Image.registered_extensions().items() if kind in FORMATS}
     paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in kinds)[:count]
     if len(paths) < 4:
         raise UsageError(f"{folder}: holds {len(paths)} images; must hold at least 4")
-    return [Image.open(path).convert("RGB") for path in paths]
+    return [_image(path) for path in paths]
+
+
+def _image(path: Path) -> Any:
+    from PIL import Image
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit here is lower
+            with Image.open(path, formats=FORMATS) as image:
+                width, height = image.size
+                if width * height > MOST_PIXELS:
+                    raise UsageError(f"claims {width} x {height} pixels: must have at most {MOST_PIXELS:,}")
+                return image.convert("RGB")
+    except UsageError as error:
+        raise UsageError(f"{path}: {error}") from None
+    except Exception as error:  # decoders raise many types for damaged files
+        raise UsageError(f"{path}: not an image that can be read ({type(error).__name__})") from None

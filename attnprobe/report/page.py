@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from attnprobe.errors import UsageError
+from attnprobe.errors import UsageError, printable
 from attnprobe.files import write_atomic
 from attnprobe.report.rows import network_rows, shown_rows, table
 from attnprobe.report.write import prepare, write_checkpoint, write_run
@@ -42,21 +42,29 @@ def write_report(path: Path, folder: Path, progress: bool = True) -> Path:
             else:
                 result, stems = write_checkpoint(name, checkpoint, folder), [name]
         except UsageError as error:
-            sections.append(
-                f"<h2>{name}</h2><p>{html.escape(summary)}</p><p>Not measured: {html.escape(str(error))}</p>"
-            )
+            sections.append(f"<h2>{_text(name)}</h2><p>{_text(summary)}</p><p>Not measured: {_text(error)}</p>")
             continue
-        images = "".join(f'<p><a href="{stem}.pdf"><img src="{stem}.png" alt="{stem}"></a></p>' for stem in stems)
+        images = "".join(
+            f'<p><a href="{stem}.pdf"><img src="{stem}.png" alt="{stem}"></a></p>' for stem in map(_text, stems)
+        )
         tables = ""
         for row in network_rows(result) + shown_rows(result):
             if lines := table(row, result.attrs["ci_prob"]):
-                heading = f"layer {row['layer']}, head {row['head']}" if "layer" in row else "whole network"
-                content = pd.DataFrame(lines).to_html(index=False, border=0)
+                heading = _text(f"layer {row['layer']}, head {row['head']}" if "layer" in row else "whole network")
+                plain = [{name: printable(cell) for name, cell in line.items()} for line in lines]
+                content = pd.DataFrame(plain).to_html(index=False, border=0)
                 tables += f"<details><summary>{heading}</summary>{content}</details>"
-        sections.append(f"<h2>{name}</h2><p>{html.escape(summary)}</p>{images}{tables}")
+        sections.append(f"<h2>{_text(name)}</h2><p>{_text(summary)}</p>{images}{tables}")
     page = folder / "report.html"
-    write_atomic(page, PAGE.format(title=html.escape(checkpoint.title), body="".join(sections)))
+    content = PAGE.format(title=_text(checkpoint.title), body="".join(sections))
+    # Entities instead of characters that the encoding of files here may lack.
+    write_atomic(page, content.encode("ascii", "xmlcharrefreplace").decode())
     return page
+
+
+def _text(value: object) -> str:
+    """Return text for the page: without control characters, and escaped."""
+    return html.escape(printable(value))
 
 
 PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title>

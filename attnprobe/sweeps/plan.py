@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import itertools
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,12 +12,15 @@ from typing import Any
 
 from attnprobe import tasks
 from attnprobe.config import TrainConfig, read_file
-from attnprobe.errors import UsageError, listed
+from attnprobe.errors import UsageError, abridged, listed, shown
 from attnprobe.former_names import former_settings, refuse_former_settings
 
 OPTIONS = "task_options"
 ADDED = {"class_weights": "none", "eval_size": 0, "more_steps": []}
 """Settings that earlier versions lack, with their defaults, at which they do not change the name of a folder."""
+
+MOST_CELLS = 10**4
+"""Largest number of cells; each is a run, and a plan that holds more is surely a mistake in a list."""
 
 
 @dataclass(frozen=True)
@@ -61,12 +65,15 @@ def read_sweep(path: str | Path, out: str | Path | None = None) -> Sweep:
     valid = {"out": str, "base": dict, "grid": dict}
     for name, value in content.items():
         if name not in valid:
-            raise UsageError(f"{path}: unknown key {name!r}; valid: {listed(valid)}")
+            raise UsageError(f"{path}: unknown key {shown(name)}; valid: {listed(valid)}")
         if not isinstance(value, valid[name]):
-            raise UsageError(f"{path}: {name}={value!r}: must be {'a string' if name == 'out' else 'a section'}")
+            raise UsageError(f"{path}: {name}={shown(value)}: must be {'a string' if name == 'out' else 'a section'}")
     folder = Path(out or content.get("out") or Path("runs") / path.stem)
     base = _flat(content.get("base", {}), str(path))
     axes = _axes(content, str(path))
+    if math.prod(map(len, axes)) > MOST_CELLS:
+        sizes = abridged(" x ".join(str(len(axis)) for axis in axes))
+        raise UsageError(f"{path}: grid has {sizes} cells: must have at most {MOST_CELLS:,}")
     combinations = [dict(itertools.chain(*map(dict.items, cell))) for cell in itertools.product(*axes)]
     configs = [_configure(base, settings, str(path)) for settings in combinations]
     cell_settings = _distinguishing(configs, combinations)
@@ -87,7 +94,9 @@ def _axes(content: Mapping[str, Any], where: str) -> list[list[dict[str, Any]]]:
     axes: dict[str, list[dict[str, Any]]] = {}
     for name, values in lists.items():
         if not isinstance(values, list) or not values:
-            raise UsageError(f"{where}: grid.{name}={values!r}: must be a non-empty list of values or of tables")
+            raise UsageError(
+                f"{where}: grid.{abridged(str(name))}={shown(values)}: must be a non-empty list of values or of tables"
+            )
         are_tables = {isinstance(value, dict) and name != OPTIONS for value in values}
         if len(are_tables) > 1:
             raise UsageError(f"{where}: grid.{name} mixes values and tables")
@@ -104,10 +113,10 @@ def _flat(settings: Mapping[Any, Any], where: str) -> dict[str, Any]:
     """Return settings with task parameters flattened to task_options.NAME."""
     for name in settings:
         if not isinstance(name, str):
-            raise UsageError(f"{where}: {name!r} is not the name of a setting")
+            raise UsageError(f"{where}: {shown(name)} is not the name of a setting")
     options = settings.get(OPTIONS, {})
     if not isinstance(options, Mapping):
-        raise UsageError(f"{where}: {OPTIONS}={options!r}: must be a table of names and values")
+        raise UsageError(f"{where}: {OPTIONS}={shown(options)}: must be a table of names and values")
     try:
         refuse_former_settings(settings)
     except UsageError as error:
@@ -128,7 +137,7 @@ def _configure(base: Mapping[str, Any], settings: Mapping[str, Any], where: str)
 
 
 def _describe(settings: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name}={value}" for name, value in settings.items()) or "base"
+    return abridged(", ".join(f"{name}={value}" for name, value in settings.items()), 150) or "base"
 
 
 def _plain(config: TrainConfig) -> dict[str, Any]:

@@ -13,13 +13,19 @@ import zlib
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import numpy as np
 from filelock import FileLock
 
-from attnprobe.errors import UsageError, listed
+from attnprobe.errors import UsageError, abridged, listed, shown
 from attnprobe.tasks.folder import advice, data_folder
 from attnprobe.tasks.split import Split
+
+RATIO = 20
+"""Largest ratio of the unpacked to the packed size of an archive; the official ones have at most 6."""
+SMALL = 2**26
+"""Unpacked size that is allowed in any case: it takes a fraction of a second to read."""
 
 
 @dataclass(frozen=True)
@@ -82,40 +88,79 @@ def members(path: Path, sizes: Callable[[str], range | None]) -> Iterator[tuple[
         sizes: Maps the name of a member to its valid sizes in bytes, or to None to skip the member.
 
     Raises:
-        UsageError: The archive is damaged or truncated, a name points outside the archive, or a requested member is not
-            a regular file, has an invalid size or occurs twice. The message names file and member.
+        UsageError: The archive is damaged or truncated, unpacks to far more than its own size, a name points outside
+            the archive, or a requested member is not a regular file, has an invalid size or occurs twice. The message
+            names file and member.
     """
     seen: set[str] = set()
     try:
         # gzip verifies the checksum at the end of the stream; tarfile's own "r|gz" reader does not.
-        with gzip.open(path, "rb") as stream, tarfile.open(fileobj=stream, mode="r|") as archive:
+        most = max(SMALL, RATIO * path.stat().st_size)
+        with gzip.open(path, "rb") as unpacked, _opened(bounded := _Bounded(unpacked, most)) as archive:
             while (member := archive.next()) is not None:
                 archive.members = []  # avoid keeping all members  # pyright: ignore[reportAttributeAccessIssue]
                 name = member.name.removeprefix("./")
                 if name.startswith("/") or ".." in PurePosixPath(name).parts:
                     raise UsageError(
-                        f"{path}: member {member.name!r} points outside the archive; not the official data"
+                        f"{path}: member {shown(member.name)} points outside the archive; not the official data"
                     )
                 size = sizes(name)
                 if size is None:
+                    _check_claim(path, member, most)
                     continue
                 content = archive.extractfile(member) if member.isreg() else None
                 if content is None:
-                    raise UsageError(f"{path}: member {name!r} is not a regular file")
+                    raise UsageError(f"{path}: member {shown(name)} is not a regular file")
                 if member.size not in size:
                     valid = f"{size[0]}" if len(size) == 1 else f"{size[0]} ... {size[-1]}"
-                    raise UsageError(f"{path}: member {name!r} has {member.size} bytes: must have {valid}")
+                    raise UsageError(f"{path}: member {shown(name)} has {member.size} bytes: must have {valid}")
                 if name in seen:
-                    raise UsageError(f"{path}: member {name!r} occurs twice")
+                    raise UsageError(f"{path}: member {shown(name)} occurs twice")
                 seen.add(name)
                 yield name, content.read()
-            while stream.read(2**20):
+            while bounded.read(2**20):
                 pass
-    except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
+    except _TooLarge as error:
+        raise UsageError(
+            f"{path}: unpacks to more than {error} bytes, {RATIO} times its size; not the official data"
+        ) from None
+    except (tarfile.TarError, OSError, EOFError, zlib.error, RecursionError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise UsageError(f"{path}: cannot be read ({os.strerror(error.errno)})") from error
-        reason = " ".join(str(error).split())
+        reason = abridged(" ".join(str(error).split()))
         raise UsageError(f"{path}: not a complete tar.gz ({reason}); remove it to download it again") from error
+
+
+def _opened(stream: Any) -> tarfile.TarFile:
+    return tarfile.open(fileobj=stream, mode="r|")
+
+
+def _check_claim(path: Path, member: tarfile.TarInfo, most: int) -> None:
+    """Raise `UsageError` if a member that is skipped is larger than the archive can be.
+
+    The reader of tarfile looks for as many bytes as it claims, also after the end of the file: for hours.
+    """
+    if member.size > most:
+        name = shown(member.name)
+        raise UsageError(f"{path}: member {name} claims {member.size:,} bytes: at most {most:,} can be in it")
+
+
+class _TooLarge(Exception):
+    """More bytes than the argument were unpacked."""
+
+
+class _Bounded:
+    """A stream that raises `_TooLarge` if more than ``most`` bytes are read from it."""
+
+    def __init__(self, stream: Any, most: int) -> None:
+        self._stream, self._most, self._left = stream, most, most
+
+    def read(self, size: int) -> bytes:
+        block = self._stream.read(size)
+        self._left -= len(block)
+        if self._left < 0:
+            raise _TooLarge(f"{self._most:,}")
+        return block
 
 
 def complete(path: Path, found: Collection[str], wanted: Collection[str]) -> None:

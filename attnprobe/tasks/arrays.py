@@ -5,15 +5,18 @@ constructs the task: `attnprobe.tasks.task.Task`.
 """
 
 import dataclasses
+import math
+import tokenize
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Literal
 
 import numpy as np
 
-from attnprobe.errors import UsageError, listed
+from attnprobe.config import LARGEST
+from attnprobe.errors import UsageError, abridged, listed, shown
 from attnprobe.files import atomic_path
 from attnprobe.tasks.assemble import Made, Make, split_names, task_of
 from attnprobe.tasks.inputs import Inputs, of_array, of_cells, of_images, on_grid
@@ -43,12 +46,41 @@ ARRAYS = {
 }
 """Valid arrays of a file. Labels, and one of tokens, values and images, are required."""
 SUFFIX = ".npz"
-MOST = 10**7
-"""Largest number of ids; more are surely a mistake."""
+VOCABULARY = 2**18
+"""Number of ids that a file may declare whatever ids occur: those of the largest tokenizers."""
+CLASSES = 2**16
+"""Number of classes that a file may declare whatever labels occur: more than the 21,841 of ImageNet."""
+LEVELS = 2**16
+"""Largest number of levels: those of 16-bit audio."""
+MOST_TEXTS = 10**6
+"""Largest number of texts in an array, such as the names of classes; they become Python objects."""
+RATIO = 200
+"""Largest ratio of the unpacked to the packed size of a file; padded token ids have about 50."""
+SMALL = 2**27
+"""Unpacked size that is allowed in any case."""
+MEMBERS = 1000
+"""Largest number of arrays in a file."""
 MAPPED = 2**28
 """Bytes from which an array of a file is memory-mapped instead of read."""
 OPTIONS = ("n", "patch", "kind", "standardise", "unlabelled", "empty", "test_share")
 """Options of `Reading` that apply to arrays; the others are for tables."""
+
+_DAMAGED = (
+    OSError,
+    EOFError,
+    ValueError,
+    KeyError,
+    MemoryError,
+    OverflowError,
+    RecursionError,
+    RuntimeError,
+    SyntaxError,
+    TypeError,
+    tokenize.TokenError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
+"""What numpy and zipfile raise for damaged arrays."""
 
 
 def load(make: Make[Made], path: Path, reading: Reading) -> Made:
@@ -57,61 +89,89 @@ def load(make: Make[Made], path: Path, reading: Reading) -> Made:
     Raises `UsageError`, naming file and array, if an array is unreadable or invalid.
     """
     try:
-        # Opened here because numpy does not close a file that only looks like a zip archive.
-        with path.open("rb") as file:
-            archive = np.load(file, allow_pickle=False)
-            if not isinstance(archive, np.lib.npyio.NpzFile):
-                raise UsageError("holds a single unnamed array: write it with numpy.savez(file, tokens=...)")
-            with archive:
-                mapped = _mapped(path, file)
-                arrays = {name: mapped.get(name, None) for name in archive.files}
-                arrays = {name: _read(archive, name) if x is None else x for name, x in arrays.items()}
-        return _task(make, arrays, path.stem, reading)
+        return _task(make, read_arrays(path, ARRAYS), path.stem, reading)
     except UsageError as error:
         raise UsageError(f"{path}: {error}") from None
-    except (OSError, EOFError, ValueError, zipfile.BadZipFile) as error:
-        why = getattr(error, "strerror", None) or "not a zip archive of arrays, or damaged"
-        raise UsageError(f"{path}: not an .npz file ({why})") from error
 
 
-def _mapped(path: Path, file: IO[bytes]) -> dict[str, np.ndarray]:
-    """Return the large arrays of an .npz file that are stored without compression, memory-mapped."""
-    arrays = {}
-    with zipfile.ZipFile(file) as archive:
-        for member in archive.infolist():
-            if member.compress_type != zipfile.ZIP_STORED or member.file_size < MAPPED:
-                continue
-            # The sizes of name and extra field in the local header may differ from those of the directory.
-            file.seek(member.header_offset + 26)
-            file.seek(member.header_offset + 30 + sum(np.frombuffer(file.read(4), "<u2").tolist()))
-            version = np.lib.format.read_magic(file)
-            read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-            shape, fortran, dtype = read(file)
-            if not dtype.hasobject:
-                order = "F" if fortran else "C"
-                arrays[member.filename.removesuffix(".npy")] = np.memmap(path, dtype, "r", file.tell(), shape, order)
-    return arrays
+def read_arrays(path: Path, valid: Collection[str] | None = None) -> dict[str, np.ndarray]:
+    """Return the arrays of an .npz file by name; large ones are memory-mapped if they are not compressed.
 
-
-def _read(archive: Any, name: str) -> np.ndarray:
+    Raises:
+        UsageError: The file is damaged or no .npz file, unpacks to far more than its own size, has arrays other than
+            the ``valid`` ones, or an array is not what its header claims. The message does not name the file.
+    """
     try:
-        array = archive[name]
-    except (
-        OSError,
-        EOFError,
-        ValueError,
-        KeyError,
-        MemoryError,
-        RuntimeError,
-        zipfile.BadZipFile,
-        zlib.error,
-    ) as error:
-        if "Object arrays" in str(error):
-            raise UsageError(f"{name} holds Python objects: must hold numbers (pad sequences to one length)") from None
-        raise UsageError(f"{name} cannot be read ({' '.join(str(error).split()) or type(error).__name__})") from None
-    if not isinstance(array, np.ndarray):
-        raise UsageError(f"{name} is not an array; valid: {listed(ARRAYS)}")
-    return array
+        with path.open("rb") as file:
+            magic = file.read(len(np.lib.format.MAGIC_PREFIX))
+            if magic == np.lib.format.MAGIC_PREFIX:
+                raise UsageError("holds a single unnamed array: write it with numpy.savez(file, tokens=...)")
+            with zipfile.ZipFile(file) as archive:
+                members = {member.filename.removesuffix(".npy"): member for member in archive.infolist()}
+                _check_members(archive.infolist(), path.stat().st_size)
+                if valid is not None and (unknown := sorted(set(members) - set(valid))):
+                    raise UsageError(f"unknown array {abridged(listed(unknown))}; valid: {listed(valid)}")
+                return {name: _array_of(path, file, archive, name, member) for name, member in members.items()}
+    except UsageError:
+        raise
+    except _DAMAGED as error:
+        why = getattr(error, "strerror", None) or "not a zip archive of arrays, or damaged"
+        raise UsageError(f"not an .npz file ({why})") from error
+
+
+def _check_members(members: Collection[zipfile.ZipInfo], size: int) -> None:
+    """Raise `UsageError` if arrays are too many, or together far larger than the file that holds them."""
+    if len(members) > MEMBERS:
+        raise UsageError(f"holds {len(members):,} arrays: must hold at most {MEMBERS:,}")
+    if (unpacked := sum(member.file_size for member in members)) > max(SMALL, RATIO * size):
+        raise UsageError(f"unpacks to {unpacked:,} bytes, more than {RATIO} times its {size:,}")
+
+
+def _array_of(path: Path, file: IO[bytes], archive: zipfile.ZipFile, name: str, member: zipfile.ZipInfo) -> np.ndarray:
+    """Return an array of an archive, after a check that its header claims the bytes that are there."""
+    try:
+        with archive.open(member) as content:
+            shape, order, dtype = _header(content, name)
+            held = member.file_size - content.tell()
+            claimed = math.prod(shape) * dtype.itemsize
+            if claimed != held or (dtype.itemsize == 0 and math.prod(shape)):
+                raise UsageError(f"{abridged(name)} claims shape {_short(shape)} of {dtype}, but holds {held:,} bytes")
+            if member.compress_type == zipfile.ZIP_STORED and member.file_size >= MAPPED:
+                start = _start(file, member) + content.tell()
+                return np.memmap(path, dtype, "r", start, shape, order)
+            content.seek(0)
+            return np.lib.format.read_array(content, allow_pickle=False)
+    except UsageError:
+        raise
+    except _DAMAGED as error:
+        reason = abridged(" ".join(str(error).split()) or type(error).__name__)
+        raise UsageError(f"{abridged(name)} cannot be read ({reason})") from None
+
+
+def _header(content: Any, name: str) -> tuple[tuple[int, ...], Literal["C", "F"], np.dtype]:
+    """Return shape, order and type of an array; raise `UsageError` if it is none, or of Python objects."""
+    try:
+        version = np.lib.format.read_magic(content)
+    except ValueError:
+        raise UsageError(f"{abridged(name)} is not an array; valid: {listed(ARRAYS)}") from None
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, fortran, dtype = read(content)
+    if dtype.hasobject:
+        raise UsageError(f"{abridged(name)} holds Python objects: must hold numbers (pad sequences to one length)")
+    if any(size < 0 for size in shape):
+        raise ValueError(f"shape {_short(shape)}")
+    return shape, "F" if fortran else "C", dtype
+
+
+def _start(file: IO[bytes], member: zipfile.ZipInfo) -> int:
+    """Return where the content of a stored member begins in the file."""
+    # The sizes of name and extra field in the local header may differ from those of the directory.
+    file.seek(member.header_offset + 26)
+    return member.header_offset + 30 + sum(np.frombuffer(file.read(4), "<u2").tolist())
+
+
+def _short(shape: tuple[int, ...]) -> str:
+    return shown(list(shape))
 
 
 def save(task: Any, path: Path) -> None:
@@ -198,7 +258,7 @@ def _task(make: Make[Made], arrays: Mapping[str, Any], name: str, reading: Readi
             raise UsageError(f"{option}={value!r}: is for tables, not for arrays")
     if unknown := sorted(set(arrays) - set(ARRAYS)):
         raise UsageError(
-            f"unknown array {listed(unknown)}: name them labels and tokens, values or images; valid: {listed(ARRAYS)}"
+            f"unknown array {abridged(listed(unknown))}: must be labels, tokens, values, images ...; valid: {listed(ARRAYS)}"
         )
     kinds = [kind for kind in ("tokens", "values", "images") if kind in arrays]
     if len(kinds) != 1 or "labels" not in arrays:
@@ -208,7 +268,7 @@ def _task(make: Make[Made], arrays: Mapping[str, Any], name: str, reading: Readi
     count = len(inputs.sequences)
     if len(arrays["labels"].reshape(-1)) != count or arrays["labels"].ndim != 1:
         raise UsageError(f"labels of shape {arrays['labels'].shape}: must be [{count}]")
-    classes = _number(arrays, "classes", 0) or None
+    classes = _number(arrays, "classes", 0, max(CLASSES, count)) or None
     labels = class_labels(arrays["labels"], "labels", classes, _texts(arrays, "class_names"))
     scale = None
     if "mean" in arrays or "std" in arrays:
@@ -221,7 +281,7 @@ def _task(make: Make[Made], arrays: Mapping[str, Any], name: str, reading: Readi
         labels,
         split_names(arrays["split"], count) if "split" in arrays else None,
         reading,
-        predicted_levels=_number(arrays, "predicted_levels", 0),
+        predicted_levels=_number(arrays, "predicted_levels", 0, LEVELS),
         shuffle=not _number(arrays, "shuffled", 0),
         scale=scale,
         symbols=_texts(arrays, "symbols"),
@@ -241,7 +301,7 @@ def _inputs(arrays: Mapping[str, Any], kind: str, reading: Reading) -> Inputs:
         return of_images(arrays["images"], reading.patch)
     if reading.patch > 1 and reading.grid is None:
         raise UsageError(f"patch={reading.patch}: needs images, not {kind}")
-    levels = _number(arrays, "levels", 0)
+    levels = _number(arrays, "levels", 0, LEVELS)
     if levels == 1:
         raise UsageError("levels=1: must be 2 or more")
     if isinstance(arrays[kind], list):
@@ -255,9 +315,8 @@ def _inputs(arrays: Mapping[str, Any], kind: str, reading: Reading) -> Inputs:
     patch = _number(arrays, "patch", 1)
     if patch > 1 and grid is None:
         raise UsageError(f"patch={patch}: needs images, or the grid of patches that the tokens are")
-    vocabulary = _number(arrays, "vocabulary", 0) or None
-    if vocabulary is not None and vocabulary > MOST:
-        raise UsageError(f"vocabulary of {vocabulary}: must be at most {MOST}")
+    # An embedding has a row for each id: more ids than tokens are surely a mistake.
+    vocabulary = _number(arrays, "vocabulary", 0, max(VOCABULARY, inputs.sequences.flat.size)) or None
     inputs = dataclasses.replace(inputs, grid=grid, vocabulary=vocabulary, patch=patch)
     return inputs if reading.grid is None else on_grid(inputs, reading.grid, reading.patch)
 
@@ -272,7 +331,14 @@ def _lengths(arrays: Mapping[str, Any], inputs: np.ndarray) -> np.ndarray | None
 
 
 def _texts(arrays: Mapping[str, Any], name: str) -> tuple[str, ...]:
-    return tuple(arrays[name].astype(str).tolist()) if name in arrays else ()
+    if name not in arrays:
+        return ()
+    if arrays[name].size > MOST_TEXTS:
+        raise UsageError(f"{name} holds {arrays[name].size:,} texts: must hold at most {MOST_TEXTS:,}")
+    try:
+        return tuple(arrays[name].astype(str).reshape(-1).tolist())
+    except UnicodeDecodeError:
+        raise UsageError(f"{name} holds bytes that are not text") from None
 
 
 def _integers(
@@ -289,7 +355,10 @@ def _integers(
     return array.astype(np.int64)
 
 
-def _number(arrays: Mapping[str, Any], name: str, default: int) -> int:
+def _number(arrays: Mapping[str, Any], name: str, default: int, most: int = LARGEST) -> int:
     if name not in arrays:
         return default
-    return int(_integers({name: arrays[name].reshape(-1)}, name, (1,), 0)[0])
+    number = int(_integers({name: arrays[name].reshape(-1)}, name, (1,), 0)[0])
+    if number > most:
+        raise UsageError(f"{name} of {number}: must be at most {most}")
+    return number

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from attnprobe.config import DataSpec
-from attnprobe.errors import UsageError, listed
+from attnprobe.errors import UsageError, abridged, listed, printable
 from attnprobe.randomness import numpy_generator
 from attnprobe.tasks.inputs import UNKNOWN, Inputs
 from attnprobe.tasks.labels import NONE, Labels
@@ -187,7 +187,7 @@ def split_names(values: Any, count: int) -> np.ndarray:
     names, numbers = np.unique(array, return_inverse=True)
     names = np.array([SPLIT_NAMES.get(name.strip().lower(), name) for name in names.tolist()])
     if unknown := sorted(set(names.tolist()) - {*SPLITS, UNLABELLED}):
-        raise UsageError(f"split holds {listed(unknown[:5])}; valid: {listed((*SPLITS, UNLABELLED))}")
+        raise UsageError(f"split holds {abridged(listed(unknown[:5]))}; valid: {listed((*SPLITS, UNLABELLED))}")
     return names[numbers]
 
 
@@ -212,7 +212,7 @@ def _warn_of_classes(labels: Labels, parts: dict[str, np.ndarray], name: str) ->
         for part, rows in parts.items()
         if part != UNLABELLED
     }
-    names = labels.names or tuple(map(str, range(labels.classes)))
+    names = [abridged(printable(name)) for name in labels.names or range(labels.classes)]
     absent = [names[number] for number in np.flatnonzero(counts["train"] == 0)]
     if absent:
         more = " ..." if len(absent) > 5 else ""

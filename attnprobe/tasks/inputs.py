@@ -1,14 +1,14 @@
 """Token ids or real values from the inputs of user data: texts, lists of numbers, arrays and images."""
 
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
 
 from attnprobe.errors import UsageError, listed
-from attnprobe.tasks.labelled_files import pixels, read_image
+from attnprobe.tasks.labelled_files import RATIO, SMALL, pixels, read_image
 from attnprobe.tasks.number_lists import number_lists
 from attnprobe.tasks.pixels import patches
 from attnprobe.tasks.sequences import Sequences, extremes
@@ -154,7 +154,7 @@ def of_cells(
     Raises:
         UsageError: If a cell is something else, or if cells differ in kind; the message names the row.
     """
-    parsed = [_cell(cell, f"{where}, row {row}") for row, cell in enumerate(cells)]
+    parsed = list(_parsed(cells, where))
     kinds = {found: row for row, (found, _) in reversed(list(enumerate(parsed))) if found != "empty"}
     if len(kinds) > 1:
         described = listed(f"{found} in row {row}" for found, row in sorted(kinds.items(), key=lambda item: item[1]))
@@ -226,6 +226,18 @@ def on_grid(inputs: Inputs, grid: tuple[int, int], patch: int) -> Inputs:
     if pixel.dtype.kind in "iu" and pixel.min() >= 0 and pixel.max() < 256:
         pixel = pixel.astype(np.uint8)
     return of_images(pixel, patch)
+
+
+def _parsed(cells: Sequence[Any], where: str) -> Iterator[tuple[str, Any]]:
+    """Yield kind and value of each cell; raise `UsageError` if images unpack to far more than their bytes."""
+    packed = unpacked = 0
+    for row, cell in enumerate(cells):
+        kind, value = _cell(cell, f"{where}, row {row}")
+        if kind == "image" and isinstance(cell, dict) and cell["bytes"] is not None:
+            packed, unpacked = packed + len(cell["bytes"]), unpacked + value.nbytes
+            if unpacked > max(SMALL, RATIO * packed):
+                raise UsageError(f"{where}: images unpack to more than {RATIO} times their size, {packed:,} bytes")
+        yield kind, value
 
 
 def _cell(cell: Any, where: str) -> tuple[str, Any]:

@@ -1,13 +1,14 @@
 """Sequences that are files: images or texts in one folder per class, and the Long Range Arena's Pathfinder."""
 
 import os
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from attnprobe.errors import UsageError, listed
+from attnprobe.errors import UsageError, abridged, listed, shown
 from attnprobe.tasks.split import SPLIT_NAMES
 from attnprobe.tasks.table_files import FORMATS
 
@@ -24,6 +25,10 @@ IMAGE_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF")
 """Pillow's names of the formats. It tells formats by content, and decoders of others (EPS) run programs."""
 MODES = {"1": "L", "L": "L", "LA": "L", "P": "RGB", "RGB": "RGB", "RGBA": "RGB"}
 """Pillow's names of kinds of images, and of the kinds to which they are converted: grey (L) or RGB, 8 bits each."""
+MOST_PIXELS = 2**24
+"""Largest number of pixels of an image, 16.8 million: a few bytes can claim any number."""
+RATIO, SMALL = 200, 2**28
+"""Largest ratio of the bytes of all pixels to those of the files, and number of bytes that is allowed in any case."""
 TEXTS = (".txt",)
 UNLABELLED = "unsup"
 """Class folder of texts without a label in the Large Movie Review Dataset."""
@@ -117,6 +122,9 @@ def _check_suffixes(paths: Sequence[Path], suffixes: tuple[str, ...]) -> None:
 def read_images(paths: Sequence[Path]) -> list[np.ndarray]:
     """Read images as uint8 [row, column] (grey) or [row, column, colour] (RGB); all must have one shape."""
     images = [read_image(paths[0])]
+    unpacked = images[0].nbytes * len(paths)
+    if unpacked > max(SMALL, RATIO * sum(path.stat().st_size for path in paths)):
+        raise UsageError(f"{paths[0].parent}: images unpack to {unpacked:,} bytes, more than {RATIO} times their size")
     for path in paths[1:]:
         image = read_image(path)
         if image.shape != images[0].shape:
@@ -138,8 +146,10 @@ def read_image(file: Any) -> np.ndarray:
     from PIL import Image
 
     try:
-        with Image.open(file, formats=IMAGE_FORMATS) as image:
-            return pixels(image)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # `pixels` has a lower limit
+            with Image.open(file, formats=IMAGE_FORMATS) as image:
+                return pixels(image)
     except UsageError as error:
         raise UsageError(f"{_name(file)}{error}") from None
     except Exception as error:  # decoders raise many types for damaged files
@@ -153,10 +163,13 @@ def _name(file: Any) -> str:
 
 def pixels(image: "Image.Image") -> np.ndarray:
     """Return an image as uint8 [row, column] (grey) or [row, column, colour] (RGB, without transparency)."""
+    width, height = image.size
+    if width * height > MOST_PIXELS:
+        raise UsageError(f"claims {width} x {height} pixels: must have at most {MOST_PIXELS:,}")
     if image.mode not in MODES:
         raise UsageError(f"is an image of mode {image.mode}: must be grey or RGB with 8 bits per colour")
-    if (frames := getattr(image, "n_frames", 1)) > 1:
-        raise UsageError(f"has {frames} frames: must be one image")
+    if getattr(image, "is_animated", False):
+        raise UsageError("has several frames: must be one image")
     mode = MODES[image.mode]
     if image.mode == "P":
         image = image.convert("RGBA")  # from a palette straight to RGB, Pillow warns of a transparent colour
@@ -186,6 +199,8 @@ def read_pathfinder(root: Path) -> tuple["pd.DataFrame", str, str]:
                 line = " ".join(fields)[:60]
                 raise UsageError(f"{file}: line {row} is {line!r}: must be FOLDER NAME NUMBER LABEL ..., LABEL 0 or 1")
             path = root / fields[0] / fields[1]
+            if any(Path(part).is_absolute() or ".." in Path(part).parts for part in fields[:2]):
+                raise UsageError(f"{file}: line {row} names {shown(' '.join(fields[:2]))}: outside the folder")
             if not path.is_file() or path.stat().st_size == 0:
                 raise UsageError(f"{path}: no such image, or an empty file; {file} lists it in line {row}")
             paths.append(path)
@@ -207,6 +222,6 @@ def _metadata(file: Path) -> Iterator[list[str]]:
         if array.ndim not in (1, 2):
             raise ValueError(f"shape {array.shape}")
     except (ValueError, MemoryError) as error:
-        reason = " ".join(str(error).split())
+        reason = abridged(" ".join(str(error).split()))
         raise UsageError(f"{file}: neither text nor an array of strings [image, field] ({reason})") from None
     yield from (row.split() if isinstance(row, str) else row for row in array.tolist())

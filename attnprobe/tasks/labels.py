@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from attnprobe.errors import UsageError, listed
+from attnprobe.errors import UsageError, abridged, listed
 
 NONE = -1
 """Class number of sequences without a label."""
@@ -70,7 +70,8 @@ def class_labels(values: Any, where: str, classes: int | None = None, names: Seq
             raise UsageError(f"{where} hold {distinct[-1]}: must be 0 ... classes - 1 = {classes - 1}")
         distinct, numbers, classes = (), present, classes or len(distinct)
     elif len(distinct) == len(present) >= DISTINCT:
-        raise UsageError(f"{where} are all different ({distinct[0]!s}, {distinct[1]!s}, ...): must be classes")
+        examples = listed(abridged(str(label)) for label in distinct[:2])
+        raise UsageError(f"{where} are all different ({examples}, ...): must be classes")
     classes = classes or len(distinct)
     if not 2 <= classes <= MOST:
         counted = "1 class" if classes == 1 else f"{classes} classes"

@@ -9,7 +9,7 @@ import numpy as np
 
 from attnprobe.errors import UsageError
 
-NUMBER = r"[+-]?(?:\d+\.?\d*(?:e[+-]?\d+)?|\.\d+(?:e[+-]?\d+)?|nan|inf(?:inity)?)"
+NUMBER = r"[+-]?(?:\d+(?:\.\d*)?(?:e[+-]?\d+)?|\.\d+(?:e[+-]?\d+)?|nan|inf(?:inity)?)"
 ITEM = rf"(?:np\.\w+\()?{NUMBER}\)?"
 LIST = re.compile(rf"\s*[\[(]?\s*{ITEM}(?:(?:\s*,\s*|\s+){ITEM})*\s*,?\s*[\])]?\s*", re.ASCII | re.IGNORECASE)
 NUMBERS = re.compile(rf"(?<![a-z.\d]){NUMBER}", re.ASCII | re.IGNORECASE)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from attnprobe.errors import UsageError, listed
+from attnprobe.errors import UsageError, abridged, listed, shown
 from attnprobe.tasks.labelled_files import INPUTS, LABELS, is_pathfinder, read_class_folders, read_pathfinder
 from attnprobe.tasks.labels import WORDS_FOR_NONE
 from attnprobe.tasks.listops import WORDS
@@ -28,7 +28,8 @@ SUFFIXES = (*FORMATS, SERIES)
 FILE_OF_SPLIT = re.compile(rf"(?:.*[^a-z])?({'|'.join(SPLIT_NAMES)})(?:-\d+-of-(\d+))?", re.IGNORECASE)
 """Name of a file of one split, without its suffix: basic_train, valid, test-00000-of-00002."""
 INTEGER = re.compile(r"\s*[+-]?\d{1,18}\s*", re.ASCII)
-FLOAT = re.compile(r"\s*[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?\s*", re.ASCII | re.IGNORECASE)
+FLOAT = re.compile(r"\s*[+-]?(\d+(\.\d*)?|\.\d+)(e[+-]?\d+)?\s*", re.ASCII | re.IGNORECASE)
+"""A digit can be matched in one way only: otherwise a long text of digits takes quadratic time."""
 OPERATORS = [word for word in WORDS if word.startswith("[")]
 LISTOPS = ("Source", "Target")
 """Columns of the Long Range Arena's ListOps files."""
@@ -161,9 +162,19 @@ def _check(frame: "pd.DataFrame", path: Path, split: str | None, inputs: str, la
         column_of(frame, labels)
         columns_of(frame, inputs, labels)
         if split is not None and "split" in frame and set(frame["split"].map(SPLIT_NAMES.get)) != {split}:
-            raise UsageError(f"its column 'split' holds {listed(sorted(set(frame['split'])))}, not {split}")
+            raise UsageError(f"its column 'split' holds {abridged(listed(sorted(set(frame['split']))))}, not {split}")
+        if inputs in frame:
+            _refuse_links(frame[inputs], inputs)
     except UsageError as error:
         raise UsageError(f"{path}: {error}") from None
+
+
+def _refuse_links(cells: "pd.Series", column: str) -> None:
+    """Raise `UsageError` if a cell has the path of an image instead of the image: a file must not open other files."""
+    for row, cell in enumerate(cells if cells.dtype == object else ()):
+        if isinstance(cell, dict) and cell.keys() == {"bytes", "path"} and cell["bytes"] is None:
+            path = shown(cell["path"])
+            raise UsageError(f"column {shown(column)}, row {row} refers to the image {path}: must hold it")
 
 
 def _are_listops(cells: "pd.Series") -> bool:
@@ -201,5 +212,5 @@ def _parsed_numbers(cells: Sequence[str | None], column: str) -> np.ndarray:
         return np.array([int(cell) for cell in cells if cell is not None])
     for row, cell in enumerate(cells):
         if cell is not None and not FLOAT.fullmatch(cell):
-            raise UsageError(f"column {column!r}, row {row} holds {cell[:40]!r}: must be a number")
+            raise UsageError(f"column {shown(column)}, row {row} holds {cell[:40]!r}: must be a number")
     return np.array([np.nan if cell is None else float(cell) for cell in cells])

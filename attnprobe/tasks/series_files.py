@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from attnprobe.errors import UsageError
+from attnprobe.errors import UsageError, abridged, shown
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -44,7 +44,7 @@ def read_series(path: Path) -> "pd.DataFrame":
 def _check_header(line: str, where: str) -> None:
     for name, value in (("@timestamps", "false"), ("@classlabel", "true"), ("@targetlabel", "false")):
         if line.startswith(name) and line.split()[1:2] != [value]:
-            raise UsageError(f"{where} is {line!r}: must be {name} {value} ...")
+            raise UsageError(f"{where} is {shown(line)}: must be {name} {value} ...")
 
 
 def _series(channels: list[str], where: str) -> np.ndarray:
@@ -52,8 +52,8 @@ def _series(channels: list[str], where: str) -> np.ndarray:
     try:
         values = [[float(value.replace("?", "nan")) for value in channel.split(",")] for channel in channels]
     except ValueError as error:
-        raise UsageError(f"{where}: {error}") from None
+        raise UsageError(f"{where}: {abridged(str(error))}") from None
     if len({len(channel) for channel in values}) != 1:
         lengths = sorted({len(channel) for channel in values})
-        raise UsageError(f"{where} has channels of {lengths} values: must have the same number in all")
+        raise UsageError(f"{where} has channels of {shown(lengths)} values: must have the same number in all")
     return np.array(values).T

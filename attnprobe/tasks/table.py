@@ -7,15 +7,15 @@ from typing import Any
 
 import numpy as np
 
-from attnprobe.errors import UsageError, listed
+from attnprobe.errors import UsageError, abridged, listed, shown
 from attnprobe.tasks.assemble import Made, Make, split_names, task_of
 from attnprobe.tasks.inputs import Inputs, of_cells, on_grid, paired
 from attnprobe.tasks.labels import class_labels
 from attnprobe.tasks.reading import Reading
 from attnprobe.tasks.split import SPLIT_NAMES, SPLITS, UNLABELLED
 
-MOST_NAMES = 20
-"""Number of column names in an error message."""
+MOST_NAMES, MOST_CHARACTERS = 20, 200
+"""Number of column names in an error message, and of their characters."""
 
 
 def from_table(make: Make[Made], table: Any, *, name: str = "own", **options: Any) -> Made:
@@ -91,7 +91,7 @@ def column_of(frame: Any, name: str) -> str:
         if all(_is_number(str(column)) for column in frame.columns):
             raise UsageError(f"has no column {name!r}: the first line must hold the names of the columns")
         noun = f"{count} columns" if count else "no column"
-        raise UsageError(f"has {noun} {name!r}; columns: {_some(frame)}")
+        raise UsageError(f"has {noun} {shown(name)}; columns: {_some(frame)}")
     return name
 
 
@@ -137,14 +137,14 @@ def columns_of(frame: Any, inputs: str, labels: str, split: str | None = None) -
 def _of_columns(frame: Any, columns: list[str], pattern: str, options: Mapping[str, Any]) -> Inputs:
     for column in columns:
         if frame[column].dtype.kind not in "iuf":
-            raise UsageError(f"column {column!r} of type {frame[column].dtype}: must be numbers")
+            raise UsageError(f"column {shown(column)} of type {frame[column].dtype}: must be numbers")
     numbers = frame[columns]
     missing = bool(numbers.isna().any(axis=None))
     array = numbers.to_numpy(dtype=float, na_value=np.nan) if missing else numbers.to_numpy()
     inputs = of_cells(list(array), f"columns {pattern!r}", **options)
-    shown = listed(repr(str(name)) for name in columns[:3])
+    first = listed(repr(str(name)) for name in columns[:3])
     last = f" ... {str(columns[-1])!r}" if len(columns) > 3 else ""
-    return replace(inputs, notes=(*inputs.notes, f"tokens are {len(columns)} columns: {shown}{last}"))
+    return replace(inputs, notes=(*inputs.notes, f"tokens are {len(columns)} columns: {first}{last}"))
 
 
 def pd_objects(values: list[Any]) -> Any:
@@ -156,4 +156,6 @@ def pd_objects(values: list[Any]) -> Any:
 
 def _some(frame: Any) -> str:
     names = [str(name) for name in frame.columns]
-    return listed(names[:MOST_NAMES]) + (f" ... ({len(names)} columns)" if len(names) > MOST_NAMES else "")
+    return abridged(listed(names[:MOST_NAMES]), MOST_CHARACTERS) + (
+        f" ... ({len(names)} columns)" if len(names) > MOST_NAMES else ""
+    )

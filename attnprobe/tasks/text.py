@@ -120,11 +120,13 @@ def _extracted(folder: Path) -> Iterator[tuple[str, bytes]]:
         if sizes is None:
             continue
         try:
-            content = path.read_bytes()
+            with path.open("rb") as file:
+                content = file.read(LONGEST + 1)
         except OSError as error:
             raise UsageError(f"{path}: cannot be read ({error.strerror})") from error
         if len(content) not in sizes:
-            raise UsageError(f"{path}: has {len(content)} bytes: must have {sizes[0]} ... {sizes[-1]}")
+            found = f"{len(content)}" if len(content) <= LONGEST else f"more than {LONGEST}"
+            raise UsageError(f"{path}: has {found} bytes: must have {sizes[0]} ... {sizes[-1]}")
         yield name, content
 
 

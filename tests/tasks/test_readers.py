@@ -461,7 +461,7 @@ def test_without_pyarrow_a_parquet_file_is_refused(tmp_path, monkeypatch):
             {},
             "a/x.png: is an image of mode I;16: must be grey or RGB with 8 bits per colour",
         ),
-        ({"a/x.gif": ANIMATION}, {}, "a/x.gif: has 2 frames: must be one image"),
+        ({"a/x.gif": ANIMATION}, {}, "a/x.gif: has several frames: must be one image"),
         (
             {"metadata/0.npy": "imgs/0 x.png 1\n"},
             {},

@@ -1,0 +1,123 @@
+"""Limits are named with their values, and leave room for data that are large but real."""
+
+import io
+import zipfile
+
+import numpy as np
+import pytest
+from faults import corpus
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from attnprobe.errors import UsageError
+from attnprobe.tasks import archives, arrays, readers, source, table_files
+
+FAST = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+VALID = {
+    "npz": corpus.packed(corpus.VALID),
+    "csv": b"text,label\na,x\nb,y\nc,x\nd,y\n",
+    "jsonl": b'{"text": "a", "label": 1}\n{"text": [1], "label": 0}\n',
+    "ts": b"@data\n1,2:a\n3,4:b\n",
+    "toml": b"n_layers = 2\n[a]\nsteps = 3\n",
+    "yaml": b"a: &a {n_layers: 2}\nb:\n  <<: *a\n",
+}
+
+
+def refusal(kind, name, folder):
+    """Return the message with which a file of the corpus is refused."""
+    held = {key: write for part in corpus.PARTS[:5] for key, write in part().items()}
+    with pytest.raises(UsageError) as error:
+        corpus.OPEN[kind](held[f"{kind}/{name}"](folder))
+    return str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "message"),
+    [
+        ("tar.gz", "skipped claims 10^13", "member 'other' claims 10,000,000,000,000 bytes: at most 67,108,864"),
+        ("tar.gz", "bomb", "claims 134,217,216 bytes: at most 67,108,864"),
+        ("npz", "bomb", "more than 200 times its"),
+        ("npz", "objects", "tokens holds Python objects"),
+        ("npz", "torch pickle", "unknown array"),
+        ("npz", "vocabulary of 10000000", "vocabulary of 10000000: must be at most 262144"),
+        ("npz", "classes of 10000000", "classes of 10000000: must be at most 65536"),
+        ("csv", "10^6 columns", "has 1,000,001 columns: must have at most 131,072"),
+        ("jsonl", "other names in each line", "has 60,000 columns, of which lines hold 20.0"),
+        ("jsonl", "link", "refers to the image '/etc/passwd': must hold it"),
+        ("parquet", "one value repeated", "claims 2,000,000 values in a column"),
+        ("toml", "nested", "is nested too deeply; must have at most 10 levels"),
+        ("toml", "dotted key", "line 1 has 29,999 dots: must have at most 1,000"),
+        ("toml", "10^7 layers", "n_layers=10000000: input should be less than or equal to 1000"),
+        ("toml", "hexadecimal", "holds a whole number of 40000 bits"),
+        ("toml", "wide", "must be at most 1e+11"),
+        ("yaml", "laughs", "holds more than 100,000 values, with its aliases replaced"),
+        ("yaml", "merged laughs", "holds more than 100,000 values, with its aliases replaced"),
+        ("yaml", "alias of itself", "holds an alias within what it stands for"),
+        ("sweep", "40^5 cells", "grid has 40 x 40 x 40 x 40 x 40 cells: must have at most 10,000"),
+    ],
+)
+def test_a_limit_is_named(tmp_path, kind, name, message):
+    assert message in refusal(kind, name, tmp_path)
+
+
+def test_a_stream_that_unpacks_too_far_is_left(tmp_path, monkeypatch):
+    monkeypatch.setattr(archives, "SMALL", 2**12)
+    path = corpus.archives()["tar.gz/valid"](tmp_path)
+    assert list(archives.members(path, lambda _: range(1, 9))) == [("data/a", b"1")]
+    monkeypatch.setattr(archives, "SMALL", 2**9)
+    monkeypatch.setattr(archives, "RATIO", 1)
+    with pytest.raises(UsageError, match="unpacks to more than 512 bytes"):
+        list(archives.members(path, lambda _: range(1, 9)))
+
+
+def test_an_uncompressed_array_of_50_gigabytes_is_mapped(tmp_path):
+    size = 50 * 2**30
+    text = corpus.header((size // 8,))
+    path = tmp_path / "a.npz"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("x.npy", text)
+    content = path.read_bytes()
+    with path.open("r+b") as file:  # a sparse file: the directory at its end says that the array has its full size
+        start = 30 + len("x.npy") + len(text)
+        file.truncate(start)
+        file.seek(start + size)
+        directory = zipfile.ZipInfo("x.npy")
+        directory.file_size = directory.compress_size = len(text) + size
+        with zipfile.ZipFile(io.BytesIO(), "w") as archive:
+            archive.filelist, archive.start_dir, archive.fp = [directory], start + size, file
+            archive._write_end_record()
+            archive.fp = None
+    assert content[:4] == b"PK\x03\x04"
+    assert arrays.read_arrays(path)["x"].shape == (size // 8,)
+
+
+def test_a_vocabulary_of_subwords_may_be_declared(tmp_path):
+    np.savez(tmp_path / "a.npz", tokens=[[1, 2], [0, 1]] * 2, labels=[0, 1] * 2, vocabulary=50_000)
+    assert source(str(tmp_path / "a.npz")).data.vocabulary == 50_000
+
+
+def test_a_table_of_a_million_rows_is_read(tmp_path):
+    (tmp_path / "a.csv").write_text("text,label\n" + "a,1\nb,0\n" * 500_000)
+    assert len(table_files.read_table(tmp_path / "a.csv")) == 10**6
+
+
+def test_long_digits_are_matched_in_linear_time():
+    assert readers.FLOAT.fullmatch("1" * 10**6 + "x") is None
+
+
+def test_series_of_one_channel_are_read(tmp_path):
+    (tmp_path / "a.ts").write_text("@data\n1,2:a\n3,4:b\n5,6:a\n7,8:b\n")
+    assert source(str(tmp_path / "a.ts")).data.channels == 1
+
+
+@pytest.mark.parametrize("kind", VALID)
+@FAST
+@given(at=st.integers(0, 10**6), count=st.integers(0, 4), new=st.binary(max_size=4))
+def test_changed_bytes_are_read_or_refused(tmp_path, kind, at, count, new):
+    content = VALID[kind]
+    at %= len(content)
+    path = corpus.written(f"a.{kind}", content[:at] + new + content[at + count :], tmp_path)
+    try:
+        corpus.OPEN[kind](path)
+    except UsageError as error:
+        assert str(error).isprintable()

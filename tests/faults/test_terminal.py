@@ -1,0 +1,59 @@
+"""Text from files reaches terminals and the page without commands, on any terminal."""
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from attnprobe.cli import main
+from attnprobe.cli.printing import print_line, print_table
+from attnprobe.errors import UsageError, printable, shown
+from attnprobe.report.page import _text
+
+COMMANDS = "\x1b[2J\u202e\n\u2028\ud800"
+
+
+def ended(*arguments, **environment):
+    command = [sys.executable, "-m", "attnprobe", *map(str, arguments)]
+    return subprocess.run(command, env={**os.environ, **environment}, capture_output=True, timeout=60)
+
+
+def test_messages_are_one_short_line_without_control_characters():
+    assert str(UsageError(COMMANDS)) == "\\x1b[2J\\u202e\\n\\u2028\\ud800"
+    assert len(str(UsageError("x" * 10**6))) <= 1000
+    assert printable("ä … می\u200cخواهم") == "ä … می\u200cخواهم"
+    assert shown(1 << 10**5) == "int that cannot be written"
+
+
+def test_tables_and_lines_hold_no_control_characters(capsys):
+    print_table([{"name" + COMMANDS: COMMANDS, "x" * 500: 1.0}])
+    print_line("note", COMMANDS)
+    lines = capsys.readouterr().out.split("\n")
+    assert len(lines) == 4 and all(line.isprintable() and len(line) < 150 for line in lines)
+
+
+def test_the_page_escapes_text():
+    assert _text("<script>" + COMMANDS) == "&lt;script&gt;\\x1b[2J\\u202e\\n\\u2028\\ud800"
+
+
+def test_class_names_reach_the_terminal_without_commands(tmp_path, capsys):
+    names = np.array(["\x1b[2J", "b\u202e"])
+    np.savez(tmp_path / "a.npz", tokens=np.arange(40).reshape(20, 2) % 4, labels=np.arange(20) % 2, class_names=names)
+    main(["tasks", str(tmp_path / "a.npz")])
+    output = capsys.readouterr().out
+    assert "\\x1b[2J" in output and all(line.isprintable() for line in output.split("\n"))
+
+
+@pytest.mark.slow
+def test_a_terminal_of_ascii_gets_ascii(tmp_path):
+    np.savez(tmp_path / "a.npz", values=np.random.default_rng(0).normal(size=(20, 3)), labels=np.arange(20) % 2)
+    found = ended("tasks", tmp_path / "a.npz", PYTHONIOENCODING="ascii")
+    assert (found.returncode, found.stderr) == (0, b"")
+    assert b" +- " in found.stdout
+
+
+@pytest.mark.slow
+def test_the_help_is_printed_on_a_terminal_of_one_column():
+    assert ended("train", "--help", COLUMNS="1").returncode == 0
