@@ -257,9 +257,7 @@ def _task(make: Make[Made], arrays: Mapping[str, Any], name: str, reading: Readi
         if (value := getattr(reading, option)) != getattr(Reading(), option):
             raise UsageError(f"{option}={value!r}: is for tables, not for arrays")
     if unknown := sorted(set(arrays) - set(ARRAYS)):
-        raise UsageError(
-            f"unknown array {abridged(listed(unknown))}: must be labels, tokens, values, images ...; valid: {listed(ARRAYS)}"
-        )
+        raise UsageError(f"unknown array {abridged(listed(unknown))}; valid: {listed(ARRAYS)}")
     kinds = [kind for kind in ("tokens", "values", "images") if kind in arrays]
     if len(kinds) != 1 or "labels" not in arrays:
         raise UsageError(f"must hold labels, and one of tokens, values and images; holds {listed(arrays) or 'nothing'}")

@@ -40,15 +40,13 @@ from attnprobe.training.metrics import best
 from attnprobe.training.objectives import balanced_weights, evaluate, predict
 from attnprobe.training.processes import Processes, processes
 from attnprobe.training.rank import is_main_process
-from attnprobe.training.run import Run, why_unwritable
+from attnprobe.training.run import Run
 from attnprobe.training.trackers import check, trackers
 
 EVALUATED_AT_A_TIME = 2**17
 """Tokens per evaluation batch."""
 SAVED_EVERY = 120.0
 """Seconds between saves of the latest state, in addition to the save at every evaluation."""
-OVERHEAD = 2**20
-"""Bytes of a checkpoint in addition to weights and moments of the optimiser, roughly."""
 Why = Literal["time", "signal"]
 """Why training stopped before its last step."""
 
@@ -512,7 +510,7 @@ class _Training:
             metrics=self.metrics,
             fingerprint=self.task.fingerprint,
         )
-        with self.writing(path, 3 * sum(weight.nbytes for weight in weights.values()) + OVERHEAD):
+        with self.writing(path):
             checkpoint.save(path)
         self.last_saved, self.saved_step, self.saved_at = path, step, time.monotonic()
 
@@ -564,12 +562,12 @@ class _Training:
         return f"the last good checkpoint is {self.last_saved}" if is_there else "no checkpoint was saved"
 
     @contextlib.contextmanager
-    def writing(self, path: Path, size: int = 0) -> Iterator[None]:
-        """Turn a failure to write a file, of at least ``size`` bytes, into a `UsageError` that says how to go on."""
+    def writing(self, path: Path) -> Iterator[None]:
+        """Turn a failure to write a file into a `UsageError` that says how to go on."""
         try:
             yield
-        except (OSError, RuntimeError) as error:  # torch.save raises RuntimeError
-            reason = f"training stopped: {path}: cannot be written ({why_unwritable(error, path, size)})"
+        except OSError as error:
+            reason = f"training stopped: {path}: cannot be written ({error.strerror or error})"
             advice = f"{self._last_good}; continue with attnprobe train --resume {self.run.folder}"
             if not self.run.exists:
                 advice = "the run folder is gone; train again"

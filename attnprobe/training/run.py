@@ -285,24 +285,6 @@ class Run:
         self.latest_path.unlink(missing_ok=True)
 
 
-def why_unwritable(error: Exception, path: Path, size: int) -> str:
-    """Return why a file of ``size`` bytes cannot be written; torch hides the reason, which writing zeros shows."""
-    if isinstance(error, OSError):
-        return error.strerror or str(error)
-    if not path.parent.is_dir():
-        return "its folder no longer exists"
-    probe = path.with_name(f"{path.name}.probe{PART}")
-    try:
-        with probe.open("wb") as file:
-            for begin in range(0, size, BLOCK):
-                file.write(bytes(min(BLOCK, size - begin)))
-    except OSError as reason:
-        return reason.strerror or str(reason)
-    finally:
-        probe.unlink(missing_ok=True)
-    return str(error).strip().split("\n")[0]
-
-
 def _warn(message: str) -> None:
     """Warn once, not in every process of a training."""
     if is_main_process():

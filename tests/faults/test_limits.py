@@ -13,6 +13,9 @@ from hypothesis import strategies as st
 from attnprobe.errors import UsageError
 from attnprobe.tasks import archives, arrays, readers, source, table_files
 
+pytestmark = pytest.mark.filterwarnings("ignore:.* sequences? ha(s|ve) the label")
+
+
 FAST = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 VALID = {
     "npz": corpus.packed(corpus.VALID),

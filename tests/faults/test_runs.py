@@ -215,5 +215,5 @@ def test_checkpoints_that_vanish_are_one_line(tmp_path):
         if step == 3:
             shutil.rmtree(tmp_path / "x" / "checkpoints")
 
-    with pytest.raises(UsageError, match=r"its folder no longer exists\); .*continue with attnprobe train --resume"):
+    with pytest.raises(UsageError, match=r"No such file or directory\); .*continue with attnprobe train --resume"):
         train(configure("pairs", **{**SETTINGS, "evaluations": 1}), tmp_path / "x", progress=False, on_step=remove)
