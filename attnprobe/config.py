@@ -244,7 +244,7 @@ class TrainConfig:
     """Settings of one training run: task, recipe, network and optimiser."""
 
     task: str = "pairs"
-    """Name of a task (`attnprobe tasks` lists them) or path of an .npz file."""
+    """Name of a task (`attnprobe tasks` lists them) or path of your own file or folder."""
     task_options: dict[str, int | float | str] = field(default_factory=dict)
     """Task parameters that override the defaults, as NAME VALUE pairs (n 64 train_size 1000)."""
     validation_size: Index = 0

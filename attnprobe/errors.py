@@ -1,4 +1,4 @@
-"""The exception for user errors, and text from files in messages."""
+"""The exception for user errors, a warning of data, and text from files in messages."""
 
 from typing import Any
 
@@ -20,6 +20,10 @@ class UsageError(ValueError):
     def __init__(self, message: object = "") -> None:
         """Create the exception from its message."""
         super().__init__(abridged(printable(message), MOST))
+
+
+class DataWarning(UserWarning):
+    """Something about the user's data that is surely not intended."""
 
 
 def listed(values: object) -> str:

@@ -5,6 +5,7 @@ User errors print one line and exit with status 2.
 
 import contextlib
 import os
+import re
 import signal
 import sys
 import warnings
@@ -12,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from importlib import import_module
 from typing import Any
 
-from attnprobe.errors import UsageError, listed
+from attnprobe.errors import DataWarning, UsageError, listed
 from attnprobe.interrupts import Interrupted, terminating
 from attnprobe.tables import MEASURES
 from attnprobe.training.metrics import DamageWarning
@@ -41,10 +42,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        with terminating(), _damage_in_one_line():
+        with terminating(), _warnings_in_one_line():
             _dispatch(arguments)
     except UsageError as error:
-        print(f"{PROG}: {error}", file=sys.stderr)
+        print(f"{PROG}: {_with_flags(str(error))}", file=sys.stderr)
         raise SystemExit(2) from None
     except BrokenPipeError:  # the reader of the output has exited, such as head
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -54,6 +55,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if is_main_process():
             print(f"{PROG}: {interrupted}", file=sys.stderr)
         raise SystemExit(interrupted.status) from None
+
+
+def _with_flags(message: str) -> str:
+    """Return a message in which options of the user's data are flags instead of keywords."""
+    message = re.sub(r"\b(unlabelled|empty|kind|tokens|standardise)='(\w+)'", r"--\1 \2", message)
+    return re.sub(r"\bn=(\d+) (cuts|keeps)", r"--n \1 \2", message)
 
 
 def _dispatch(arguments: list[str]) -> None:
@@ -73,13 +80,13 @@ def _dispatch(arguments: list[str]) -> None:
 
 
 @contextlib.contextmanager
-def _damage_in_one_line() -> Iterator[None]:
-    """Print warnings about damaged files without the line of code that found the damage."""
+def _warnings_in_one_line() -> Iterator[None]:
+    """Print warnings about files and data without the line of code that found the reason."""
     default = warnings.formatwarning
 
     def formatted(message: Any, category: Any, *rest: Any, **named: Any) -> str:
-        is_damage = issubclass(category, DamageWarning)
-        return f"{PROG}: {message}\n" if is_damage else default(message, category, *rest, **named)
+        is_ours = issubclass(category, DamageWarning | DataWarning)
+        return f"{PROG}: {message}\n" if is_ours else default(message, category, *rest, **named)
 
     warnings.formatwarning = formatted
     try:

@@ -8,7 +8,7 @@ import re
 import shutil
 import typing
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, cast
+from typing import Annotated, Any, Literal, TypeVar, cast
 
 import docstring_parser
 import tyro
@@ -89,11 +89,22 @@ def with_fields(flags: type[Flags], kind: type[Any]) -> type[Flags]:
     types, texts = typing.get_type_hints(kind, include_extras=True), helps(kind)
     fields = []
     for field in dataclasses.fields(kind):
-        default = "" if field.default is None else f" (default: {field.default})"
-        fields.append(flag(field.name, types[field.name] | None, f"{texts[field.name]}{default}", None))
+        hint = "(optional)" if field.default is None else f"(default: {field.default})"
+        argument = tyro.conf.arg(help=texts[field.name], help_behavior_hint=hint, metavar=_values(types[field.name]))
+        fields.append((field.name, Annotated[types[field.name] | None, argument], dataclasses.field(default=None)))
     made = dataclasses.make_dataclass(flags.__name__, fields, bases=(flags,), frozen=True)
     made.__doc__ = flags.__doc__
     return made
+
+
+def _values(kind: Any) -> str:
+    """Return the values of a flag for help texts: {a,b}, INT, STR ..., without the None that means absent."""
+    parts = [part for part in typing.get_args(kind) if part is not type(None)]
+    if typing.get_origin(kind) is Literal:
+        return f"{{{','.join(map(str, parts))}}}"
+    if typing.get_origin(kind) is tuple:
+        return " ".join(map(_values, parts))
+    return _values(parts[0]) if parts else kind.__name__.upper()
 
 
 def given(flags: Any, kind: type[Any]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from attnprobe.config import DataSpec
-from attnprobe.errors import UsageError, abridged, listed, printable
+from attnprobe.errors import DataWarning, UsageError, abridged, listed, printable
 from attnprobe.randomness import numpy_generator
 from attnprobe.tasks.inputs import UNKNOWN, Inputs
 from attnprobe.tasks.labels import NONE, Labels
@@ -216,10 +216,14 @@ def _warn_of_classes(labels: Labels, parts: dict[str, np.ndarray], name: str) ->
     absent = [names[number] for number in np.flatnonzero(counts["train"] == 0)]
     if absent:
         more = " ..." if len(absent) > 5 else ""
-        warnings.warn(f"{name}: no training sequence has the label {listed(absent[:5])}{more}", stacklevel=4)
+        warnings.warn(
+            f"{name}: no training sequence has the label {listed(absent[:5])}{more}", DataWarning, stacklevel=4
+        )
     for part, count in counts.items():
         if (count > 0).sum() == 1 and count.sum() > 1:
-            warnings.warn(f"{name}: all {part} sequences have the label {names[int(count.argmax())]}", stacklevel=4)
+            warnings.warn(
+                f"{name}: all {part} sequences have the label {names[int(count.argmax())]}", DataWarning, stacklevel=4
+            )
 
 
 # --- ids and values

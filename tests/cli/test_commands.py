@@ -5,6 +5,8 @@ import json
 import os
 import re
 import shutil
+import subprocess
+import sys
 from functools import partial, wraps
 from pathlib import Path
 
@@ -398,3 +400,21 @@ def test_the_gain_is_paired_and_has_its_t_interval():
         "pairs: SPT changes test accuracy by +0.400 relative to supervised training, "
         "95 % t-interval +0.152 to +0.648 over 3 paired seeds"
     )
+
+
+def test_advice_about_own_data_is_in_flags_and_warnings_are_one_line(tmp_path, capsys, data_flag):
+    path = tmp_path / "mine.csv"
+    path.write_text("text,label,split\na,x,train\nb,,train\nc,y,train\nd,x,test\ne,x,test\n")
+    message = refused(capsys, "tasks", str(path))
+    assert "first in row 1: --unlabelled drop leaves them out, --unlabelled pretrain uses them" in message
+    command = [sys.executable, "-m", "attnprobe", "tasks", str(path), "--unlabelled", "drop"]
+    completed = subprocess.run(command, capture_output=True, text=True, check=True)  # pytest takes warnings itself
+    assert completed.stderr == "attnprobe: mine: all test sequences have the label x\n"
+
+
+def test_the_flags_of_own_data_show_their_values_and_defaults(capsys):
+    with pytest.raises(SystemExit):
+        main(["tasks", "--help"])
+    text = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert "--unlabelled {refuse,drop,pretrain} Sequences without a label" in text
+    assert "(default: refuse)" in text and "{None" not in text
