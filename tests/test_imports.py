@@ -11,7 +11,8 @@ PACKAGE = Path(__file__).parent.parent / "attnprobe"
 
 # Each module or folder may import from itself and from earlier entries.
 ORDER = [
-    "errors", "former_names", "tables", "files", "axes", "randomness", "provenance", "geometry", "scores", "config",
+    "errors", "former_names", "tables", "files", "interrupts", "axes", "randomness", "provenance", "geometry", "scores",
+    "config",
     "results", "statistics", "model", "tasks", "training", "networks", "measures", "figures", "report", "sweeps",
     "demo", "cli",
     "__main__",
