@@ -164,10 +164,8 @@ def of_cells(
         lists = number_lists([value or b"" for _, value in parsed], where)
         if lists is not None:
             parsed = [_cell(numbers, f"{where}, row {row}") for row, numbers in enumerate(lists)]
-            found, notes = (
-                next((kind for kind, _ in parsed if kind != "empty"), "empty"),
-                ("texts are lists of numbers",),
-            )
+            found = next((kind for kind, _ in parsed if kind != "empty"), "text")
+            notes = ("texts are lists of numbers",)
     if kind is not None and found not in FOUND[kind]:
         raise UsageError(f"kind={kind!r}: {where} holds {found}")
     if tokens == "words" and found != "text":
@@ -217,9 +215,8 @@ def on_grid(inputs: Inputs, grid: tuple[int, int], patch: int) -> Inputs:
     sequences = inputs.sequences
     lengths = sorted(set(sequences.lengths.tolist()) - {0})
     if lengths != [grid[0] * grid[1]]:
-        raise UsageError(
-            f"grid={grid}: has {grid[0] * grid[1]} pixels, but sequences have {lengths[0]} ... {lengths[-1]} tokens"
-        )
+        found = f"{lengths[0]} ... {lengths[-1]}" if lengths else "no"
+        raise UsageError(f"grid={grid}: has {grid[0] * grid[1]} pixels, but sequences have {found} tokens")
     if patch == 1:
         return replace(inputs, grid=grid)
     pixel = np.asarray(sequences).reshape(len(sequences), *grid, *sequences.shape[2:])

@@ -20,14 +20,6 @@ GOOD = {"tokens": [[0, 1, 2], [2, 1, 0], [1, 1, 1], [0, 0, 3]], "labels": [0, 1,
 SPLIT = ["train", "test", "validation", "train"]
 
 
-@pytest.fixture
-def here(tmp_path, monkeypatch):
-    (tmp_path / "data").mkdir()
-    monkeypatch.setenv(folder.VARIABLE, str(tmp_path / "data"))
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
 def rows(task):
     """Return every sequence with its split and label, sorted."""
     return sorted(

@@ -11,20 +11,12 @@ from PIL import Image
 
 import attnprobe as ap
 from attnprobe.errors import UsageError
-from attnprobe.tasks import Task, folder, source
+from attnprobe.tasks import Task, source
 from attnprobe.tasks.labels import NONE
 from attnprobe.tasks.sequences import Sequences, concatenated
 
 pytestmark = pytest.mark.filterwarnings("ignore:.* sequences? ha(s|ve) the label")
 """Tiny data lack classes; the warnings have their own test."""
-
-
-@pytest.fixture
-def here(tmp_path, monkeypatch):
-    (tmp_path / "data").mkdir()
-    monkeypatch.setenv(folder.VARIABLE, str(tmp_path / "data"))
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
 
 
 # --- sources: how data of every trait lie in them
@@ -726,3 +718,10 @@ def test_a_pattern_leaves_out_index_and_split_and_says_what_it_takes(here):
     task = source("mine.csv", {"inputs": "*", "split": "fold"}).build(0)
     assert task.data.n == 2
     assert "tokens are 2 columns: 'x0', 'x1'" in task.notes
+
+
+@pytest.mark.parametrize("options", [{}, {"grid": (1, 2)}, {"empty": "drop"}])
+def test_sequences_that_are_all_empty_are_refused_in_one_line(options):
+    frame = pd.DataFrame({"text": ["[]", "[ ]", "()", "[]"], "label": [0, 1, 0, 1]})
+    with pytest.raises(UsageError, match="4 sequences without tokens|sequences have no tokens|no sequences are left"):
+        Task.from_table(frame, **options)
