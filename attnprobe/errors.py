@@ -1,4 +1,4 @@
-"""The exception for user errors, a warning of data, and text from files in messages."""
+"""Exceptions for user errors, a warning of data, and text from files in messages."""
 
 from typing import Any
 
@@ -20,6 +20,10 @@ class UsageError(ValueError):
     def __init__(self, message: object = "") -> None:
         """Create the exception from its message."""
         super().__init__(abridged(printable(message), MOST))
+
+
+class NonFiniteError(UsageError):
+    """Activations, predictions or gradients that are NaN, infinite or outside the range of their type."""
 
 
 class DataWarning(UserWarning):

@@ -15,7 +15,7 @@ from einops import einsum
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from attnprobe.errors import UsageError
+from attnprobe.errors import NonFiniteError, UsageError
 from attnprobe.geometry import Geometry, geometry
 
 ELEMENTS = 2**24
@@ -132,7 +132,7 @@ class Scores:
         bias = 0.0 if self.bias is None else check_finite("bias", self.bias)
         largest, limit = d_head * q * k * abs(self.factor) + bias, torch.finfo(self.type).max / 8
         if largest > limit:
-            raise UsageError(
+            raise NonFiniteError(
                 f"q, k of shape {tuple(self.q.shape)}: scores of up to {largest:.1e} exceed the range of {self.type}"
             )
         if self.real is not None and not (has_tokens := self.real.any(1)).all():
@@ -499,9 +499,9 @@ def check_shape(name: str, x: Tensor, axes: tuple[str, ...], nonempty_from: int 
 
 
 def check_finite(name: str, x: Tensor) -> float:
-    """Return the largest absolute value of a tensor; raise `UsageError` if any value is NaN or infinite."""
+    """Return the largest absolute value of a tensor; raise `NonFiniteError` if any value is NaN or infinite."""
     largest = max(abs(end.item()) for end in x.detach().aminmax())
     if not math.isfinite(largest):
         invalid = int((~x.isfinite()).sum())
-        raise UsageError(f"{name} of shape {tuple(x.shape)}: {invalid} of its values are NaN or infinite")
+        raise NonFiniteError(f"{name} of shape {tuple(x.shape)}: {invalid} of its values are NaN or infinite")
     return largest

@@ -11,8 +11,10 @@ N draws are therefore exchangeable, and it exceeds all of them with probability 
 import dataclasses
 import functools
 import inspect
+import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -23,17 +25,18 @@ from torch import Tensor
 from tqdm import tqdm
 
 from attnprobe.axes import LABELS
-from attnprobe.errors import UsageError, listed
+from attnprobe.errors import NonFiniteError, UsageError, listed
 from attnprobe.geometry import Geometry, geometry
 from attnprobe.networks import probe
-from attnprobe.networks.base import LeavesOut, Network, Probe, device_of, read
+from attnprobe.networks.base import LeavesOut, Mask, Network, Probe, device_of, read
+from attnprobe.networks.finite import first_invalid, invalid_sequences, invalid_weight, module_of
 from attnprobe.randomness import numpy_generator
 from attnprobe.results import dataset, variable
 from attnprobe.scores import Heads, Scores
 from attnprobe.statistics import Moments
 from attnprobe.tables import OBJECTIVES
 from attnprobe.tasks import Split
-from attnprobe.training.objectives import Batch
+from attnprobe.training.objectives import Batch, Predictions
 
 NULLS = ("permuted", "initial")
 ELEMENTS = 2**23
@@ -371,18 +374,60 @@ def over_sequences(
     with tqdm(total=total, desc=request.measure, unit="sequence", delay=5, leave=False, dynamic_ncols=True) as bar:
 
         def run(condition: Condition) -> Tally:
-            tally, compute = Tally(), prepare(condition)
-            for rows, batch in chunks(request.probe.task.test, request.rows, condition.network):
-                length = batch.inputs.shape[1]
-                order = None if condition.order is None else torch.from_numpy(condition.order[condition.order < length])
-                mask = torch.from_numpy(masked[rows, :length]).to(batch.inputs.device)
-                compute(Sample(rows, batch, mask, request.shortest, order), tally.add)
-                bar.update(len(rows) * passes)
+            tally = Tally()
+            with located(request, condition.network):
+                compute = prepare(condition)
+                for rows, batch in chunks(request.probe.task.test, request.rows, condition.network):
+                    length, order = batch.inputs.shape[1], condition.order
+                    order = None if order is None else torch.from_numpy(order[order < length])
+                    mask = torch.from_numpy(masked[rows, :length]).to(batch.inputs.device)
+                    compute(Sample(rows, batch, mask, request.shortest, order), tally.add)
+                    bar.update(len(rows) * passes)
             return tally
 
         measured = run(Condition(network))
         nulls = {kind: [run(condition) for condition in kind_conditions] for kind, kind_conditions in draws.items()}
     return Tallies(measured, nulls), draws
+
+
+# --- NaN and infinite values in the network
+
+
+@contextmanager
+def located(request: Request, network: Network) -> Iterator[None]:
+    """Add to a `NonFiniteError` the weight, the module and the sequence in which such values come up first."""
+    try:
+        yield
+    except NonFiniteError as error:
+        whose = "" if network is request.network else "network at initialisation: "
+        where = _origin(request, network)
+        raise NonFiniteError(f"{request.measure}: {whose}{error}{where and '; '}{where}") from error
+
+
+def _origin(request: Request, network: Network) -> str:
+    """Return where NaN or infinite values come up first in the network, or an empty string if this is unknown."""
+    model = module_of(network)
+    if model is None:
+        return ""
+    reasons = [reason] if (reason := invalid_weight(model)) else []
+    subject, splits = request.probe, {"test": request.probe.task.test, "training": request.probe.task.train}
+    for objective, (kind, split) in itertools.product(subject.objectives, splits.items()):
+        for rows, batch in chunks(split, np.arange(min(request.sequences, len(split))), network):
+            mask = torch.ones_like(batch.real()) if OBJECTIVES[objective].masks_tokens else None
+            predictions: list[Predictions] = []
+
+            def run(batch: Batch = batch, objective: str = objective, mask: Mask = mask) -> None:
+                predictions.append(network.predictions(batch, objective, mask))  # noqa: B023
+
+            place = first_invalid(model, run, len(rows))
+            if place is not None:
+                module, row = place
+                sequence = "" if row is None else f", {kind} sequence {rows[row]}"
+                return "; ".join([f"first in the output of {module}{sequence}", *reasons])
+            compared = subject.has_loss or predictions[0].logits is not None
+            if compared and len(invalid := invalid_sequences(predictions[0])):
+                return f"first in {kind} sequence {rows[int(invalid[0])]}"
+    return "; ".join(reasons)
 
 
 # --- labelled variables

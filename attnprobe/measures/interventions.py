@@ -25,6 +25,7 @@ from attnprobe.measures.driver import (
     chunks,
     geometry_of,
     labelled,
+    located,
     over_sequences,
     permutation,
     result,
@@ -35,6 +36,7 @@ from attnprobe.measures.gradients import mean_profiles
 from attnprobe.measures.terms import Means, Parts, means, visit_parts
 from attnprobe.networks import probe
 from attnprobe.networks.base import Attend, LeavesOut, Network, Resumes, Swaps, read
+from attnprobe.networks.finite import check_predictions
 from attnprobe.randomness import numpy_generator
 from attnprobe.scores import Heads, Scores, order_among
 from attnprobe.tables import EDITS
@@ -130,7 +132,8 @@ def interventions(
     if not length_scale > 0:
         raise UsageError(f"length_scale={length_scale}: must be above 0")
     other = None if patch_from is None else _other_network(request, patch_from)
-    setup = _setup(request, length_scale, other, (edits,) if isinstance(edits, str) else tuple(edits))
+    with located(request, request.network):
+        setup = _setup(request, length_scale, other, (edits,) if isinstance(edits, str) else tuple(edits))
     shape, names = request.network.shape, list(setup.edits)
     tallies, draws = over_sequences(
         request, partial(_prepare, setup), ["permuted"], passes=len(setup.scopes) * len(setup.edits)
@@ -253,6 +256,7 @@ def _add_effects(
             else:
                 streams = None
                 unedited_predictions = _predictions(network, batch, request.probe.objective, mask, None, 0)
+        check_predictions(unedited_predictions)
 
         def evaluate(predictions: Predictions) -> np.ndarray:
             return _outcome(predictions if request.probe.has_loss else predictions.compared_with(unedited_predictions))
@@ -277,6 +281,8 @@ def _add_effects(
                 attend = _edited(edit, edited_layers, materials, unedited if kind == "head" else None)
                 with network.attending(attend):
                     predictions = _predictions(network, batch, request.probe.objective, mask, streams, first)
+            place = {"head": f" in layer {layer}, head {head}", "layer": f" in layer {layer}", "all": ""}[kind]
+            check_predictions(predictions, f"predictions under {name}{place} (choose others with edits=)")
             index = {"head": (layer, head), "layer": (layer,), "all": ()}[kind]
             values[kind][(slice(None), all_names.index(name), *index)] = evaluate(predictions)
     for kind, values_of_kind in values.items():

@@ -31,6 +31,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from attnprobe.errors import NonFiniteError
 from attnprobe.networks.base import AddsPositions, KnowsPositions, LeavesOut, Mask, Network, read
 from attnprobe.scores import Heads, Scores
 from attnprobe.training.objectives import Batch
@@ -83,7 +84,10 @@ INVERSE = ("inverse scale", 0, 0)
 
 @torch.no_grad()
 def means(network: Network, batches: Iterable[Batch], objective: str = "labels") -> Means:
-    """Return the means over batches, of measured tokens; positions without any get the mean of the others."""
+    """Return the means over batches, of measured tokens; positions without any get the mean of the others.
+
+    Raises `NonFiniteError` if a query, a key or a position part is NaN or infinite.
+    """
     n, layers = network.shape.n, range(network.shape.layers)
     rotates = isinstance(network, KnowsPositions) and network.rotates
     sums: dict[tuple[str, int, int], Tensor] = {}
@@ -95,6 +99,8 @@ def means(network: Network, batches: Iterable[Batch], objective: str = "labels")
             shape = (len(x), *[1] * (x.ndim - 3), x.shape[-2], 1)
             x = x.masked_fill(left_out.to(x.device).view(shape), 0.0)
         total = x.sum(0).cpu()
+        if not total.isfinite().all():
+            raise NonFiniteError("queries or keys of training sequences are NaN or infinite")
         if key not in sums:
             sums[key] = total.new_zeros(*total.shape[:-2], n, total.shape[-1])
         sums[key][..., : total.shape[-2], :] += total

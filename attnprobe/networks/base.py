@@ -22,7 +22,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from attnprobe.errors import UsageError, listed
+from attnprobe.errors import NonFiniteError, UsageError, listed
+from attnprobe.networks.finite import check_predictions
 from attnprobe.scores import Heads
 from attnprobe.tables import OBJECTIVES
 from attnprobe.tasks import Task
@@ -257,7 +258,10 @@ def read(network: Network, batch: Batch, objective: str, see: Callable[[Heads], 
     """Run a forward pass and call ``see`` with the `Heads` of each layer, between measured tokens (`Heads.inner`)."""
 
     def attend(heads: Heads) -> Tensor:
-        see(heads.inner().detached())
+        try:
+            see(heads.inner().detached())
+        except NonFiniteError as error:
+            raise NonFiniteError(f"layer {heads.layer}: {error}") from error
         return heads.attend()
 
     if mask is None and OBJECTIVES[objective].masks_tokens:
@@ -276,7 +280,7 @@ def differentiate(
 ) -> list[tuple[Heads, Float[Tensor, "batch head any_token d_head"]]]:
     """Return the heads of every layer with the gradient of each sequence's mean loss with respect to their z.
 
-    ``change`` edits the heads of each layer before they attend.
+    ``change`` edits the heads of each layer before they attend. Raises `NonFiniteError` if a loss is NaN or infinite.
     """
     layers: list[tuple[Heads, Tensor]] = []
 
@@ -292,7 +296,8 @@ def differentiate(
         for weight in weights:  # no gradients of the weights are needed
             weight.requires_grad_(False)
         with torch.enable_grad(), network.attending(attend):
-            loss, _ = network.predictions(batch, objective, mask).by_sequence()
+            predictions = network.predictions(batch, objective, mask)
+            loss, _ = check_predictions(predictions, f"losses ({objective})").by_sequence()
             gradients = torch.autograd.grad(loss.nansum(), [z for _, z in layers])
     finally:
         for weight in weights:

@@ -22,9 +22,10 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from attnprobe.config import DataSpec
-from attnprobe.errors import UsageError, listed
+from attnprobe.errors import NonFiniteError, UsageError, listed
 from attnprobe.networks.base import Attend, Mask, Probe, Shape
 from attnprobe.networks.calls import Call, calls, replay_error, watching
+from attnprobe.networks.finite import check_real, first_invalid, invalid_weight
 from attnprobe.networks.inputs import LeftOut, Rows, grid_of, is_attnprobe, joined, rows_of, special_tokens
 from attnprobe.networks.position_table import PositionTable, find_table, position_parts
 from attnprobe.networks.structure import is_product, scores_of
@@ -178,7 +179,7 @@ class TorchModel:
                 found = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
                 raise UsageError(f"loss returned {found}: must be a tensor [batch] = {(len(rows),)}, one loss per row")
             if not loss.isfinite().all():
-                raise UsageError("loss returned values that are NaN or infinite")
+                raise NonFiniteError("loss returned values that are NaN or infinite")
             return Predictions(loss, None, rows.to(device), len(rows))
         if objective == "labels" and self.labels is None:
             return _without_targets(output, rows.to(device))
@@ -275,6 +276,7 @@ def network(
     model = getattr(model, "_orig_mod", model)  # torch.compile: the same model, not compiled
     if training := [name or type(model).__name__ for name, module in model.named_modules() if module.training]:
         raise UsageError(f"{training[0]} is in training mode: call model.eval()")
+    check_real(model)
     rows = rows_of(model, inputs, tokenizer, processor)
     if reference is not None:
         rows = joined(rows, rows_of(model, reference, tokenizer, processor))
@@ -289,7 +291,15 @@ def network(
         batch = {name: x.to(next(model.parameters()).device) for name, x in batch.items()}
         outputs.append(model(*batch.values()) if rows.positional else model(**batch))
 
-    selected = _chosen(calls(model, run), len(checked[:CHECKED]), site, type(model).__name__)
+    found = calls(model, run)
+    if not all(z.isfinite().all() for _, z in found):
+        place = first_invalid(model, run, len(checked[:CHECKED]))
+        first_module = "" if place is None else f", first in the output of {place[0]}"
+        reason = invalid_weight(model)
+        raise NonFiniteError(
+            f"{type(model).__name__} attends over NaN or infinite values{first_module}{reason and '; '}{reason}"
+        )
+    selected = _chosen(found, len(checked[:CHECKED]), site, type(model).__name__)
     first = selected[0][0]
     tokens = first.q.shape[2]
     if grid is None and (patches := grid_of(model, rows)) is not None and math.prod(patches) <= tokens:
