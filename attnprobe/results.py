@@ -4,7 +4,9 @@ import hashlib
 import io
 import json
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -64,9 +66,130 @@ def join(results: Sequence[xr.Dataset], axis: str, values: Sequence[Any]) -> xr.
         result.expand_dims({axis: [value]}) for result, value in zip(results, values, strict=True)
     ]
     joined = xr.concat(expanded, dim=axis, combine_attrs="drop_conflicts", join="exact")
+    for name, array in joined.items():
+        joined_rules: dict[str, dict[str, Any]] = {}
+        for result, value in zip(results, values, strict=True):
+            for rule in json.loads(result[name].attrs.get(UNDEFINED, "[]")):
+                joined_rules.setdefault(json.dumps(rule), {**rule, axis: []})[axis].append(value)
+        if joined_rules:
+            array.attrs[UNDEFINED] = json.dumps(list(joined_rules.values()), default=str)
     joined[axis].attrs["long_name"] = LABELS[axis]
     joined.attrs["provenance"] = json.dumps(provenance())
     return joined
+
+
+# --- reasons for undefined values
+
+UNDEFINED = "undefined"
+"""Attribute of a variable that has NaN: a JSON list of rules.
+
+A rule has a ``reason`` and, by axis, the coordinate values (numbers from 0 for axes without coordinate) of the values
+that it explains; it explains all along axes that it does not name.
+"""
+TAILS = ("_interval", "_std", "_null", "_se")
+"""Endings of the variables that belong to a statistic."""
+
+
+@dataclass(frozen=True)
+class Reason:
+    """Why some values of some statistics are undefined (NaN)."""
+
+    names: str
+    """Patterns of the statistics, separated by spaces, without ``grid_`` and the endings `TAILS`; if a pattern has such
+    an ending, it is for that variable only."""
+    text: str
+    where: Callable[[xr.Dataset, str], Any] = lambda result, name: True
+    """Function from the result and the name of a variable to where the reason applies, over any of its axes."""
+
+
+TOO_FEW = "fewer than two sequences have a value"
+
+
+def with_reasons(result: xr.Dataset, reasons: Sequence[Reason]) -> xr.Dataset:
+    """Return a result whose variables with NaN have the attribute `UNDEFINED`.
+
+    Of the reasons that apply to a value, the first counts. Intervals, standard deviations and errors of statistics that
+    are defined themselves are undefined if fewer than two sequences have a value.
+    """
+    for variable_name, array in result.items():
+        name = str(variable_name)
+        if array.dtype.kind != "f" or not (unexplained := array.isnull()).any():
+            continue
+        statistic, tail = _statistic(name, result)
+        missing, rules = unexplained.values.copy(), []
+        by_sequences = Reason("*", TOO_FEW, lambda result, name: result[_statistic(name, result)[0]].notnull())
+        for reason in [*reasons, *([by_sequences] if tail in ("_interval", "_std", "_se") else [])]:
+            plain = (statistic.removeprefix("grid_"), name.removeprefix("grid_"))
+            if not any(fnmatchcase(one, pattern) for one in plain for pattern in reason.names.split()):
+                continue
+            explained = unexplained & reason.where(result, name)
+            explained = explained.any([axis for axis in explained.dims if axis not in array.dims])
+            if not explained.any():
+                continue
+            explained = explained.transpose(*array.dims)
+            for box in _boxes(explained.values, np.asarray(missing & ~explained.values)):
+                labels = {
+                    str(axis): _labels(array, str(axis))[index].tolist()
+                    for axis, index in zip(array.dims, box, strict=True)
+                    if len(index) < array.sizes[axis]
+                }
+                rules.append({"reason": reason.text, **labels})
+            unexplained = unexplained & ~explained
+        if rules:
+            array.attrs[UNDEFINED] = json.dumps(rules)
+    return result
+
+
+def reasons(result: xr.Dataset) -> xr.Dataset:
+    """Return, for every variable that has NaN, an array of the same axes with the reason of each NaN, else "".
+
+    A value without a reason has "no reason is stated", as in files of earlier versions.
+    """
+    names = [name for name, array in result.items() if array.dtype.kind == "f"]
+    return result[names].map(reasons_of).assign_attrs(result.attrs)
+
+
+def reasons_of(array: xr.DataArray) -> xr.DataArray:
+    """Return the reason of each NaN of a variable, or "" where it is defined."""
+    texts, missing = np.full(array.shape, "", dtype=object), np.isnan(array.values)
+    for rule in json.loads(array.attrs.get(UNDEFINED, "[]")) if missing.any() else []:
+        matches = missing & (texts == "")
+        for axis, labels in rule.items():
+            if axis in array.dims:
+                inside = np.isin(_labels(array, axis), labels)
+                matches = matches & inside.reshape([-1 if dim == axis else 1 for dim in array.dims])
+            elif axis in array.coords:
+                matches = matches & (array[axis].item() in labels)
+        texts[matches] = rule["reason"]
+    texts[missing & (texts == "")] = "no reason is stated"
+    return xr.DataArray(texts, array.coords, array.dims)
+
+
+def _statistic(name: str, result: xr.Dataset) -> tuple[str, str]:
+    """Split a variable's name into the statistic that it belongs to and its ending."""
+    for tail in TAILS:
+        if name.endswith(tail) and name.removesuffix(tail) in result:
+            return name.removesuffix(tail), tail
+    return name, ""
+
+
+def _labels(array: xr.DataArray, axis: str) -> np.ndarray:
+    return array[axis].values if axis in array.coords else np.arange(array.sizes[axis])
+
+
+def _boxes(cells: np.ndarray, others: np.ndarray) -> Iterator[list[np.ndarray]]:
+    """Yield the indices along each axis of boxes that together cover all ``cells`` and none of ``others``."""
+    if not cells.any():
+        return
+    indices = [np.unique(axis_indices) for axis_indices in np.argwhere(cells).T]
+    if not cells.ndim or not others[np.ix_(*indices)].any():
+        yield indices
+        return
+    axis = next(axis for axis, index in enumerate(indices) if len(index) > 1)
+    for index in indices[axis]:
+        slab = np.zeros(cells.shape, dtype=bool)
+        slab[(slice(None),) * axis + (index,)] = True
+        yield from _boxes(cells & slab, others)
 
 
 def over_steps(results: Sequence[xr.Dataset]) -> xr.Dataset:

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import inspect
+import math
 import typing
 from pathlib import Path
 from typing import Any, Literal
@@ -17,6 +18,7 @@ from attnprobe.former_names import KEYWORDS, refuse_former_flags
 from attnprobe.networks import hugging_face
 from attnprobe.networks.hugging_face import PREFIX
 from attnprobe.report import rows
+from attnprobe.results import reasons
 from attnprobe.tables import MEASURES
 from attnprobe.training.checkpoint import load
 from attnprobe.training.run import Run
@@ -84,7 +86,15 @@ def run(name: str, arguments: list[str]) -> None:
     else:
         result = last = report.write.write_checkpoint(name, load(flags.path), folder, options)
     if flags.json:
-        print_json(rows.network_rows(result) + rows.head_rows(result))
+        why = _why(result)
+        pairs = [(rows.network_rows(result), rows.network_rows(why)), (rows.head_rows(result), rows.head_rows(why))]
+        print_json(
+            [
+                row | {f"{name}_undefined": text for name, text in _undefined(row, texts).items()}
+                for both in pairs
+                for row, texts in zip(*both, strict=True)
+            ]
+        )
         return
     print_line(last.attrs.get("title", last.attrs.get("run_title")))
     _print_numbers(last)
@@ -111,16 +121,40 @@ def _flags(name: str, keywords: dict[str, inspect.Parameter]) -> type[Measure]:
 
 def _print_numbers(result: Any) -> None:
     """Print one table for the whole network and one per head, with intervals and the ranges of the nulls."""
-    level = result.attrs["ci_prob"]
-    for row in rows.network_rows(result):
-        if lines := rows.table(row, level):
+    level, why = result.attrs["ci_prob"], _why(result)
+    for row, texts in zip(rows.network_rows(result), rows.network_rows(why), strict=True):
+        if rows.table(row, level) or _undefined(row, texts):
             print("\nwhole network")
-            print_table(lines)
-    for row in rows.shown_rows(result):
+            _print_row(row, texts, level)
+    for row, texts in zip(rows.shown_rows(result), rows.shown_rows(why), strict=True):
         print(f"\nlayer {row['layer']}, head {row['head']}")
-        print_table(rows.table(row, level))
+        _print_row(row, texts, level)
+        printed = ["", *_undefined(row, texts).values()]
         notes = [
-            f"{name.replace('_', ' ')}: {value}" for name, value in row.items() if isinstance(value, str) and value
+            f"{name.replace('_', ' ')}: {value}"
+            for name, value in row.items()
+            if isinstance(value, str) and value not in printed
         ]
         for note in notes:
             print_line(note)
+
+
+def _print_row(row: dict[str, Any], texts: dict[str, Any], level: float) -> None:
+    """Print the values of a row as a table, and below it the values that are undefined, with their reasons."""
+    if lines := rows.table(row, level):
+        print_table(lines)
+    missing = _undefined(row, texts)
+    width = max(map(len, missing), default=0)
+    for name, text in missing.items():
+        print_line(f"{name.rjust(width)} undefined: {text}")
+
+
+def _why(result: Any) -> Any:
+    """Return the reasons for undefined values as a result, whose rows have the same columns."""
+    why = reasons(result)
+    return why.drop_vars([name for name in why if str(name).endswith("_null")])
+
+
+def _undefined(row: dict[str, Any], texts: dict[str, Any]) -> dict[str, str]:
+    """Return the names of the undefined values of a row, with their reasons."""
+    return {name: texts[name] for name, value in row.items() if isinstance(value, float) and math.isnan(value)}

@@ -9,7 +9,19 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from attnprobe.axes import label
-from attnprobe.figures.panels import caption, draws, interval_text, null_text, over_steps, profile, shown_offsets, title
+from attnprobe.figures.panels import (
+    caption,
+    draws,
+    interval_text,
+    lines_height,
+    note_undefined,
+    null_text,
+    over_steps,
+    profile,
+    shown_offsets,
+    title,
+    undefined_text,
+)
 from attnprobe.figures.style import DIVERGING, WIDTH, Page, paper
 
 COLUMNS = 3
@@ -34,7 +46,7 @@ def figure(result: xr.Dataset) -> Figure:
     heights = [
         *([0.5 + 1.5 * layers * len(profiles)] if profiles else []),
         *([map_rows * (0.7 + 0.22 * heads)] if maps else []),
-        0.4,
+        0.4 + lines_height(undefined := undefined_text(result, [*profiles, *maps])),
     ]
     with paper():
         page = Page(figsize=(WIDTH, sum(heights) + 0.3), layout="constrained")
@@ -61,7 +73,7 @@ def figure(result: xr.Dataset) -> Figure:
             "Grey: positions permuted; dashed: networks at initialisation; framed: outside all {draws} draws of both."
         )
         text = f"Means over {result.attrs['sequences']} test sequences with {interval_text(result)}. "
-        caption(parts[-1], text + null_text(result, nulls))
+        caption(parts[-1], text + null_text(result, nulls) + undefined)
     return page
 
 
@@ -92,6 +104,7 @@ def _map(axis: Axes, result: xr.Dataset, name: str) -> None:
         largest = float(np.nanmax(np.abs(values)))
         style = {"cmap": DIVERGING, "vmin": -largest, "vmax": largest}
     image = axis.imshow(values, aspect="auto", **style)
+    note_undefined(axis, result[name])
     axis.figure.colorbar(image, ax=axis, aspect=12).outline.set_visible(False)  # pyright: ignore
     nulls = [null for kind in ("permuted", "initial") if (null := draws(result, name, kind)) is not None]
     for head, layer in np.ndindex(values.shape):

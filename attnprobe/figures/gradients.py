@@ -12,12 +12,15 @@ from attnprobe.figures.panels import (
     caption,
     draws,
     interval_text,
+    lines_height,
+    note_undefined,
     null_text,
     over_steps,
     profile,
     shown_offsets,
     tails,
     title,
+    undefined_text,
 )
 from attnprobe.figures.style import COLOURS, PERMUTED, WIDTH, Page, paper
 
@@ -56,7 +59,7 @@ def gradients(result: xr.Dataset) -> Figure:
         result: Result of `attnprobe.gradients` at one checkpoint.
     """
     layers = result.sizes["layer"]
-    heights = [0.6 + 2.15 * layers, 0.25 + 1.3 * layers, 0.72]
+    heights = [0.6 + 2.15 * layers, 0.25 + 1.3 * layers, 0.72 + lines_height(_undefined(result))]
     with paper():
         figure = Page(figsize=(WIDTH, sum(heights)), layout="constrained")
         parts = figure.subfigures(3, 1, height_ratios=heights, squeeze=False)[:, 0]
@@ -172,6 +175,7 @@ def _energies(axis: Axes, result: xr.Dataset) -> None:
             axis.hlines(rows + y_shift, null.min("draw"), null.max("draw"), color=PERMUTED, linewidth=3, alpha=0.6)
         interval = selected[f"{name}_interval"].transpose("bound", "subspace").values
         _dots(axis, selected[name].values, interval, rows + y_shift, loss, head)
+    note_undefined(axis, result[name])
     axis.set_xscale("log")
     axis.set_yticks(rows, result["subspace"].values.tolist())
     axis.set_ylim(-0.6, len(rows) - 0.4)
@@ -202,6 +206,10 @@ def _by_offset(part: SubFigure, result: xr.Dataset) -> None:
             axis.set_ylabel(f"layer {layer}")
 
 
+def _undefined(result: xr.Dataset) -> str:
+    return undefined_text(result, [_own(result, "snr"), _own(result, "energy_share")])
+
+
 def _caption(part: SubFigure, result: xr.Dataset) -> None:
     at = {"checkpoint": "at the checkpoint's scores", "uniform": "at uniform attention (all scores 0)"}[
         result.attrs["at"]
@@ -218,5 +226,6 @@ def _caption(part: SubFigure, result: xr.Dataset) -> None:
         + null_text(result, "Grey: networks at initialisation.")
         + "Below: gain from a bias at each offset, head 0 solid. "
         + null_text(result, "Grey band: permuted; grey dashes: initialisation, cropped.")
-        + CUT,
+        + CUT
+        + _undefined(result),
     )

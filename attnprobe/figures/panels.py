@@ -2,6 +2,7 @@
 
 import json
 import textwrap
+from collections.abc import Sequence
 
 import numpy as np
 import xarray as xr
@@ -12,7 +13,7 @@ from matplotlib.ticker import MaxNLocator
 
 from attnprobe.axes import label
 from attnprobe.figures.style import COLOURS, DIVERGING, INITIAL, PERMUTED, WIDTH, Page, line, paper
-from attnprobe.results import distance_unit
+from attnprobe.results import distance_unit, reasons_of
 
 
 def title(result: xr.Dataset) -> str:
@@ -57,9 +58,35 @@ def null_text(result: xr.Dataset, text: str) -> str:
 
 def caption(part: SubFigure, text: str) -> None:
     """Write a caption into the figure, so that the figure is self-contained."""
-    part.text(0.012, 0.5, textwrap.fill(text, 120), fontsize=5.8, va="center", linespacing=1.3)
+    part.text(0.012, 0.5, textwrap.fill(text, CHARACTERS), fontsize=5.8, va="center", linespacing=1.3)
 
 
+def undefined_text(result: xr.Dataset, names: Sequence[str]) -> str:
+    """Return the caption text about undefined values of the drawn variables, or an empty string if there are none."""
+    by_reason: dict[str, list[str]] = {}
+    for name in names:
+        for reason in dict.fromkeys(reasons_of(result[name]).values.ravel().tolist()):
+            if reason:
+                by_reason.setdefault(reason, []).append(name.removeprefix("grid_").replace("_", " "))
+    listed = "; ".join(f"{', '.join(dict.fromkeys(texts))}: {reason}" for reason, texts in by_reason.items())
+    return f" Undefined values are left out ({listed})." if listed else ""
+
+
+def lines_height(text: str) -> float:
+    """Return the height in inches that a text adds to a caption."""
+    return 0.11 * -(-len(text) // CHARACTERS)
+
+
+def note_undefined(axis: Axes, array: xr.DataArray) -> None:
+    """Write the reasons into a panel none of whose values is defined."""
+    if array.isnull().all():
+        texts = "; ".join(dict.fromkeys(reasons_of(array).values.ravel().tolist()))
+        style = {"ha": "center", "va": "center", "fontsize": 5.8, "color": "0.4"}
+        axis.text(0.5, 0.7, textwrap.fill(f"undefined: {texts}", 60), transform=axis.transAxes, **style)
+
+
+CHARACTERS = 120
+"""Characters per line of a caption."""
 CUT = "Offsets up to n / 2; larger ones have few pairs (the result has all)."
 """Caption text about `shown_offsets`."""
 
@@ -149,6 +176,7 @@ def over_steps(result: xr.Dataset, panels: dict[str, str]) -> Figure:
 
 def evolution(axis: Axes, x: np.ndarray, result: xr.Dataset, name: str) -> None:
     """Draw a variable of each head over checkpoints, with intervals, against the range of the permuted null."""
+    note_undefined(axis, result[name])
     null = draws(result, name, "permuted")
     if null is not None:
         band = null.min(("draw", "layer", "head")), null.max(("draw", "layer", "head"))

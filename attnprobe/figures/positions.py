@@ -15,12 +15,15 @@ from attnprobe.figures.panels import (
     envelopes,
     head_name,
     interval_text,
+    lines_height,
+    note_undefined,
     null_text,
     over_steps,
     profile,
     shown_offsets,
     tails,
     title,
+    undefined_text,
     window_text,
 )
 from attnprobe.figures.style import DIVERGING, INITIAL, PERMUTED, WIDTH, Page, line, paper
@@ -57,7 +60,8 @@ def positions(result: xr.Dataset) -> Figure:
     """
     layers, heads = result.sizes["layer"], result.sizes["head"]
     side = (WIDTH - 0.6) / max(heads, 3)
-    heights = [0.45 + ROW * layers, 0.3 + ROW * layers, 0.35 + (side + 0.1) * layers, 0.55]
+    heights = [0.45 + ROW * layers, 0.3 + ROW * layers, 0.35 + (side + 0.1) * layers]
+    heights.append(0.55 + lines_height(_undefined(result)))
     with paper():
         figure = Page(figsize=(WIDTH, sum(heights)), layout="constrained")
         parts = figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0]
@@ -130,6 +134,7 @@ def _terms(axis: Axes, result: xr.Dataset, name: str) -> None:
             x, of_head[name], errors, fmt="o", markersize=2.6, color=line(head)["color"], label=f"head {head}"
         )
     axis.axhline(0, color="black", linewidth=0.5)
+    note_undefined(axis, result[name])
     axis.yaxis.set_major_locator(MaxNLocator(5))
 
 
@@ -196,6 +201,10 @@ def _position_scores(part: SubFigure, result: xr.Dataset) -> None:
             axis.set_ylabel("row offset" if grid else "query position")
 
 
+def _undefined(result: xr.Dataset) -> str:
+    return undefined_text(result, ["variance_share", f"{own_prefix(result)}proximity_contrast"])
+
+
 def _caption(part: SubFigure, result: xr.Dataset) -> None:
     term = "the term by 2-D offset" if own_prefix(result) else "the term itself, with masked pairs"
     term = term if causal(result) else term.split(",")[0]
@@ -210,5 +219,6 @@ def _caption(part: SubFigure, result: xr.Dataset) -> None:
             "Grey: positions permuted; frames and dashes: networks at initialisation (ranges of {draws} draws).",
         )
         + f"Below: the position-position term by offset, its spectrum, and {term} (red: high; scale in title). "
-        + CUT,
+        + CUT
+        + _undefined(result),
     )

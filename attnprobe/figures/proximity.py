@@ -14,12 +14,14 @@ from attnprobe.figures.panels import (
     draw_grid_pattern,
     head_name,
     interval_text,
+    lines_height,
     null_text,
     over_steps,
     profile,
     shown_offsets,
     tails,
     title,
+    undefined_text,
     window_text,
 )
 from attnprobe.figures.style import DIVERGING, WIDTH, Page, paper
@@ -53,7 +55,8 @@ def proximity(result: xr.Dataset) -> Figure:
     """
     layers, heads = result.sizes["layer"], result.sizes["head"]
     grid = bool(own_prefix(result))
-    heights = [0.75 + ROW * layers, *([0.35 + (WIDTH - 1) / max(heads, 4) * layers] if grid else []), 0.45]
+    caption_height = 0.45 + lines_height(_undefined(result))
+    heights = [0.75 + ROW * layers, *([0.35 + (WIDTH - 1) / max(heads, 4) * layers] if grid else []), caption_height]
     with paper():
         figure = Page(figsize=(WIDTH, sum(heights)), layout="constrained")
         parts = figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0]
@@ -121,7 +124,9 @@ def _contrast_map(axis: Axes, result: xr.Dataset) -> None:
     axis.imshow(values, cmap=DIVERGING, vmin=-largest, vmax=largest, aspect="auto")
     for (head, layer), value in np.ndenumerate(values):
         colour = "white" if abs(value) > 0.6 * largest else "black"
-        axis.text(layer, head, f"{value:.2f}", ha="center", va="center", fontsize=6, color=colour)
+        axis.text(
+            layer, head, "–" if np.isnan(value) else f"{value:.2f}", ha="center", va="center", fontsize=6, color=colour
+        )
         if outside[head, layer]:
             corner = (layer - 0.46, head - 0.46)
             axis.add_patch(Rectangle(corner, 0.92, 0.92, fill=False, edgecolor="black", linewidth=0.9))
@@ -148,6 +153,10 @@ def _grid_patterns(part: SubFigure, result: xr.Dataset) -> None:
     colour_bar(part, image, axes.ravel().tolist())
 
 
+def _undefined(result: xr.Dataset) -> str:
+    return undefined_text(result, [f"{own_prefix(result)}proximity_contrast"])
+
+
 def _caption(part: SubFigure, result: xr.Dataset) -> None:
     caption(
         part,
@@ -158,5 +167,8 @@ def _caption(part: SubFigure, result: xr.Dataset) -> None:
             "draws).",
         )
         + f"Contrast: score of keys within {window_text(result)} minus score of keys beyond, in "
-        "std of the score" + (null_text(result, "; framed if outside every draw of both nulls.") or ". ") + CUT,
+        "std of the score"
+        + (null_text(result, "; framed if outside every draw of both nulls.") or ". ")
+        + CUT
+        + _undefined(result),
     )

@@ -31,7 +31,7 @@ from attnprobe.networks import probe
 from attnprobe.networks.base import LeavesOut, Mask, Network, Probe, device_of, read
 from attnprobe.networks.finite import first_invalid, invalid_sequences, invalid_weight, module_of
 from attnprobe.randomness import numpy_generator
-from attnprobe.results import dataset, variable
+from attnprobe.results import Reason, dataset, variable, with_reasons
 from attnprobe.scores import Heads, Scores
 from attnprobe.statistics import Moments
 from attnprobe.tables import OBJECTIVES
@@ -63,6 +63,8 @@ class Number:
     range: tuple[float, float] = (-math.inf, math.inf)
     unstructured: str = ""
     """Value for a score without structure."""
+    undefined: str = ""
+    """Reason why it can be undefined (NaN), unless the measure gives a more specific one."""
 
     @property
     def attributes(self) -> dict[str, Any]:
@@ -496,12 +498,50 @@ def labelled(
     return variables
 
 
+COMMON_REASONS = [
+    Reason("*_by_offset", "no sequence has a visible pair of tokens at this offset"),
+    Reason("train_accuracy test_accuracy", "not recorded with the network"),
+]
+
+
+def without_keys(request: Request, view: View, chosen: Callable[[Tensor], Tensor]) -> xr.DataArray:
+    """Return for each layer whether no measured sequence has a visible key at the distances that ``chosen`` selects."""
+    windows = [request.network.shape.window(layer) for layer in range(request.network.shape.layers)]
+    lacking = {
+        window: not any(bool((chosen(pairs.distance) & (pairs.count > 0)).any()) for pairs in by_sequence)
+        for window, by_sequence in ((window, geometries(request, view, window)) for window in set(windows))
+    }
+    return xr.DataArray([lacking[window] for window in windows], {"layer": np.arange(len(windows))}, ["layer"])
+
+
+def contrast_reasons(request: Request, window: int | float) -> list[Reason]:
+    """Return the reasons for an undefined contrast of near and far keys, other than constant scores."""
+
+    def lacking(near: bool) -> Callable[[xr.Dataset, str], xr.DataArray]:
+        def where(measured: xr.Dataset, name: str) -> xr.DataArray:
+            view = views(request.network)["grid_" if name.startswith("grid_") else ""]
+            return without_keys(request, view, lambda d: (d > 0) & (d <= window) if near else d > window)
+
+        return where
+
+    return [
+        Reason("proximity_contrast", f"no visible key is farther than {window}", lacking(near=False)),
+        Reason("proximity_contrast", f"no visible key is at a distance from 1 to {window}", lacking(near=True)),
+    ]
+
+
+def default_reasons(numbers: Sequence[Number]) -> list[Reason]:
+    """Return the reason that each number gives for being undefined."""
+    return [Reason(number.name, number.undefined) for number in numbers if number.undefined]
+
+
 def result(
     request: Request,
     variables: Mapping[str, xr.Variable],
     coordinates: Mapping[str, Any],
     kinds: Sequence[str],
     left_out: Mapping[str, str] | None = None,
+    reasons: Sequence[Reason] = (),
     **facts: Any,
 ) -> xr.Dataset:
     """Return the result of a measure, with the coordinates and attributes shared by all measures.
@@ -512,6 +552,7 @@ def result(
         coordinates: Coordinates of the measure.
         kinds: Names of the nulls in the result.
         left_out: Statistics that are missing or undefined for this network, and the reasons.
+        reasons: Reasons for NaN in the variables; of those that apply to a value, the first counts.
         facts: Attributes of the measure.
     """
     shape, subject = request.network.shape, request.probe
@@ -561,7 +602,7 @@ def result(
     )
     for axis in {"row_offset", "column_offset"} & set(measured.coords):
         measured[axis].attrs["long_name"] = LABELS[str(axis)].replace("pixels", shape.grid_unit)
-    return measured
+    return with_reasons(measured, [*reasons, *COMMON_REASONS])
 
 
 # --- measures from a single function
@@ -666,7 +707,11 @@ def measure(*numbers: Number) -> Callable[[Callable[..., Mapping[str, Tensor]]],
             for number in numbers:
                 axes = {axis: sizes[axis] for axis in ("head", *number.axes)}
                 variables |= labelled(number, number.name, axes, tallies, (number.name,), request.level)
-            return result(request, variables, {}, list(draws), **options)
+            reasons = [
+                *default_reasons(numbers),
+                *(Reason(number.name, f"{name} returned NaN for every sequence") for number in numbers),
+            ]
+            return result(request, variables, {}, list(draws), reasons=reasons, **options)
 
         measured.__signature__ = signature  # pyright: ignore[reportAttributeAccessIssue]
         docstring = inspect.cleandoc(compute.__doc__ or f"Measure the {numbers[0].meaning}.")

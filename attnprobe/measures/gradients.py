@@ -1,7 +1,7 @@
 """Gradients measure: exact gradients of objectives with respect to the scores."""
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Any, Literal
@@ -27,6 +27,7 @@ from attnprobe.measures.driver import (
     check_window,
     checked_request,
     chunks,
+    default_reasons,
     geometries,
     geometry_of,
     labelled,
@@ -41,7 +42,7 @@ from attnprobe.measures.driver import (
 )
 from attnprobe.networks.base import Doubles, Fits, LeavesOut, Network, Probe, differentiate, read
 from attnprobe.randomness import numpy_generator
-from attnprobe.results import variable
+from attnprobe.results import Reason, variable
 from attnprobe.scores import Heads, alike, positions
 from attnprobe.statistics import Moments, gradient_product, gradient_statistics, score_statistics
 from attnprobe.statistics.directions import (
@@ -59,6 +60,9 @@ from attnprobe.training.objectives import Batch
 TABLE = "snr energy_share grid_snr mean_token_share rank_one_share cosine"
 """Variables that the command prints for each head."""
 
+ZERO = "the gradient is 0"
+"""Reason for undefined shares of the gradient."""
+
 NUMBERS = [
     Number(
         "descent",
@@ -75,6 +79,7 @@ NUMBERS = [
         method="1/2 for random signs",
         range=(0.0, 1.0),
         unstructured="1/2",
+        undefined=ZERO,
     ),
     Number(
         "squared_cosine",
@@ -82,6 +87,7 @@ NUMBERS = [
         axes=("direction",),
         method="squared cosine",
         range=(0.0, 1.0),
+        undefined=ZERO,
     ),
     Number(
         "energy_share",
@@ -90,6 +96,7 @@ NUMBERS = [
         method="squared projection",
         range=(0.0, 1.0),
         unstructured="energy_share_of_noise",
+        undefined=ZERO,
     ),
     Number(
         "descent_by_offset",
@@ -105,12 +112,14 @@ NUMBERS = [
         "share of the query-key map gradient that reads the mean token",
         method="query side",
         range=(0.0, 1.0),
+        undefined=ZERO,
     ),
     Number(
         "rank_one_share",
         "share of the query-key map gradient in its first singular component",
         method="squared singular value",
         range=(0.0, 1.0),
+        undefined=ZERO,
     ),
 ]
 COSINE = Number(
@@ -119,6 +128,7 @@ COSINE = Number(
     method="per sequence, over all pairs",
     range=(-1.0, 1.0),
     unstructured="0",
+    undefined="the gradient of one of the losses is 0",
 )
 CURVATURE = Number(
     "curvature",
@@ -236,8 +246,9 @@ def gradients(
     }
     left_out = undefined(request.network, "*", up_to=0)
     by_view = [geometries(request, view, None) for view in views(request.network).values()]
-    some_absent = any(pairs.absent for pairs in by_view[0])
-    if request.network.shape.windows or request.network.shape.causal or some_absent:
+    shape, some_absent = request.network.shape, any(pairs.absent for pairs in by_view[0])
+    masked_layers = [shape.causal or some_absent or shape.window(layer) is not None for layer in range(shape.layers)]
+    if any(masked_layers):
         left_out["circulant"] = "undefined (NaN) or absent where keys are masked"
     if not all(pairs.shares_only_linear for of_view in by_view for pairs in of_view):
         left_out["energy_share_of_noise"] = (
@@ -252,7 +263,66 @@ def gradients(
         "curvature_sequences": curvature,
         "table": TABLE,
     }
-    return result(request, variables, coordinates, list(draws), left_out, **facts)
+    return result(request, variables, coordinates, list(draws), left_out, _reasons(masked_layers), **facts)
+
+
+def _reasons(masked_layers: Sequence[bool]) -> list[Reason]:
+    """Return the reasons for undefined statistics of gradients; ``masked_layers``: layers in which keys are masked."""
+
+    def undefined_descent(measured: xr.Dataset, name: str) -> xr.DataArray:
+        prefix = "grid_" if name.startswith("grid_") else ""
+        return measured[f"{prefix}descent{'_null' if name.endswith('_null') else ''}"].isnull()
+
+    def along(*names: str) -> Callable[[xr.Dataset, str], xr.DataArray]:
+        def where(measured: xr.Dataset, name: str) -> xr.DataArray:
+            directions = measured["direction"]
+            is_named = directions.copy(data=[str(direction).startswith(names) for direction in directions.values])
+            return is_named if name.startswith("curvature") else is_named & undefined_descent(measured, name)
+
+        return where
+
+    def circulant(measured: xr.Dataset, name: str) -> xr.DataArray:
+        return (measured["subspace"] == "circulant") & measured["layer"].copy(data=masked_layers)
+
+    def without_directions(measured: xr.Dataset, name: str) -> xr.DataArray:
+        return measured[name].isnull().all("subspace")
+
+    def other_functions(measured: xr.Dataset, name: str) -> xr.DataArray:
+        return measured["direction"].isin(["column", "random"])
+
+    def permuted(measured: xr.Dataset, name: str) -> xr.DataArray:
+        return measured["null"] == "permuted"
+
+    of_directions, of_subspaces = "descent positive_share squared_cosine snr curvature", "energy_share*"
+    masked = "some keys are masked, so that shifts around the sequence do not exist"
+    return [
+        Reason("cosine_null curvature_null", "not computed for permuted gradients", permuted),
+        Reason("cosine", "a loss and itself", lambda measured, name: measured["loss"] == measured["other_loss"]),
+        Reason("curvature", "the direction is no function of the offset", other_functions),
+        Reason(
+            of_directions,
+            masked,
+            lambda measured, name: along("circulant")(measured, name) & measured["layer"].copy(data=masked_layers),
+        ),
+        Reason(of_directions, "the mean offset profile is constant", along("measured")),
+        Reason(of_directions, "every query sees only its own token", along("column", "random", "offset 0")),
+        Reason(of_directions, "the direction is the same for all keys of each query", along("toeplitz", "circulant")),
+        Reason("energy_share_of_noise", "every query sees only its own token", without_directions),
+        Reason(of_subspaces, masked, circulant),
+        Reason(
+            "energy_share_of_noise",
+            "unknown on a grid, or with gaps longer than every run of tokens",
+            lambda measured, name: measured["subspace"] == "rest",
+        ),
+        *default_reasons([*NUMBERS, COSINE]),
+        Reason("snr", "fewer than two sequences have a value", _few_sequences),
+        Reason("snr", "the descent is the same in all sequences"),
+    ]
+
+
+def _few_sequences(measured: xr.Dataset, name: str) -> Any:
+    """Return where the standard deviation of the descent is undefined too; it is unknown for nulls."""
+    return False if name.endswith("_null") else measured[name.replace("snr", "descent_std")].isnull()
 
 
 @dataclass(frozen=True)
@@ -540,12 +610,8 @@ def _signal(prefix: str, axes: Mapping[str, int], tallies: Tallies, key: tuple[s
     """Return standard error and signal-to-noise ratio of the descent."""
     dims, measured = ("layer", *axes), tallies.measured
     error = measured.stack(key, lambda moments: moments.std / np.sqrt(np.maximum(moments.count, 1)))
-    with np.errstate(divide="ignore", invalid="ignore"):
-        ratio = measured.stack(key, lambda moments: moments.mean / moments.std)
-        null_ratios = [
-            [draw.stack(key, lambda moments: moments.mean / moments.std) for draw in draws]
-            for draws in tallies.nulls.values()
-        ]
+    ratio = measured.stack(key, _ratio)
+    null_ratios = [[draw.stack(key, _ratio) for draw in draws] for draws in tallies.nulls.values()]
     variables = {
         f"{prefix}descent_se": variable(dims, error, "standard error of the descent", "loss"),
         f"{prefix}snr": variable(
@@ -557,6 +623,11 @@ def _signal(prefix: str, axes: Mapping[str, int], tallies: Tallies, key: tuple[s
             ("null", "draw", *dims), null_ratios, "null: signal-to-noise ratio of the descent", "1"
         )
     return variables
+
+
+def _ratio(moments: Moments) -> np.ndarray:
+    """Return mean over std; NaN without variation."""
+    return moments.mean / np.where(moments.std > 0, moments.std, np.nan)
 
 
 def _cosines(setup: _Setup, head: Mapping[str, int], tallies: Tallies) -> dict[str, xr.Variable]:

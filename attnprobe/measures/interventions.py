@@ -38,6 +38,7 @@ from attnprobe.networks import probe
 from attnprobe.networks.base import Attend, LeavesOut, Network, Resumes, Swaps, read
 from attnprobe.networks.finite import check_predictions
 from attnprobe.randomness import numpy_generator
+from attnprobe.results import Reason
 from attnprobe.scores import Heads, Scores, order_among
 from attnprobe.tables import EDITS
 from attnprobe.training.checkpoint import load
@@ -164,7 +165,21 @@ def interventions(
         "of_objective": request.probe.objective if request.probe.has_loss else "unedited predictions",
         "table": TABLE,
     }
-    return result(request, variables, {"intervention": names}, list(draws), left_out, **facts)
+    without_null = [name for name in names if not setup.edits[name].nulled]
+    by_number = {number.name: " ".join(f"{kind}{number.name}" for kind in ("", "layer_", "all_")) for number in NUMBERS}
+    reasons = [
+        Reason(
+            f"base_accuracy {by_number['accuracy']} {by_number['accuracy_change']}",
+            "real-valued targets have no accuracy",
+            lambda measured, name: measured["base_accuracy"].isnull(),
+        ),
+        Reason(
+            "*_null",
+            "this intervention has no null",
+            lambda measured, name: measured["intervention"].isin(without_null),
+        ),
+    ]
+    return result(request, variables, {"intervention": names}, list(draws), left_out, reasons, **facts)
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,8 @@ from attnprobe.measures.driver import (
     check_window,
     checked_request,
     chunks,
+    contrast_reasons,
+    default_reasons,
     geometry_of,
     labelled,
     mean_over_shared,
@@ -28,9 +30,10 @@ from attnprobe.measures.driver import (
     views,
     widened,
 )
+from attnprobe.measures.proximity import CONSTANT
 from attnprobe.measures.terms import TERMS, Means, Parts, mean_position_parts, means, visit_parts
 from attnprobe.networks.base import AddsPositions, KnowsMaps, KnowsPositions, Network
-from attnprobe.results import variable
+from attnprobe.results import Reason, variable
 from attnprobe.scores import Scores, bias_of_pairs
 from attnprobe.statistics import covariance, score_statistics
 from attnprobe.statistics.spectrum import circulant_part, effective_rank, pair_waves, product_svd, vector_waves, waves
@@ -50,6 +53,7 @@ NUMBERS = [
         "share of the score variance",
         axes=("term",),
         method="covariance with the score over its variance, row-centred",
+        undefined=CONSTANT,
     ),
     Number(
         "toeplitz_share",
@@ -58,6 +62,7 @@ NUMBERS = [
         method="row-centred",
         range=(0.0, 1.0),
         unstructured="(number of offsets - 1) / (n (n - 1))",
+        undefined="the term is the same for all keys of each query",
     ),
     Number(
         "proximity_contrast",
@@ -66,6 +71,7 @@ NUMBERS = [
         ("term",),
         "row-centred, excluding offset 0",
         unstructured="0",
+        undefined=CONSTANT,
     ),
     Number(
         "score_by_offset",
@@ -149,8 +155,7 @@ def positions(
 
     def prepare(condition: Condition) -> Compute:
         # For causal attention, and inputs that are not tokens, the scores are permuted instead of the inputs.
-        reorderable = network.shape.inputs_are_tokens and not network.shape.causal
-        permutes_inputs = condition.order is not None and reorderable
+        permutes_inputs = condition.order is not None and _reorderable(network)
 
         def permuted_inputs(batch: Batch) -> Batch:
             if condition.order is None or not permutes_inputs:
@@ -214,7 +219,24 @@ def positions(
         layers = "deeper layers" if first_is_exact else "all layers"
         left_out["pair_*"] = f"the position encoding of the network is unknown; {layers} are split by means over data"
     facts = {"window": window, "means_from": "train", "encoding": encoding, "table": TABLE}
-    return result(request, variables, coordinates, list(draws), left_out, **facts)
+    reasons = [
+        Reason(
+            "variance_share_null",
+            "permuting the scores does not change it",
+            lambda measured, name: (measured["null"] == "permuted") & (not _reorderable(network)),
+        ),
+        *contrast_reasons(request, window),
+        *default_reasons(NUMBERS),
+        Reason("*_query_vector *_key_vector", f"only the first {COMPONENTS} components are kept"),
+        Reason("qk_effective_rank", "the query-key map is 0"),
+        Reason("pair_amplitude pair_offset", "the frequencies are those of position vectors, which enter layer 0"),
+    ]
+    return result(request, variables, coordinates, list(draws), left_out, reasons, **facts)
+
+
+def _reorderable(network: Network) -> bool:
+    """Return whether the permuted null permutes the inputs; if not, it permutes the scores."""
+    return network.shape.inputs_are_tokens and not network.shape.causal
 
 
 def _statistics(
@@ -224,6 +246,7 @@ def _statistics(
     scores, terms = parts.scores, list(parts.terms.values())
     covariances = torch.stack([covariance(term, scores) for term in terms], dim=-1)
     variance = covariance(scores, scores)
+    variance = variance.where(variance > 0, torch.nan)
     grid_statistics = [score_statistics(replace(term, order=order)) for term in terms]
     std = (variance / grid_statistics[0].pairs.sum(-1, keepdim=True)).sqrt()[..., None]
     statistics = {}

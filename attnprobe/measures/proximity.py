@@ -1,7 +1,7 @@
 """Proximity measure: how scores and attention depend on the distance between query and key."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -20,6 +20,8 @@ from attnprobe.measures.driver import (
     View,
     check_window,
     checked_request,
+    contrast_reasons,
+    default_reasons,
     geometries,
     geometry_of,
     labelled,
@@ -31,7 +33,7 @@ from attnprobe.measures.driver import (
     widened,
 )
 from attnprobe.networks.base import read
-from attnprobe.results import variable
+from attnprobe.results import Reason, variable
 from attnprobe.scores import Heads, Scores
 from attnprobe.statistics import Moments, pattern_statistics, score_statistics
 from attnprobe.statistics.decay import Decay, fit_decay
@@ -39,6 +41,9 @@ from attnprobe.statistics.moments import jackknife_error
 
 GROUPS = 20
 """Maximum number of groups of sequences in the jackknife of the decay length."""
+
+CONSTANT = "all scores of each query are equal"
+"""Reason for undefined shares of the score variance."""
 
 # "view" and "unit" are placeholders for the offset axes and the distance unit of each view.
 NUMBERS = [
@@ -50,6 +55,7 @@ NUMBERS = [
         method="row-centred",
         range=(0.0, 1.0),
         unstructured="(number of offsets - 1) / (n (n - 1))",
+        undefined=CONSTANT,
     ),
     Number(
         "proximity_contrast",
@@ -57,6 +63,7 @@ NUMBERS = [
         "std of the score",
         method="row-centred, excluding offset 0",
         unstructured="0",
+        undefined=CONSTANT,
     ),
     Number("mean_distance", "mean attention distance", "unit", method="weighted by attention, mean over queries"),
     Number(
@@ -64,6 +71,7 @@ NUMBERS = [
         "mean attention distance relative to uniform attention",
         method="1 for uniform attention",
         unstructured="1",
+        undefined="every query sees only its own token",
     ),
     Number(
         "near_mass",
@@ -71,6 +79,7 @@ NUMBERS = [
         axes=("window",),
         method="excluding offset 0",
         unstructured="1",
+        undefined="no visible key is that near, except the token itself",
     ),
     Number("entropy", "entropy of the attention pattern", "nats", method="mean over queries"),
     Number("sink_mass", "attention to the sink", method="mean over queries", range=(0.0, 1.0)),
@@ -173,7 +182,31 @@ def proximity(
         variables[f"{prefix}uniform_pattern_by_offset"] = variable(axes, uniform, about_uniform, "1")
         variables |= _decay_summary(prefix, view, tallies, groups)
     left_out = undefined(request.network, "proximity_contrast", near=window)
-    return result(request, variables, {"window": np.array(windows)}, list(draws), left_out, window=window)
+    reasons = [
+        *contrast_reasons(request, window),
+        *default_reasons(NUMBERS),
+        *_decay_reasons(variables),
+    ]
+    coordinates = {"window": np.array(windows)}
+    return result(request, variables, coordinates, list(draws), left_out, reasons, window=window)
+
+
+def _decay_reasons(variables: Mapping[str, xr.Variable]) -> list[Reason]:
+    """Return the reasons for a missing decay length, and for a missing error of one."""
+    texts = {
+        str(text) for name, fits in variables.items() if name.endswith("decay_reason") for text in fits.values.flat
+    }
+
+    def fails_with(text: str) -> Callable[[xr.Dataset, str], xr.DataArray]:
+        def where(measured: xr.Dataset, name: str) -> xr.DataArray:
+            return measured[f"{name.removesuffix('_se').removesuffix('length')}reason"] == text
+
+        return where
+
+    return [
+        *(Reason("decay_length", text, fails_with(text)) for text in sorted(texts - {""})),
+        Reason("decay_length_se", "the fit fails without one of the groups of sequences"),
+    ]
 
 
 def _add_statistics(

@@ -292,7 +292,7 @@ def network(
         outputs.append(model(*batch.values()) if rows.positional else model(**batch))
 
     found = calls(model, run)
-    if not all(z.isfinite().all() for _, z in found):
+    if not all(x.isfinite().all() for call, z in found for x in (call.q, call.k, call.v, z)):
         place = first_invalid(model, run, len(checked[:CHECKED]))
         first_module = "" if place is None else f", first in the output of {place[0]}"
         reason = invalid_weight(model)
