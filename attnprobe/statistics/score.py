@@ -23,6 +23,7 @@ from jaxtyping import Bool, Float
 from scipy.fft import next_fast_len
 from torch import Tensor
 
+from attnprobe.errors import NonFiniteError
 from attnprobe.geometry import Geometry, geometry, quotient
 from attnprobe.scores import Part, Scores, alike, check_alike, positions
 from attnprobe.statistics.blocks import OffsetSums, groups, over_queries
@@ -232,6 +233,8 @@ def _sums(part: Part, by_offset: bool = True) -> _Sums:
         by_key = by_key + geometry.windows_by_key(bias)
         mean = mean + geometry.mean_over_keys(geometry.windows(bias))
         shift = shift + level
+    if not scale.isfinite().all():
+        raise NonFiniteError(f"q, k of shape {tuple(scores.q.shape)}: squares of scores exceed the range of float64")
     return _Sums(
         sums - geometry.overlaps(mean),
         by_key - geometry.sum_over_queries(mean),

@@ -18,6 +18,8 @@ from attnprobe.config import DataSpec
 from attnprobe.errors import NonFiniteError
 from attnprobe.measures.driver import Number, measure
 from attnprobe.results import UNDEFINED, over_steps, reasons, reasons_of
+from attnprobe.scores import Scores
+from attnprobe.statistics import score_statistics
 from attnprobe.tables import MEASURES
 
 FEW = {"sequences": 4, "nulls": 1}
@@ -112,6 +114,12 @@ def test_scores_outside_the_range_of_their_type_are_refused_with_the_layer():
     huge = checkpoint(n_layers=2, edit=multiplied(1e37, "1.attn.q."))
     with pytest.raises(NonFiniteError, match="layer 1: .*scores of up to .* exceed the range of torch.float32"):
         ap.proximity(huge, **FEW)
+
+
+def test_scores_whose_squares_overflow_are_refused():
+    q = torch.full((2, 1, 6, 4), 1e90, dtype=torch.float64) * torch.arange(1.0, 5.0)
+    with pytest.raises(NonFiniteError, match="squares of scores exceed the range of float64"):
+        score_statistics(Scores(q, q))
 
 
 # --- every NaN has a reason
