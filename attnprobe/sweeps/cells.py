@@ -70,7 +70,10 @@ def look(folder: Path) -> State:
 def planned_steps(folder: Path, steps: int) -> int:
     """Return the total steps of the cell in a folder, with those added to its run; ``steps`` if it has no run."""
     config = _field(folder / "config.json", "config", {"steps": steps})
-    return config["steps"] + sum(config.get("more_steps", ()))
+    try:
+        return config["steps"] + sum(config.get("more_steps", ()))
+    except (KeyError, TypeError):  # damaged
+        return steps
 
 
 def reached(folder: Path) -> int:
@@ -131,7 +134,7 @@ def _field(path: Path, name: str, default: Any) -> Any:
     """Return a field of a JSON file; the default if there is no such file, if it is damaged, or of another type."""
     try:
         value = json.loads(path.read_bytes())[name]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return default
     return value if isinstance(value, type(default)) else default
 
