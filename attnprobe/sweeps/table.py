@@ -33,10 +33,10 @@ def open_sweep(folder: str | Path) -> pd.DataFrame:
     path = Path(folder) / "sweep.json"
     try:
         cells = [
-            (cell["folder"], current_settings(cell["settings"]), cell["steps"])
+            (cell["folder"], current_settings(dict(cell["settings"].items())), cell["steps"])
             for cell in json.loads(path.read_bytes())["cells"]
         ]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UsageError(f"{folder}: holds no sweep (sweep.json: {error})") from error
     for name, _, steps in cells:
         if not isinstance(name, str) or Path(name).name != name or not isinstance(steps, int):

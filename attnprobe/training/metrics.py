@@ -60,8 +60,9 @@ def _row(line: bytes, where: str) -> dict[str, Any]:
     if not isinstance(row, dict) or not _is_count(row.get("step")) or not isinstance(row.get("objective"), str):
         raise Damaged(f"{where}: damaged (not a row of metrics)")
     for name, value in row.items():
-        if name.endswith(("_loss", "_accuracy")) and not (value is None or isinstance(value, float | int)):
-            raise Damaged(f"{where}: damaged ({name} is not a number)")
+        is_metric = name.endswith(("_loss", "_accuracy", "_rate"))
+        if is_metric and not (value is None or isinstance(value, float) or _is_count(value)):
+            raise Damaged(f"{where}: damaged ({name} is not a number of a metric)")
     return current_settings(row)
 
 

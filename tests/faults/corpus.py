@@ -421,13 +421,19 @@ def intact():
         return ap.train(config, Path(folder) / "run", progress=False).checkpoints[-1].path.read_bytes()
 
 
+def fields_of(content):
+    import torch
+
+    return torch.load(io.BytesIO(content), weights_only=True)
+
+
 def checkpoint(edit, version=1):
     """Return the bytes of a checkpoint whose entries a function has changed; format 2 has the digest of the result."""
     import torch
 
     from attnprobe.training.checkpoint import _digest
 
-    fields = torch.load(io.BytesIO(intact()), weights_only=True)
+    fields = fields_of(intact())
     del fields["digest"]
     fields["format"] = version
     edit(fields)
@@ -704,7 +710,7 @@ def run_with(name, content, folder):
     """Write a run whose file of this name is replaced."""
     run = folder / "run"
     written("checkpoints/step-000001.pt", intact(), run)
-    written("config.json", json.dumps({"config": {}}), run)
+    written("config.json", json.dumps({"config": fields_of(intact())["config"]}), run)
     written("metrics.jsonl", '{"step": 1, "objective": "labels"}\n', run)
     written("finished.json", '{"step": 1, "why": "all steps", "best_step": null}', run)
     written("sweep.json", '{"cells": []}', run)
@@ -816,13 +822,9 @@ def open_checkpoint(path):
 
 
 def open_result(path):
-    from attnprobe.figures import draw
-    from attnprobe.report.rows import network_rows, shown_rows
     from attnprobe.results import open_result
 
-    result = open_result(path)
-    network_rows(result), shown_rows(result)
-    return draw(result)
+    return open_result(path)
 
 
 OPEN = {
