@@ -56,14 +56,18 @@ def flush_names(folder: Path) -> None:
         flush(folder)
 
 
+class Unwritable(UsageError):
+    """A file or folder cannot be written, for example because the disk is full."""
+
+
 @contextlib.contextmanager
 def writing(path: str | Path) -> Iterator[None]:
-    """Turn an error of the file system into a one-line `UsageError` that names the file and the reason."""
+    """Turn an error of the file system into `Unwritable`, in one line with the file and the reason."""
     try:
         yield
     except OSError as error:
         reason = error.strerror or " ".join(str(error).split())
-        raise UsageError(f"{path}: cannot be written ({reason})") from error
+        raise Unwritable(f"{path}: cannot be written ({reason})") from error
 
 
 @contextlib.contextmanager

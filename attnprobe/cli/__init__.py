@@ -58,6 +58,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except BrokenPipeError:  # the reader of the output has exited, such as head
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(1) from None
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename is not None else ""
+        reason = error.strerror or f"{type(error).__name__}: {error}"
+        print(f"{PROG}: {UsageError(f'{where}{reason}')}", file=sys.stderr)
+        raise SystemExit(2) from None
     except KeyboardInterrupt as stop:
         interrupted = stop if isinstance(stop, Interrupted) else Interrupted(signal.SIGINT, "interrupted")
         if is_main_process():

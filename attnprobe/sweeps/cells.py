@@ -20,7 +20,7 @@ from filelock import FileLock, Timeout
 import attnprobe as ap
 from attnprobe.config import TrainConfig
 from attnprobe.errors import UsageError
-from attnprobe.files import write_atomic
+from attnprobe.files import write_atomic, writing
 from attnprobe.training.metrics import Damaged, check_complete, read_finished, read_metrics
 
 Status = Literal["done", "running", "unfinished", "failed", "missing"]
@@ -141,7 +141,8 @@ def _field(path: Path, name: str, default: Any) -> Any:
 
 def record_failure(folder: Path, reason: str, details: str | None = None) -> Outcome:
     """Record in the cell's folder why it failed."""
-    write_atomic(folder / "failed.json", json.dumps({"reason": reason, "traceback": details}, indent=1) + "\n")
+    with writing(failed := folder / "failed.json"):
+        write_atomic(failed, json.dumps({"reason": reason, "traceback": details}, indent=1) + "\n")
     return "failed"
 
 
