@@ -10,7 +10,7 @@ from typing import Annotated, Any, ClassVar
 import numpy as np
 from pydantic import Field
 
-from attnprobe.config import Count, DataSpec, settings
+from attnprobe.config import DataSpec, settings
 from attnprobe.errors import UsageError
 from attnprobe.randomness import numpy_generator
 from attnprobe.tasks import archives

@@ -16,7 +16,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent))
 import corpus
 
-SECONDS = 5
+SECONDS = 20
 """Wall-clock seconds after which opening a file counts as a hang."""
 MODULES = (
     "attnprobe.tasks",
@@ -90,7 +90,11 @@ def run(arguments, out):
         except SystemExit as stop:
             found |= {"outcome": "refused", "status": stop.code}
     shown = [line.split("\r")[-1] for line in errors.getvalue().split("\n") if not line.startswith("\r")]  # no bars
-    found |= {"message": "\n".join(shown).strip(), "output": output.getvalue()[:3000], "left": [str(path) for path in out.rglob("*")]}
+    found |= {
+        "message": "\n".join(shown).strip(),
+        "output": output.getvalue()[:3000],
+        "left": [str(path) for path in out.rglob("*")],
+    }
     return {"command": " ".join(map(str, arguments)), **found}
 
 

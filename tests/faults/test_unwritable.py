@@ -69,6 +69,7 @@ def test_a_failure_that_cannot_be_recorded_is_named(tmp_path):
         record_failure(tmp_path / "gone", "died")
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_a_tracker_on_a_full_disk_is_named(tmp_path):
     (tmp_path / "tensorboard").write_text("")
     with pytest.raises(UsageError, match=r"cannot be written"), trackers(["tensorboard"], tmp_path, configure("pairs")):
@@ -81,6 +82,7 @@ def test_a_tracker_on_a_full_disk_is_named(tmp_path):
         pass
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # of TensorBoard's writer
 def test_another_exception_than_that_of_a_tracker_is_raised(tmp_path):
     with (
         pytest.raises(KeyError, match="first"),
