@@ -116,7 +116,7 @@ def advice() -> str:
 
 
 def _reserve(path: Path) -> None:
-    """Reserve the space of a file; raise ``OSError`` if the disk is full, which kills a process that writes to a map."""
+    """Reserve the space of a file: if the disk is full, writing to a map of it would kill the process."""
     if hasattr(os, "posix_fallocate"):
         with path.open("r+b") as file:
             os.posix_fallocate(file.fileno(), 0, path.stat().st_size)

@@ -418,7 +418,8 @@ def intact():
     """Return the bytes of an intact checkpoint of a run of one step."""
     import attnprobe as ap
 
-    config = ap.configure("pairs", steps=1, d_model=4, recipe="supervised", task_options=dict(zip(*[iter(DATA)] * 2)))
+    options = dict(zip(DATA[::2], DATA[1::2], strict=True))
+    config = ap.configure("pairs", steps=1, d_model=4, recipe="supervised", task_options=options)
     with tempfile.TemporaryDirectory() as folder:
         return ap.train(config, Path(folder) / "run", progress=False).checkpoints[-1].path.read_bytes()
 

@@ -90,11 +90,8 @@ def run(arguments, out):
         except SystemExit as stop:
             found |= {"outcome": "refused", "status": stop.code}
     shown = [line.split("\r")[-1] for line in errors.getvalue().split("\n") if not line.startswith("\r")]  # no bars
-    found |= {
-        "message": "\n".join(shown).strip(),
-        "output": output.getvalue()[:3000],
-        "left": [str(path) for path in out.rglob("*")],
-    }
+    found = {"message": "\n".join(shown).strip(), **found}
+    found |= {"output": output.getvalue()[:3000], "left": list(map(str, out.rglob("*")))}
     return {"command": " ".join(map(str, arguments)), **found}
 
 

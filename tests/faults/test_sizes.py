@@ -26,7 +26,7 @@ FEW = {**TINY, "validation_size": 2}
 def test_an_extreme_is_refused_by_name(task, option, value):
     begun = time.process_time()
     with pytest.raises(UsageError, match=f"{option}=|sequences of (up to )?[0-9]+ tokens"):
-        source(task, {option: value}).data
+        _ = source(task, {option: value}).data
     assert time.process_time() - begun < 1
 
 
