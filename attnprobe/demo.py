@@ -11,6 +11,7 @@ import xarray as xr
 from attnprobe.config import TrainConfig
 from attnprobe.errors import UsageError
 from attnprobe.figures.recipes import recipes as draw_recipes
+from attnprobe.files import writing
 from attnprobe.report import write as report
 from attnprobe.results import join, most_proximal, own_prefix, save
 from attnprobe.statistics.seeds import mean_interval
@@ -57,7 +58,8 @@ def compare(settings: Mapping[str, Mapping[str, Any]], out: Path, seeds: int, wo
     for folder, config in plan.items():
         _check_folder(folder, config)
     print(f"training {len(plan)} runs in {out}, {workers} in parallel")
-    out.mkdir(parents=True, exist_ok=True)
+    with writing(out):
+        out.mkdir(parents=True, exist_ok=True)
     results = run_all(_run_one, plan, workers, _lost)
     joined: dict[str, xr.Dataset] = {}
     for task in settings:

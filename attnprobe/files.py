@@ -1,15 +1,20 @@
-"""Atomic and durable file writes."""
+"""Atomic and durable file writes, and zip archives from files that may be hostile."""
 
 import contextlib
+import io
 import os
 import uuid
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO, Any
 
 from attnprobe.errors import UsageError
 
 PART = ".part"
 """Suffix of incomplete files."""
+MOST_DIRECTORY = 2**22
+"""Largest number of bytes of the directory of a zip archive, 60,000 members: Python takes seconds to read a million."""
 
 
 @contextlib.contextmanager
@@ -51,11 +56,48 @@ def flush_names(folder: Path) -> None:
         flush(folder)
 
 
+class Unwritable(UsageError):
+    """A file or folder cannot be written, for example because the disk is full."""
+
+
 @contextlib.contextmanager
 def writing(path: str | Path) -> Iterator[None]:
-    """Turn an error of the file system into a one-line `UsageError` that names the file and the reason."""
+    """Turn an error of the file system into `Unwritable`, in one line with the file and the reason."""
     try:
         yield
     except OSError as error:
         reason = error.strerror or " ".join(str(error).split())
-        raise UsageError(f"{path}: cannot be written ({reason})") from error
+        raise Unwritable(f"{path}: cannot be written ({reason})") from error
+
+
+@contextlib.contextmanager
+def opened_zip(file: IO[bytes]) -> Iterator[zipfile.ZipFile]:
+    """Open a zip archive; raise `UsageError` if it has a directory of more than `MOST_DIRECTORY` bytes."""
+    directory = _Directory(file)
+    with zipfile.ZipFile(directory) as archive:  # pyright: ignore[reportArgumentType]
+        directory.is_open = True
+        yield archive
+
+
+class _Directory(io.RawIOBase):
+    """A file from which at most `MOST_DIRECTORY` bytes are read at once until the archive in it is open."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file, self.is_open = file, False
+
+    def read(self, size: int = -1) -> Any:
+        if not self.is_open and size > MOST_DIRECTORY:
+            raise UsageError(f"its directory claims {size:,} bytes: must have at most {MOST_DIRECTORY:,}")
+        return self._file.read(size)
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        return self._file.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+    def seekable(self) -> bool:
+        return True
+
+    def readable(self) -> bool:
+        return True

@@ -14,7 +14,7 @@ import numpy as np
 import xarray as xr
 
 from attnprobe.axes import LABELS
-from attnprobe.errors import UsageError
+from attnprobe.errors import UsageError, shown
 from attnprobe.files import atomic_path, writing
 from attnprobe.former_names import (
     ATTRIBUTES,
@@ -241,6 +241,7 @@ def open_result(path: str | Path) -> xr.Dataset:
         content = _verified(Path(path).read_bytes())
         with h5py.File(io.BytesIO(content), "r") as file:
             dict(file.attrs)  # if they are damaged, h5netcdf prints an error of its own destructor
+            _check_objects(file, len(content))
         with xr.open_dataset(io.BytesIO(content), engine="h5netcdf") as result:
             return with_current_names(result.load())
     except FileNotFoundError:
@@ -249,6 +250,27 @@ def open_result(path: str | Path) -> xr.Dataset:
         reason = getattr(error, "strerror", None) or str(error).strip().split("\n")[0] or type(error).__name__
         reason = textwrap.shorten(reason, 300)
         raise UsageError(f"{path}: not an attnprobe result, or damaged ({reason}); measure again") from error
+
+
+RATIO, SMALL = 1000, 2**28
+"""Largest ratio of the bytes of all variables to those of the file, and number of bytes that is allowed in any case."""
+
+
+def _check_objects(file: Any, size: int) -> None:
+    """Raise `UsageError` if variables are elsewhere than in the file, or far larger than it: HDF5 stores no zeros."""
+    import h5py
+
+    claimed = 0
+    for name in file:
+        if not isinstance(file.get(name, getlink=True), h5py.HardLink):
+            raise UsageError(f"{shown(name)} is a link: a result holds all of its variables")
+        variable = file[name]
+        if isinstance(variable, h5py.Dataset):
+            if variable.external or variable.is_virtual:
+                raise UsageError(f"the values of {shown(name)} are in another file")
+            claimed += variable.size * variable.dtype.itemsize if variable.shape is not None else 0
+    if claimed > max(SMALL, RATIO * size):
+        raise UsageError(f"claims {claimed:,} bytes, more than {RATIO} times its {size:,}")
 
 
 def _checksum(content: bytes) -> bytes:

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from importlib import import_module
 from typing import Any
 
-from attnprobe.errors import DataWarning, UsageError, listed
+from attnprobe.errors import DataWarning, UsageError, abridged, listed, printable
 from attnprobe.interrupts import Interrupted, terminating
 from attnprobe.tables import MEASURES
 from attnprobe.training.metrics import DamageWarning
@@ -29,6 +29,8 @@ COMMANDS = {
     "report": "Run every measure and write its figures and one HTML page.",
 }
 """Commands other than measures; each is a module of this package with a function ``run``."""
+MOST_REASON = 300
+"""Largest number of characters of the reason in a message about memory."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -47,9 +49,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except UsageError as error:
         print(f"{PROG}: {_with_flags(str(error))}", file=sys.stderr)
         raise SystemExit(2) from None
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and not re.search("allocate memory|out of memory", str(error)):
+            raise
+        reason = printable(abridged(str(error).strip().split("\n")[0], MOST_REASON))
+        print(f"{PROG}: not enough memory ({reason})", file=sys.stderr)
+        raise SystemExit(2) from None
     except BrokenPipeError:  # the reader of the output has exited, such as head
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(1) from None
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename is not None else ""
+        reason = error.strerror or f"{type(error).__name__}: {error}"
+        print(f"{PROG}: {UsageError(f'{where}{reason}')}", file=sys.stderr)
+        raise SystemExit(2) from None
     except KeyboardInterrupt as stop:
         interrupted = stop if isinstance(stop, Interrupted) else Interrupted(signal.SIGINT, "interrupted")
         if is_main_process():

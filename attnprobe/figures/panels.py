@@ -12,13 +12,15 @@ from matplotlib.image import AxesImage
 from matplotlib.ticker import MaxNLocator
 
 from attnprobe.axes import label
+from attnprobe.errors import printable
 from attnprobe.figures.style import COLOURS, DIVERGING, INITIAL, PERMUTED, WIDTH, Page, line, paper
 from attnprobe.results import distance_unit, reasons_of
 
 
 def title(result: xr.Dataset) -> str:
     """Return the title of a result (of a checkpoint or a run) on two lines."""
-    return result.attrs.get("run_title", result.attrs.get("title", result.attrs["measure"])).replace("; ", "\n", 1)
+    text = printable(result.attrs.get("run_title", result.attrs.get("title", result.attrs["measure"])))
+    return text.replace("$", r"\$").replace("; ", "\n", 1)  # Matplotlib reads text between $ as mathematics
 
 
 def head_name(result: xr.Dataset, layer: int, head: int) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 
 from attnprobe.errors import UsageError, printable
-from attnprobe.files import write_atomic
+from attnprobe.files import Unwritable, write_atomic, writing
 from attnprobe.report.rows import network_rows, shown_rows, table
 from attnprobe.report.write import prepare, write_checkpoint, write_run
 from attnprobe.tables import MEASURES
@@ -27,11 +27,15 @@ def write_report(path: Path, folder: Path, progress: bool = True) -> Path:
 
     Returns:
         Path of report.html.
+
+    Raises:
+        UsageError: If a file cannot be written.
     """
     run = Run.open(path) if path.is_dir() else None
     checkpoint = run.checkpoints[-1] if run is not None else load(path)
     prepare(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     sections = []
     for name, measure in MEASURES.items():
         summary = (inspect.getdoc(measure) or "").split("\n")[0]
@@ -41,6 +45,8 @@ def write_report(path: Path, folder: Path, progress: bool = True) -> Path:
                 stems = [f"{name}_over_steps", f"{run.checkpoint_paths[-1].stem}/{name}"]
             else:
                 result, stems = write_checkpoint(name, checkpoint, folder), [name]
+        except Unwritable:
+            raise
         except UsageError as error:
             sections.append(f"<h2>{_text(name)}</h2><p>{_text(summary)}</p><p>Not measured: {_text(error)}</p>")
             continue
@@ -58,7 +64,8 @@ def write_report(path: Path, folder: Path, progress: bool = True) -> Path:
     page = folder / "report.html"
     content = PAGE.format(title=_text(checkpoint.title), body="".join(sections))
     # Entities instead of characters that the encoding of files here may lack.
-    write_atomic(page, content.encode("ascii", "xmlcharrefreplace").decode())
+    with writing(page):
+        write_atomic(page, content.encode("ascii", "xmlcharrefreplace").decode())
     return page
 
 

@@ -93,9 +93,10 @@ def write_series(
 
 def prepare(folder: Path) -> None:
     """Raise `UsageError` if the folder, which may not exist yet, is not writable; create nothing."""
-    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    with writing(folder), tempfile.TemporaryFile(dir=existing):
-        pass
+    with writing(folder):
+        existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+        with tempfile.TemporaryFile(dir=existing):
+            pass
 
 
 def write_figure(figure: Figure, stem: Path, title: str) -> None:

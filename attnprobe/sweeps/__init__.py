@@ -35,7 +35,7 @@ from pathlib import Path
 import attnprobe as ap
 from attnprobe.config import TrainConfig
 from attnprobe.errors import UsageError
-from attnprobe.files import write_atomic
+from attnprobe.files import write_atomic, writing
 from attnprobe.sweeps.cells import attempt, look, record_failure
 from attnprobe.sweeps.plan import Cell, Sweep, read_sweep, run_folder
 from attnprobe.sweeps.table import open_sweep, summary, sweep_table
@@ -61,11 +61,9 @@ def run_sweep(sweep: Sweep, cells: Sequence[Cell], count: int = 1, ray: str | No
     """
     if count < 1:
         raise UsageError(f"workers={count}: must be at least 1")
-    try:
+    with writing(sweep.out):
         sweep.out.mkdir(parents=True, exist_ok=True)
         _write_plan(sweep)
-    except OSError as error:
-        raise UsageError(f"{sweep.out}: cannot be written ({error.strerror})") from error
     plan = _unfinished({cell.folder.absolute(): cell.config for cell in cells})
     if plan and ray is not None:
         from attnprobe.sweeps.cluster import run_on_ray
@@ -73,7 +71,8 @@ def run_sweep(sweep: Sweep, cells: Sequence[Cell], count: int = 1, ray: str | No
         run_on_ray(plan, ray)
     elif plan:
         run_all(attempt, plan, count, lost=record_failure)
-    write_atomic(sweep.out / "sweep.csv", sweep_table(sweep.cells).to_csv(index=False))
+    with writing(table := sweep.out / "sweep.csv"):
+        write_atomic(table, sweep_table(sweep.cells).to_csv(index=False))
 
 
 def train_all(configs: Sequence[TrainConfig], out: str | Path, workers: int = 1) -> "list[ap.Run]":

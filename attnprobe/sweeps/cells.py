@@ -20,7 +20,7 @@ from filelock import FileLock, Timeout
 import attnprobe as ap
 from attnprobe.config import TrainConfig
 from attnprobe.errors import UsageError
-from attnprobe.files import write_atomic
+from attnprobe.files import write_atomic, writing
 from attnprobe.training.metrics import Damaged, check_complete, read_finished, read_metrics
 
 Status = Literal["done", "running", "unfinished", "failed", "missing"]
@@ -70,7 +70,10 @@ def look(folder: Path) -> State:
 def planned_steps(folder: Path, steps: int) -> int:
     """Return the total steps of the cell in a folder, with those added to its run; ``steps`` if it has no run."""
     config = _field(folder / "config.json", "config", {"steps": steps})
-    return config["steps"] + sum(config.get("more_steps", ()))
+    try:
+        return config["steps"] + sum(config.get("more_steps", ()))
+    except (KeyError, TypeError):  # damaged
+        return steps
 
 
 def reached(folder: Path) -> int:
@@ -131,14 +134,15 @@ def _field(path: Path, name: str, default: Any) -> Any:
     """Return a field of a JSON file; the default if there is no such file, if it is damaged, or of another type."""
     try:
         value = json.loads(path.read_bytes())[name]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return default
     return value if isinstance(value, type(default)) else default
 
 
 def record_failure(folder: Path, reason: str, details: str | None = None) -> Outcome:
     """Record in the cell's folder why it failed."""
-    write_atomic(folder / "failed.json", json.dumps({"reason": reason, "traceback": details}, indent=1) + "\n")
+    with writing(failed := folder / "failed.json"):
+        write_atomic(failed, json.dumps({"reason": reason, "traceback": details}, indent=1) + "\n")
     return "failed"
 
 

@@ -32,12 +32,16 @@ def open_sweep(folder: str | Path) -> pd.DataFrame:
     """
     path = Path(folder) / "sweep.json"
     try:
-        cells = json.loads(path.read_text())["cells"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        cells = [
+            (cell["folder"], current_settings(dict(cell["settings"].items())), cell["steps"])
+            for cell in json.loads(path.read_bytes())["cells"]
+        ]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UsageError(f"{folder}: holds no sweep (sweep.json: {error})") from error
-    return _table(
-        [_row(Path(folder) / cell["folder"], current_settings(cell["settings"]), cell["steps"]) for cell in cells]
-    )
+    for name, _, steps in cells:
+        if not isinstance(name, str) or Path(name).name != name or not isinstance(steps, int):
+            raise UsageError(f"{folder}: holds no sweep (sweep.json: a cell without the name of its folder and steps)")
+    return _table([_row(Path(folder) / name, settings, steps) for name, settings, steps in cells])
 
 
 def sweep_table(cells: Sequence[Cell]) -> pd.DataFrame:

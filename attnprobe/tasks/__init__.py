@@ -38,8 +38,12 @@ def source(name: Any, options: Any = None) -> Source:
 
 
 def short_name(task: str) -> str:
-    """Return the name of the task for folders and titles; for a file, its stem, without the hash of a stored task."""
-    return re.sub(r"-[0-9a-f]{16}$", "", PurePath(task).stem)
+    """Return the name of the task for folders, titles and progress bars.
+
+    For a file, it is the stem, without the hash of a stored task and with - for characters that cannot be printed.
+    """
+    stem = re.sub(r"-[0-9a-f]{16}$", "", PurePath(task).stem)
+    return "".join(character if character.isprintable() else "-" for character in stem)
 
 
 def build(config: TrainConfig, trained: DataSpec | None = None) -> Task:

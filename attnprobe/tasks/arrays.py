@@ -17,7 +17,7 @@ import numpy as np
 
 from attnprobe.config import LARGEST
 from attnprobe.errors import UsageError, abridged, listed, shown
-from attnprobe.files import atomic_path
+from attnprobe.files import atomic_path, opened_zip
 from attnprobe.tasks.assemble import Made, Make, split_names, task_of
 from attnprobe.tasks.inputs import Inputs, of_array, of_cells, of_images, on_grid
 from attnprobe.tasks.labels import class_labels
@@ -106,7 +106,7 @@ def read_arrays(path: Path, valid: Collection[str] | None = None) -> dict[str, n
             magic = file.read(len(np.lib.format.MAGIC_PREFIX))
             if magic == np.lib.format.MAGIC_PREFIX:
                 raise UsageError("holds a single unnamed array: write it with numpy.savez(file, tokens=...)")
-            with zipfile.ZipFile(file) as archive:
+            with opened_zip(file) as archive:
                 members = {member.filename.removesuffix(".npy"): member for member in archive.infolist()}
                 _check_members(archive.infolist(), path.stat().st_size)
                 if valid is not None and (unknown := sorted(set(members) - set(valid))):

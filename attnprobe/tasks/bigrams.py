@@ -9,9 +9,14 @@ from pydantic import Field
 from attnprobe.config import Count, DataSpec, settings
 from attnprobe.errors import UsageError
 from attnprobe.randomness import numpy_generator
-from attnprobe.tasks.source import Source
+from attnprobe.tasks.source import IN_MEMORY, Source, check_size
 from attnprobe.tasks.split import Split
 from attnprobe.tasks.task import Task
+
+MOST_IDS = 256
+"""Largest alphabet: each class solves an assignment problem of that size."""
+MOST_PRODUCTS = 10**9
+"""Largest number of products for the exact accuracy; sequences of 512 tokens with four classes have fewer."""
 
 
 @settings
@@ -28,7 +33,7 @@ class Bigrams(Source):
 
     n: Annotated[int, Field(ge=2)] = 32
     """Tokens per sequence."""
-    alphabet: Annotated[int, Field(ge=3)] = 8
+    alphabet: Annotated[int, Field(ge=3, le=MOST_IDS)] = 8
     """Number of token ids."""
     classes: Annotated[int, Field(ge=2)] = 4
     """Number of permutations; must be below the alphabet."""
@@ -40,7 +45,8 @@ class Bigrams(Source):
     """Number of test sequences."""
 
     def __post_init__(self) -> None:
-        """Check that enough permutations exist."""
+        """Check that enough permutations exist, and that the data can be drawn."""
+        check_size("bigrams", self.n, self.sizes, IN_MEMORY)
         if self.classes >= self.alphabet:
             raise UsageError(
                 f"bigrams: classes={self.classes}: must be below alphabet={self.alphabet}, which has only "
@@ -53,8 +59,8 @@ class Bigrams(Source):
         return DataSpec(n=self.n, inputs="tokens", classes=self.classes, vocabulary=self.alphabet)
 
     @property
-    def best_accuracy(self) -> float:
-        """Exact accuracy of the Bayes-optimal classifier.
+    def best_accuracy(self) -> float | None:
+        """Exact accuracy of the Bayes-optimal classifier; None if it takes more than `MOST_PRODUCTS` products.
 
         The classifier counts the transitions that follow each class's rule and predicts the class with the largest
         count, with random tie-breaking. The n - 1 transitions are independent. A transition follows the true rule with
@@ -63,6 +69,8 @@ class Bigrams(Source):
         tied rivals reduces to convolutions.
         """
         steps, rivals = self.n - 1, self.classes - 1
+        if self.n**3 * rivals**2 / 2 > MOST_PRODUCTS:
+            return None
         p = (1 - self.strength) / self.alphabet
         q = self.strength + p
         counts = np.arange(steps + 1)

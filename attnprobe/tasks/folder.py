@@ -7,10 +7,12 @@ verified when a process first uses them.
 """
 
 import dataclasses
+import errno
 import functools
 import hashlib
 import inspect
 import json
+import math
 import os
 import shutil
 import sys
@@ -113,6 +115,13 @@ def advice() -> str:
     return f"--data DIR or {VARIABLE} sets another data folder"
 
 
+def _reserve(path: Path) -> None:
+    """Reserve the space of a file: if the disk is full, writing to a map of it would kill the process."""
+    if hasattr(os, "posix_fallocate"):
+        with path.open("r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+
+
 def _make(target: Path, key: dict[str, Any], make: Callable[[Create], None]) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{target}.lock"):
@@ -123,7 +132,11 @@ def _make(target: Path, key: dict[str, Any], make: Callable[[Create], None]) -> 
             arrays: list[np.memmap] = []
 
             def create(name: str, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
-                arrays.append(np.lib.format.open_memmap(part / f"{name}.npy", "w+", np.dtype(dtype), shape))
+                path, kind = part / f"{name}.npy", np.dtype(dtype)
+                if math.prod(shape) * kind.itemsize > shutil.disk_usage(part).free:
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                arrays.append(np.lib.format.open_memmap(path, "w+", kind, shape))
+                _reserve(path)
                 return arrays[-1]
 
             make(create)

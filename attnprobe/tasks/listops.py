@@ -16,7 +16,7 @@ from attnprobe.tasks import chunks
 from attnprobe.tasks.chunks import Chunk, in_order, pour
 from attnprobe.tasks.folder import Create, made_once
 from attnprobe.tasks.presets import recommended
-from attnprobe.tasks.source import Source
+from attnprobe.tasks.source import ON_DISK, Source, check_size
 from attnprobe.tasks.split import Split
 from attnprobe.tasks.task import Task
 
@@ -27,6 +27,10 @@ OPERATOR_SHARE = 0.25
 """Probability that a node above the deepest level is an operator rather than a digit."""
 DRAWS = 8192
 """Number of trees drawn at once; most are rejected as too short or too long."""
+MOST_NODES = 1024
+"""Largest mean number of nodes of a tree; the reference has 113. All trees drawn at once must fit into memory."""
+MOST_TOKENS = 2**17
+"""Largest number of tokens of a padded sequence."""
 SHARES = (0.1692, 0.0912, 0.0773, 0.0828, 0.0898, 0.0861, 0.0765, 0.0715, 0.0876, 0.1679)
 """Share of each value among 1,000,282 sequences with the reference parameters."""
 
@@ -52,7 +56,7 @@ class ListOps(Source):
     """Number of levels of the tree; the last level has only digits."""
     max_args: Annotated[int, Field(ge=2)] = 10
     """Largest number of arguments of an operator; the smallest is 2."""
-    n: Count = 2048
+    n: Annotated[int, Field(gt=0, le=MOST_TOKENS)] = 2048
     """Tokens per padded sequence."""
     train_size: Count = 96000
     """Number of training sequences."""
@@ -62,12 +66,22 @@ class ListOps(Source):
     """Number of test sequences."""
 
     def __post_init__(self) -> None:
-        """Check that the sequences exist and fit."""
+        """Check that the sequences exist, fit and can be drawn."""
+        check_size("listops", self.n, self.sizes, ON_DISK)
         if self.max_length > self.n + 1:
             raise UsageError(f"listops: sequences of up to {self.max_length - 1} tokens do not fit n={self.n}")
-        longest = 1
-        for _ in range(self.max_depth - 1):
-            longest = 2 + self.max_args * longest
+        longest = nodes = 1
+        arguments = OPERATOR_SHARE * (2 + self.max_args) / 2
+        for level in range(1, self.max_depth):
+            longest = 2 + self.max_args * longest if longest <= self.min_length else longest
+            nodes += arguments**level
+            if nodes > MOST_NODES:
+                raise UsageError(
+                    f"listops: trees with max_depth={self.max_depth} and max_args={self.max_args} have more than "
+                    f"{MOST_NODES} nodes on average: must have at most {MOST_NODES}"
+                )
+            if longest > self.min_length and arguments**level < 1e-9:
+                break  # deeper levels are empty
         if not self.min_length + 1 < self.max_length or longest <= self.min_length:
             raise UsageError(
                 f"listops: no sequence is longer than min_length={self.min_length} and shorter than "
@@ -145,6 +159,8 @@ class ListOps(Source):
         tree, lengths = np.arange(DRAWS), np.zeros(DRAWS, dtype=np.int64)
         grown = []
         for depth in range(1, self.max_depth + 1):
+            if len(tree) == 0:
+                break
             operators = (rng.random(len(tree)) < OPERATOR_SHARE) & (depth < self.max_depth)
             parents = tree[operators]
             arguments = rng.integers(2, self.max_args + 1, size=len(parents))

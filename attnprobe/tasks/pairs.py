@@ -8,9 +8,12 @@ from pydantic import Field
 from attnprobe.config import Count, DataSpec, settings
 from attnprobe.errors import UsageError
 from attnprobe.randomness import numpy_generator
-from attnprobe.tasks.source import Source
+from attnprobe.tasks.source import IN_MEMORY, Source, check_size
 from attnprobe.tasks.split import Split
 from attnprobe.tasks.task import Task
+
+MOST_IDS = 4096
+"""Largest alphabet: all of its matchings, of which the classes are drawn, have as many tokens as its square."""
 
 
 @settings
@@ -25,7 +28,7 @@ class Pairs(Source):
 
     n: Count = 32
     """Tokens per sequence; must be a multiple of the alphabet."""
-    alphabet: Annotated[int, Field(ge=4)] = 8
+    alphabet: Annotated[int, Field(ge=4, le=MOST_IDS)] = 8
     """Number of token ids; must be even."""
     classes: Annotated[int, Field(ge=2)] = 4
     """Number of matchings; must be below the alphabet."""
@@ -38,6 +41,7 @@ class Pairs(Source):
 
     def __post_init__(self) -> None:
         """Check that the matchings and sequences exist."""
+        check_size("pairs", self.n, self.sizes, IN_MEMORY)
         check_matchings("pairs", self.n, self.alphabet, self.classes)
 
     @property

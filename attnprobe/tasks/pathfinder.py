@@ -7,12 +7,13 @@ import numpy as np
 from pydantic import Field
 
 from attnprobe.config import Count, DataSpec, Index, settings
+from attnprobe.errors import UsageError
 from attnprobe.randomness import numpy_generator
 from attnprobe.tasks import chunks
 from attnprobe.tasks.chunks import Chunk, in_order, pour
 from attnprobe.tasks.folder import Create, made_once
 from attnprobe.tasks.presets import recommended
-from attnprobe.tasks.source import Source
+from attnprobe.tasks.source import ON_DISK, Source, check_size
 from attnprobe.tasks.split import Split
 from attnprobe.tasks.task import Task
 
@@ -90,6 +91,27 @@ class Pathfinder(Source):
     test_size: Count = 20000
     """Number of test images."""
 
+    def __post_init__(self) -> None:
+        """Check that the curves may fit and that the images can be stored."""
+        check_size("pathfinder", self.side**2, self.sizes, ON_DISK)
+        scale = SCALES[self.side]
+        area = (scale.paddle + 2 * min(scale.margins)) * 2 * min(scale.margins)  # of a paddle and its gaps
+        longest = int(self.side**2 / area / 2)
+        if self.contour_length > longest:
+            raise UsageError(
+                f"pathfinder: contour_length={self.contour_length}: must be at most {longest} at side={self.side}"
+            )
+        if self._distractors * (self.contour_length // 3) > 4 * longest:
+            raise UsageError(
+                f"pathfinder: distractors={self._distractors}: must be at most "
+                f"{4 * longest // (self.contour_length // 3)} at side={self.side} and "
+                f"contour_length={self.contour_length}"
+            )
+
+    @property
+    def _distractors(self) -> int:
+        return SCALES[self.side].distractors if self.distractors is None else self.distractors
+
     @property
     def data(self) -> DataSpec:
         """Grey levels on a grid."""
@@ -107,12 +129,16 @@ class Pathfinder(Source):
     def drawing(self, seed: int, number: int) -> "Drawing":
         """Draw the curves and markers of the images of a chunk."""
         count = min(DRAWS, PIXELS // self.side**2)
-        distractors = SCALES[self.side].distractors if self.distractors is None else self.distractors
-        return drawn(self.side, self.contour_length, distractors, count, numpy_generator(seed, "pathfinder", number))
+        rng = numpy_generator(seed, "pathfinder", number)
+        return drawn(self.side, self.contour_length, self._distractors, count, rng)
 
     def _make(self, seed: int, create: Create) -> None:
         def chunk(number: int) -> Chunk:
             drawing = self.drawing(seed, number)
+            if len(drawing.labels) == 0:
+                raise UsageError(
+                    f"pathfinder: two curves of contour_length={self.contour_length} fit no image of side={self.side}"
+                )
             return {"inputs": rendered(drawing).reshape(-1, self.side**2), "labels": drawing.labels}
 
         columns = {"inputs": ((self.side**2,), np.uint8), "labels": ((), np.int64)}

@@ -8,8 +8,8 @@ from pydantic import Field
 from attnprobe.config import Count, DataSpec, settings
 from attnprobe.errors import UsageError
 from attnprobe.randomness import numpy_generator
-from attnprobe.tasks.pairs import check_matchings, disjoint_matchings, drawn_pairs
-from attnprobe.tasks.source import Source
+from attnprobe.tasks.pairs import MOST_IDS, check_matchings, disjoint_matchings, drawn_pairs
+from attnprobe.tasks.source import IN_MEMORY, Source, check_size
 from attnprobe.tasks.split import Split
 from attnprobe.tasks.task import Task
 
@@ -28,7 +28,7 @@ class Planted(Source):
     """Offset between the two tokens of a pair."""
     n: Count = 48
     """Tokens per sequence; must be a multiple of twice the distance and of the alphabet."""
-    alphabet: Annotated[int, Field(ge=4)] = 8
+    alphabet: Annotated[int, Field(ge=4, le=MOST_IDS)] = 8
     """Number of token ids; must be even."""
     classes: Annotated[int, Field(ge=2)] = 4
     """Number of matchings; must be below the alphabet."""
@@ -41,6 +41,7 @@ class Planted(Source):
 
     def __post_init__(self) -> None:
         """Check that the matchings and sequences exist."""
+        check_size("planted", self.n, self.sizes, IN_MEMORY)
         check_matchings("planted", self.n, self.alphabet, self.classes)
         if self.n % (2 * self.distance):
             raise UsageError(f"planted: n={self.n}: must be a multiple of 2 * distance={2 * self.distance}")

@@ -13,7 +13,7 @@ from attnprobe.randomness import numpy_generator
 from attnprobe.tasks import archives
 from attnprobe.tasks.folder import Create, advice, data_folder, made_once
 from attnprobe.tasks.presets import recommended
-from attnprobe.tasks.source import Source
+from attnprobe.tasks.source import ON_DISK, Source, check_size
 from attnprobe.tasks.task import Task
 
 FILES = {
@@ -51,6 +51,10 @@ class Retrieval(Source):
     """Number of validation pairs."""
     test_size: Count = 17437
     """Number of test pairs."""
+
+    def __post_init__(self) -> None:
+        """Check that the pairs can be stored."""
+        check_size("retrieval", 2 * self.document + 1, self.sizes, ON_DISK)
 
     @property
     def data(self) -> DataSpec:

@@ -1,9 +1,16 @@
 """Base class of task sources: the interface of a task's settings dataclass, with defaults for generated data."""
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from attnprobe.config import DataSpec
+from attnprobe.errors import UsageError, listed
 from attnprobe.tasks.task import Task
+
+LONGEST = 2**20
+"""Largest number of tokens of a sequence: attention over more is surely a mistake."""
+IN_MEMORY, ON_DISK = 2**27, 2**36
+"""Largest number of tokens of generated data: several gigabytes while they are drawn; 68 GB or more in files."""
 
 
 class Source:
@@ -44,6 +51,15 @@ class Source:
     def best_accuracy(self) -> float | None:
         """Accuracy of the Bayes-optimal classifier; None if unknown."""
         return None
+
+
+def check_size(task: str, n: int, sizes: Mapping[str, int], most: int) -> None:
+    """Raise `UsageError` if sequences are too long, or more than ``most`` tokens in all splits together."""
+    if n > LONGEST:
+        raise UsageError(f"{task}: sequences of {n} tokens: must have at most {LONGEST}")
+    if (tokens := n * sum(sizes.values())) > most:
+        given = listed(f"{name}_size={size}" for name, size in sizes.items())
+        raise UsageError(f"{task}: {given} of {n} tokens each: {tokens:,} tokens; must be at most {most:,}")
 
 
 def chance(source: Source) -> float:

@@ -10,7 +10,7 @@ from typing import Annotated, Any, ClassVar
 import numpy as np
 from pydantic import Field
 
-from attnprobe.config import Count, DataSpec, settings
+from attnprobe.config import DataSpec, settings
 from attnprobe.errors import UsageError
 from attnprobe.randomness import numpy_generator
 from attnprobe.tasks import archives
@@ -47,7 +47,7 @@ class Text(Source):
     licence: ClassVar[str] = "none stated"
     origin: ClassVar[str] = f"Large Movie Review Dataset (Maas et al. 2011), {ARCHIVE.address}"
 
-    n: Count = 4096
+    n: Annotated[int, Field(gt=0, le=LONGEST)] = 4096
     """Tokens per padded sequence; longer reviews are truncated."""
     train_size: Annotated[int, Field(ge=1, le=25000)] = 25000
     """Number of training reviews."""

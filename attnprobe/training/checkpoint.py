@@ -18,8 +18,8 @@ import torch
 
 from attnprobe import tasks
 from attnprobe.config import DataSpec, TrainConfig, from_plain
-from attnprobe.errors import UsageError, listed
-from attnprobe.files import atomic_path, writing
+from attnprobe.errors import UsageError, listed, shown
+from attnprobe.files import atomic_path, opened_zip, writing
 from attnprobe.former_names import current_settings
 from attnprobe.model.shapes import BUILT_IN, shapes
 from attnprobe.provenance import provenance
@@ -269,6 +269,7 @@ def load(path: str | Path) -> Checkpoint:
         raise UsageError(f"{path}: not an attnprobe checkpoint, or damaged ({reason}); {_advice(path)}") from error
     try:
         _check_entries(fields)
+        _check_values(fields, path.stat().st_size)
         checkpoint = _built(fields, path)
         intact = fields["format"] == 1 or fields.pop("digest") == _digest(fields)
     except Exception as error:  # the entries of a file can be anything
@@ -292,9 +293,12 @@ def _advice(path: Path) -> str:
 
 def _check_members(file: IO[bytes]) -> None:
     """Raise an exception if the checksum of a member of the zip archive is wrong, which torch does not check."""
-    with zipfile.ZipFile(file) as archive:
+    size = file.seek(0, io.SEEK_END)
+    with opened_zip(file) as archive:
         if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
             raise UsageError("its members are compressed")  # torch never compresses
+        if (claimed := sum(member.file_size for member in archive.infolist())) > size:
+            raise UsageError(f"its members claim {claimed:,} bytes, more than its {size:,}")
         if (name := archive.testzip()) is not None:
             raise UsageError(f"wrong checksum of {name}")
     file.seek(0)
@@ -358,10 +362,51 @@ def _check_entries(fields: Any) -> None:
         raise UsageError("metrics contain a row that is not a dict")
 
 
+def _check_values(fields: dict[str, Any], most: int) -> None:
+    """Raise `UsageError` unless the entries are plain values with names, and the optimiser may have tensors.
+
+    A value takes at least one byte of the file. A file with more values than ``most``, its size, repeats some of them:
+    a few bytes stand for any number.
+    """
+    count = 0
+
+    def visit(value: Any, level: int, named: bool) -> None:
+        nonlocal count
+        count += 1
+        if count > most:
+            raise UsageError(f"has more than {most:,} values, its size in bytes")
+        if level > DEEPEST:
+            raise UsageError(f"is nested too deeply; must have at most {DEEPEST} levels")
+        if isinstance(value, dict):
+            if named and not all(isinstance(name, str) for name in value):
+                raise UsageError("has a dict with a name that is not a text")
+            for part in value.values():
+                visit(part, level + 1, named)
+        elif isinstance(value, list | tuple):
+            for part in value:
+                visit(part, level + 1, named)
+        elif named and not (value is None or isinstance(value, str | int | float)):
+            raise UsageError(f"has a value of type {type(value).__name__}: must be a plain value")
+        elif isinstance(value, int) and value.bit_length() > MOST_BITS:
+            raise UsageError(f"has a whole number of {value.bit_length()} bits: must have at most {MOST_BITS}")
+
+    for name, value in fields.items():
+        try:
+            visit(value, 0, named=name not in ("weights", "optimiser"))
+        except UsageError as error:
+            raise UsageError(f"{name} {error}") from None
+
+
+DEEPEST = 10
+"""Largest number of levels in an entry of a file; the optimiser has 4."""
+MOST_BITS = 2048
+"""Largest size of a whole number in a file, which Python prints; messages about settings name larger ones than fit."""
+
+
 def _built(fields: dict[str, Any], path: Path) -> Checkpoint:
     """Return the checkpoint with these entries; raise `UsageError`, naming the entry, if one is not valid."""
     if fields["objective"] not in OBJECTIVES:
-        raise UsageError(f"objective={fields['objective']!r} is unknown; valid: {listed(OBJECTIVES)}")
+        raise UsageError(f"objective={shown(fields['objective'])} is unknown; valid: {listed(OBJECTIVES)}")
     config = from_plain(TrainConfig, fields["config"], "config")
     data = from_plain(DataSpec, fields["data"], "data")
     metrics = [current_settings(row) for row in fields["metrics"]]
@@ -374,11 +419,17 @@ def _built(fields: dict[str, Any], path: Path) -> Checkpoint:
     return Checkpoint(config=config, data=data, metrics=metrics, **rest, path=path)
 
 
+def _is_known(objective: Any) -> bool:
+    return isinstance(objective, str) and objective in OBJECTIVES
+
+
 def _check_metrics(metrics: list[dict[str, Any]]) -> None:
     for row in metrics:
-        if not isinstance(row.get("step"), int) or row.get("objective") not in OBJECTIVES:
+        if not isinstance(row.get("step"), int) or not _is_known(row.get("objective")):
             raise UsageError("metrics contain a row without a step and a known objective")
         for name, value in row.items():
+            if isinstance(value, int) and value.bit_length() > 64:
+                raise UsageError(f"metrics contain {name} of {value.bit_length()} bits: must have at most 64")
             if name.endswith(("_loss", "_accuracy")) and not (value is None or isinstance(value, int | float)):
                 raise UsageError(f"metrics contain {name} of type {type(value).__name__}, not a number")
 
@@ -413,7 +464,8 @@ def _check_weights(config: TrainConfig, data: DataSpec, weights: Mapping[str, to
 
 def _check_storage(what: str, tensor: torch.Tensor) -> None:
     """Raise `UsageError` for a tensor with more values than it stores, such as an expanded one."""
-    if tensor.layout != torch.strided or tensor.nbytes > tensor.untyped_storage().nbytes():
+    stored = tensor.layout == torch.strided and tensor.device.type == "cpu"
+    if not stored or tensor.nbytes > tensor.untyped_storage().nbytes():
         raise UsageError(f"{what} of shape {tuple(tensor.shape)} does not store all of its values")
 
 

@@ -171,8 +171,10 @@ def _longer(run: Run, config: TrainConfig, is_finished: bool, more_steps: int) -
 def _refuse_changes(run: Run, config: TrainConfig, state: Checkpoint) -> None:
     """Raise `UsageError` if config.json no longer holds the settings that the run was trained with.
 
-    The device may change, and steps may have been added, to a finished run.
+    The device may change, and steps may have been added, to a finished run. A state without metrics is none of a run.
     """
+    if not state.metrics:
+        raise UsageError(f"{state.path}: holds no metrics, so the run cannot be continued from it; delete this file")
     now, before = _plain(config), _plain(state.config)
     changed = [f"{name}={now[name]!r} instead of {before[name]!r}" for name in now if now[name] != before[name]]
     steps = state.config.more_steps

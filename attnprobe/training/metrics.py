@@ -45,9 +45,9 @@ def read_finished(path: Path) -> dict[str, Any] | None:
         content = json.loads(path.read_bytes())
     except FileNotFoundError:
         return None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise Damaged(f"{path}: damaged ({error})") from None
-    if not isinstance(content, dict) or not isinstance(content.get("step"), int):
+    if not isinstance(content, dict) or not _is_count(content.get("step")):
         raise Damaged(f"{path}: damaged (does not say at which step training ended)")
     return content
 
@@ -55,11 +55,19 @@ def read_finished(path: Path) -> dict[str, Any] | None:
 def _row(line: bytes, where: str) -> dict[str, Any]:
     try:
         row = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise Damaged(f"{where}: damaged ({error})") from None
-    if not isinstance(row, dict) or not {"step", "objective"} <= set(row):
+    if not isinstance(row, dict) or not _is_count(row.get("step")) or not isinstance(row.get("objective"), str):
         raise Damaged(f"{where}: damaged (not a row of metrics)")
+    for name, value in row.items():
+        is_metric = name.endswith(("_loss", "_accuracy", "_rate"))
+        if is_metric and not (value is None or isinstance(value, float) or _is_count(value)):
+            raise Damaged(f"{where}: damaged ({name} is not a number of a metric)")
     return current_settings(row)
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and 0 <= value < 2**63
 
 
 def best(metrics: list[dict[str, Any]]) -> dict[str, Any] | None:

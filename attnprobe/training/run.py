@@ -113,7 +113,7 @@ class Run:
             content = json.loads(path.read_bytes())
         except OSError as error:
             raise UsageError(f"{self.folder}: holds no run (config.json: {error})") from error
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise Damaged(f"{path}: damaged ({error})") from error
         if not isinstance(content, dict) or "config" not in content:
             raise Damaged(f"{path}: damaged (holds no settings)")

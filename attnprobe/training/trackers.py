@@ -12,6 +12,7 @@ from typing import Any, Literal, get_args
 
 from attnprobe.config import TrainConfig
 from attnprobe.errors import UsageError, listed
+from attnprobe.files import writing
 
 Log = Literal["tensorboard", "wandb"]
 
@@ -27,11 +28,20 @@ def check(names: Sequence[str]) -> None:
 
 @contextlib.contextmanager
 def trackers(names: Sequence[str], folder: Path, config: TrainConfig) -> Iterator[list[Any]]:
-    """Start the named trackers for a run and finish them on exit."""
-    started = [_start(name, folder, config) for name in names]
+    """Start the named trackers for a run and finish them on exit.
+
+    Raises `UsageError` if their files cannot be written, unless the block has raised another exception.
+    """
+    with writing(folder):
+        started = [_start(name, folder, config) for name in names]
     try:
         yield started
-    finally:
+    except BaseException:
+        for tracker in started:
+            with contextlib.suppress(OSError):
+                tracker.finish()
+        raise
+    with writing(folder):
         for tracker in started:
             tracker.finish()
 

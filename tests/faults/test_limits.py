@@ -2,7 +2,9 @@
 
 import functools
 import io
+import struct
 import zipfile
+import zlib
 
 import numpy as np
 import pytest
@@ -16,7 +18,10 @@ from attnprobe.tasks import archives, arrays, readers, source, table_files
 pytestmark = pytest.mark.filterwarnings("ignore:.* sequences? ha(s|ve) the label")
 
 
-FAST = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+FAST = settings(
+    max_examples=60, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+FEW = settings(FAST, max_examples=25)
 VALID = {
     "npz": corpus.packed(corpus.VALID),
     "csv": b"text,label\na,x\nb,y\nc,x\nd,y\n",
@@ -24,6 +29,9 @@ VALID = {
     "ts": b"@data\n1,2:a\n3,4:b\n",
     "toml": b"n_layers = 2\n[a]\nsteps = 3\n",
     "yaml": b"a: &a {n_layers: 2}\nb:\n  <<: *a\n",
+    "tsv": b"text\tlabel\na\tx\nb\ty\nc\tx\nd\ty\n",
+    "sweep": b"out = 'x'\n[base]\nsteps = 9\npretrain_steps = 3\n[grid]\nseed = [1, 2]\nrecipe = ['spt']\n",
+    "run": b'{"config": {"steps": 9, "pretrain_steps": 3, "model": {"n_layers": 2}}}',
 }
 
 
@@ -126,8 +134,56 @@ def test_series_of_one_channel_are_read(tmp_path):
 def test_changed_bytes_are_read_or_refused(tmp_path, kind, at, count, new):
     content = VALID[kind]
     at %= len(content)
-    path = corpus.written(f"a.{kind}", content[:at] + new + content[at + count :], tmp_path)
+    changed = content[:at] + new + content[at + count :]
+    if kind == "run":
+        path = corpus.run_with("config.json", changed, tmp_path)
+    else:
+        path = corpus.written("a.toml" if kind == "sweep" else f"a.{kind}", changed, tmp_path)
+    is_read_or_refused(kind, path)
+
+
+def is_read_or_refused(kind, path):
     try:
         corpus.OPEN[kind](path)
     except UsageError as error:
         assert str(error).isprintable()
+
+
+def with_checksums(content):
+    """Return a zip archive with the checksums of its members, so that changes of their bytes reach their reader."""
+    try:
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            places = [(member.header_offset, member.CRC, member.compress_size) for member in archive.infolist()]
+    except (zipfile.BadZipFile, NotImplementedError, ValueError, struct.error, UnicodeDecodeError):
+        return content
+    for offset, former, size in places:
+        begin = offset + 30 + sum(struct.unpack("<2H", content[offset + 26 : offset + 30].ljust(4, b"\0")))
+        crc = zlib.crc32(content[begin : begin + size])
+        content = content.replace(struct.pack("<I", former), struct.pack("<I", crc))
+    return content
+
+
+@pytest.mark.parametrize("kind", ["checkpoint", "nc"])
+@FEW
+@given(at=st.integers(0, 10**6), new=st.binary(min_size=1, max_size=4))
+def test_changed_bytes_of_binary_files_are_read_or_refused(tmp_path, kind, at, new):
+    """Checkpoints have the checksums of the changed bytes, so that they reach torch and its pickles."""
+    content = corpus.intact() if kind == "checkpoint" else corpus.measured()
+    at %= len(content) - 4
+    changed = content[:at] + new + content[at + len(new) :]
+    changed = with_checksums(changed) if kind == "checkpoint" else changed
+    is_read_or_refused(kind, corpus.written("a", changed, tmp_path))
+
+
+@FEW
+@given(
+    values=st.recursive(
+        st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+        max_leaves=8,
+    ),
+    name=st.sampled_from(["config", "data", "metrics", "optimiser", "step", "objective", "fingerprint", "provenance"]),
+)
+def test_any_entry_of_a_checkpoint_is_read_or_refused(tmp_path, name, values):
+    content = corpus.checkpoint(corpus.entry(name, values))
+    is_read_or_refused("checkpoint", corpus.written("a.pt", content, tmp_path))

@@ -7,10 +7,14 @@ import sys
 import numpy as np
 import pytest
 
+import attnprobe as ap
 from attnprobe.cli import main
 from attnprobe.cli.printing import print_line, print_table
 from attnprobe.errors import UsageError, printable, shown
+from attnprobe.figures import draw
+from attnprobe.figures.panels import title
 from attnprobe.report.page import _text
+from attnprobe.report.write import write_figure
 
 COMMANDS = "\x1b[2J\u202e\n\u2028\ud800"
 
@@ -44,6 +48,24 @@ def test_class_names_reach_the_terminal_without_commands(tmp_path, capsys):
     main(["tasks", str(tmp_path / "a.npz")])
     output = capsys.readouterr().out
     assert "\\x1b[2J" in output and all(line.isprintable() for line in output.split("\n"))
+
+
+def test_names_of_files_reach_bars_folders_and_figures_without_commands(tmp_path, monkeypatch, capsys):
+    """Data in the data folder are not copied, so that the name of the file is that of the task."""
+    monkeypatch.setenv("ATTNPROBE_DATA", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    arrays = {"tokens": np.arange(160).reshape(40, 4) % 4, "labels": np.arange(40) % 2}
+    np.savez(tmp_path / "a$\\frac$\x1b[2J\u202e.npz", **arrays)
+    few = {"steps": 1, "recipe": "supervised", "evaluations": 1, "checkpoints": 1, "d_model": 4}
+    run = ap.train(ap.configure("./a$\\frac$\x1b[2J\u202e.npz", **few))
+    assert run.folder.as_posix() == "runs/a$\\frac$-[2J--supervised-0"
+    assert "a$\\frac$-[2J- supervised" in capsys.readouterr().err
+    result = ap.proximity(run.checkpoints[-1], sequences=2, nulls=1)
+    assert result.attrs["title"].isprintable()
+    write_figure(draw(result), tmp_path / "figure", result.attrs["title"])
+    hostile = result.assign_attrs(title="$\\frac$" + COMMANDS)
+    assert title(hostile).isprintable()
+    write_figure(draw(hostile), tmp_path / "figure", "x")
 
 
 @pytest.mark.slow
