@@ -189,23 +189,12 @@ class Geometry:
 
         Its mean over pairs is 0; it is NaN at offsets without pairs.
         """
-
-        def normal(t: Tensor) -> Tensor:
-            return self.count * t - self.overlaps(self.mean_over_keys(self.windows(t)))
-
-        # Every row has a pair at offset 0, so only a constant is free, also with absent tokens.
         has_pairs = self.count > 0
-        solution = _conjugate_gradients(normal, sums * has_pairs, self.count, torch.ones_like(self.count)[:, None])
-        return solution.where(has_pairs, torch.nan)
+        return self._solved("offset", sums * has_pairs).where(has_pairs, torch.nan)
 
     def key_constants(self, sums: Float[Tensor, "*lead key"]) -> Float[Tensor, "*lead key"]:
         """Return the least-squares u in $S_{ij} = r_i + u_j$ for the sums over queries of row-centred scores."""
-
-        def normal(u: Tensor) -> Tensor:
-            return self.queries * u - self.sum_over_queries(self.mean_over_keys(self.sum_over_keys(u)))
-
-        null = torch.ones_like(self.queries)[:, None] if self.pieces == 1 else None
-        return _conjugate_gradients(normal, self.of_present(sums), self.queries, null)
+        return self._solved("key", self.of_present(sums))
 
     def shared_energy(
         self, by_key: Float[Tensor, "*lead key"], by_offset: Float[Tensor, "*lead offset"]
@@ -215,27 +204,54 @@ class Geometry:
         The array is given by its sums by key and by offset. Linear functions, which are functions of the key as well as
         of the offset, are counted once.
         """
+        right = torch.cat([self.of_present(by_key), by_offset * (self.count > 0)], dim=-1)
+        return (right * self._solved("key and offset", right)).sum(-1)
+
+    def _solved(self, unknown: str, right: Float[Tensor, "*lead unknown"]) -> Float[Tensor, "*lead unknown"]:
+        """Solve the normal equations of a fit by functions of the offset, of the key, or of both.
+
+        With many right sides the factorised matrix is used, which depends on the geometry alone.
+        """
+        equations = self._equations[unknown]
+        size = len(equations.diagonal)
+        if equations.null is not None and size <= LARGEST_FACTOR and size <= UNKNOWNS * right[..., 0].numel():
+            return _factor(self, unknown).solve(right)
+        return _conjugate_gradients(equations.apply, right, equations.diagonal, equations.null)
+
+    @cached_property
+    def _equations(self) -> dict[str, "_Equations"]:
+        """Normal equations of the fits by the unknown function."""
         n, offsets = self.n, len(self.count)
 
-        def normal(x: Tensor) -> Tensor:
+        def of_offset(t: Tensor) -> Tensor:
+            return self.count * t - self.overlaps(self.mean_over_keys(self.windows(t)))
+
+        def of_key(u: Tensor) -> Tensor:
+            return self.queries * u - self.sum_over_queries(self.mean_over_keys(self.sum_over_keys(u)))
+
+        def of_both(x: Tensor) -> Tensor:
             u, t = x[..., :n], x[..., n:]
             r = self.mean_over_keys(self.sum_over_keys(u) + self.windows(t))
             key_part = self.queries * u + self.windows_by_key(t) - self.sum_over_queries(r)
             return torch.cat([key_part, self.count * t + self.overlaps_by_key(u) - self.overlaps(r)], dim=-1)
 
-        right = torch.cat([self.of_present(by_key), by_offset * (self.count > 0)], dim=-1)
-        diagonal = torch.cat([self.queries, self.count])
-        if not self.shares_only_linear:
-            return (right * _conjugate_gradients(normal, right, diagonal)).sum(-1)
-        # Null space: constant u, constant t, and for each axis the linear functions t = offset, u = -position.
-        null = torch.zeros(n + offsets, 2 + len(self.shape), dtype=torch.float64)
-        null[:n, 0] = null[n:, 1] = 1
-        positions = torch.meshgrid(*(torch.arange(side) for side in self.shape), indexing="ij")
-        axis_offsets = torch.meshgrid(*(torch.arange(1 - side, side) for side in self.shape), indexing="ij")
-        for axis, (position, offset) in enumerate(zip(positions, axis_offsets, strict=True)):
-            null[:n, 2 + axis], null[n:, 2 + axis] = -position.flatten(), offset.flatten()
-        null[n:] *= self.seen[:, None]
-        return (right * _conjugate_gradients(normal, right, diagonal, null)).sum(-1)
+        # Every row has a pair at offset 0, so only a constant of the offset is free, also with absent tokens.
+        constant_offset, constant_key = torch.ones_like(self.count)[:, None], torch.ones_like(self.queries)[:, None]
+        both = None
+        if self.shares_only_linear:
+            # Constant u, constant t, and for each axis the linear functions t = offset, u = -position.
+            both = torch.zeros(n + offsets, 2 + len(self.shape), dtype=torch.float64)
+            both[:n, 0] = both[n:, 1] = 1
+            positions = torch.meshgrid(*(torch.arange(side) for side in self.shape), indexing="ij")
+            axis_offsets = torch.meshgrid(*(torch.arange(1 - side, side) for side in self.shape), indexing="ij")
+            for axis, (position, offset) in enumerate(zip(positions, axis_offsets, strict=True)):
+                both[:n, 2 + axis], both[n:, 2 + axis] = -position.flatten(), offset.flatten()
+            both[n:] *= self.seen[:, None]
+        return {
+            "offset": _Equations(of_offset, self.count, constant_offset),
+            "key": _Equations(of_key, self.queries, constant_key if self.pieces == 1 else None),
+            "key and offset": _Equations(of_both, torch.cat([self.queries, self.count]), both),
+        }
 
     def of_present(self, x: Float[Tensor, "*lead token"]) -> Float[Tensor, "*lead token"]:
         """Set x to 0 at absent tokens."""
@@ -305,6 +321,63 @@ def _overlaps(r: Tensor) -> Tensor:
     return torch.cat([r.flip(-1).cumsum(-1), r[..., :-1].cumsum(-1).flip(-1)], dim=-1)
 
 
+@dataclass(frozen=True)
+class _Equations:
+    """Singular linear equations with a symmetric, positive semidefinite matrix."""
+
+    apply: Callable[[Tensor], Tensor]
+    """Product of the matrix with vectors."""
+    diagonal: Float[Tensor, " unknown"]
+    """Weights of the unknowns, in which a solution is orthogonal to the null space; unknowns of weight 0 are 0."""
+    null: Float[Tensor, "unknown vector"] | None
+    """Vectors that span the null space, if it is known."""
+
+
+@dataclass(frozen=True)
+class _Factor:
+    """Equations whose matrix, plus W Z Zᵀ W of the weights W and the null space Z, is factorised."""
+
+    lower: Float[Tensor, "unknown unknown_"]
+    """Cholesky factor."""
+    equations: _Equations
+
+    def solve(self, right: Float[Tensor, "*lead unknown"]) -> Float[Tensor, "*lead unknown"]:
+        """Return the solutions that are orthogonal to the null space."""
+        assert self.equations.null is not None
+        residual = _without_null(right, self.equations.diagonal, self.equations.null)
+        flat = residual.reshape(-1, residual.shape[-1])
+        solution = torch.cholesky_solve(flat.mT, self.lower).mT.reshape(right.shape)
+        return solution.where(self.equations.diagonal > 0, 0.0)
+
+
+@lru_cache(maxsize=6)
+def _factor(of: Geometry, unknown: str) -> _Factor:
+    """Factorise normal equations."""
+    equations = of._equations[unknown]
+    diagonal, null = equations.diagonal, equations.null
+    assert null is not None
+    matrix = equations.apply(torch.eye(len(diagonal), dtype=torch.float64))
+    weighted = diagonal[:, None] * null
+    # The level of the added part is that of the matrix, which keeps the system well conditioned.
+    matrix += weighted @ torch.linalg.pinv(null.mT @ weighted) @ weighted.mT
+    matrix += torch.diag((diagonal == 0).double())
+    return _Factor(torch.linalg.cholesky(matrix), equations)
+
+
+LARGEST_FACTOR = 2048
+"""Largest number of unknowns for which the matrix is factorised."""
+UNKNOWNS = 8
+"""Unknowns per right side up to which a factor is faster than conjugate gradients."""
+
+
+def _without_null(
+    right: Float[Tensor, "*lead unknown"], diagonal: Float[Tensor, " unknown"], null: Float[Tensor, "unknown vector"]
+) -> Float[Tensor, "*lead unknown"]:
+    """Remove the component in the null space, which has no solution: float32 sums do not cancel exactly."""
+    weighted = diagonal[:, None] * null
+    return right - (right @ null) @ torch.linalg.pinv(null.mT @ weighted) @ weighted.mT
+
+
 def _conjugate_gradients(
     apply: Callable[[Tensor], Tensor],
     right: Float[Tensor, "*lead unknown"],
@@ -319,9 +392,7 @@ def _conjugate_gradients(
     scale = (right * quotient(right, diagonal)).sum(-1, keepdim=True)
     residual = right
     if null is not None:
-        # Sums computed in float32 do not cancel exactly; their component in the null space has no solution.
-        weighted = diagonal[:, None] * null
-        residual = right - (right @ null) @ torch.linalg.pinv(null.mT @ weighted) @ weighted.mT
+        residual = _without_null(right, diagonal, null)
     direction = preconditioned = quotient(residual, diagonal)
     solution, size = torch.zeros_like(right), (residual * preconditioned).sum(-1, keepdim=True)
     best = _Best(solution, size) if null is None else None

@@ -478,6 +478,12 @@ class Part:
     geometry: Geometry
     """Geometry of these tokens, in which those that are not real are absent."""
 
+    def at(self, sequences: slice) -> slice | Int[Tensor, " sequence"]:
+        """Return the location in the batch of some of the sequences, as a slice if they are consecutive."""
+        rows = self.rows[sequences]
+        first, last = int(rows[0]), int(rows[-1])
+        return slice(first, last + 1) if last - first + 1 == len(rows) else rows
+
 
 def check_alike(a: Scores, b: Scores) -> None:
     """Raise `UsageError` if two scores do not have the same query-key pairs."""

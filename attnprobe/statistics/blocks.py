@@ -9,16 +9,16 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from attnprobe.geometry import Geometry
 from attnprobe.scores import Part, Scores, bias_of_pairs
 
-QUERIES = 64
+FEWEST_QUERIES, QUERIES = 16, 64
 """Queries per block; rounded up to full rows of pixels on a grid."""
-ELEMENTS = 2**21
-"""Scores held at a time on a CPU, where they should fit into its caches; 64 times this number on other devices."""
+ELEMENTS = 2**18
+"""Scores per block on a CPU, so that they stay in its second-level cache; 64 times this number on other devices."""
 
 
 @dataclass(frozen=True)
@@ -52,15 +52,15 @@ class Group:
     scores: Scores
     geometry: Geometry
     """Query-key pairs of the sequences."""
-    sequences: Int[Tensor, " matrix"]
-    """Index in the batch of each matrix."""
-    heads: Int[Tensor, " matrix"]
-    """Head of each matrix."""
+    sequences: slice
+    """Sequences of the part. Its matrices are those of all heads of the first one, of the second one, ...."""
+    heads: slice
+    """Heads."""
     q: Float[Tensor, "matrix token d_head"]
     """Queries times the scale, of type `Scores.type`."""
     k: Float[Tensor, "matrix token d_head"]
     """Keys."""
-    bias: Float[Tensor, "matrix offset"] | None
+    bias: Float[Tensor, "head offset"] | None
     """Bias at the offsets of the geometry."""
     sink: Float[Tensor, " matrix"] | None
     """Score of each query with the sink."""
@@ -79,7 +79,11 @@ class Group:
 
     def take(self, x: Float[Tensor, "batch head token width"]) -> Float[Tensor, "matrix token width"]:
         """Select the matrices of this group from values, gradients or factors, in the type of its queries."""
-        return x[self.sequences.to(x.device), self.heads.to(x.device)].to(self.q)
+        return x[self.sequences, self.heads].flatten(0, 1).to(self.q)
+
+    def by_sequence(self, x: Shaped[Tensor, "matrix ..."]) -> Shaped[Tensor, "sequence head ..."]:
+        """Split the axis of the matrices, and move the result to the CPU."""
+        return x.unflatten(0, (-1, self.heads.stop - self.heads.start)).cpu()
 
     def memory(self) -> Float[Tensor, " element"]:
         """Allocate a buffer for one block of every matrix."""
@@ -89,11 +93,12 @@ class Group:
         """Allocate a float64 accumulator of zeros per matrix."""
         return torch.zeros(self.size, *shape, dtype=torch.float64, device=self.q.device)
 
-    def blocks(self) -> Iterator[Block]:
-        """Yield blocks that partition the queries."""
+    def blocks(self, span: slice = slice(0, None)) -> Iterator[Block]:
+        """Yield blocks that partition the queries, or a span of them."""
         n, window = self.geometry.n, self.geometry.window
-        for start in range(0, n, self.queries):
-            stop = min(start + self.queries, n)
+        begin, end, _ = span.indices(n)
+        for start in range(begin, end, self.queries):
+            stop = min(start + self.queries, end)
             first, last = 0, stop if self.scores.causal else n
             if window is not None:
                 first, last = max(0, start - window), min(last, stop + window)
@@ -114,7 +119,7 @@ class Group:
         left: Float[Tensor, "matrix token width"],
         right: Float[Tensor, "matrix token width"],
         out: Float[Tensor, "matrix query key"],
-        bias: Float[Tensor, "matrix offset"] | None = None,
+        bias: Float[Tensor, "head offset"] | None = None,
     ) -> None:
         """Write the products of left and right, plus a bias, for the pairs of a block, permuted by `Scores.order`.
 
@@ -126,12 +131,12 @@ class Group:
         if order is None:
             torch.bmm(left[:, block.queries], right[:, block.keys].mT, out=out)
             if bias is not None:
-                out += self._windows(bias, queries, block.keys)
+                self._add_windows(out, bias, queries, block.keys)
             return
         order = order.to(out.device)
         products = left[:, sources] @ right.mT
         if bias is not None:
-            products += self._windows(bias, sources, slice(0, self.geometry.n))
+            self._add_windows(products, bias, sources, slice(0, self.geometry.n))
         products = products[..., order]
         if self.stays:
             out.zero_().masked_scatter_(self.visible(block), products[:, self._sees(queries, order)])
@@ -171,30 +176,47 @@ class Group:
         present = self.geometry.present.to(offset.device)
         return seen & present[queries][:, None] & present[keys]
 
-    def _windows(
-        self, bias: Float[Tensor, "matrix offset"], queries: Int[Tensor, " query"], keys: slice
-    ) -> Float[Tensor, "matrix query key"]:
-        """Return the bias of the given queries with the given keys."""
+    def _add_windows(
+        self,
+        out: Float[Tensor, "matrix query key"],
+        bias: Float[Tensor, "head offset"],
+        queries: Int[Tensor, " query"],
+        keys: slice,
+    ) -> None:
+        """Add the bias of the given queries with the given keys."""
         key = torch.arange(keys.start, keys.stop, device=bias.device)
-        return bias_of_pairs(bias, self.geometry.shape, queries, key)
+        by_head = out.unflatten(0, (-1, len(bias)))
+        by_head += bias_of_pairs(bias, self.geometry.shape, queries, key)
 
 
 def groups(part: Part) -> Iterator[Group]:
     """Split the matrices of a part into groups, and choose the block size."""
-    scores = part.scores
-    batch, heads, n = scores.shape
+    n = part.scores.shape[2]
     rows, columns = rows_and_columns(part.geometry)
     multiple = 1 if rows == 1 else columns
-    queries = min(n, -(-QUERIES // multiple) * multiple)
-    elements = ELEMENTS if scores.q.device.type == "cpu" else 64 * ELEMENTS
-    group_size = max(1, elements // (queries * n))
-    dtype = scores.type
-    for matrices in torch.arange(batch * heads, device=scores.q.device).split(group_size):
-        sequence, head = matrices // heads, matrices % heads
-        q, k = (x[sequence, head].to(dtype) for x in (scores.q, scores.k))
-        bias = None if scores.bias_by_offset is None else scores.bias_by_offset[head].to(dtype)
-        sink = None if scores.sink is None else scores.sink[head].to(dtype)
-        yield Group(scores, part.geometry, sequence.cpu(), head.cpu(), q * scores.factor, k, bias, sink, queries)
+    elements = ELEMENTS if part.scores.q.device.type == "cpu" else 64 * ELEMENTS
+    queries = min(QUERIES, max(FEWEST_QUERIES, elements // n))
+    queries = min(n, -(-queries // multiple) * multiple)
+    for sequences, heads in matrices(part.scores, elements // (queries * n)):
+        yield group(part, sequences, heads, queries)
+
+
+def matrices(scores: Scores, size: int) -> Iterator[tuple[slice, slice]]:
+    """Yield slices of sequences and heads that have about ``size`` matrices: whole sequences, or heads of one."""
+    batch, heads, _ = scores.shape
+    sequences, of_one = max(1, size // heads), min(heads, max(1, size))
+    for start in range(0, batch, sequences):
+        for head in range(0, heads, of_one):
+            yield slice(start, min(start + sequences, batch)), slice(head, min(head + of_one, heads))
+
+
+def group(part: Part, sequences: slice, heads: slice, queries: int, unit: float = 1.0) -> Group:
+    """Return some matrices of a part as a group, with scores divided by ``unit``."""
+    scores, dtype = part.scores, part.scores.type
+    q, k = (x[sequences, heads].flatten(0, 1).to(dtype) for x in (scores.q, scores.k))
+    bias = None if scores.bias_by_offset is None else scores.bias_by_offset[heads].to(dtype) / unit
+    sink = None if scores.sink is None else scores.sink[heads].to(dtype).repeat(sequences.stop - sequences.start)
+    return Group(scores, part.geometry, sequences, heads, q * (scores.factor / unit), k, bias, sink, queries)
 
 
 def rows_and_columns(geometry: Geometry) -> tuple[int, int]:
@@ -222,6 +244,9 @@ class OffsetSums:
     def add(self, x: Float[Tensor, "matrix query key"], block: Block) -> None:
         """Add the array of a block."""
         matrices, queries, keys = x.shape
+        if self.rows == 1 and queries == keys == self.columns:
+            self.total += diagonal_sums(x)
+            return
         if self.rows == 1:
             zero = self.columns - 1 - block.start + block.keys.start  # index of the offset of the first query and key
             full = x.as_strided((matrices, queries, keys - queries + 1), (queries * keys, keys + 1, 1))

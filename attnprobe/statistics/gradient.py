@@ -13,9 +13,13 @@ Each block of the gradient is computed, reduced and discarded. The precision is 
 relative to the sum of the absolute values of the summands.
 """
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from types import ModuleType
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -25,6 +29,7 @@ from attnprobe.errors import UsageError
 from attnprobe.geometry import Geometry
 from attnprobe.scores import Part, Scores, check_alike, check_finite, check_shape
 from attnprobe.statistics.blocks import Block, Group, OffsetSums, groups, over_queries
+from attnprobe.statistics.compiled import Task, in_threads, kernels_for, tasks
 
 
 @dataclass(frozen=True)
@@ -114,15 +119,21 @@ def gradient_statistics(
         along=torch.zeros(batch, heads, len(expanded), dtype=torch.float64),
     )
     optional_inputs = [] if inputs is None else [inputs[:, None].expand(-1, heads, -1, -1)]
+    kernels = kernels_for(scores)
     for part in scores.parts():
         result.pairs[part.rows, part.offsets] = part.geometry.count
-        rows, special = part.rows.to(v.device), whole.special(part)
+        rows, special = part.at(slice(None)), whole.special(part)
         of_part = [
             x[rows, :, part.tokens]
             for x in (v, dz, *optional_inputs, *(factor for pair in expanded for factor in pair))
         ]
-        for group in groups(part):
-            _accumulate(group, part, result, [group.take(x) for x in of_part], special)
+        if kernels is None:
+            sums = (_sums(group, of_part, inputs is not None, special) for group in groups(part))
+        else:
+            compute = partial(_compiled_sums, tensors=of_part, bilinear=inputs is not None, special=special)
+            sums = in_threads(partial(compute, make, kernels) for make in tasks(part))
+        for of_group in sums:
+            _add(of_group, part, result)
     return result
 
 
@@ -133,20 +144,59 @@ def gradient_product(a: tuple[Scores, Tensor, Tensor], b: tuple[Scores, Tensor, 
     inner = [_inner(*loss) for loss in (a, b)]
     check_alike(inner[0][0], inner[1][0])
     result = torch.zeros(inner[0][0].shape[:2], dtype=torch.float64)
+    kernels = kernels_for(inner[0][0])
     # Products do not depend on the order.
     for parts in zip(*(replace(scores, order=None).parts() for scores, *_ in inner), strict=True):
-        special = [one.special(part) for one, part in zip(whole, parts, strict=True)]
-        for pair in zip(*map(groups, parts), strict=True):
-            total, units, gradients = pair[0].totals(), [], []
-            for group, part, (_, v, dz), others in zip(pair, parts, inner, special, strict=True):
-                v, dz = (group.take(x[part.rows.to(x.device), :, part.tokens]) for x in (v, dz))
-                units.append(_unit(dz))
-                gradients.append(_gradient(group, v, dz / units[-1], others))
-            for (_, gradient_a), (_, gradient_b) in zip(*gradients, strict=True):
-                total += torch.linalg.vecdot(gradient_a, gradient_b).sum(1)
-            unit = (units[0].double() * units[1].double())[:, 0, 0].cpu()
-            result[parts[0].rows[pair[0].sequences], pair[0].heads] = total.cpu() * unit
+        arguments = [
+            ([x[part.at(slice(None)), :, part.tokens] for x in tensors], one.special(part))
+            for one, part, (_, *tensors) in zip(whole, parts, inner, strict=True)
+        ]
+        if kernels is None:
+            products = (_product(pair, arguments) for pair in zip(*map(groups, parts), strict=True))
+        else:
+            pairs = zip(*map(tasks, parts), strict=True)
+            products = in_threads(partial(_compiled_product, pair, arguments, kernels) for pair in pairs)
+        for group, product in products:
+            result[parts[0].at(group.sequences), group.heads] += group.by_sequence(product)
     return result
+
+
+_Arguments = Sequence[tuple[Sequence[Tensor], "_Special | None"]]
+"""Values, output gradients and the keys that are left out, for each of two gradients."""
+
+
+def _product(pair: tuple[Group, ...], arguments: _Arguments) -> tuple[Group, Tensor]:
+    """Return the inner products of two gradients, and the group."""
+    gradients, unit = [], 1.0
+    for group, (tensors, special) in zip(pair, arguments, strict=True):
+        v, dz = map(group.take, tensors)
+        gradients.append(_gradient(group, v, dz / _unit(dz), special))
+        unit = unit * _unit(dz).double()[:, 0, 0].cpu()
+    return pair[0], _vecdot(pair[0], gradients) * unit
+
+
+def _compiled_product(
+    pair: tuple[Callable[[], Task], ...], arguments: _Arguments, kernels: ModuleType
+) -> tuple[Group, Tensor]:
+    """Return the inner products of two gradients over the queries of a task, and the group, by compiled loops."""
+    gradients, unit, groups = [], 1.0, []
+    for make, (tensors, special) in zip(pair, arguments, strict=True):
+        task = make()
+        group = task.group
+        v, dz = map(group.take, tensors)
+        sums = group.totals(group.geometry.n), group.totals(len(group.geometry.count)), group.totals()
+        gradients.append(_compiled_gradient(task, v, dz / _unit(dz), special, kernels, sums))
+        unit = unit * _unit(dz).double()[:, 0, 0]
+        groups.append(group)
+    return groups[0], _vecdot(groups[0], gradients) * unit
+
+
+def _vecdot(group: Group, gradients: Sequence[Iterator[tuple[Block, Tensor]]]) -> Tensor:
+    """Return the sum over all blocks of the products of two gradients, [matrix], on the CPU."""
+    total = group.totals()
+    for (_, a), (_, b) in zip(*gradients, strict=True):
+        total += torch.linalg.vecdot(a, b).sum(1)
+    return total.cpu()
 
 
 def _check(scores: Scores, v: Tensor, dz: Tensor) -> None:
@@ -258,33 +308,119 @@ def _unit(dz: Tensor) -> Tensor:
     return dz.abs().amax((1, 2), keepdim=True).clamp(min=torch.finfo(dz.dtype).tiny)
 
 
-def _accumulate(
-    group: Group, part: Part, result: GradientStatistics, tensors: Sequence[Tensor], special: _Special | None
-) -> None:
-    """Compute the sums of one group; tensors are v, dz, inputs (if used) and the factors of the directions."""
-    v, dz, *factors = tensors
-    inputs = None if result.bilinear is None else factors.pop(0)
-    rows, heads = part.rows[group.sequences], group.heads
+@dataclass(frozen=True)
+class _Sums:
+    """Sums of the gradient over queries of the matrices of a group, in units of ``unit``."""
+
+    group: Group
+    unit: Float[Tensor, "matrix 1 1"]
+    by_offset: Float[Tensor, "matrix offset"]
+    by_key: Float[Tensor, "matrix key"]
+    square: Float[Tensor, " matrix"]
+    along: Float[Tensor, "matrix direction"]
+    bilinear: Float[Tensor, "matrix d_model d_model_"] | None
+
+
+def _sums(group: Group, tensors: Sequence[Tensor], bilinear: bool, special: _Special | None) -> _Sums:
+    """Return the sums of a group; tensors are v, dz, inputs (if ``bilinear``) and the factors of the directions."""
+    v, dz, *factors = map(group.take, tensors)
     unit = _unit(dz)
+    products = _Products(group, factors, bilinear)
     by_offset, by_key, square = OffsetSums(group), group.totals(group.geometry.n), group.totals()
-    along = group.totals(len(factors) // 2)
-    bilinear = None if inputs is None else group.totals(inputs.shape[2], inputs.shape[2])
     for block, gradient in _gradient(group, v, dz / unit, special):
         by_offset.add(gradient, block)
         by_key[:, block.keys] += over_queries(gradient)
         square += torch.linalg.vecdot(gradient, gradient).sum(1)
-        for number in range(along.shape[1]):
-            left, right = factors[2 * number], factors[2 * number + 1]
-            along[:, number] += (left[:, block.queries] * (gradient @ right[:, block.keys])).sum((1, 2))
-        if inputs is not None and bilinear is not None:
-            bilinear += inputs[:, block.queries].mT @ (gradient @ inputs[:, block.keys])
-    scale = unit[:, 0].double().cpu()
-    result.by_offset[rows, heads, part.offsets] = by_offset.sums() * scale
-    result.by_key[rows, heads, part.tokens] = by_key.cpu() * scale
-    result.square[rows, heads] = square.cpu() * scale[:, 0].square()
-    result.along[rows, heads] = along.cpu() * scale
-    if result.bilinear is not None and bilinear is not None:
-        result.bilinear[rows, heads] = bilinear.cpu() * scale[..., None]
+        products.add(gradient, block)
+    return _Sums(group, unit, by_offset.sums(), by_key, square, products.along, products.bilinear)
+
+
+def _compiled_sums(
+    make: Callable[[], Task],
+    kernels: ModuleType,
+    tensors: Sequence[Tensor],
+    bilinear: bool,
+    special: _Special | None,
+) -> _Sums:
+    """Return the sums of the queries of a task, by compiled loops."""
+    task = make()
+    group = task.group
+    v, dz, *factors = map(group.take, tensors)
+    unit = _unit(dz)
+    products = _Products(group, factors, bilinear)
+    sums = group.totals(group.geometry.n), group.totals(len(group.geometry.count)), group.totals()
+    for block, gradient in _compiled_gradient(task, v, dz / unit, special, kernels, sums):
+        products.add(gradient, block)
+    by_key, by_offset, square = sums
+    return _Sums(group, unit, by_offset, by_key, square, products.along, products.bilinear)
+
+
+def _compiled_gradient(
+    task: Task, v: Tensor, dz: Tensor, special: _Special | None, kernels: ModuleType, sums: tuple[Tensor, ...]
+) -> Iterator[tuple[Block, Tensor]]:
+    """Yield the gradient in blocks as `_gradient` does, and add it to the sums by key, by offset and of squares."""
+    group, layout, empty = task.group, task.layout, np.empty((0, 0))
+    scores, products = group.memory(), group.memory()
+    other = mean = None
+    if special is not None:
+        others = special.of(group)
+        other = others.scores.double().logsumexp(-1) / math.log(2)
+        weights = others.scores.double().softmax(-1).nan_to_num()  # without any visible key, other is -inf
+        mean = torch.linalg.vecdot(weights, (dz @ others.v.mT).double())
+    moved_v, moved_dz = task.moved(v), task.moved(dz)
+    for block in group.blocks(task.span):
+        score, gradient = (
+            task.product(block, *pair) for pair in ((group.q, group.k, scores), (moved_dz, moved_v, products))
+        )
+        of_others = (
+            (empty, empty)
+            if other is None or mean is None
+            else (
+                other[:, group.sources(block)].numpy(),
+                mean[:, group.sources(block)].numpy(),
+            )
+        )
+        kernels.gradient_block(
+            score.numpy(),
+            gradient.numpy(),
+            block.start,
+            block.keys.start,
+            *layout,
+            *of_others,
+            *(x.numpy() for x in sums),
+        )
+        yield block, gradient
+
+
+class _Products:
+    """Products of the gradient with directions and inputs, added up over blocks."""
+
+    def __init__(self, group: Group, factors: list[Tensor], bilinear: bool) -> None:
+        """Initialise the sums; factors are the inputs (if ``bilinear``) and those of the directions."""
+        self.inputs, self.factors = (factors[0], factors[1:]) if bilinear else (None, factors)
+        self.along = group.totals(len(self.factors) // 2)
+        width = 0 if self.inputs is None else self.inputs.shape[2]
+        self.bilinear = group.totals(width, width) if bilinear else None
+
+    def add(self, gradient: Tensor, block: Block) -> None:
+        """Add the gradient of a block, [matrix, query, key]."""
+        for number in range(self.along.shape[1]):
+            left, right = self.factors[2 * number], self.factors[2 * number + 1]
+            self.along[:, number] += (left[:, block.queries] * (gradient @ right[:, block.keys])).sum((1, 2))
+        if self.inputs is not None and self.bilinear is not None:
+            self.bilinear += self.inputs[:, block.queries].mT @ (gradient @ self.inputs[:, block.keys])
+
+
+def _add(sums: _Sums, part: Part, result: GradientStatistics) -> None:
+    """Add the sums of a group, or of some of its queries, to the result."""
+    rows, heads, by_sequence = part.at(sums.group.sequences), sums.group.heads, sums.group.by_sequence
+    scale = by_sequence(sums.unit[:, 0].double())
+    result.by_offset[rows, heads, part.offsets] += by_sequence(sums.by_offset) * scale
+    result.by_key[rows, heads, part.tokens] += by_sequence(sums.by_key) * scale
+    result.square[rows, heads] += by_sequence(sums.square) * scale[..., 0].square()
+    result.along[rows, heads] += by_sequence(sums.along) * scale
+    if result.bilinear is not None and sums.bilinear is not None:
+        result.bilinear[rows, heads] += by_sequence(sums.bilinear) * scale[..., None]
 
 
 def _expand_factors(number: int, pair: tuple[Tensor, Tensor], scores: Scores) -> tuple[Tensor, Tensor]:

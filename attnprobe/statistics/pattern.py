@@ -9,8 +9,11 @@ errors are about 1e-14 for float64 and 1e-6 for float32; float32 scores have an 
 1e-7.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from types import ModuleType
 
 import numpy as np
 import torch
@@ -20,7 +23,8 @@ from torch import Tensor
 from attnprobe.errors import UsageError
 from attnprobe.geometry import Geometry
 from attnprobe.scores import Part, Scores
-from attnprobe.statistics.blocks import Group, OffsetSums, groups, over_queries
+from attnprobe.statistics.blocks import Block, Group, OffsetSums, groups, over_queries
+from attnprobe.statistics.compiled import Task, in_threads, kernels_for, tasks
 
 
 @dataclass(frozen=True)
@@ -121,19 +125,38 @@ def pattern_statistics(scores: Scores, top: int = 0) -> PatternStatistics:
         top_keys=torch.full((batch, heads, n, top), -1) if top else None,
         top_weights=torch.zeros(batch, heads, n, top, dtype=torch.float64) if top else None,
     )
+    kernels = kernels_for(scores)
     for part in scores.parts():
         result.pairs[part.rows, part.offsets] = part.geometry.count
         result.uniform_by_offset[part.rows, part.offsets] = part.geometry.uniform / part.geometry.tokens
-        for group in groups(part):
-            _accumulate(group, part, result)
+        if kernels is None:
+            sums = (_sums(group, top) for group in groups(part))
+        else:
+            sums = in_threads(partial(_compiled_sums, make, top, kernels) for make in tasks(part))
+        for of_group in sums:
+            _add(of_group, part, result)
     return result
 
 
-def _accumulate(group: Group, part: Part, result: PatternStatistics) -> None:
-    """Compute the statistics of one group of matrices."""
-    rows, heads, queries = part.rows[group.sequences], group.heads, group.geometry.tokens
+@dataclass(frozen=True)
+class _Sums:
+    """Sums over queries of the matrices of a group."""
+
+    group: Group
+    by_offset: Float[Tensor, "matrix offset"]
+    by_key: Float[Tensor, "matrix key"]
+    entropy: Float[Tensor, " matrix"]
+    sink_mass: Float[Tensor, " matrix"]
+    top: list[tuple[Block, Tensor, Tensor]]
+    """For each block the keys with the largest weights, counted from its first key, and their weights, [matrix, query,
+    rank]."""
+
+
+def _sums(group: Group, top: int) -> _Sums:
+    """Return the sums of all queries of a group."""
     by_offset, by_key = OffsetSums(group), group.totals(group.geometry.n)
     entropy, sink_mass = group.totals(), group.totals()
+    best = []
     score_buffer, pattern_buffer = group.memory(), group.memory()
     for block in group.blocks():
         score, pattern = block.of(score_buffer, group.size), block.of(pattern_buffer, group.size)
@@ -153,17 +176,48 @@ def _accumulate(group: Group, part: Part, result: PatternStatistics) -> None:
             sink_mass += (weights * group.present(block)).sum(1)
         by_key[:, block.keys] += over_queries(pattern)
         by_offset.add(pattern, block)
-        if result.top_keys is not None and result.top_weights is not None:
-            best = score.topk(min(result.top_keys.shape[-1], block.width), dim=-1).indices
-            first, ranks = part.tokens.start, slice(0, best.shape[-1])
-            at = slice(first + block.start, first + block.stop)
-            keys = (best + first + block.keys.start).where(
-                group.visible(block).expand(score.shape).gather(-1, best), -1
-            )
-            result.top_keys[rows, heads, at, ranks] = keys.cpu()
-            result.top_weights[rows, heads, at, ranks] = pattern.gather(-1, best).double().cpu()
-    result.mass_by_offset[rows, heads, part.offsets] = by_offset.sums() / queries
-    result.mass_by_key[rows, heads, part.tokens] = by_key.cpu()
-    result.entropy[rows, heads] = entropy.cpu() / queries
+        if top:
+            keys = score.topk(min(top, block.width), dim=-1).indices
+            best.append((block, keys, pattern.gather(-1, keys)))
+    return _Sums(group, by_offset.sums(), by_key, entropy, sink_mass, best)
+
+
+def _compiled_sums(make: Callable[[], Task], top: int, kernels: ModuleType) -> _Sums:
+    """Return the sums of the queries of a task, by compiled loops."""
+    task = make()
+    group, layout, memory = task.group, task.layout, task.group.memory()
+    by_offset, by_key = group.totals(len(group.geometry.count)), group.totals(group.geometry.n)
+    entropy, sink_mass, best = group.totals(), group.totals(), []
+    for block in group.blocks(task.span):
+        weights = task.product(block, group.q, group.k, memory)
+        peaks, totals = torch.zeros(2, *weights.shape[:2], dtype=torch.float64)
+        sums = [x.numpy() for x in (by_key, by_offset, entropy, peaks, totals)]
+        kernels.pattern_block(weights.numpy(), block.start, block.keys.start, *layout, *sums)
+        if group.sink is not None:
+            level = peaks * math.log(2) + totals.log()
+            sink_mass += ((group.sink[:, None] - level).sigmoid() * group.present(block)).sum(1)
+        if top:
+            weights /= totals[..., None]
+            weights.masked_fill_(~group.visible(block), 0)
+            largest = weights.topk(min(top, block.width), dim=-1)
+            best.append((block, largest.indices, largest.values))
+    return _Sums(group, by_offset, by_key, entropy, sink_mass, best)
+
+
+def _add(sums: _Sums, part: Part, result: PatternStatistics) -> None:
+    """Add the sums of a group, or of some of its queries, to the result."""
+    group, queries = sums.group, sums.group.geometry.tokens
+    rows, heads, by_sequence = part.at(group.sequences), group.heads, group.by_sequence
+    result.mass_by_offset[rows, heads, part.offsets] += by_sequence(sums.by_offset / queries)
+    result.mass_by_key[rows, heads, part.tokens] += by_sequence(sums.by_key)
+    result.entropy[rows, heads] += by_sequence(sums.entropy / queries)
     if result.sink_mass is not None:
-        result.sink_mass[rows, heads] = sink_mass.cpu() / queries
+        result.sink_mass[rows, heads] += by_sequence(sums.sink_mass / queries)
+    if result.top_keys is not None and result.top_weights is not None:
+        for block, keys, weights in sums.top:
+            first, ranks = part.tokens.start, slice(0, keys.shape[-1])
+            at = slice(first + block.start, first + block.stop)
+            visible = group.visible(block).expand(*keys.shape[:2], -1).gather(-1, keys)
+            keys = (keys + first + block.keys.start).where(visible, -1)
+            result.top_keys[rows, heads, at, ranks] = by_sequence(keys)
+            result.top_weights[rows, heads, at, ranks] = by_sequence(weights.double())

@@ -16,7 +16,10 @@ products of permuted queries and keys; they are computed in blocks, also in floa
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
+from types import ModuleType
 
 import torch
 from jaxtyping import Bool, Float
@@ -26,12 +29,15 @@ from torch import Tensor
 from attnprobe.errors import NonFiniteError
 from attnprobe.geometry import Geometry, geometry, quotient
 from attnprobe.scores import Part, Scores, alike, check_alike, positions
-from attnprobe.statistics.blocks import OffsetSums, groups, over_queries
+from attnprobe.statistics.blocks import Group, OffsetSums, groups, over_queries
+from attnprobe.statistics.compiled import Task, in_threads, kernels_for, tasks
 
 SMALLEST = 1e-13
 """Fraction of the product of norms below which the sum of squares of a centred score is rounding error."""
 BLOCK = 64
 """Queries per block in the causal sum of squares."""
+SHORT = 64
+"""Longest sequence for which the scores themselves are computed and summed, which is then faster."""
 ELEMENTS = 2**19
 """Number of elements per FFT call."""
 
@@ -210,8 +216,9 @@ def _sums(part: Part, by_offset: bool = True) -> _Sums:
     """Return the sums; ``by_offset`` is the most expensive one and may be skipped if there is no bias."""
     scores, geometry = part.scores, part.geometry
     masked = geometry.causal or geometry.window is not None
-    if scores.order is not None and (masked or scores.bias is not None):
-        return _streamed_sums(part)  # not products of permuted queries and keys
+    permuted = scores.order is not None and (masked or scores.bias is not None)  # no products of queries and keys
+    if permuted or geometry.n <= SHORT:
+        return _summed(part)
     order = slice(None) if scores.order is None else scores.order
     batch, heads, n = scores.shape
     q, k = (x[:, :, order].flatten(0, 1) for x in (scores.q, scores.k))
@@ -315,32 +322,57 @@ def _correlation(q: Tensor, k: Tensor, shape: tuple[int, ...]) -> Tensor:
     return sums.flatten(1)
 
 
-def _streamed_sums(part: Part) -> _Sums:
-    """Return the sums from blocks of scores, in the time of attention; for scores that are not products."""
+def _summed(part: Part) -> _Sums:
+    """Return the sums from blocks of scores, in the time of attention."""
     part = replace(part, scores=replace(part.scores, q=part.scores.q.double(), k=part.scores.k.double()))
     batch, heads, n = part.scores.shape
-    geometry = part.geometry
-    result = _Sums(
-        by_offset=torch.zeros(batch, heads, len(geometry.count), dtype=torch.float64),
-        by_key=torch.zeros(batch, heads, n, dtype=torch.float64),
-        mean_by_query=torch.zeros(batch, heads, n, dtype=torch.float64),
-        square=torch.zeros(batch, heads, dtype=torch.float64),
-        scale=torch.zeros(batch, heads, dtype=torch.float64),
-    )
-    for group in groups(part):
-        rows, head = group.sequences, group.heads
-        by_offset, buffer = OffsetSums(group), group.memory()
-        for block in group.blocks():
-            score = block.of(buffer, group.size)
-            group.write_scores(block, out=score)
-            visible = group.visible(block)
-            score *= visible
-            result.scale[rows, head] += score.square().sum((1, 2)).cpu()
-            mean = quotient(score.sum(-1, keepdim=True), visible.sum(-1, keepdim=True))
-            score -= mean * visible
-            by_offset.add(score, block)
-            result.by_key[rows, head, block.keys] += over_queries(score).cpu()
-            result.square[rows, head] += score.square().sum((1, 2)).cpu()
-            result.mean_by_query[rows, head, block.queries] = mean[..., 0].cpu()
-        result.by_offset[rows, head] = by_offset.sums()
+
+    def zeros(*shape: int) -> Tensor:
+        return torch.zeros(batch, heads, *shape, dtype=torch.float64)
+
+    result = _Sums(zeros(len(part.geometry.count)), zeros(n), zeros(n), zeros(), zeros())
+    kernels = kernels_for(part.scores)
+    if kernels is None:
+        sums = map(_of_group, groups(part))
+    else:
+        sums = in_threads(partial(_of_task, make, kernels) for make in tasks(part, unit=1.0))
+    for group, of_group in sums:
+        for name, values in of_group.items():
+            getattr(result, name)[group.sequences, group.heads] += group.by_sequence(values)
     return result
+
+
+def _of_group(group: Group) -> tuple[Group, dict[str, Tensor]]:
+    """Return a group and its `_Sums` by name, [matrix, ...]."""
+    n = group.geometry.n
+    by_offset, by_key, means = OffsetSums(group), group.totals(n), group.totals(n)
+    square, scale, buffer = group.totals(), group.totals(), group.memory()
+    for block in group.blocks():
+        score = block.of(buffer, group.size)
+        group.write_scores(block, out=score)
+        visible = group.visible(block)
+        if group.masked:
+            score *= visible
+        scale += score.square().sum((1, 2))
+        mean = quotient(score.sum(-1, keepdim=True), visible.sum(-1, keepdim=True))
+        score -= mean * visible if group.masked else mean
+        by_offset.add(score, block)
+        by_key[:, block.keys] += over_queries(score)
+        square += score.square().sum((1, 2))
+        means[:, block.queries] = mean[..., 0]
+    sums = {"by_offset": by_offset.sums(), "by_key": by_key, "mean_by_query": means, "square": square, "scale": scale}
+    return group, sums
+
+
+def _of_task(make: Callable[[], Task], kernels: ModuleType) -> tuple[Group, dict[str, Tensor]]:
+    """Return the group of a task and the `_Sums` of its queries by name, [matrix, ...], by compiled loops."""
+    task = make()
+    group, memory = task.group, task.group.memory()
+    n, offsets = group.geometry.n, len(group.geometry.count)
+    sums = {"by_offset": group.totals(offsets), "by_key": group.totals(n), "mean_by_query": group.totals(n)}
+    sums |= {"square": group.totals(), "scale": group.totals()}
+    arrays = [x.numpy() for x in sums.values()]
+    for block in group.blocks(task.span):
+        score = task.product(block, group.q, group.k, memory)
+        kernels.score_block(score.numpy(), block.start, block.keys.start, *task.layout, *arrays)
+    return group, sums

@@ -1,5 +1,6 @@
 """Streaming statistics against the materialised reference, over random shapes, masks, biases and types."""
 
+import sys
 from dataclasses import replace
 
 import materialised
@@ -9,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from attnprobe.scores import Scores
-from attnprobe.statistics import blocks, score
+from attnprobe.statistics import blocks, compiled, score
 from attnprobe.statistics.gradient import gradient_product, gradient_statistics
 from attnprobe.statistics.pattern import pattern_statistics
 from attnprobe.statistics.score import covariance, score_statistics
@@ -17,14 +18,22 @@ from attnprobe.statistics.score import covariance, score_statistics
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4}
 
 
-@pytest.fixture(autouse=True, scope="module")
-def small_blocks():
-    """Use several blocks, groups and chunks even at tiny sizes."""
+@pytest.fixture(autouse=True, scope="module", params=["torch", "compiled"])
+def small_blocks(request):
+    """Use several blocks, groups, tasks and chunks even at tiny sizes, with torch and with compiled loops."""
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(blocks, "QUERIES", 3)
+        for module in (blocks, compiled):
+            patched.setattr(module, "FEWEST_QUERIES", 1)
+            patched.setattr(module, "QUERIES", 3)
         patched.setattr(blocks, "ELEMENTS", 60)
         patched.setattr(score, "ELEMENTS", 100)
         patched.setattr(score, "BLOCK", 2)
+        patched.setattr(score, "SHORT", 6)
+        if request.param == "compiled":
+            pytest.importorskip("numba")
+            patched.setattr(compiled, "BLOCK_BYTES", 500)
+            patched.setattr(compiled, "SPAN", 5)
+        patched.setattr(compiled, "SMALLEST", 0 if request.param == "compiled" else sys.maxsize)
         yield
 
 
@@ -88,7 +97,7 @@ def close(found, expected, tolerance, scale=None):
     assert ((found - expected).abs() <= tolerance * scale + 1e-300).all(), ((found - expected).abs() / scale).max()
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(drawn=OPTIONS)
 def test_score_statistics(drawn):
     scores, _ = random_scores(**drawn)
@@ -137,7 +146,7 @@ def test_covariance(drawn, other):
     close(found, (centred[0] * centred[1]).sum((-2, -1)), 1e-10, sizes[0] + sizes[1] + 1e-6)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(drawn=OPTIONS)
 def test_pattern_statistics(drawn):
     scores, _ = random_scores(**drawn)
@@ -160,7 +169,7 @@ def test_pattern_statistics(drawn):
     close(at_keys, best.values, tolerance, torch.ones(scores.shape[:2]))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(drawn=OPTIONS, leading=st.sampled_from([(), ("heads",), (1,), ("batch", 1), ("batch", "heads")]))
 def test_gradient_statistics(drawn, leading):
     scores, generator = random_scores(**drawn)
