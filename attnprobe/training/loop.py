@@ -139,7 +139,10 @@ def resume(
         if more_steps is not None:
             config = _longer(run, config, is_finished, more_steps)
         here = config if device is None else dataclasses.replace(config, device=device)
-        training = _prepare(here, run, on_step, log, state)
+        try:
+            training = _prepare(here, run, on_step, log, state)
+        except UsageError as error:
+            raise UsageError(f"{run.folder}: cannot be continued: {error}") from error
         if state is not None and state.fingerprint != training.task.fingerprint:
             fingerprints = f"fingerprint {training.task.fingerprint}, expected {state.fingerprint}"
             raise UsageError(

@@ -245,6 +245,14 @@ def test_edited_settings_are_refused_by_name(name, half, whole, capsys):
     assert_same(resume(half.folder, progress=False), whole)
 
 
+@pytest.mark.parametrize(("name", "value"), [("norm", "lcyer"), ("device", "cp}"), ("schedule", "cosinm")])
+def test_invalid_settings_are_refused_in_one_line_that_names_the_run(name, value, half):
+    edit(half, **{name: value})
+    with pytest.raises(UsageError, match=rf"^{half.folder}.*: {name}='{value}'") as caught:
+        resume(half.folder, progress=False)
+    assert "\n" not in str(caught.value)
+
+
 def test_the_device_may_be_edited(half):
     edit(half, device="cpu:0")
     assert resume(half.folder, progress=False).finished["step"] == 12
