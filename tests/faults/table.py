@@ -1,6 +1,6 @@
 """Measure what faults do to runs, sweeps, results, reports and data, and write one table.
 
-    python tests/faults/table.py                 # all rows: about 20 minutes, CPU only
+    python tests/faults/table.py                 # all rows: half an hour to an hour, CPU only
     python tests/faults/table.py --tries 3 --out /tmp/table.csv
 
 A try survives if the work ends bit-identically to undisturbed work (everything except times and provenance is
@@ -607,6 +607,8 @@ def hostile(subjects: Subjects, tries: int, rng: np.random.Generator) -> Iterato
         one_line = opened["message"].isprintable() and len(opened["message"].partition("; valid: ")[0]) < 400
         good = opened["outcome"] in ("read", "refused") and one_line
         good = good and opened["seconds"] <= 2 and opened["megabytes"] <= 500
+        if not good:
+            print(f"lost: {opened}", file=sys.stderr)
         yield "silently wrong" if opened["trapped"] else "survived" if good else "lost"
 
 
@@ -633,7 +635,7 @@ def rows() -> list[Row]:
         for name, tries in kills.items()
     ]
     for number in (signal.SIGTERM, signal.SIGINT):
-        for name, tries in (("train", 20), ("proximity", 5)):
+        for name, tries in (("train", 12), ("proximity", 4)):
             found.append(Row(f"{number.name} at a random moment", name, tries, at_random(COMMANDS[name], number)))
     for name in ("train", "proximity"):  # all measures write by the same functions
         found.append(Row("SIGKILL before every file operation", name, 500, at_operations(COMMANDS[name], kill_self)))
