@@ -439,8 +439,8 @@ def from_plain(kind: type[Settings], fields: Any, where: str) -> Settings:
     """Rebuild a settings dataclass from the result of ``dataclasses.asdict``.
 
     Former names of settings are translated. A field with a default may be missing, as in a file from before the field
-    existed: the default of a new field reproduces the earlier behaviour. Raises `UsageError` for unknown or missing
-    fields; its message starts with ``where``, the source of the fields.
+    existed: the default of a new field reproduces the earlier behaviour. Raises `UsageError` for unknown, missing or
+    invalid fields; its message starts with ``where``, the source of the fields.
     """
     if not isinstance(fields, Mapping):
         raise UsageError(f"{where}: {type(fields).__name__} instead of a mapping of {kind.__name__} fields")
@@ -452,7 +452,10 @@ def from_plain(kind: type[Settings], fields: Any, where: str) -> Settings:
     values = dict(fields)
     if kind is TrainConfig and "model" in values:
         values["model"] = from_plain(ModelConfig, values["model"], where)
-    return kind(**values)
+    try:
+        return kind(**values)
+    except UsageError as error:
+        raise UsageError(f"{where}: {error}") from error
 
 
 def _field_names(kind: Any) -> set[str]:

@@ -23,7 +23,7 @@ from support import TINY, in_three_ways
 import attnprobe as ap
 from attnprobe.cli import main
 from attnprobe.errors import UsageError
-from attnprobe.sweeps import cells, read_sweep, summary, sweep_table, train_all, workers
+from attnprobe.sweeps import cells, read_sweep, run_sweep, summary, sweep_table, train_all, workers
 from attnprobe.sweeps.cells import took
 from attnprobe.sweeps.plan import run_folder
 from attnprobe.tasks import configure
@@ -342,6 +342,24 @@ def test_the_table_agrees_with_the_metrics(swept):
 def test_a_folder_without_a_sweep_is_refused(tmp_path):
     with pytest.raises(ap.UsageError, match="holds no sweep"):
         ap.open_sweep(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("before", "after"), [('"seed": 0', '"seed": 1'), ('"steps": 12', '"stepr": 12'), ("sha256", "sha257")]
+)
+def test_an_altered_plan_is_named(before, after, tmp_path):
+    sweep = planned(tmp_path / "x.yaml", seed=[0])
+    run_sweep(sweep, ())
+    path = sweep.out / "sweep.json"
+    assert list(ap.open_sweep(sweep.out)["seed"]) == [0]
+    text = path.read_text()
+    assert before in text
+    path.write_text(text.replace(before, after))
+    with pytest.raises(UsageError, match=r"sweep\.json: (damaged .*; repeat the command of the sweep|'steps')"):
+        ap.open_sweep(sweep.out)
+    content = json.loads(text)
+    path.write_text(json.dumps({"cells": content["cells"]}))  # as an earlier version wrote it
+    assert list(ap.open_sweep(sweep.out)["seed"]) == [0]
 
 
 def test_every_status_is_reported_and_counted(tmp_path, capsys):

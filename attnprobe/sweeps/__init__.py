@@ -38,8 +38,9 @@ from attnprobe.errors import UsageError
 from attnprobe.files import write_atomic, writing
 from attnprobe.sweeps.cells import attempt, look, record_failure
 from attnprobe.sweeps.plan import Cell, Sweep, read_sweep, run_folder
-from attnprobe.sweeps.table import open_sweep, summary, sweep_table
+from attnprobe.sweeps.table import DIGEST, open_sweep, summary, sweep_table
 from attnprobe.sweeps.workers import run_all
+from attnprobe.training.metrics import digest
 
 __all__ = ["Cell", "Sweep", "sweep_table", "open_sweep", "read_sweep", "run_sweep", "summary", "train_all"]
 
@@ -112,4 +113,5 @@ def _write_plan(sweep: Sweep) -> None:
         {"folder": cell.folder.name, "settings": cell.settings, "steps": cell.config.total_steps}
         for cell in sweep.cells
     ]
-    write_atomic(sweep.out / "sweep.json", json.dumps({"cells": cells}, indent=1) + "\n")
+    content = {"cells": cells, DIGEST: digest(cells)}
+    write_atomic(sweep.out / "sweep.json", json.dumps(content, indent=1) + "\n")

@@ -21,7 +21,7 @@ import attnprobe as ap
 from attnprobe.config import TrainConfig
 from attnprobe.errors import UsageError
 from attnprobe.files import write_atomic, writing
-from attnprobe.training.metrics import Damaged, check_complete, read_finished, read_metrics
+from attnprobe.training.metrics import SETTINGS, Damaged, check_complete, check_digest, read_finished, read_metrics
 
 Status = Literal["done", "running", "unfinished", "failed", "missing"]
 STATUSES: tuple[Status, ...] = ("done", "running", "unfinished", "failed", "missing")
@@ -49,13 +49,15 @@ class State:
 def look(folder: Path) -> State:
     """Return the state of the cell in a folder, which need not exist; only text files are read unless one is damaged.
 
-    A finished cell whose finished.json or metrics cannot be read counts as unfinished: training it again repairs them.
+    A finished cell with a damaged finished.json, config.json or metrics.jsonl counts as unfinished: training it again
+    repairs them.
     """
     try:
         finished = read_finished(folder / "finished.json")
         metrics = read_metrics(folder / "metrics.jsonl")
         if finished is not None:
             check_complete(folder / "metrics.jsonl", metrics, finished)
+            check_digest(folder / SETTINGS, _json(folder / SETTINGS), finished)
             return State("done", metrics)
     except Damaged:
         metrics = []
@@ -132,11 +134,17 @@ def took(folder: Path) -> float:
 
 def _field(path: Path, name: str, default: Any) -> Any:
     """Return a field of a JSON file; the default if there is no such file, if it is damaged, or of another type."""
-    try:
-        value = json.loads(path.read_bytes())[name]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return default
+    content = _json(path)
+    value = content.get(name, default) if isinstance(content, dict) else default
     return value if isinstance(value, type(default)) else default
+
+
+def _json(path: Path) -> Any:
+    """Return the content of a JSON file; None if there is no such file or if it is damaged."""
+    try:
+        return json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return None
 
 
 def record_failure(folder: Path, reason: str, details: str | None = None) -> Outcome:

@@ -12,7 +12,10 @@ from attnprobe.errors import UsageError
 from attnprobe.former_names import current_settings
 from attnprobe.sweeps.cells import STATUSES, look, planned_steps
 from attnprobe.sweeps.plan import Cell
-from attnprobe.training.metrics import best
+from attnprobe.training.metrics import best, digest
+
+DIGEST = "sha256"
+"""Field of sweep.json with the digest of its cells; earlier versions wrote none."""
 
 
 def open_sweep(folder: str | Path) -> pd.DataFrame:
@@ -28,16 +31,21 @@ def open_sweep(folder: str | Path) -> pd.DataFrame:
       that step (``best_test_accuracy`` ...);
     - ``reason``, why a cell failed.
 
-    Values that a cell does not have are missing. Raises `UsageError` if the folder holds no sweep.
+    Values that a cell does not have are missing. Raises `UsageError` if the folder holds no sweep, or if its sweep.json
+    is damaged.
     """
     path = Path(folder) / "sweep.json"
     try:
+        content = json.loads(path.read_bytes())
         cells = [
             (cell["folder"], current_settings(dict(cell["settings"].items())), cell["steps"])
-            for cell in json.loads(path.read_bytes())["cells"]
+            for cell in content["cells"]
         ]
+        is_intact = set(content) <= {"cells", DIGEST} and content.get(DIGEST) in (None, digest(content["cells"]))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UsageError(f"{folder}: holds no sweep (sweep.json: {error})") from error
+    if not is_intact:
+        raise UsageError(f"{path}: damaged (its content differs from its digest); repeat the command of the sweep")
     for name, _, steps in cells:
         if not isinstance(name, str) or Path(name).name != name or not isinstance(steps, int):
             raise UsageError(f"{folder}: holds no sweep (sweep.json: a cell without the name of its folder and steps)")

@@ -36,7 +36,7 @@ from attnprobe.tasks import Split, Task
 from attnprobe.training.batches import draw, lengths_of, mask_of, take
 from attnprobe.training.checkpoint import Checkpoint, load
 from attnprobe.training.evaluation import Evaluation, evaluated_rows
-from attnprobe.training.metrics import best
+from attnprobe.training.metrics import best, sealed
 from attnprobe.training.objectives import balanced_weights, evaluate, predict
 from attnprobe.training.processes import Processes, processes
 from attnprobe.training.rank import is_main_process
@@ -139,7 +139,10 @@ def resume(
         if more_steps is not None:
             config = _longer(run, config, is_finished, more_steps)
         here = config if device is None else dataclasses.replace(config, device=device)
-        training = _prepare(here, run, on_step, log, state)
+        try:
+            training = _prepare(here, run, on_step, log, state)
+        except UsageError as error:
+            raise UsageError(f"{run.folder}: cannot be continued: {error}") from error
         if state is not None and state.fingerprint != training.task.fingerprint:
             fingerprints = f"fingerprint {training.task.fingerprint}, expected {state.fingerprint}"
             raise UsageError(
@@ -320,6 +323,7 @@ class _Training:
     def fit(self, state: Checkpoint | None, progress: bool, log: Sequence[str], minutes: float | None) -> None:
         """Train from a state, or from initialisation, until the last step, the time limit or a signal."""
         config, writes = self.config, self.world.writes
+        settings = self.run.content if writes else None
         self.deadline = math.inf if minutes is None else time.monotonic() + 60 * minutes
         if state is not None:
             self.model.load_state_dict(state.weights)
@@ -342,7 +346,7 @@ class _Training:
                 why_ended = "patience" if self._out_of_patience(self.metrics) else "all steps"
                 ended = {"step": self.metrics[-1]["step"], "why": why_ended, "best_step": self._best_step()}
                 with self.writing(self.run.finished_path):
-                    self.run.finish({**ended, "rows": len(self.metrics)})
+                    self.run.finish(sealed({**ended, "rows": len(self.metrics)}, settings, self.metrics))
             self.world.wait()  # launchers end all processes as soon as one ends
         if why == "signal":
             reason = f"{self.run.folder}: interrupted after step {self.saved_step}, which is saved"

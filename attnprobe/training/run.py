@@ -4,7 +4,8 @@ A run folder holds ``config.json``, ``metrics.jsonl`` (one object per line), ``c
 ``finished.json`` once training has ended. Until then ``latest.pt`` holds the state to resume from. Measurements are
 written to ``figures/``.
 
-Every checkpoint holds settings and all metrics up to its step, so it replaces damaged files of the run.
+Every checkpoint holds settings and all metrics up to its step, so it replaces damaged files of the run. finished.json
+holds digests of the text files: values of a finished run that changed since are noticed.
 """
 
 import contextlib
@@ -25,7 +26,18 @@ from attnprobe.errors import UsageError, listed
 from attnprobe.files import PART, write_atomic
 from attnprobe.provenance import provenance
 from attnprobe.training.checkpoint import Checkpoint, load
-from attnprobe.training.metrics import Damaged, DamageWarning, check_complete, read_finished, read_metrics
+from attnprobe.training.metrics import (
+    DIGESTS,
+    FINISHED,
+    METRICS,
+    SETTINGS,
+    Damaged,
+    DamageWarning,
+    check_complete,
+    check_digest,
+    read_finished,
+    read_metrics,
+)
 from attnprobe.training.rank import is_main_process
 
 BLOCK = 2**20
@@ -46,7 +58,7 @@ class Run:
         try:
             (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
             content = {"config": dataclasses.asdict(config), "provenance": provenance()}
-            write_atomic(folder / "config.json", json.dumps(content, indent=1) + "\n")
+            write_atomic(run.settings_path, json.dumps(content, indent=1) + "\n")
         except OSError as error:
             raise UsageError(f"{folder}: cannot be written ({error.strerror})") from error
         return run
@@ -90,25 +102,28 @@ class Run:
     @property
     def exists(self) -> bool:
         """Whether the folder holds a run."""
-        return (self.folder / "config.json").exists()
+        return self.settings_path.exists()
 
     @property
     def config(self) -> TrainConfig:
         """Settings of the run; raise `UsageError` if the folder holds no run."""
-        return from_plain(TrainConfig, self._content["config"], str(self.folder / "config.json"))
+        return from_plain(TrainConfig, self.content["config"], str(self.settings_path))
 
     @property
     def has_settings(self) -> bool:
         """Whether config.json is intact."""
         try:
-            return bool(self._content)
+            return bool(self.content)
         except Damaged:
             return False
 
     @property
-    def _content(self) -> dict[str, Any]:
-        """Content of config.json; raise `UsageError` if there is no such file, and `Damaged` if it is not valid."""
-        path = self.folder / "config.json"
+    def content(self) -> dict[str, Any]:
+        """Content of config.json; raise `UsageError` if there is no such file, and `Damaged` if it is not valid.
+
+        That of a finished run must have the digest that finished.json holds, unless that file is damaged itself.
+        """
+        path = self.settings_path
         try:
             content = json.loads(path.read_bytes())
         except OSError as error:
@@ -117,6 +132,11 @@ class Run:
             raise Damaged(f"{path}: damaged ({error})") from error
         if not isinstance(content, dict) or "config" not in content:
             raise Damaged(f"{path}: damaged (holds no settings)")
+        try:
+            finished = read_finished(self.finished_path)
+        except Damaged:
+            finished = None
+        check_digest(path, content, finished or {})
         return content
 
     @property
@@ -126,20 +146,31 @@ class Run:
         With early stopping (``patience``), the checkpoint of the lowest validation loss is kept. Raises `UsageError` if
         finished.json is damaged, which resuming the run repairs.
         """
+        content = self._sealed
+        return None if content is None else {name: value for name, value in content.items() if name != DIGESTS}
+
+    @property
+    def _sealed(self) -> dict[str, Any] | None:
+        """Content of finished.json, with its digests."""
         try:
             return read_finished(self.finished_path)
         except Damaged as error:
             raise Damaged(f"{error}; repair it with --resume {self.folder}") from None
 
     @property
+    def settings_path(self) -> Path:
+        """Path of the settings and the provenance."""
+        return self.folder / SETTINGS
+
+    @property
     def finished_path(self) -> Path:
         """Path of the file that says how training ended."""
-        return self.folder / "finished.json"
+        return self.folder / FINISHED
 
     @property
     def metrics_path(self) -> Path:
         """Path of the metrics."""
-        return self.folder / "metrics.jsonl"
+        return self.folder / METRICS
 
     @property
     def last(self) -> Checkpoint:
@@ -191,8 +222,8 @@ class Run:
     def metrics(self) -> list[dict[str, Any]]:
         """The metrics written so far, sorted by step.
 
-        If metrics.jsonl is damaged, or lacks rows of a finished run, they are those of the latest checkpoint, with a
-        warning. Raises `UsageError` if that is damaged as well.
+        If metrics.jsonl is damaged, or differs from the digest of a finished run, they are those of the latest
+        checkpoint, with a warning. Raises `UsageError` if that is damaged as well.
         """
         try:
             return self._intact_metrics()
@@ -204,7 +235,7 @@ class Run:
             return state.metrics
 
     def _intact_metrics(self) -> list[dict[str, Any]]:
-        rows, finished = read_metrics(self.metrics_path), self.finished
+        finished, rows = self._sealed, read_metrics(self.metrics_path)
         if finished is not None:
             check_complete(self.metrics_path, rows, finished)
         return rows
@@ -212,13 +243,13 @@ class Run:
     def repaired(self) -> bool:
         """Return whether the run is finished, after the metrics of a finished run were restored from its checkpoint.
 
-        A run whose finished.json or last checkpoint is damaged counts as unfinished, with a warning: training the
-        steps after the latest intact state repairs both.
+        A run whose finished.json, config.json or last checkpoint is damaged counts as unfinished, with a warning:
+        training the steps after the latest intact state repairs all three.
         """
         try:
             if self.finished is None:
                 return False
-            last = self.last
+            last, _ = self.last, self.content
         except UsageError as error:
             _warn(f"{error}; training is resumed from the latest intact state")
             return False
@@ -271,13 +302,13 @@ class Run:
     def reopen(self, config: TrainConfig, state: Checkpoint | None) -> None:
         """Make the run unfinished, with settings that may have more steps, and repair its config.json."""
         try:
-            content = self._content
+            content = self.content
         except Damaged:
             content = {"provenance": provenance() if state is None else state.provenance}
         # In this order: without finished.json, a run that has all its steps is just finished again.
         self.finished_path.unlink(missing_ok=True)
         content = {"config": dataclasses.asdict(config), "provenance": content.get("provenance")}
-        write_atomic(self.folder / "config.json", json.dumps(content, indent=1) + "\n")
+        write_atomic(self.settings_path, json.dumps(content, indent=1) + "\n")
 
     def finish(self, ended: dict[str, Any]) -> None:
         """Record how training ended and delete the state to resume from."""

@@ -98,6 +98,76 @@ def test_the_metrics_of_a_finished_run_are_read_and_restored_from_its_checkpoint
     assert finished.metrics_path.read_bytes() == whole.metrics_path.read_bytes()
 
 
+def altered(path, before, after):
+    """Replace one value in a text file, which stays valid JSON."""
+    text = path.read_text()
+    assert before in text
+    path.write_text(text.replace(before, after, 1))
+
+
+def test_altered_values_in_the_metrics_of_a_finished_run_are_noticed(finished, whole):
+    altered(finished.metrics_path, '"test_accuracy": 0.', '"test_accuracy": 1.')
+    with pytest.warns(DamageWarning, match=r"metrics\.jsonl: damaged or edited .*; the metrics in .*\.pt are used"):
+        assert finished.metrics == whole.metrics
+    assert look(finished.folder).status == "unfinished"
+    with pytest.warns(DamageWarning, match=r"restored from .*step-000012\.pt"):
+        resume(finished.folder, progress=False)
+    assert_same(finished, whole)
+    assert finished.finished_path.read_bytes() == whole.finished_path.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("before", "after"), [('"batch_size": 16', '"batch_size": 17'), ('"created": "2', '"created": "3')]
+)
+def test_an_altered_config_of_a_finished_run_is_named_and_restored(before, after, finished, whole):
+    altered(finished.settings_path, before, after)
+    with pytest.raises(UsageError, match=r"config\.json: damaged or edited \(its content differs from the digest"):
+        _ = finished.config
+    assert look(finished.folder).status == "unfinished"
+    with pytest.warns(DamageWarning, match=r"config\.json: damaged or edited .*"):
+        resume(finished.folder, progress=False)
+    assert_same(finished, whole)
+    assert look(finished.folder).status == "done"
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("all steps", "all stepr"),
+        ('"best_step": null', '"best_step": 12'),
+        ('"sha256"', '"sha257"'),
+        ('"rows"', '"rowr"'),
+    ],
+)
+def test_an_altered_finished_json_is_named_and_repaired(before, after, finished, whole):
+    altered(finished.finished_path, before, after)
+    with pytest.raises(UsageError, match=r"finished\.json: damaged .*; repair it with --resume"):
+        _ = finished.finished
+    with pytest.warns(DamageWarning, match=r"finished\.json: damaged"):
+        resume(finished.folder, progress=False)
+    assert_same(finished, whole)
+
+
+def test_a_finished_run_of_an_earlier_version_has_no_digests(finished, whole):
+    content = json.loads(finished.finished_path.read_text())
+    for names in (("sha256",), ("rows",)):
+        content = {name: value for name, value in content.items() if name not in names}
+        finished.finished_path.write_text(json.dumps(content))
+        assert (finished.config, finished.metrics) == (whole.config, whole.metrics)
+        assert resume(finished.folder, progress=False).finished == content
+        assert look(finished.folder).status == "done"
+
+
+def test_settings_altered_during_training_are_noticed_afterwards(whole, tmp_path):
+    def alter(step):
+        if step == 3:
+            altered(tmp_path / "x" / "config.json", '"batch_size": 16', '"batch_size": 17')
+
+    train(whole.config, tmp_path / "x", progress=False, on_step=alter)
+    with pytest.raises(UsageError, match=r"config\.json: damaged or edited"):
+        _ = Run(tmp_path / "x").config
+
+
 def test_missing_lines_of_a_finished_run_are_noticed(finished, whole):
     lines = whole.metrics_path.read_text().splitlines(keepends=True)
     for kept in (lines[:-1], lines[1:], []):
@@ -173,6 +243,14 @@ def test_edited_settings_are_refused_by_name(name, half, whole, capsys):
     assert f"{name}={EDITS[name]!r} instead of {before!r}" in message and "--init-from" in message
     edit(half, **{name: before})
     assert_same(resume(half.folder, progress=False), whole)
+
+
+@pytest.mark.parametrize(("name", "value"), [("norm", "lcyer"), ("device", "cp}"), ("schedule", "cosinm")])
+def test_invalid_settings_are_refused_in_one_line_that_names_the_run(name, value, half):
+    edit(half, **{name: value})
+    with pytest.raises(UsageError, match=rf"^{half.folder}.*: {name}='{value}'") as caught:
+        resume(half.folder, progress=False)
+    assert "\n" not in str(caught.value)
 
 
 def test_the_device_may_be_edited(half):

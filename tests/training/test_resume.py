@@ -254,6 +254,9 @@ def test_a_run_from_before_steps_could_be_added_is_made_longer(finished, tmp_pat
     for name in ("more_steps", "eval_size", "class_weights"):
         del content["config"][name]
     (run.folder / "config.json").write_text(json.dumps(content))
+    ended = json.loads(run.finished_path.read_text())
+    del ended["sha256"]
+    run.finished_path.write_text(json.dumps(ended))
     assert run.config == finished.config
     assert resume(run.folder, more_steps=2, progress=False).last.step == 26
 
