@@ -83,6 +83,9 @@ def test_the_check_detects_a_planted_bad_import(module, source):
     assert not wrong_imports(module, allowed)
 
 
+LARGE = ["transformer_lens", "transformers", "datasets", "matplotlib.pyplot", "sklearn", "numba"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "forbidden"),
     [
@@ -93,10 +96,12 @@ def test_the_check_detects_a_planted_bad_import(module, source):
         (["proximity", "--help"], ["transformer_lens", "matplotlib"]),
         (["tasks"], ["torch", "transformer_lens", "matplotlib", "scipy", "pandas", "sklearn"]),
         (["show", "CHECKPOINT"], ["transformer_lens", "matplotlib", "xarray", "scipy", "pandas"]),
+        (["proximity", "CHECKPOINT", "--sequences", "2", "--nulls", "1", "--out", "FOLDER"], LARGE),
     ],
 )
-def test_start_up_imports_only_what_it_needs(arguments, forbidden, spt_run):
-    arguments = [str(spt_run.checkpoints[0].path) if argument == "CHECKPOINT" else argument for argument in arguments]
+def test_start_up_imports_only_what_it_needs(arguments, forbidden, spt_run, tmp_path):
+    paths = {"CHECKPOINT": str(spt_run.checkpoints[0].path), "FOLDER": str(tmp_path)}
+    arguments = [paths.get(argument, argument) for argument in arguments]
     code = (
         "import sys\nfrom attnprobe.cli import main\n"
         f"try:\n    main({arguments!r})\nexcept SystemExit as stop:\n    assert not stop.code\n"

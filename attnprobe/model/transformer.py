@@ -1,12 +1,12 @@
 """Small Transformer encoder (or decoder, if causal) with TransformerLens hook points at all activations.
 
-The network is a TransformerLens `HookedRootModule`: ``run_with_hooks``, ``run_with_cache`` and ``add_hook`` work as in
-TransformerLens, with its hook names. It has two output heads: one reconstructs tokens and one predicts the label of the
-sequence.
+``run_with_hooks``, ``run_with_cache`` and ``add_hook`` work as in TransformerLens, with its hook names: the first use
+makes the network a ``HookedRootModule`` (`attnprobe.model.lens`). The network has two output heads: one reconstructs
+tokens and one predicts the label of the sequence.
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal, cast
 
@@ -15,14 +15,10 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
-from transformer_lens import FactoredMatrix
-from transformer_lens.HookedRootModule import HookedRootModule
-from transformer_lens.utilities.slice import Slice
 
 from attnprobe.config import DataSpec, ModelConfig, NetworkConfig
-from attnprobe.errors import UsageError, listed
+from attnprobe.errors import UsageError
 from attnprobe.model.attention import Attend, Attention
-from attnprobe.model.cache import Cache
 from attnprobe.model.hooks import HookPoint, observe, watched
 from attnprobe.model.initialisation import Map, mimetic, proximity
 from attnprobe.model.position import PositionEncoding, ProximityBias
@@ -30,6 +26,12 @@ from attnprobe.randomness import torch_generator
 from attnprobe.scores import Heads, Scores
 from attnprobe.tables import POSITIONS
 
+METHODS = frozenset(
+    "QK OV add_caching_hooks add_hook add_perma_hook cache_all cache_some check_and_add_hook check_hooks_to_add "
+    "clear_contexts context_level get_caching_hooks hook_dict hook_points hooks is_caching list_hooks mod_dict "
+    "remove_all_hook_fns reset_hooks run_with_cache run_with_hooks setup".split()
+)
+"""Methods and attributes of TransformerLens's ``HookedRootModule``, and its products of weights."""
 ACTIVATIONS = {"gelu": F.gelu, "relu": F.relu, "silu": F.silu}
 
 
@@ -162,7 +164,7 @@ class Block(nn.Module):
         return observe(self.hook_resid_post, x)
 
 
-class Transformer(HookedRootModule):
+class Transformer(nn.Module):
     """Transformer for one architecture and one data format.
 
     >>> spec = DataSpec(n=6, inputs="tokens", classes=2, vocabulary=5)
@@ -200,7 +202,8 @@ class Transformer(HookedRootModule):
             self.hook_pos_embed = HookPoint()
         self._initialise(seed)
         self._attend: Attend = Heads.attend
-        self.setup()
+        self.points = {name: module for name, module in self.named_modules() if isinstance(module, HookPoint)}
+        """Hook points by name, as created."""
 
     def _initialise(self, seed: int) -> None:
         """Draw each weight from a generator keyed by its name: networks with a common part share its weights."""
@@ -362,33 +365,18 @@ class Transformer(HookedRootModule):
     def hooked(self) -> list[str]:
         """Names of the hook points at which a hook or a replacement module can read or edit the activation."""
         modules = dict(self.named_modules())
-        return [name for name in self.hook_dict if name in modules and watched(modules[name])]
-
-    def hooks(self, *named_hooks: Any, **options: Any) -> Any:
-        """Add hooks within a ``with`` block, as in TransformerLens."""
-        self._refuse_replaced()
-        return super().hooks(*named_hooks, **options)
-
-    def add_hook(self, *hook: Any, **options: Any) -> None:
-        """Add a hook until `reset_hooks`, as in TransformerLens."""
-        self._refuse_replaced()
-        super().add_hook(*hook, **options)
-
-    def _refuse_replaced(self) -> None:
-        """Raise `UsageError` if a hook point has been replaced: hooks would be added to the unused original."""
-        modules = dict(self.named_modules())  # excludes the hook points of a norm that was removed
-        replaced = [name for name, point in self.hook_dict.items() if modules.get(name, point) is not point]
-        if replaced:
-            raise UsageError(
-                f"{listed(replaced)}: another module replaces the hook point, so hooks and caches cannot reach it; "
-                "restore the hook point, or call model.setup() to omit it"
-            )
+        names = vars(self).get("hook_dict", self.points)
+        return [name for name in names if name in modules and watched(modules[name])]
 
     def __getattr__(self, name: str) -> Any:
-        """Stack a weight of all layers, [layer, ...], under its TransformerLens name: W_Q, b_Q, QK, ..., W_out."""
-        if name in ("QK", "OV"):
-            left, right = (self.W_Q, self.W_K.mT) if name == "QK" else (self.W_V, self.W_O)
-            return FactoredMatrix(left, right)
+        """Stack a weight of all layers, [layer, ...], under its TransformerLens name: W_Q, b_Q, ..., W_out.
+
+        The first use of a method of TransformerLens makes the network a ``HookedRootModule``.
+        """
+        if name in METHODS and type(self) is Transformer:
+            from attnprobe.model.lens import hooked_transformer
+
+            return getattr(hooked_transformer(self), name)
         part = "attn" if name in OF_ATTENTION else "mlp" if name in OF_MLP and not self.cfg.attn_only else None
         if part is None:
             return super().__getattr__(name)
@@ -397,49 +385,6 @@ class Transformer(HookedRootModule):
     def block(self, layer: int) -> Block:
         """Return the block of a layer."""
         return cast(Block, self.blocks[layer])
-
-    def run_with_cache(  # pyright: ignore[reportIncompatibleMethodOverride]
-        self,
-        *inputs: Any,
-        names_filter: str | Sequence[str] | Callable[[str], bool] | None = None,
-        remove_batch_dim: bool = False,
-        incl_bwd: bool = False,
-        pos_slice: Any = None,
-        return_cache_object: bool = True,
-        **kwargs: Any,
-    ) -> tuple[Tensor, Cache | dict[str, Tensor]]:
-        """Run the network and return its output and the `Cache` of activations (or a plain dict).
-
-        ``names_filter`` is a hook name, several names or a predicate. ``pos_slice`` selects tokens (for scores and
-        patterns, queries); position 0 is [CLS] if the network has one. Raises `UsageError` if no hook point passes the
-        filter, and for ``incl_bwd``, which needs a network that returns a loss.
-        """
-        if incl_bwd:
-            raise UsageError(
-                "incl_bwd=True: this network returns logits, not a loss; use model.hooks(bwd_hooks=...) and call "
-                "backward() on your loss"
-            )
-        if names_filter is None:
-            names_filter = bool  # every name
-        if not callable(names_filter):
-            names: set[str] = {names_filter} if isinstance(names_filter, str) else set(names_filter)
-            if not names or not names <= set(self.hook_dict):
-                raise UsageError(
-                    f"names_filter={names_filter!r}: no such hook point; valid: {listed(sorted(self.hook_dict))}"
-                )
-            names_filter = sorted(names)
-        elif not any(map(names_filter, self.hook_dict)):
-            raise UsageError(f"names_filter: matches none of the hook points {listed(sorted(self.hook_dict))}")
-        output, cache = super().run_with_cache(
-            *inputs, names_filter=names_filter, remove_batch_dim=remove_batch_dim, **kwargs
-        )
-        if pos_slice is not None:
-            # TransformerLens infers the token axis from the number of axes, which is wrong for pooled activations.
-            tokens = Slice.unwrap(pos_slice)
-            for name in set(cache) - {"hook_pooled"}:
-                by_query = name.endswith(("hook_attn_scores", "hook_pattern"))
-                cache[name] = tokens.apply(cache[name], -2 if by_query else 1 - remove_batch_dim)
-        return output, Cache(cache, self, has_batch_dim=not remove_batch_dim) if return_cache_object else cache
 
     def tokens_to_residual_directions(self, tokens: Any) -> Tensor:
         """Return the residual directions [..., d_model] of token logits, including the gain of the final norm."""

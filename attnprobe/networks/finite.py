@@ -10,6 +10,9 @@ from torch import Tensor, nn
 from attnprobe.errors import NonFiniteError, UsageError
 from attnprobe.training.objectives import Predictions
 
+HOOK_POINTS = ("HookPoint", "LensPoint")
+"""Classes of modules that return their input: TransformerLens's and those of `attnprobe.model`."""
+
 
 def check_real(model: nn.Module) -> None:
     """Raise `UsageError` if a weight is complex, or is a plain parameter of integers (not a quantised one)."""
@@ -76,7 +79,11 @@ def first_invalid(model: nn.Module, run: Callable[[], Any], rows: int) -> tuple[
 
         return hook
 
-    points = {name: module for name, module in model.named_modules() if type(module).__name__ != "HookPoint"}
+    points = {
+        name: module
+        for name, module in model.named_modules()
+        if type(module).__name__ not in ("HookPoint", "LensPoint")
+    }
     handles = [module.register_forward_hook(hook_of(name)) for name, module in points.items()]
     try:
         run()

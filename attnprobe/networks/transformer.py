@@ -183,14 +183,20 @@ class TransformerNetwork:
 
     def streams(self, batch: Batch, mask: Mask = None) -> list[Tensor]:
         """Run the network and return the residual stream before each layer."""
-        streams: dict[int, Tensor] = {}
-        hooks: list[Any] = [
-            (f"blocks.{layer}.hook_resid_pre", lambda x, hook, layer=layer: streams.update({layer: x}))
-            for layer in range(self.model.cfg.n_layers)
-        ]
-        with torch.no_grad(), self.model.hooks(fwd_hooks=hooks):
-            self.model.residual(batch.inputs, masked=mask, lengths=batch.lengths)
-        return [streams[layer] for layer in range(self.model.cfg.n_layers)]
+        streams: list[Tensor] = []
+
+        def keep(point: nn.Module, args: Any, x: Tensor) -> None:
+            streams.append(x)
+
+        points = [self.model.block(layer).hook_resid_pre for layer in range(self.model.cfg.n_layers)]
+        hooks = [point.register_forward_hook(keep) for point in points]
+        try:
+            with torch.no_grad():
+                self.model.residual(batch.inputs, masked=mask, lengths=batch.lengths)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return streams
 
     def resumed(self, stream: Tensor, layer: int, batch: Batch, objective: str, mask: Mask = None) -> Predictions:
         """Resume the forward pass from the residual stream before a layer and return the predictions."""

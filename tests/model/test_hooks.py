@@ -1,6 +1,7 @@
 """Every hook point of every architecture: edits by hooks always take effect and change no other tensor."""
 
 import math
+import pickle
 import subprocess
 import sys
 
@@ -8,9 +9,13 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from transformer_lens import hook_points
+from transformer_lens.HookedRootModule import HookedRootModule
 
 from attnprobe.config import DataSpec, ModelConfig
 from attnprobe.errors import UsageError
+from attnprobe.model import hooks, transformer
+from attnprobe.model.hooks import HookPoint
 from attnprobe.model.transformer import Transformer
 from attnprobe.networks.base import read
 from attnprobe.tables import POSITIONS
@@ -166,6 +171,50 @@ for compiled in (torch.compile, lambda model, **options: model.compile(**options
 def test_hooks_added_after_compilation_take_effect():
     # In a subprocess, because the runtime type checks of the tests cannot be compiled.
     subprocess.run([sys.executable, "-W", "ignore", "-c", COMPILED], check=True)
+
+
+def public(kind, instance):
+    return {name for name in {*dir(kind), *vars(instance)} if not name.startswith("_")}
+
+
+def test_every_name_of_transformer_lens_is_known_before_its_import():
+    """A name that is missing would not exist until another one is used."""
+    module = nn.Module()
+    lens = public(HookedRootModule, HookedRootModule()) - public(nn.Module, module)
+    hooked = network()
+    hooked.setup()
+    lens |= set(vars(hooked)) & {"mod_dict", "hook_dict"}
+    assert lens - public(Transformer, network()) <= transformer.METHODS
+    lens = public(hook_points.HookPoint, hook_points.HookPoint()) - public(nn.Module, module)
+    assert lens <= hooks.METHODS
+
+
+def test_a_network_becomes_a_hooked_root_module_in_place():
+    model = network()
+    x, point = inputs_of(model), model.blocks[0].attn.hook_v
+    assert type(point) is HookPoint and not isinstance(model, HookedRootModule)
+    handle = point.register_forward_hook(lambda module, args, v: v.sigmoid())
+    before, expected, hooked = state(model), model(x), model.hooked
+    model.setup()
+    assert isinstance(model, HookedRootModule) and isinstance(model, Transformer)
+    assert model.blocks[0].attn.hook_v is point and isinstance(point, hook_points.HookPoint)
+    assert point.name == "blocks.0.attn.hook_v" and set(model.points) == set(model.hook_dict)
+    assert torch.equal(model(x), expected) and model.hooked == hooked == ["blocks.0.attn.hook_v"]
+    handle.remove()
+    assert not torch.equal(model(x), expected) and not model.hooked
+    assert all(torch.equal(after, before[name]) for name, after in state(model).items())
+    copied = pickle.loads(pickle.dumps(model))
+    assert torch.equal(copied(x), model(x)) and copied.hook_dict.keys() == model.hook_dict.keys()
+
+
+def test_a_single_hook_point_takes_a_hook():
+    model = network()
+    x = inputs_of(model)
+    plain = model(x)
+    model.blocks[1].attn.hook_z.add_hook(lambda z, hook: 0 * z)
+    assert not torch.equal(model(x), plain)
+    model.reset_hooks()
+    assert torch.equal(model(x), plain)
 
 
 def test_a_query_without_keys_attends_to_nothing():
