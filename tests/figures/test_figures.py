@@ -23,7 +23,10 @@ def test_every_measure_has_its_figures():
 def test_a_figure_is_redrawn_from_its_file_without_torch(spt_run, tmp_path):
     save(proximity(spt_run.checkpoints[-1], sequences=8, nulls=2), tmp_path / "x.nc")
     code = (
-        "import sys; from attnprobe import figures; from attnprobe.results import open_result;"
+        "import sys, warnings; warnings.simplefilter('error');"
+        # Old releases of matplotlib call former names of pyparsing.
+        "warnings.filterwarnings('ignore', category=DeprecationWarning, module='matplotlib|pyparsing');"
+        "from attnprobe import figures; from attnprobe.results import open_result;"
         f"figures.proximity(open_result({str(tmp_path / 'x.nc')!r})).savefig({str(tmp_path / 'x.pdf')!r});"
         "assert 'torch' not in sys.modules, 'torch was imported'"
     )
