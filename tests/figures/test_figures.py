@@ -198,7 +198,8 @@ def test_interventions_on_real_values_show_the_loss(spt_run):
     [("gradients", gradients, "descent"), ("interventions", interventions, "accuracy_change")],
 )
 def test_runs_of_gradients_and_interventions_are_drawn(name, measure, first, spt_run):
-    joined = over_steps([measure(checkpoint, sequences=4, nulls=2) for checkpoint in spt_run.checkpoints[-2:]])
+    checkpoints = spt_run.checkpoints[0], spt_run.checkpoints[-1]
+    joined = over_steps([measure(checkpoint, sequences=4, nulls=2) for checkpoint in checkpoints])
     drawn = {curve.get_label(): curve for curve in OVER_STEPS[name](joined).axes[1].lines}["head 1"]
     selection = {"loss": "labels", "direction": "circulant exponential"}
     selection = selection if name == "gradients" else {"intervention": "ablate_toeplitz"}
