@@ -71,7 +71,8 @@ def interventions_over_steps(result: xr.Dataset) -> Figure:
 
 def _shown(result: xr.Dataset) -> str:
     """Return the variable to draw: the change in accuracy against targets if it is defined, else the change in loss."""
-    compared = result.attrs["of_objective"] == "unedited predictions"
+    # Results joined over steps have no ``of_objective`` if it differs between them, as in runs with self-pretraining.
+    compared = result.attrs.get("of_objective") == "unedited predictions"
     return "accuracy_change" if np.isfinite(result["all_accuracy"]).any() and not compared else "loss_change"
 
 

@@ -5,12 +5,14 @@ weights are powers of 2. All loops run over contiguous numbers, in which form LL
 every loop over a row is a function of its own for this reason. Numbers of a row are added in the type of the block over
 at most `CHUNK` of them, and sums over queries over the queries of a block; everything longer is added in float64.
 
-`no_type_check` keeps the type checks of the tests from wrapping functions, which numba could not compile.
+`no_type_check` keeps the type checks of the tests from wrapping functions, which numba could not compile; jaxtyping
+before 0.3.11 wraps them all the same, so compiled functions are unwrapped first.
 
 A line is a grid with one row: key j = (key row, key column) of query i = (query row, query column) has the offset index
 (key row - query row + rows - 1) (2 columns - 1) + key column - query column + columns - 1.
 """
 
+import inspect
 import math
 import tempfile
 import warnings
@@ -90,7 +92,7 @@ def _power_of_2(x: Any) -> Any:
             scaled = p * _float32_of_bits((np.int32(whole) + np.int32(127)) << np.int32(23))
             return scaled if x > np.float32(-126) else np.float32(0)
 
-        return single
+        return inspect.unwrap(single)
 
     @no_type_check
     def double(x: Any) -> Any:
@@ -113,7 +115,7 @@ def _power_of_2(x: Any) -> Any:
         scaled = p * _float64_of_bits((np.int64(np.int32(whole)) + np.int64(1023)) << np.int64(52))
         return scaled if x > -1022.0 else 0.0
 
-    return double
+    return inspect.unwrap(double)
 
 
 @no_type_check
@@ -132,9 +134,17 @@ def _cache_is_kept() -> bool:
 
 
 _options: Any = {"nogil": True, "error_model": "numpy", "cache": _cache_is_kept()}
-_compiled = njit(**_options)
-_elementwise = njit(fastmath=ELEMENTWISE, **_options)
-_sum = njit(fastmath=SUMS, **_options)
+
+
+@no_type_check
+def _compiler(**options: Any) -> Any:
+    compiled = njit(**options, **_options)
+    return lambda function: compiled(inspect.unwrap(function))
+
+
+_compiled = _compiler()
+_elementwise = _compiler(fastmath=ELEMENTWISE)
+_sum = _compiler(fastmath=SUMS)
 
 
 @_elementwise

@@ -23,7 +23,10 @@ def test_every_measure_has_its_figures():
 def test_a_figure_is_redrawn_from_its_file_without_torch(spt_run, tmp_path):
     save(proximity(spt_run.checkpoints[-1], sequences=8, nulls=2), tmp_path / "x.nc")
     code = (
-        "import sys; from attnprobe import figures; from attnprobe.results import open_result;"
+        "import sys, warnings; warnings.simplefilter('error');"
+        # Old releases of matplotlib call former names of pyparsing.
+        "warnings.filterwarnings('ignore', category=DeprecationWarning, module='matplotlib|pyparsing');"
+        "from attnprobe import figures; from attnprobe.results import open_result;"
         f"figures.proximity(open_result({str(tmp_path / 'x.nc')!r})).savefig({str(tmp_path / 'x.pdf')!r});"
         "assert 'torch' not in sys.modules, 'torch was imported'"
     )
@@ -195,7 +198,8 @@ def test_interventions_on_real_values_show_the_loss(spt_run):
     [("gradients", gradients, "descent"), ("interventions", interventions, "accuracy_change")],
 )
 def test_runs_of_gradients_and_interventions_are_drawn(name, measure, first, spt_run):
-    joined = over_steps([measure(checkpoint, sequences=4, nulls=2) for checkpoint in spt_run.checkpoints[-2:]])
+    checkpoints = spt_run.checkpoints[0], spt_run.checkpoints[-1]
+    joined = over_steps([measure(checkpoint, sequences=4, nulls=2) for checkpoint in checkpoints])
     drawn = {curve.get_label(): curve for curve in OVER_STEPS[name](joined).axes[1].lines}["head 1"]
     selection = {"loss": "labels", "direction": "circulant exponential"}
     selection = selection if name == "gradients" else {"intervention": "ablate_toeplitz"}

@@ -170,7 +170,7 @@ def test_mimetic_maps_differ_between_heads_layers_and_seeds():
         ({"position": "none"}, "not none"),
         ({"position_std": 0}, "needs distinct position vectors: position_std=0.0 makes them all 0"),
         ({"length_scale": 0.3}, "needs a length_scale of 0.5 ... 1e6, not 0.3"),
-        ({"length_scale": math.inf}, "needs a length_scale of 0.5 ... 1e6, not inf"),
+        ({"length_scale": 2e6}, "needs a length_scale of 0.5 ... 1e6, not 2000000.0"),
     ],
 )
 def test_settings_without_a_proximity_map_are_refused(options, message):

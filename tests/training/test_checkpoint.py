@@ -43,7 +43,7 @@ def test_the_network_of_a_checkpoint_has_its_weights_and_accuracy(spt_run):
 def test_provenance_records_versions_and_command(spt_run):
     provenance = spt_run.checkpoints[0].provenance
     assert {"attnprobe", "commit", "uncommitted_changes", "command", "torch", "python", "created"} == set(provenance)
-    assert provenance["torch"] == torch.__version__
+    assert torch.__version__.startswith(provenance["torch"])  # "+cu124" of PyPI is not in the metadata of the package
 
 
 class Hostile:

@@ -11,7 +11,7 @@ from attnprobe.training.objectives import Batch, balanced_weights, draw_mask, ev
 LENGTHS = torch.tensor([6, 4, 1])
 
 
-def setup(inputs="tokens", causal=False):
+def model_and_batch(inputs="tokens", causal=False):
     data = DataSpec(n=6, inputs=inputs, classes=3, vocabulary=5 if inputs == "tokens" else 0)
     model = Transformer(ModelConfig(d_model=8, causal=causal, init_std=0.5), data)
     generator = torch.Generator().manual_seed(0)
@@ -24,7 +24,7 @@ def negative_log_likelihood(logits, target):
 
 
 def test_labels_are_scored_by_cross_entropy():
-    model, batch = setup()
+    model, batch = model_and_batch()
     outcome = evaluate(model, batch, "labels")
     logits = model(batch.inputs, lengths=LENGTHS)
     expected = [negative_log_likelihood(logits[b], batch.labels[b]) for b in range(3)]
@@ -33,7 +33,7 @@ def test_labels_are_scored_by_cross_entropy():
 
 
 def test_only_masked_tokens_are_scored():
-    model, batch = setup()
+    model, batch = model_and_batch()
     mask = torch.tensor([[0, 1, 0, 0, 1, 0], [1, 0, 0, 0, 0, 0], [0, 0, 0, 0, 0, 0]], dtype=torch.bool)
     outcome = evaluate(model, batch, "masked", mask)
     logits = model(batch.inputs, masked=mask, lengths=LENGTHS, output="tokens")
@@ -43,7 +43,7 @@ def test_only_masked_tokens_are_scored():
 
 
 def test_masked_values_are_scored_by_absolute_error():
-    model, batch = setup("values")
+    model, batch = model_and_batch("values")
     mask = torch.zeros(3, 6, dtype=torch.bool)
     mask[0, 1] = mask[1, 3] = True
     outcome = evaluate(model, batch, "masked", mask)
@@ -90,7 +90,7 @@ def test_values_with_levels_are_scored_by_cross_entropy(levels):
 
 
 def test_next_token_scores_each_real_token_after_the_first():
-    model, batch = setup(causal=True)
+    model, batch = model_and_batch(causal=True)
     outcome = evaluate(model, batch, "next-token")
     expected = []
     for b, length in enumerate(LENGTHS.tolist()):
@@ -109,7 +109,7 @@ def test_masks_cover_the_share_of_real_tokens_and_no_padding():
 
 
 def test_a_batch_without_masked_tokens_has_loss_zero():
-    model, batch = setup()
+    model, batch = model_and_batch()
     assert evaluate(model, batch, "masked", torch.zeros(3, 6, dtype=torch.bool)).mean.item() == 0
 
 
@@ -121,7 +121,7 @@ def test_balanced_weights_have_mean_1_and_give_every_class_the_same_total():
 
 
 def test_the_weighted_gradient_is_that_of_the_weighted_mean_of_single_losses():
-    model, batch = setup()
+    model, batch = model_and_batch()
     weights = torch.tensor([0.5, 3.0, 1.5])
     evaluate(model, batch, "labels", weights=weights).mean.backward()
     found = model.classify.weight.grad.clone()
