@@ -501,7 +501,6 @@ def score_block(
     by_key: Any,
     means: Any,
     square: Any,
-    scale: Any,
 ) -> None:
     """Subtract from each score the mean of its row, and add the sums of these differences.
 
@@ -521,7 +520,6 @@ def score_block(
         by_key: [matrix, key]: sums over queries.
         means: [matrix, query]: means of the rows, of all queries.
         square: [matrix]: sum of squares.
-        scale: [matrix]: sum of squares of the scores themselves.
     """
     n, line = rows * columns, np.empty(rows * columns)
     for matrix in range(len(scores)):
@@ -538,7 +536,6 @@ def score_block(
                 arrange(row, first, low, high, present, order, stays, 0.0, line)
                 row[low - first : high - first] = line[: high - low]
             row = row[low - first : high - first]
-            scale[matrix] += dot(row, row)
             means[matrix, query] = centre(row, low, present)
             square[matrix] += dot(row, row)
             at = first_index(query, rows, columns)

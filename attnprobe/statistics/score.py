@@ -218,7 +218,7 @@ def _sums(part: Part, by_offset: bool = True) -> _Sums:
     masked = geometry.causal or geometry.window is not None
     permuted = scores.order is not None and (masked or scores.bias is not None)  # no products of queries and keys
     if permuted or geometry.n <= SHORT:
-        return _summed(part)
+        return _in_range(_summed(part), scores)
     order = slice(None) if scores.order is None else scores.order
     batch, heads, n = scores.shape
     q, k = (x[:, :, order].flatten(0, 1) for x in (scores.q, scores.k))
@@ -240,15 +240,22 @@ def _sums(part: Part, by_offset: bool = True) -> _Sums:
         by_key = by_key + geometry.windows_by_key(bias)
         mean = mean + geometry.mean_over_keys(geometry.windows(bias))
         shift = shift + level
-    if not scale.isfinite().all():
-        raise NonFiniteError(f"q, k of shape {tuple(scores.q.shape)}: squares of scores exceed the range of float64")
-    return _Sums(
+    found = _Sums(
         sums - geometry.overlaps(mean),
         by_key - geometry.sum_over_queries(mean),
         mean + shift,
         (square - mean.square() @ geometry.keys).clamp(min=0),
         scale,
     )
+    return _in_range(found, scores)
+
+
+def _in_range(sums: _Sums, scores: Scores) -> _Sums:
+    """Return the sums; raise `NonFiniteError` if squares overflow."""
+    squares = sums.mean_by_query.square().sum(-1) + sums.square + sums.scale
+    if not squares.isfinite().all():
+        raise NonFiniteError(f"q, k of shape {tuple(scores.q.shape)}: squares of scores exceed the range of float64")
+    return sums
 
 
 def _products(q: Tensor, k: Tensor, geometry: Geometry, correlate: bool) -> tuple[Tensor, ...]:
@@ -330,7 +337,7 @@ def _summed(part: Part) -> _Sums:
     def zeros(*shape: int) -> Tensor:
         return torch.zeros(batch, heads, *shape, dtype=torch.float64)
 
-    result = _Sums(zeros(len(part.geometry.count)), zeros(n), zeros(n), zeros(), zeros())
+    result = _Sums(zeros(len(part.geometry.count)), zeros(n), zeros(n), zeros(), _largest_square(part))
     kernels = kernels_for(part.scores)
     if kernels is None:
         sums = map(_of_group, groups(part))
@@ -342,35 +349,46 @@ def _summed(part: Part) -> _Sums:
     return result
 
 
+def _largest_square(part: Part) -> Tensor:
+    """Return an upper bound of the sum of squares of row-centred scores, [batch, head]: products of norms, and bias."""
+    scores, geometry = part.scores, part.geometry
+    q, k = (geometry.of_present(x.mT).mT for x in (scores.q, scores.k))
+    k = geometry.of_present((k - k.sum(2, keepdim=True) / geometry.tokens).mT).mT
+    squares = (scores.factor * q).square().sum((2, 3)) * k.square().sum((2, 3))
+    if scores.bias_by_offset is None:
+        return squares.cpu()
+    bias = scores.bias_by_offset.double().cpu()
+    level = (bias @ geometry.count / geometry.count.sum())[:, None]
+    return squares.cpu() + (bias - level).square() @ geometry.count
+
+
 def _of_group(group: Group) -> tuple[Group, dict[str, Tensor]]:
-    """Return a group and its `_Sums` by name, [matrix, ...]."""
+    """Return a group and its `_Sums` by name except the scale, [matrix, ...]."""
     n = group.geometry.n
     by_offset, by_key, means = OffsetSums(group), group.totals(n), group.totals(n)
-    square, scale, buffer = group.totals(), group.totals(), group.memory()
+    square, buffer = group.totals(), group.memory()
     for block in group.blocks():
         score = block.of(buffer, group.size)
         group.write_scores(block, out=score)
         visible = group.visible(block)
         if group.masked:
             score *= visible
-        scale += score.square().sum((1, 2))
         mean = quotient(score.sum(-1, keepdim=True), visible.sum(-1, keepdim=True))
         score -= mean * visible if group.masked else mean
         by_offset.add(score, block)
         by_key[:, block.keys] += over_queries(score)
         square += score.square().sum((1, 2))
         means[:, block.queries] = mean[..., 0]
-    sums = {"by_offset": by_offset.sums(), "by_key": by_key, "mean_by_query": means, "square": square, "scale": scale}
-    return group, sums
+    return group, {"by_offset": by_offset.sums(), "by_key": by_key, "mean_by_query": means, "square": square}
 
 
 def _of_task(make: Callable[[], Task], kernels: ModuleType) -> tuple[Group, dict[str, Tensor]]:
-    """Return the group of a task and the `_Sums` of its queries by name, [matrix, ...], by compiled loops."""
+    """Return the group of a task and the `_Sums` of its queries by name except the scale, by compiled loops."""
     task = make()
     group, memory = task.group, task.group.memory()
     n, offsets = group.geometry.n, len(group.geometry.count)
     sums = {"by_offset": group.totals(offsets), "by_key": group.totals(n), "mean_by_query": group.totals(n)}
-    sums |= {"square": group.totals(), "scale": group.totals()}
+    sums["square"] = group.totals()
     arrays = [x.numpy() for x in sums.values()]
     for block in group.blocks(task.span):
         score = task.product(block, group.q, group.k, memory)
