@@ -203,7 +203,7 @@ def saved(tmp_path_factory, spt_run):
     """Return a function that saves the last checkpoint of a run with edited weights."""
 
     def save(edit):
-        last = spt_run.checkpoints[-1]
+        last = ap.load(spt_run.checkpoints[-1].path)
         model = last.model
         with torch.no_grad():
             edit(model)
