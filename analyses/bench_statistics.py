@@ -1,10 +1,12 @@
 """Time and peak memory of the attention statistics, compared with materialised arrays and fused attention.
 
 Each benchmark uses one sequence, 4 heads, d_head 32 and random float32 queries, keys, values and gradients, with n from
-256 to 65,536. All implementations at a length are timed in one process, alternating, up to 15 times within 10 seconds,
-and medians are reported. The implementations (column ``way``) are:
+256 to 65,536. All implementations at a length are timed in one process, alternating, up to 15 times within 10 seconds.
+Times are medians, and ratios medians over turns of the ratio to the engine in the same turn. The implementations
+(column ``way``) are:
 
-- engine: `attnprobe.statistics`;
+- engine: `attnprobe.statistics`, with numba (``pip install -e ".[fast]"``), which patterns and gradients use;
+- engine in torch: the same without numba, patterns and gradients only;
 - materialised: the same numbers from n x n arrays in plain torch, in float32, one head at a time;
 - fused: `scaled_dot_product_attention`, forward for patterns, forward and backward for gradients: the cost of *using*
   the attention that the statistics describe;
@@ -34,7 +36,7 @@ import torch.nn.functional as F
 import tyro
 from torch import Tensor
 
-from attnprobe.statistics import Scores, gradient_statistics, pattern_statistics, score_statistics
+from attnprobe.statistics import Scores, compiled, gradient_statistics, pattern_statistics, score_statistics
 
 HEADS, D_HEAD = 4, 32
 LENGTHS = (256, 1024, 4096, 16_384, 65_536)
@@ -81,9 +83,14 @@ def comparisons(q: Tensor, k: Tensor, v: Tensor, dz: Tensor) -> dict[str, dict[s
         "score": {"engine": lambda: score_statistics(scores)},
         "pattern": {
             "engine": lambda: pattern_statistics(scores),
+            "engine in torch": without_numba(lambda: pattern_statistics(scores)),
             "fused": lambda: F.scaled_dot_product_attention(q, k, v),
         },
-        "gradient": {"engine": lambda: gradient_statistics(scores, v, dz), "fused": fused_backward},
+        "gradient": {
+            "engine": lambda: gradient_statistics(scores, v, dz),
+            "engine in torch": without_numba(lambda: gradient_statistics(scores, v, dz)),
+            "fused": fused_backward,
+        },
     }
     if n <= MATERIALISED:
         ways["score"]["materialised"] = lambda: by_head(score_materialised, q, k)
@@ -92,6 +99,19 @@ def comparisons(q: Tensor, k: Tensor, v: Tensor, dz: Tensor) -> dict[str, dict[s
     if n <= CACHED:
         ways["pattern"]["TransformerLens"] = cached_pattern(n, q.device)
     return ways
+
+
+def without_numba(function: Callable[[], object]) -> Callable[[], object]:
+    """Return a function that computes the same with torch only."""
+
+    def run() -> object:
+        smallest, compiled.SMALLEST = compiled.SMALLEST, sys.maxsize
+        try:
+            return function()
+        finally:
+            compiled.SMALLEST = smallest
+
+    return run
 
 
 def by_head(function: Callable[..., object], *tensors: Tensor) -> list[object]:
@@ -167,7 +187,9 @@ def table(
             "n": n,
             "way": way,
             "milliseconds": 1e3 * seconds,
-            "over engine": seconds / median["engine"],
+            "over engine": statistics.median(x / own for x, own in zip(times[way], times["engine"], strict=False)),
+            "lowest ratio": min(x / own for x, own in zip(times[way], times["engine"], strict=False)),
+            "highest ratio": max(x / own for x, own in zip(times[way], times["engine"], strict=False)),
             "peak MiB": memory[way],
             "limit ms": 1e3 * least if way == "engine" else math.nan,
             "over limit": seconds / least if way == "engine" else math.nan,

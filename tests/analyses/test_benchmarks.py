@@ -92,12 +92,15 @@ def test_the_benchmark_of_training_runs_and_activations_are_linear_in_n(tmp_path
     assert kept["TransformerLens"].iloc[1] > kept["TransformerLens"].iloc[0] * 1.05
 
 
+WAYS = {"engine", "engine in torch", "fused", "materialised", "TransformerLens"}
+
+
 def test_the_benchmark_of_statistics_runs_and_its_committed_table_is_current(bench, tmp_path, capsys):
     bench.main(longest=256, out=tmp_path / "table.csv")
     found, committed = (pd.read_csv(path) for path in (tmp_path / "table.csv", FOLDER / "results/bench_statistics.csv"))
     assert (found[["milliseconds", "over engine", "peak MiB"]] > 0).all(axis=None)
     assert list(found.columns) == list(committed.columns)
-    assert set(found["way"]) == set(committed["way"]) == {"engine", "fused", "materialised", "TransformerLens"}
+    assert set(found["way"]) == set(committed["way"]) == WAYS
     assert sorted(committed["n"].unique()) == list(bench.LENGTHS)
 
 
@@ -135,3 +138,24 @@ def test_the_committed_table_of_training_is_current():
     assert set(committed["way"]) == {"attnprobe", "plain", "nn.TransformerEncoder", "TransformerLens"}
     assert (committed["low"] <= committed["over attnprobe"]).all()
     assert (committed["over attnprobe"] <= committed["high"]).all()
+
+
+def test_tools_agree_on_the_profiles_of_a_model():
+    bench = script("bench_peers")
+    found = {
+        tool: bench.TOOLS[tool](24)() for tool in ("attnprobe", "Hugging Face", "TransformerLens", "identity values")
+    }
+    for profiles in found.values():
+        assert len(profiles) == bench.LAYERS and bench.difference(profiles, found["Hugging Face"]) < 1e-5
+        for (_, distance), (_, expected) in zip(profiles, found["Hugging Face"], strict=True):
+            torch.testing.assert_close(distance.float(), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_the_committed_table_of_tools_is_complete():
+    bench = script("bench_peers")
+    committed = pd.read_csv(FOLDER / "results/bench_peers.csv")
+    rows = [(tool, n) for n in (128, 512, 2048, 8192) for tool in bench.TOOLS]
+    assert list(committed[["tool", "n"]].itertuples(index=False, name=None)) == rows
+    run = committed[committed["milliseconds"].notna()]
+    assert (run["difference"] < 1e-5).all() and set(run["tool"]) == set(bench.TOOLS)
+    assert set(committed["tool"][committed["milliseconds"].isna()]) <= set(bench.TOOLS) - set(bench.STREAMED)
