@@ -292,7 +292,8 @@ def network(
         outputs.append(model(*batch.values()) if rows.positional else model(**batch))
 
     found = calls(model, run)
-    if not all(x.isfinite().all() for call, z in found for x in (call.q, call.k, call.v, z)):
+    # Scores of a softmax stand for q, with -inf at masked keys.
+    if any((x.isnan() | (x == math.inf)).any() for call, z in found for x in (call.q, call.k, call.v, z)):
         place = first_invalid(model, run, len(checked[:CHECKED]))
         first_module = "" if place is None else f", first in the output of {place[0]}"
         reason = invalid_weight(model)
