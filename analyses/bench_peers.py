@@ -13,10 +13,10 @@ distance. Those that give the pattern itself are followed by the same sums in to
   It is how attnread reads patterns; attnread itself needs other versions of torch and transformers.
 
 omnilens 0.1 does not find the patterns of a BERT. Tools that are not installed are left out and named. All tools at a
-length run in one process, alternating, up to 15 times within 10 seconds each, after one call of each. Times are medians
+length run in one process, alternating, up to 15 times within 3 seconds each, after one call of each. Times are medians
 of elapsed time, and ratios medians over turns of the ratio to attnprobe. Peak memory is the maximum that a new process
-holds beyond model and inputs, after a call with a short sequence. A tool whose patterns of all layers would need more
-than 4 GiB, and as much again for copies, is not run.
+holds beyond model and inputs, after a call with a short sequence. A tool whose patterns of all layers would need 4 GiB,
+and as much again for copies, is not run, and identity values only up to 2,048 tokens, since their time grows with n³.
 
     pip install nnsight attnspectra
     python analyses/bench_peers.py                    # 3 minutes on 2 cores; 8 GiB
@@ -54,7 +54,7 @@ SHORT = 32
 """Tokens of the call before peak memory is measured."""
 LIMIT = 4 * 2**30
 """Bytes of the patterns of all layers above which they are not computed."""
-TURNS, SECONDS = 15, 10
+TURNS, SECONDS = 15, 3
 ROWS = 4
 """Number of inputs of `attnprobe.network`, which needs more than the one that is measured."""
 COLUMNS = 256
@@ -83,14 +83,18 @@ def main(lengths: tuple[int, ...] = (128, 512, 2048, 8192), out: Path | None = N
         rows += compared(n, [tool for tool in TOOLS if tool not in missing])
         print(f"n = {n}", file=sys.stderr)
     results = pd.DataFrame(rows)
-    print(results.to_string(index=False, float_format=lambda x: f"{x:.3g}", na_rep="too large"))
+    print(results.to_string(index=False, float_format=lambda x: f"{x:.3g}", na_rep="not run"))
     if out is not None:
         results.assign(machine=about).to_csv(out, index=False)
 
 
 def compared(n: int, tools: list[str]) -> list[dict[str, object]]:
     """Return one row per tool at one length; tools that would need too much memory have no numbers."""
-    fits = [tool for tool in tools if tool in STREAMED or LAYERS * HEADS * n * n * 4 < LIMIT]
+    fits = [
+        tool
+        for tool in tools
+        if n <= LONGEST.get(tool, n) and (tool == "attnprobe" or LAYERS * HEADS * n * n * 4 < LIMIT)
+    ]
     functions = {tool: TOOLS[tool](n) for tool in fits}
     found = {tool: function() for tool, function in functions.items()}
     times: dict[str, list[float]] = {tool: [] for tool in fits}
@@ -252,22 +256,18 @@ def by_attnspectra(n: int) -> Callable[[], Profiles]:
 
 def by_identity_values(n: int) -> Callable[[], Profiles]:
     """Blocks of the pattern as outputs of fused attention, whose values are columns of the identity."""
-    model, ids = build(n, "sdpa"), tokens(n)
-    offset = torch.arange(n) - torch.arange(n)[:, None] + n - 1
+    model, ids, pattern = build(n, "sdpa"), tokens(n), torch.empty(HEADS, n, n)
 
     @torch.no_grad()
     def run() -> Profiles:
         layers: Profiles = []
 
         def answer(call: Any, own: Callable[[], Tensor]) -> Tensor:
-            by_offset = torch.zeros(HEADS, 2 * n - 1)
             for start in range(0, n, COLUMNS):
                 stop = min(start + COLUMNS, n)
                 columns = torch.eye(n)[:, start:stop].expand(1, HEADS, n, stop - start)
-                block = F.scaled_dot_product_attention(call.q, call.k, columns)[0]
-                by_offset.index_add_(1, offset[:, start:stop].flatten(), block.flatten(1))
-            by_offset /= n
-            layers.append((by_offset, by_offset @ torch.arange(1 - n, n).abs().float()))
+                pattern[..., start:stop] = F.scaled_dot_product_attention(call.q, call.k, columns)[0]
+            layers.append(profile(pattern))
             return own()
 
         with watching(model, answer):
@@ -292,8 +292,8 @@ PACKAGES = {
     "attnspectra": "attnspectra",
 }
 """Package that each tool needs."""
-STREAMED = ("attnprobe", "identity values")
-"""Tools that hold no n x n array of all heads."""
+LONGEST = {"identity values": 2048}
+"""Longest sequence of a tool whose time grows with the cube of the length."""
 
 
 if __name__ == "__main__":

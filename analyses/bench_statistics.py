@@ -40,8 +40,8 @@ from attnprobe.statistics import Scores, compiled, gradient_statistics, pattern_
 
 HEADS, D_HEAD = 4, 32
 LENGTHS = (256, 1024, 4096, 16_384, 65_536)
-MATERIALISED = 16_384
-"""Longest sequence that is materialised: 1 GiB per array and head."""
+MATERIALISED = 4096
+"""Longest sequence that is materialised: 64 MiB per array and head."""
 CACHED = 4096
 """Longest sequence whose pattern is cached with TransformerLens."""
 

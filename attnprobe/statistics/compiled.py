@@ -1,8 +1,8 @@
 """Pattern and gradient statistics by the compiled loops of `attnprobe.statistics.kernels`, on the threads of torch.
 
-They replace the torch operations on a CPU, with numba installed (``pip install attnprobe[fast]``) and from `SMALLEST`
-scores on. Which way is taken, and how the work is divided, depend on sizes alone, so that results are the same on any
-number of threads.
+They replace the torch operations on a CPU with numba (``pip install -e ".[fast]"``), for at least `SMALLEST` scores and
+`SHORTEST` tokens. Which way is taken, and how the work is divided, depend on sizes alone, so that results are the same
+on any number of threads.
 """
 
 import functools
@@ -24,7 +24,9 @@ from attnprobe.scores import Part, Scores
 from attnprobe.statistics.blocks import FEWEST_QUERIES, QUERIES, Block, Group, group, matrices, rows_and_columns
 
 SMALLEST = 2**22
-"""Scores below which loading the compiled code takes longer than torch does."""
+"""Scores below which loading the compiled code is not worth its second."""
+SHORTEST = 128
+"""Tokens below which torch is as fast."""
 BLOCK_BYTES = 2**18
 """Scores of a block: a fraction of the second-level cache, which also holds queries, keys and sums."""
 SPAN = 1024
@@ -50,7 +52,7 @@ def kernels_for(scores: Scores) -> ModuleType | None:
     """Return the compiled loops if they are to be used for these scores, else None."""
     batch, heads, n = scores.shape
     width = n if scores.window is None else min(n, 2 * scores.window + 1)
-    large = batch * heads * n * width >= SMALLEST
+    large = n >= SHORTEST and batch * heads * n * width >= SMALLEST
     return kernels() if large and scores.q.device.type == "cpu" else None
 
 

@@ -33,6 +33,7 @@ def small_blocks(request):
             pytest.importorskip("numba")
             patched.setattr(compiled, "BLOCK_BYTES", 500)
             patched.setattr(compiled, "SPAN", 5)
+            patched.setattr(compiled, "SHORTEST", 1)
         patched.setattr(compiled, "SMALLEST", 0 if request.param == "compiled" else sys.maxsize)
         yield
 
