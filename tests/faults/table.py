@@ -598,15 +598,15 @@ def read_outcome(subject: Subject, intact: Any) -> str:
 
 
 def hostile(subjects: Subjects, tries: int, rng: np.random.Generator) -> Iterator[str]:
-    """Open every file of the corpus; the limits are those of test_corpus.py."""
+    """Give every file of the corpus to its reader and commands; the limits are those of test_corpus.py."""
+    from test_corpus import is_wrong  # beside this file
+
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
     script = [sys.executable, str(HERE / "run_corpus.py")]
     process = subprocess.run(script, env=environment, capture_output=True, text=True, check=True)
     for line in process.stdout.splitlines():
         opened = json.loads(line)
-        one_line = opened["message"].isprintable() and len(opened["message"].partition("; valid: ")[0]) < 400
-        good = opened["outcome"] in ("read", "refused") and one_line
-        good = good and opened["seconds"] <= 2 and opened["megabytes"] <= 500
+        good = not is_wrong(opened)
         if not good:
             print(f"lost: {opened}", file=sys.stderr)
         yield "silently wrong" if opened["trapped"] else "survived" if good else "lost"
