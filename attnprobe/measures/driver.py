@@ -28,7 +28,7 @@ from attnprobe.axes import LABELS
 from attnprobe.errors import NonFiniteError, UsageError, listed
 from attnprobe.geometry import Geometry, geometry
 from attnprobe.networks import probe
-from attnprobe.networks.base import LeavesOut, Mask, Network, Probe, device_of, read
+from attnprobe.networks.base import LeavesOut, Network, Probe, device_of, read
 from attnprobe.networks.finite import first_invalid, invalid_sequences, invalid_weight, module_of
 from attnprobe.randomness import numpy_generator
 from attnprobe.results import Reason, dataset, variable, with_reasons
@@ -418,10 +418,11 @@ def _origin(request: Request, network: Network) -> str:
             mask = torch.ones_like(batch.real()) if OBJECTIVES[objective].masks_tokens else None
             predictions: list[Predictions] = []
 
-            def run(batch: Batch = batch, objective: str = objective, mask: Mask = mask) -> None:
-                predictions.append(network.predictions(batch, objective, mask))  # noqa: B023
-
-            place = first_invalid(model, run, len(rows))
+            place = first_invalid(
+                model,
+                lambda args=(batch, objective, mask), found=predictions: found.append(network.predictions(*args)),
+                len(rows),
+            )
             if place is not None:
                 module, row = place
                 sequence = "" if row is None else f", {kind} sequence {rows[row]}"

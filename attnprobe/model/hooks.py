@@ -55,7 +55,7 @@ def watched(point: nn.Module) -> bool:
     This is the case if it has hooks (TransformerLens or plain torch, forward or backward), or if the module or its
     ``forward`` has been replaced.
     """
-    if not isinstance(point, HookPoint) or "forward" in vars(point):
+    if not isinstance(point, HookPoint) or type(point).forward is not HookPoint.forward or "forward" in vars(point):
         return True
     return any(len(hooks) > 0 for hooks in point.registered)
 

@@ -28,7 +28,7 @@ SMALLEST = 2**22
 SHORTEST = 128
 """Tokens below which torch is as fast."""
 BLOCK_BYTES = 2**18
-"""Scores of a block: a fraction of the second-level cache, which also holds queries, keys and sums."""
+"""Bytes of the scores of a block: a fraction of the second-level cache, which also holds queries, keys and sums."""
 SPAN = 1024
 """Queries of a task."""
 
@@ -63,7 +63,7 @@ class Task:
     group: Group
     span: slice
     order: Tensor | None
-    """Permutation that the kernels apply; that of products without a bias is applied to queries and keys."""
+    """Permutation that the kernels apply; None if there is none, or if queries and keys are permuted already."""
 
     def product(self, block: Block, left: Tensor, right: Tensor, memory: Tensor) -> Tensor:
         """Return the products of left and right for the pairs of a block, before any permutation by the kernels."""
@@ -119,10 +119,11 @@ def in_threads(tasks: Iterable[Callable[[], T]]) -> list[T]:
     tasks, threads = list(tasks), torch.get_num_threads()
     if threads == 1 or len(tasks) == 1:
         return [task() for task in tasks]
-    without_gradients = torch.no_grad()(lambda task: task())  # the setting is that of a thread
-    results: list[T] = list(_pool(threads).map(without_gradients, tasks))
-    torch.set_num_threads(threads)  # each worker set it to 1, for itself and for threads that start later
-    return results
+    without_gradients = torch.no_grad()(lambda task: task())  # each thread has its own grad mode
+    try:
+        return list(_pool(threads).map(without_gradients, tasks))
+    finally:
+        torch.set_num_threads(threads)  # each worker set it to 1, for itself and for threads that start later
 
 
 @functools.cache

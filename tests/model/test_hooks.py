@@ -207,6 +207,18 @@ def test_a_network_becomes_a_hooked_root_module_in_place():
     assert torch.equal(copied(x), model(x)) and copied.hook_dict.keys() == model.hook_dict.keys()
 
 
+def test_a_subclass_of_a_hook_point_edits_the_activation():
+    class Zero(HookPoint):
+        def forward(self, x):
+            return 0 * x
+
+    model = network()
+    x = inputs_of(model)
+    plain = model(x)
+    model.blocks[1].attn.hook_z = Zero()
+    assert not torch.equal(model(x), plain) and model.hooked == ["blocks.1.attn.hook_z"]
+
+
 def test_a_single_hook_point_takes_a_hook():
     model = network()
     x = inputs_of(model)

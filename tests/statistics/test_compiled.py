@@ -60,6 +60,17 @@ def test_results_do_not_depend_on_the_number_of_threads(monkeypatch):
     assert all(torch.equal(*pair) for pair in zip(*found, strict=True))
 
 
+def test_a_failure_in_a_thread_is_raised_and_leaves_the_number_of_threads():
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        with pytest.raises(ZeroDivisionError):
+            compiled.in_threads([lambda: 1 / 0, lambda: 1])
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(threads)
+
+
 PROGRAM = """
 import resource
 import torch
