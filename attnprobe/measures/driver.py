@@ -158,8 +158,6 @@ class Sample:
     """[batch, token]: masked tokens, for objectives that mask tokens."""
     shortest: int
     """Length of the shortest measured sequence."""
-    order: Tensor | None
-    """Permutation of the tokens in the permuted null, else None."""
 
     @property
     def length(self) -> int:
@@ -242,10 +240,25 @@ class Condition:
     """Permutation of that draw."""
 
 
-Compute = Callable[[Sample, Add], None]
-"""Function that computes the statistics of a chunk of sequences and adds them."""
-Prepare = Callable[[Condition], Compute]
-"""Function that prepares a condition (means, fits) and returns its `Compute`."""
+@dataclass(frozen=True)
+class Target:
+    """Destination of the statistics of a chunk under one condition."""
+
+    condition: Condition
+    order: Tensor | None
+    """Permutation of the tokens of the chunk in the permuted null, else None."""
+    add: Add
+    advance: Callable[[], Any]
+    """Function to call after each of the passes of `over_sequences`, for the progress bar."""
+
+
+Compute = Callable[[Sample, Sequence[Target]], None]
+"""Function that computes the statistics of a chunk of sequences, and adds them to each target.
+
+Targets are conditions of one network, which needs to run only once for all of them.
+"""
+Prepare = Callable[[Network], Compute]
+"""Function that prepares a network (means, fits) and returns its `Compute`."""
 
 
 class Tally:
@@ -353,9 +366,9 @@ def over_sequences(
 
     Args:
         request: Arguments of the measure.
-        prepare: Prepares each condition.
+        prepare: Prepares each network.
         kinds: Names of the nulls.
-        passes: Number of passes through the network per condition, for the progress bar.
+        passes: How often the measure calls `Target.advance` for each chunk and condition.
 
     Returns:
         Moments of all statistics, and the conditions of each null.
@@ -370,25 +383,31 @@ def over_sequences(
             networks = [untrained(network, request.seed, draw) for draw in range(request.nulls)]
             if conditions := [Condition(initial) for initial in networks if initial is not None]:
                 draws[kind] = conditions
-    condition_count = 1 + sum(map(len, draws.values()))
-    total = condition_count * request.sequences * passes
+    total = (1 + sum(map(len, draws.values()))) * request.sequences * passes
     masked = masked_tokens(request.probe, request.seed, request.sequences)
     with tqdm(total=total, desc=request.measure, unit="sequence", delay=5, leave=False, dynamic_ncols=True) as bar:
 
-        def run(condition: Condition) -> Tally:
-            tally = Tally()
-            with located(request, condition.network):
-                compute = prepare(condition)
-                for rows, batch in chunks(request.probe.task.test, request.rows, condition.network):
-                    length, order = batch.inputs.shape[1], condition.order
-                    order = None if order is None else torch.from_numpy(order[order < length])
+        def run(conditions: Sequence[Condition]) -> list[Tally]:
+            tallies, network = [Tally() for _ in conditions], conditions[0].network
+            with located(request, network):
+                compute = prepare(network)
+                for rows, batch in chunks(request.probe.task.test, request.rows, network):
+                    length = batch.inputs.shape[1]
+                    orders = [c.order if c.order is None else c.order[c.order < length] for c in conditions]
+                    advance = functools.partial(bar.update, len(rows))
+                    targets = [
+                        Target(condition, None if order is None else torch.from_numpy(order), tally.add, advance)
+                        for condition, order, tally in zip(conditions, orders, tallies, strict=True)
+                    ]
                     mask = torch.from_numpy(masked[rows, :length]).to(batch.inputs.device)
-                    compute(Sample(rows, batch, mask, request.shortest, order), tally.add)
-                    bar.update(len(rows) * passes)
-            return tally
+                    compute(Sample(rows, batch, mask, request.shortest), targets)
+            return tallies
 
-        measured = run(Condition(network))
-        nulls = {kind: [run(condition) for condition in kind_conditions] for kind, kind_conditions in draws.items()}
+        measured, *of_permuted = run([Condition(network), *draws.get("permuted", [])])
+        nulls = {
+            kind: of_permuted if kind == "permuted" else [run([condition])[0] for condition in conditions]
+            for kind, conditions in draws.items()
+        }
     return Tallies(measured, nulls), draws
 
 
@@ -686,23 +705,28 @@ def measure(*numbers: Number) -> Callable[[Callable[..., Mapping[str, Tensor]]],
             options = dict(bound.arguments)
             request = checked_request(name, *(options.pop(parameter) for parameter in _shared.parameters))
 
-            def prepare(condition: Condition) -> Compute:
-                def compute_chunk(sample: Sample, add: Add) -> None:
-                    def add_heads(heads: Heads) -> None:
-                        scores = replace(heads.scores, order=sample.order)
-                        values = compute(replace(heads, scores=scores), **options)
-                        if set(values) != set(by_name):
-                            raise UsageError(f"{name}: returned {listed(values)}; must be {listed(by_name)}")
-                        for key, value in values.items():
-                            _check_values(f"{name}: {key}", value, scores, by_name[key].axes)
-                            missing = request.network.shape.n - sample.length if "offset" in by_name[key].axes else 0
-                            add((key,), heads.layer, widened(np.asarray(value.cpu()), missing))
+            def add_values(heads: Heads, sample: Sample, add: Add) -> None:
+                values = compute(heads, **options)
+                if set(values) != set(by_name):
+                    raise UsageError(f"{name}: returned {listed(values)}; must be {listed(by_name)}")
+                for key, value in values.items():
+                    _check_values(f"{name}: {key}", value, heads.scores, by_name[key].axes)
+                    missing = request.network.shape.n - sample.length if "offset" in by_name[key].axes else 0
+                    add((key,), heads.layer, widened(np.asarray(value.cpu()), missing))
 
-                    read(condition.network, sample.batch, request.probe.objectives[0], add_heads)
+            def prepare(network: Network) -> Compute:
+                def compute_chunk(sample: Sample, targets: Sequence[Target]) -> None:
+                    def add_heads(heads: Heads) -> None:
+                        for target in targets:
+                            scores = replace(heads.scores, order=target.order)
+                            add_values(replace(heads, scores=scores), sample, target.add)
+                            target.advance()
+
+                    read(network, sample.batch, request.probe.objectives[0], add_heads)
 
                 return compute_chunk
 
-            tallies, draws = over_sequences(request, prepare)
+            tallies, draws = over_sequences(request, prepare, passes=request.network.shape.layers)
             variables: dict[str, xr.Variable] = {}
             sizes = {"head": request.network.shape.heads, "offset": 2 * request.network.shape.n - 1}
             for number in numbers:

@@ -15,7 +15,6 @@ from torch import Tensor
 from attnprobe.errors import UsageError, listed
 from attnprobe.geometry import geometry
 from attnprobe.measures.driver import (
-    Add,
     Compute,
     Condition,
     Number,
@@ -23,6 +22,7 @@ from attnprobe.measures.driver import (
     Sample,
     Tallies,
     Tally,
+    Target,
     View,
     check_window,
     checked_request,
@@ -231,10 +231,10 @@ def gradients(
         raise UsageError(f"curvature={curvature}: this network cannot compute in float64; must be 0")
     prepared = functools.lru_cache(maxsize=None)(functools.partial(_prepare, setup))
 
-    def prepare(condition: Condition) -> Compute:
-        return functools.partial(_add_statistics, setup, prepared(condition.network))
+    def prepare(network: Network) -> Compute:
+        return functools.partial(_add_statistics, setup, prepared(network))
 
-    tallies, draws = over_sequences(request, prepare, passes=len(losses))
+    tallies, draws = over_sequences(request, prepare, passes=len(losses) * request.network.shape.layers)
     variables = _variables(setup, tallies)
     if curvature:
         variables |= _curvature_variables(setup, draws, prepared, curvature)
@@ -419,9 +419,8 @@ def mean_profiles(network: Network, of: Probe, most: int) -> list[list[Tensor]]:
     return [[F.pad(profile, (missing, missing)) for profile in profiles[0]], *profiles[1:]]
 
 
-def _add_statistics(setup: _Setup, prepared: _Prepared, sample: Sample, add: Add) -> None:
+def _add_statistics(setup: _Setup, prepared: _Prepared, sample: Sample, targets: Sequence[Target]) -> None:
     """Add the statistics of each loss under (loss, prefix, name), and the cosines under (loss, other_loss)."""
-    n = setup.request.network.shape.n
     directions = functools.cache(functools.partial(_directions, setup, sample.length))
     groups = _alike(setup.request.network, sample.batch)
     gradients_by_loss: dict[str, list[tuple[Heads, Tensor]]] = {}
@@ -431,26 +430,30 @@ def _add_statistics(setup: _Setup, prepared: _Prepared, sample: Sample, add: Add
         for heads, dz in gradients_by_loss[loss]:
             profiles = {prefix: layer_profiles[heads.layer] for prefix, layer_profiles in prepared.profiles.items()}
             window = setup.request.network.shape.window(heads.layer)
-            parts = []
-            for rows, absent in groups:
-                of_rows, of_dz = (heads, dz) if absent is None else (heads.of_rows(rows), dz[rows.to(dz.device)])
-                parts.append(_statistics(setup, of_rows, of_dz, directions(window, absent), profiles, sample.order))
-            order = torch.cat([rows for rows, _ in groups]).argsort()
-            statistics = {name: torch.cat([part[name] for part in parts])[order] for name in parts[0]}
-            if window is not None or groups[0][1] is not None:  # also in rows without masked keys
-                for prefix in setup.views:
-                    statistics[prefix, "energy_share"][..., SUBSPACES.index("circulant")] = torch.nan
-            norms[loss, heads.layer] = statistics["", "gradient_norm"]
-            for (prefix, name), values in statistics.items():
-                missing = n - sample.length if name == "descent_by_offset" and not prefix else 0
-                add((loss, prefix, name), heads.layer, widened(values.numpy(), missing))
-    for a, b in combinations(setup.losses, 2) if sample.order is None else ():
-        for layer in range(len(gradients_by_loss[a])):
-            pair = [
-                (heads.scores, heads.v, dz) for heads, dz in (gradients_by_loss[a][layer], gradients_by_loss[b][layer])
-            ]
-            norm_product = norms[a, layer] * norms[b, layer]
-            add((a, b), layer, gradient_product(*pair) / norm_product.where(norm_product > 0, torch.nan))
+            for target in targets:
+                parts = []
+                for rows, absent in groups:
+                    of_rows, of_dz = (heads, dz) if absent is None else (heads.of_rows(rows), dz[rows.to(dz.device)])
+                    parts.append(_statistics(setup, of_rows, of_dz, directions(window, absent), profiles, target.order))
+                sequence = torch.cat([rows for rows, _ in groups]).argsort()
+                statistics = {name: torch.cat([part[name] for part in parts])[sequence] for name in parts[0]}
+                if window is not None or groups[0][1] is not None:  # also in rows without masked keys
+                    for prefix in setup.views:
+                        statistics[prefix, "energy_share"][..., SUBSPACES.index("circulant")] = torch.nan
+                if target.order is None:
+                    norms[loss, heads.layer] = statistics["", "gradient_norm"]
+                for (prefix, name), values in statistics.items():
+                    of_line = name == "descent_by_offset" and not prefix
+                    missing = setup.request.network.shape.n - sample.length if of_line else 0
+                    target.add((loss, prefix, name), heads.layer, widened(values.numpy(), missing))
+                target.advance()
+    for target in targets:
+        for a, b in combinations(prepared.networks, 2) if target.order is None else ():
+            for pair in zip(gradients_by_loss[a], gradients_by_loss[b], strict=True):
+                layer, (first, second) = pair[0][0].layer, [(heads.scores, heads.v, dz) for heads, dz in pair]
+                norm_product = norms[a, layer] * norms[b, layer]
+                cosine = gradient_product(first, second) / norm_product.where(norm_product > 0, torch.nan)
+                target.add((a, b), layer, cosine)
 
 
 def _alike(network: Network, batch: Batch) -> list[tuple[Tensor, tuple[int, ...] | None]]:

@@ -1,6 +1,6 @@
 """Interventions measure: effect of edits of the scores on the predictions."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import product
@@ -16,11 +16,11 @@ from attnprobe.errors import UsageError, listed
 from attnprobe.measures.driver import (
     Add,
     Compute,
-    Condition,
     Number,
     Request,
     Sample,
     Tallies,
+    Target,
     checked_request,
     chunks,
     geometry_of,
@@ -236,19 +236,12 @@ def _other_network(request: Request, path: Path) -> Network:
     return network
 
 
-def _prepare(setup: _Setup, condition: Condition) -> Compute:
-    patched_networks: dict[Scope, Network] = {}
-    names = [name for name, edit in setup.edits.items() if condition.draw is None or edit.nulled]
-    return partial(_add_effects, setup, condition.draw, names, patched_networks)
+def _prepare(setup: _Setup, network: Network) -> Compute:
+    return partial(_add_effects, setup, {})
 
 
 def _add_effects(
-    setup: _Setup,
-    draw: int | None,
-    names: Sequence[str],
-    patched_networks: dict[Scope, Network],
-    sample: Sample,
-    add: Add,
+    setup: _Setup, patched_networks: dict[Scope, Network], sample: Sample, targets: Sequence[Target]
 ) -> None:
     """Add loss and accuracy of each sequence without edits, and under each edit in each scope."""
     request, network, batch = setup.request, setup.request.network, sample.batch
@@ -276,11 +269,8 @@ def _add_effects(
         def evaluate(predictions: Predictions) -> np.ndarray:
             return _outcome(predictions if request.probe.has_loss else predictions.compared_with(unedited_predictions))
 
-        base = evaluate(unedited_predictions)
-        materials = _materials(setup, draw, sample, mask, scores)
-        all_names = list(setup.edits)
-        values = {kind: np.full((len(base), len(all_names), *shape, 2), np.nan) for kind, shape in shapes.items()}
-        for name, scope in product(names, setup.scopes):
+        def predict(name: str, scope: Scope, materials: Callable[[int, slice], Material]) -> Predictions:
+            """Return the predictions under an edit of some heads."""
             kind, layer, head = scope
             edited_heads = slice(head, head + 1) if kind == "head" else slice(0, heads)
             edited_layers = {number: edited_heads for number in (range(layers) if kind == "all" else [layer])}
@@ -289,17 +279,33 @@ def _add_effects(
                 if scope not in patched_networks:
                     assert isinstance(network, Swaps)
                     patched_networks[scope] = network.with_maps_of(setup.patch_from, list(edited_layers.items()))
-                predictions = _predictions(
-                    patched_networks[scope], batch, request.probe.objective, mask, streams, first
-                )
+                swapped = patched_networks[scope]
+                predictions = _predictions(swapped, batch, request.probe.objective, mask, streams, first)
             else:
                 attend = _edited(edit, edited_layers, materials, unedited if kind == "head" else None)
                 with network.attending(attend):
                     predictions = _predictions(network, batch, request.probe.objective, mask, streams, first)
             place = {"head": f" in layer {layer}, head {head}", "layer": f" in layer {layer}", "all": ""}[kind]
-            check_predictions(predictions, f"predictions under {name}{place} (choose others with edits=)")
-            index = {"head": (layer, head), "layer": (layer,), "all": ()}[kind]
-            values[kind][(slice(None), all_names.index(name), *index)] = evaluate(predictions)
+            return check_predictions(predictions, f"predictions under {name}{place} (choose others with edits=)")
+
+        base, parts = evaluate(unedited_predictions), _parts(setup, sample, mask, scores)
+        dtypes = {layer: layer_scores.type for layer, layer_scores in scores.items()}
+        for target in targets:
+            draw, all_names = target.condition.draw, list(setup.edits)
+            materials = _materials(setup, draw, sample, mask, parts, dtypes)
+            values = {kind: np.full((len(base), len(all_names), *shape, 2), np.nan) for kind, shape in shapes.items()}
+            for name, scope in product(all_names, setup.scopes):
+                target.advance()
+                if draw is not None and not setup.edits[name].nulled:
+                    continue
+                kind, layer, head = scope
+                index = {"head": (layer, head), "layer": (layer,), "all": ()}[kind]
+                values[kind][(slice(None), all_names.index(name), *index)] = evaluate(predict(name, scope, materials))
+            _add_values(base, values, target.add)
+
+
+def _add_values(base: np.ndarray, values: Mapping[str, np.ndarray], add: Add) -> None:
+    """Add loss and accuracy, [sequence, 2] and [sequence, edit, ..., 2], and their changes."""
     for kind, values_of_kind in values.items():
         change = values_of_kind - base.reshape(len(base), *[1] * (values_of_kind.ndim - 2), 2)
         for column, name in enumerate(("loss", "accuracy")):
@@ -351,21 +357,29 @@ def _edited(
     return attend
 
 
+def _parts(setup: _Setup, sample: Sample, mask: Tensor | None, scores: Mapping[int, Scores]) -> dict[int, Parts]:
+    """Return the position parts of each layer; zeros if the network does not show queries and keys."""
+    if setup.means is None:  # no edit uses them
+        inner = {layer: layer_scores.inner() for layer, layer_scores in scores.items()}
+        return {layer: Parts(one, torch.zeros_like(one.q), torch.zeros_like(one.k)) for layer, one in inner.items()}
+    request, parts = setup.request, {}
+    visit_parts(request.network, sample.batch, setup.means, parts.__setitem__, request.probe.objective, mask)
+    return parts
+
+
 def _materials(
-    setup: _Setup, draw: int | None, sample: Sample, mask: Tensor | None, scores: dict[int, Scores]
+    setup: _Setup,
+    draw: int | None,
+    sample: Sample,
+    mask: Tensor | None,
+    parts: Mapping[int, Parts],
+    dtypes: Mapping[int, torch.dtype],
 ) -> Callable[[int, slice], Material]:
     """Return a function from layer and heads to the `Material` of a batch; with a draw, values are permuted."""
     request, network, length = setup.request, setup.request.network, sample.length
     view = list(views(network).values())[-1]
     by_layer = [geometry_of(view, length, network.shape.window(layer)) for layer in range(network.shape.layers)]
-    pairs = geometry_of(view, length)
-    device = sample.batch.inputs.device
-    parts: dict[int, Parts] = {}
-    if setup.means is not None:
-        visit_parts(network, sample.batch, setup.means, parts.__setitem__, request.probe.objective, mask)
-    else:  # no edit uses them
-        inner = {layer: layer_scores.inner() for layer, layer_scores in scores.items()}
-        parts = {layer: Parts(one, torch.zeros_like(one.q), torch.zeros_like(one.k)) for layer, one in inner.items()}
+    pairs, device = geometry_of(view, length), sample.batch.inputs.device
     excess = (setup.profiles[0].shape[1] - len(pairs.count)) // 2
     profiles = [profile[:, excess : profile.shape[1] - excess].to(device) for profile in setup.profiles]
     imposed = [(-pairs.distance / setup.length_scale).expand(network.shape.heads, -1).to(device)] * len(by_layer)
@@ -402,7 +416,7 @@ def _materials(
 
     def material(layer: int, head_slice: slice) -> Material:
         def cast(x: Tensor | None) -> Tensor | None:
-            return None if x is None else x[head_slice].to(scores[layer].type)
+            return None if x is None else x[head_slice].to(dtypes[layer])
 
         q, k = parts[layer].q_position[:, head_slice], parts[layer].k_position[:, head_slice]
         bias, network_bias = biases[layer], network_biases[layer]

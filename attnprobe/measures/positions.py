@@ -1,5 +1,6 @@
 """Positions measure: decomposition of scores into content and position terms."""
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -10,11 +11,11 @@ import xarray as xr
 from torch import Tensor
 
 from attnprobe.measures.driver import (
-    Add,
     Compute,
     Condition,
     Number,
     Sample,
+    Target,
     View,
     check_window,
     checked_request,
@@ -152,43 +153,47 @@ def positions(
     train, objective = request.probe.task.train, request.probe.objectives[0]
     rows = np.unique(request.rows % len(train))
     measured_conditions: list[tuple[Network, Means, np.ndarray | None]] = []
+    # For causal attention, and inputs that are not tokens, the scores are permuted instead of the inputs.
+    permutes_inputs = _reorderable(network)
 
-    def prepare(condition: Condition) -> Compute:
-        # For causal attention, and inputs that are not tokens, the scores are permuted instead of the inputs.
-        permutes_inputs = condition.order is not None and _reorderable(network)
+    def permuted_inputs(batch: Batch, order: np.ndarray | None) -> Batch:
+        if order is None or not permutes_inputs:
+            return batch
+        return replace(batch, inputs=batch.inputs[:, order[order < batch.inputs.shape[1]]])
 
-        def permuted_inputs(batch: Batch) -> Batch:
-            if condition.order is None or not permutes_inputs:
-                return batch
-            return replace(batch, inputs=batch.inputs[:, condition.order[condition.order < batch.inputs.shape[1]]])
+    def prepare(network: Network) -> Compute:
+        means_by_draw: dict[int | None, Means] = {}
 
-        data_means = means(
-            condition.network,
-            (permuted_inputs(batch) for _, batch in chunks(train, rows, condition.network)),
-            objective,
-        )
-        measured_conditions.append((condition.network, data_means, condition.order))
+        def means_under(condition: Condition) -> Means:
+            if condition.draw not in means_by_draw:
+                batches = (permuted_inputs(batch, condition.order) for _, batch in chunks(train, rows, network))
+                means_by_draw[condition.draw] = means(network, batches, objective)
+                measured_conditions.append((network, means_by_draw[condition.draw], condition.order))
+            return means_by_draw[condition.draw]
 
-        def compute(sample: Sample, add: Add) -> None:
-            order = sample.order if sample.order is None or not permutes_inputs else sample.order.argsort()
-
-            def add_layer(layer: int, parts: Parts) -> None:
-                for prefix, values in _statistics(parts, views_by_prefix, window, order).items():
-                    if sample.length > sample.shortest or parts.scores.real is not None:
-                        profile = values["score_by_offset"]
-                        shortest = geometry_of(views_by_prefix[prefix], sample.shortest, parts.scores.window)
-                        profile -= mean_over_shared(profile, shortest)
-                    for name, value in values.items():
-                        if name == "variance_share" and sample.order is not None and not permutes_inputs:
-                            continue  # permuting scores does not change it
-                        missing = network.shape.n - sample.length if name == "score_by_offset" else 0
-                        add((prefix, name), layer, widened(value, missing))
-
-            visit_parts(condition.network, permuted_inputs(sample.batch), data_means, add_layer, objective)
+        def compute(sample: Sample, targets: Sequence[Target]) -> None:
+            for target in targets:
+                add_layer = functools.partial(add_statistics, sample, target)
+                inputs = permuted_inputs(sample.batch, target.condition.order)
+                visit_parts(network, inputs, means_under(target.condition), add_layer, objective)
 
         return compute
 
-    tallies, draws = over_sequences(request, prepare)
+    def add_statistics(sample: Sample, target: Target, layer: int, parts: Parts) -> None:
+        order = target.order if target.order is None or not permutes_inputs else target.order.argsort()
+        for prefix, values in _statistics(parts, views_by_prefix, window, order).items():
+            if sample.length > sample.shortest or parts.scores.real is not None:
+                profile = values["score_by_offset"]
+                shortest = geometry_of(views_by_prefix[prefix], sample.shortest, parts.scores.window)
+                profile -= mean_over_shared(profile, shortest)
+            for name, value in values.items():
+                if name == "variance_share" and target.order is not None and not permutes_inputs:
+                    continue  # permuting scores does not change it
+                missing = request.network.shape.n - sample.length if name == "score_by_offset" else 0
+                target.add((prefix, name), layer, widened(value, missing))
+        target.advance()
+
+    tallies, draws = over_sequences(request, prepare, passes=network.shape.layers)
     variables: dict[str, xr.Variable] = {}
     for prefix, view in views_by_prefix.items():
         sizes = {"term": {"term": len(TERMS)}, "view": view.offsets}

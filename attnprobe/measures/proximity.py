@@ -1,7 +1,7 @@
 """Proximity measure: how scores and attention depend on the distance between query and key."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,11 +12,11 @@ from attnprobe.geometry import Geometry, geometry
 from attnprobe.measures.driver import (
     Add,
     Compute,
-    Condition,
     Number,
     Request,
     Sample,
     Tallies,
+    Target,
     View,
     check_window,
     checked_request,
@@ -32,7 +32,7 @@ from attnprobe.measures.driver import (
     views,
     widened,
 )
-from attnprobe.networks.base import read
+from attnprobe.networks.base import Network, read
 from attnprobe.results import Reason, variable
 from attnprobe.scores import Heads, Scores
 from attnprobe.statistics import Moments, pattern_statistics, score_statistics
@@ -153,18 +153,20 @@ def proximity(
     views_by_prefix, windows = views(request.network), tuple(sorted({1, window}))
     groups = np.arange(request.sequences) % min(GROUPS, request.sequences)
 
-    def prepare(condition: Condition) -> Compute:
-        used_groups = groups if condition.network is request.network and condition.order is None else None
-
-        def compute(sample: Sample, add: Add) -> None:
+    def prepare(network: Network) -> Compute:
+        def compute(sample: Sample, targets: Sequence[Target]) -> None:
             def add_heads(heads: Heads) -> None:
-                _add_statistics(request, views_by_prefix, windows, used_groups, sample, heads, add)
+                for target in targets:
+                    used_groups = groups if network is request.network and target.order is None else None
+                    permuted = replace(heads, scores=replace(heads.scores, order=target.order))
+                    _add_statistics(request, views_by_prefix, windows, used_groups, sample, permuted, target.add)
+                    target.advance()
 
-            read(condition.network, sample.batch, request.probe.objectives[0], add_heads)
+            read(network, sample.batch, request.probe.objectives[0], add_heads)
 
         return compute
 
-    tallies, draws = over_sequences(request, prepare)
+    tallies, draws = over_sequences(request, prepare, passes=network.shape.layers)
     variables: dict[str, xr.Variable] = {}
     for prefix, view in views_by_prefix.items():
         sizes = {"view": view.offsets, "window": {"window": len(windows)}}
@@ -220,7 +222,7 @@ def _add_statistics(
 ) -> None:
     """Add all statistics of one layer, and the offset profile of each group of sequences if ``groups`` is not None."""
     missing = request.network.shape.n - sample.length
-    for prefix, values in _statistics(replace(heads.scores, order=sample.order), views_by_prefix, windows).items():
+    for prefix, values in _statistics(heads.scores, views_by_prefix, windows).items():
         profile = values["score_by_offset"]
         if sample.length > sample.shortest or heads.scores.real is not None:
             # A profile is defined up to a constant: set its mean over the offsets shared by all sequences to 0.

@@ -21,14 +21,16 @@ import torch
 from torch import Tensor
 
 from attnprobe.scores import Part, Scores
-from attnprobe.statistics.blocks import FEWEST_QUERIES, QUERIES, Block, Group, group, matrices, rows_and_columns
+from attnprobe.statistics.blocks import FEWEST_QUERIES, Block, Group, group, matrices, rows_and_columns
 
 SMALLEST = 2**22
 """Scores below which loading the compiled code is not worth its second."""
 SHORTEST = 128
 """Tokens below which torch is as fast."""
-BLOCK_BYTES = 2**18
-"""Bytes of the scores of a block: a fraction of the second-level cache, which also holds queries, keys and sums."""
+BLOCK_BYTES = 2**20
+"""Bytes of the scores of a block, about the size of a second-level cache: smaller blocks cost more calls."""
+QUERIES = 256
+"""Most queries of a block, over which sums by key and by offset are added in the type of the block."""
 SPAN = 1024
 """Queries of a task."""
 

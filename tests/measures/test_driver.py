@@ -9,7 +9,6 @@ import torch
 from support import checkpoint, own
 from torch import nn
 
-from attnprobe import proximity
 from attnprobe.config import DataSpec, ModelConfig
 from attnprobe.errors import UsageError
 from attnprobe.measures import driver
@@ -74,14 +73,23 @@ def test_nulls_0_gives_no_null_variables():
     assert result.attrs["smallest_p"] == 1
 
 
-def test_every_condition_uses_all_sequences(monkeypatch):
-    seen = []
-    chunks_of = driver.chunks
-    monkeypatch.setattr(
-        driver, "chunks", lambda split, rows, network: (seen.append(rows.tolist()), chunks_of(split, rows, network))[1]
-    )
-    proximity(checkpoint(), sequences=5, nulls=2)
-    assert seen == [list(range(5))] * 5
+def test_every_condition_uses_all_sequences_and_permuted_draws_share_the_passes_of_the_network():
+    request = driver.checked_request("proximity", checkpoint(), None, 5, 2, 0.95, 0)
+    passes = []
+
+    def prepare(network):
+        def compute(sample, targets):
+            passes.append([target.condition.draw for target in targets])
+            for target in targets:
+                target.add(("row",), 0, np.asarray(sample.rows, float))
+
+        return compute
+
+    tallies, draws = driver.over_sequences(request, prepare)
+    assert passes == [[None, 0, 1], [None], [None]]  # measured network with its permuted draws, two initial networks
+    for tally in (tallies.measured, *tallies.nulls["permuted"], *tallies.nulls["initial"]):
+        (rows,) = tally.layers(("row",))
+        assert rows.count == 5 and rows.mean == 2
 
 
 class Noise(nn.Module):
@@ -114,13 +122,14 @@ def test_measured_value_and_draws_are_exchangeable_without_structure():
     """
     rng, cases, above = np.random.default_rng(0), 300, {"permuted": 0, "initial": 0}
 
-    def prepare(condition):
-        def compute(sample, add):
+    def prepare(network):
+        def compute(sample, targets):
             def add_distance(heads):
-                scores = replace(heads.scores, order=sample.order)
-                add(("distance",), 0, pattern_statistics(scores).mean_distance)
+                for target in targets:
+                    scores = replace(heads.scores, order=target.order)
+                    target.add(("distance",), 0, pattern_statistics(scores).mean_distance)
 
-            read(condition.network, sample.batch, "labels", add_distance)
+            read(network, sample.batch, "labels", add_distance)
 
         return compute
 
