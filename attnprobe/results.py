@@ -69,7 +69,7 @@ def join(results: Sequence[xr.Dataset], axis: str, values: Sequence[Any]) -> xr.
     for name, array in joined.items():
         joined_rules: dict[str, dict[str, Any]] = {}
         for result, value in zip(results, values, strict=True):
-            for rule in json.loads(result[name].attrs.get(UNDEFINED, "[]")):
+            for rule in _rules(result[name]):
                 joined_rules.setdefault(json.dumps(rule), {**rule, axis: []})[axis].append(value)
         if joined_rules:
             array.attrs[UNDEFINED] = json.dumps(list(joined_rules.values()), default=str)
@@ -152,7 +152,7 @@ def reasons(result: xr.Dataset) -> xr.Dataset:
 def reasons_of(array: xr.DataArray) -> xr.DataArray:
     """Return the reason of each NaN of a variable, or "" where it is defined."""
     texts, missing = np.full(array.shape, "", dtype=object), np.isnan(array.values)
-    for rule in json.loads(array.attrs.get(UNDEFINED, "[]")) if missing.any() else []:
+    for rule in _rules(array) if missing.any() else []:
         matches = missing & (texts == "")
         for axis, labels in rule.items():
             if axis in array.dims:
@@ -163,6 +163,22 @@ def reasons_of(array: xr.DataArray) -> xr.DataArray:
         texts[matches] = rule["reason"]
     texts[missing & (texts == "")] = "no reason is stated"
     return xr.DataArray(texts, array.coords, array.dims)
+
+
+def _rules(array: xr.DataArray) -> list[dict[str, Any]]:
+    """Return the rules of `UNDEFINED`; raise `UsageError` if the attribute is not a list of rules."""
+    text = array.attrs.get(UNDEFINED, "[]")
+    try:
+        rules = json.loads(text)
+        if all(isinstance(rule.get("reason"), str) and _are_lists(rule) for rule in rules):
+            return rules
+    except (AttributeError, RecursionError, TypeError, ValueError):
+        pass
+    raise UsageError(f"{array.name}: attribute {UNDEFINED}={shown(text)}: must be a JSON list of rules with reasons")
+
+
+def _are_lists(rule: dict[str, Any]) -> bool:
+    return all(isinstance(labels, list) for axis, labels in rule.items() if axis != "reason")
 
 
 def _statistic(name: str, result: xr.Dataset) -> tuple[str, str]:
@@ -199,7 +215,7 @@ def over_steps(results: Sequence[xr.Dataset]) -> xr.Dataset:
 
 def own_prefix(result: xr.Dataset) -> str:
     """Return the prefix of the variables in the geometry of the data: ``grid_`` for images, none for sequences."""
-    return "grid_" if "grid_proximity_contrast" in result else ""
+    return "grid_" if any(str(name).startswith("grid_") for name in result) else ""
 
 
 def distance_unit(result: xr.Dataset) -> str:

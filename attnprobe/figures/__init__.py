@@ -6,6 +6,7 @@ Each measure has one file with a figure of one checkpoint and a figure of a run.
 import xarray as xr
 from matplotlib.figure import Figure
 
+from attnprobe.errors import UsageError, listed, shown
 from attnprobe.figures import default
 from attnprobe.figures.gradients import gradients, gradients_over_steps
 from attnprobe.figures.interventions import interventions, interventions_over_steps
@@ -35,8 +36,11 @@ def draw(result: xr.Dataset) -> Figure:
 
     Returns:
         The measure's own figure, or the default figure if the measure has none.
+
+    Raises:
+        UsageError: If the result lacks what the figure needs, or has it in another form.
     """
-    measure = result.attrs["measure"]
+    measure = _measure(result)
     return (FIGURES[measure] if measure in FIGURES else default.figure)(result)
 
 
@@ -48,6 +52,19 @@ def draw_over_steps(result: xr.Dataset) -> Figure:
 
     Returns:
         The measure's own figure over steps, or the default one if the measure has none.
+
+    Raises:
+        UsageError: If the results lack what the figure needs, or have it in another form.
     """
-    measure = result.attrs["measure"]
+    measure = _measure(result)
     return (FIGURES_OVER_STEPS[measure] if measure in FIGURES_OVER_STEPS else default.figure_over_steps)(result)
+
+
+def _measure(result: xr.Dataset) -> str:
+    """Return the measure that a result is of."""
+    if not isinstance(result, xr.Dataset):
+        raise UsageError(f"{type(result).__name__} cannot be drawn: must be a result, an xarray.Dataset")
+    measure = result.attrs.get("measure")
+    if not isinstance(measure, str):
+        raise UsageError(f"attribute measure={shown(measure)}: must be the measure's name, such as {listed(FIGURES)}")
+    return measure

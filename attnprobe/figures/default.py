@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from attnprobe.axes import label
+from attnprobe.errors import UsageError, listed
 from attnprobe.figures.panels import (
     caption,
     draws,
@@ -22,6 +23,7 @@ from attnprobe.figures.panels import (
     title,
     undefined_text,
 )
+from attnprobe.figures.requirements import RUN, required
 from attnprobe.figures.style import DIVERGING, WIDTH, Page, paper
 
 COLUMNS = 3
@@ -41,6 +43,11 @@ def figure(result: xr.Dataset) -> Figure:
         result: Result of any measure at one checkpoint.
     """
     profiles, maps = _names(result, ("offset",)), _names(result, ())
+    if not profiles and not maps:
+        raise UsageError(f"no variable with an interval has axes layer, head; the result has: {listed(result)}")
+    variables = dict.fromkeys(profiles, "layer head offset, interval, null")
+    attributes = {"sequences": "a whole number", **({"n": "a whole number"} if profiles else {})}
+    result = required(result, variables | dict.fromkeys(maps, "layer head, interval, null"), attributes)
     layers, heads = result.sizes["layer"], result.sizes["head"]
     map_rows = -(-len(maps) // COLUMNS)
     heights = [
@@ -83,7 +90,9 @@ def figure_over_steps(result: xr.Dataset) -> Figure:
     Args:
         result: Results of any measure, joined along ``step``.
     """
-    return over_steps(result, {name: _label(result, name) for name in _names(result.isel(step=0), ())})
+    names = _names(result, ("step",))
+    result = required(result, RUN | dict.fromkeys(names, "step layer head, interval, null"), {})
+    return over_steps(result, {name: _label(result, name) for name in names})
 
 
 def _names(result: xr.Dataset, axes: tuple[str, ...]) -> list[str]:
@@ -114,6 +123,10 @@ def _map(axis: Axes, result: xr.Dataset, name: str) -> None:
             axis.add_patch(Rectangle(corner, 0.92, 0.92, fill=False, edgecolor="black", linewidth=0.9))
     axis.set_xticks(range(values.shape[1]), [str(layer) for layer in result["layer"].values])
     axis.set_yticks(range(values.shape[0]), [str(head) for head in result["head"].values])
-    axis.set(xlabel=label("layer"), ylabel=label("head"), title=f"{name.replace('_', ' ')}\n({result[name].units})")
+    axis.set(
+        xlabel=label("layer"),
+        ylabel=label("head"),
+        title=f"{name.replace('_', ' ')}\n({result[name].attrs.get('units', '')})",
+    )
     axis.spines[:].set_visible(False)
     axis.tick_params(length=0)

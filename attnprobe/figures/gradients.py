@@ -7,6 +7,7 @@ from matplotlib.figure import Figure, SubFigure
 from matplotlib.ticker import MaxNLocator
 
 from attnprobe.axes import label
+from attnprobe.errors import UsageError, listed, shown
 from attnprobe.figures.panels import (
     CUT,
     caption,
@@ -22,9 +23,20 @@ from attnprobe.figures.panels import (
     title,
     undefined_text,
 )
+from attnprobe.figures.requirements import RUN, required
 from attnprobe.figures.style import COLOURS, PERMUTED, WIDTH, Page, paper
+from attnprobe.results import own_prefix
 
 MARKERS = "osD^v<>P"
+AT = {"checkpoint": "at the checkpoint's scores", "uniform": "at uniform attention (all scores 0)"}
+ATTRIBUTES = {
+    "n": "a whole number",
+    "sequences": "a whole number",
+    "fit_steps": "a whole number",
+    "length_scale": "a number",
+    "at": "text",
+}
+"""Attributes that the figure of one checkpoint requires (see `attnprobe.figures.requirements`)."""
 
 
 def gradients(result: xr.Dataset) -> Figure:
@@ -58,6 +70,18 @@ def gradients(result: xr.Dataset) -> Figure:
     Args:
         result: Result of `attnprobe.gradients` at one checkpoint.
     """
+    prefix = own_prefix(result)
+    variables = {
+        f"{prefix}descent": "loss layer head direction, interval, std",
+        f"{prefix}snr": "loss layer head direction, null",
+        f"{prefix}energy_share": "loss layer head subspace, interval, null",
+        f"{prefix}energy_share_of_noise": "subspace",
+        "descent_by_offset": "loss layer head offset, interval, null",
+        "gradient_norm": "loss layer head",
+    }
+    result = required(result, variables, ATTRIBUTES)
+    if result.attrs["at"] not in AT:
+        raise UsageError(f"attribute at={shown(result.attrs['at'])}: must be one of {listed(AT)}")
     layers = result.sizes["layer"]
     heights = [0.6 + 2.15 * layers, 0.25 + 1.3 * layers, 0.72 + lines_height(_undefined(result))]
     with paper():
@@ -80,8 +104,14 @@ def gradients_over_steps(result: xr.Dataset) -> Figure:
     Args:
         result: Results of `attnprobe.gradients`, joined along ``step``.
     """
-    direction, subspace = result["direction"].values[1], "circulant"
-    if not np.isfinite(result["energy_share"].sel(subspace=subspace)).any():
+    prefix = own_prefix(result)
+    variables = {
+        f"{prefix}descent": "step loss layer head direction, interval, null",
+        f"{prefix}energy_share": "step loss layer head subspace, interval, null",
+    }
+    result = required(result, RUN | variables, {})
+    direction, subspace = result["direction"].values[min(1, result.sizes["direction"] - 1)], "circulant"
+    if not np.isfinite(result[f"{prefix}energy_share"].sel(subspace=subspace)).any():
         subspace = "toeplitz"  # circulant shares are undefined under causal attention
     shown, panels = {}, {}
     for name, axis, value, text in (
@@ -89,17 +119,12 @@ def gradients_over_steps(result: xr.Dataset) -> Figure:
         ("energy_share", "subspace", subspace, f"energy\nin {subspace}"),
     ):
         for loss in result["loss"].values.tolist():
-            for tail in tails(result, _own(result, name)):
-                selected = result[_own(result, name) + tail].sel({axis: value, "loss": loss}, drop=True)
+            for tail in tails(result, f"{prefix}{name}"):
+                selected = result[f"{prefix}{name}{tail}"].sel({axis: value, "loss": loss}, drop=True)
                 shown[f"{name} {loss}{tail}"] = selected
             panels[f"{name} {loss}"] = f"{loss}: {text}"
     kept = result[["objective", "train_accuracy", "test_accuracy"]]
     return over_steps(kept.assign(shown).assign_attrs(result.attrs), panels)
-
-
-def _own(result: xr.Dataset, name: str) -> str:
-    """Return the variable's name in the geometry of the data: ``grid_`` is prepended for images."""
-    return f"grid_{name}" if f"grid_{name}" in result else name
 
 
 def _signals_and_energies(part: SubFigure, result: xr.Dataset) -> None:
@@ -126,16 +151,16 @@ def _rows(result: xr.Dataset, count: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _signals(axis: Axes, result: xr.Dataset) -> None:
-    name = _own(result, "descent")
+    name = f"{own_prefix(result)}descent"
     rows, shift = _rows(result, result.sizes["direction"])
-    null = draws(result, _own(result, "snr"), "permuted")
+    null = draws(result, f"{own_prefix(result)}snr", "permuted")
     if null is not None:
         low, high = (getattr(null, end)(("draw", "loss", "head")).values for end in ("min", "max"))
         axis.barh(rows, high - low, 0.9, low, color=PERMUTED, alpha=0.35, linewidth=0)
     for (loss, head), y_shift in np.ndenumerate(shift):
         selected = result.isel(loss=loss, head=head)
         interval = (selected[f"{name}_interval"] / selected[f"{name}_std"]).transpose("bound", "direction").values
-        _dots(axis, selected[_own(result, "snr")].values, interval, rows + y_shift, loss, head)
+        _dots(axis, selected[f"{own_prefix(result)}snr"].values, interval, rows + y_shift, loss, head)
         axis.containers[-1].set_label(f"{selected['loss'].item()}, head {head}")
     axis.axvline(0, color="black", linewidth=0.5)
     if not (result["gradient_norm"] > 0).any():
@@ -145,7 +170,7 @@ def _signals(axis: Axes, result: xr.Dataset) -> None:
 
 
 def _signal_range(result: xr.Dataset) -> tuple[float, float]:
-    name = _own(result, "descent")
+    name = f"{own_prefix(result)}descent"
     bounds = (result[f"{name}_interval"] / result[f"{name}_std"]).values
     limit = 1.3 * float(np.nanmax(np.abs(bounds[np.isfinite(bounds)]), initial=1e-9))
     return -limit, limit
@@ -158,12 +183,17 @@ def _note_zero(axis: Axes) -> None:
 
 def _dots(axis: Axes, mean: np.ndarray, interval: np.ndarray, rows: np.ndarray, loss: int, head: int) -> None:
     """Draw values with their intervals, with the colour of the loss and the marker of the head."""
-    style = {"fmt": MARKERS[head % len(MARKERS)], "markersize": 2.4, "elinewidth": 0.7, "color": COLOURS[loss]}
+    style = {
+        "fmt": MARKERS[head % len(MARKERS)],
+        "markersize": 2.4,
+        "elinewidth": 0.7,
+        "color": COLOURS[loss % len(COLOURS)],
+    }
     axis.errorbar(mean, rows, xerr=np.abs(interval - mean), **style)
 
 
 def _energies(axis: Axes, result: xr.Dataset) -> None:
-    name = _own(result, "energy_share")
+    name = f"{own_prefix(result)}energy_share"
     rows, shift = _rows(result, result.sizes["subspace"])
     noise = result[f"{name}_of_noise"].values
     for row, share in zip(rows, noise, strict=True):
@@ -186,7 +216,7 @@ def _by_offset(part: SubFigure, result: xr.Dataset) -> None:
     axes = part.subplots(layers, losses, squeeze=False, sharex=True)
     shown = result.sel(offset=shown_offsets(int(result.attrs["n"]) // 2))
     for (layer, loss), axis in np.ndenumerate(axes):
-        profile(axis, shown.isel(loss=loss), layer, "descent_by_offset", COLOURS[loss])
+        profile(axis, shown.isel(loss=loss), layer, "descent_by_offset", COLOURS[loss % len(COLOURS)])
         # the scale leaves out networks at initialisation, whose gradients may be much larger
         ranges = [shown["descent_by_offset_interval"], draws(shown, "descent_by_offset", "permuted")]
         limits = [float(np.nanmax(np.abs(band.isel(layer=layer, loss=loss)))) for band in ranges if band is not None]
@@ -207,14 +237,11 @@ def _by_offset(part: SubFigure, result: xr.Dataset) -> None:
 
 
 def _undefined(result: xr.Dataset) -> str:
-    return undefined_text(result, [_own(result, "snr"), _own(result, "energy_share")])
+    return undefined_text(result, [f"{own_prefix(result)}snr", f"{own_prefix(result)}energy_share"])
 
 
 def _caption(part: SubFigure, result: xr.Dataset) -> None:
-    at = {"checkpoint": "at the checkpoint's scores", "uniform": "at uniform attention (all scores 0)"}[
-        result.attrs["at"]
-    ]
-    fit_steps = result.attrs["fit_steps"]
+    at, fit_steps = AT[result.attrs["at"]], result.attrs["fit_steps"]
     fit = f", readouts fitted for {fit_steps} steps" if fit_steps else ""
     caption(
         part,

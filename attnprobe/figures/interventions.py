@@ -9,7 +9,18 @@ from matplotlib.figure import Figure, SubFigure
 from matplotlib.ticker import MaxNLocator
 
 from attnprobe.figures.panels import caption, draws, interval_text, null_text, over_steps, tails, title
+from attnprobe.figures.requirements import RUN, required
 from attnprobe.figures.style import COLOURS, DIVERGING, PERMUTED, WIDTH, Page, paper
+
+ATTRIBUTES = {"sequences": "a whole number", "length_scale": "a number", "of_objective": "text"}
+"""Attributes that the figure of one checkpoint requires (see `attnprobe.figures.requirements`)."""
+LABELS = {
+    "ablate_toeplitz": "Toeplitz part\nablated",
+    "keep_toeplitz": "Toeplitz part\nalone",
+    "uniform_attention": "uniform\nattention",
+    "impose_proximity": "proximity\nimposed",
+}
+"""Interventions that the figure of a run shows."""
 
 
 def interventions(result: xr.Dataset) -> Figure:
@@ -30,7 +41,14 @@ def interventions(result: xr.Dataset) -> Figure:
     Args:
         result: Result of `attnprobe.interventions` at one checkpoint.
     """
-    name = _shown(result)
+    name = _shown(result, "intervention")
+    variables = {
+        f"all_{name}": "intervention, interval, null",
+        name: "intervention layer head, interval",
+        f"base_{name.split('_')[0]}": "",
+        **({f"layer_{name}": "intervention layer, interval"} if result.sizes.get("layer", 0) > 1 else {}),
+    }
+    result = required(result, variables, ATTRIBUTES)
     height = 0.21 * result.sizes["intervention"]
     with paper():
         figure = Page(figsize=(WIDTH, height + 1.65), layout="constrained")
@@ -46,20 +64,18 @@ def interventions(result: xr.Dataset) -> Figure:
 def interventions_over_steps(result: xr.Dataset) -> Figure:
     """Draw accuracy and the effects of interventions in each head over the checkpoints of a run.
 
-    Interventions: the Toeplitz part ablated, the Toeplitz part kept alone, uniform attention, proximity imposed.
-    Ribbons are t-intervals of the paired changes over sequences; the grey band is the range of the null over heads and
-    draws.
+    Interventions: the Toeplitz part ablated, the Toeplitz part kept alone, uniform attention, proximity imposed; if the
+    result has none of these, all that it has. Ribbons are t-intervals of the paired changes over sequences; the grey
+    band is the range of the null over heads and draws.
 
     Args:
         result: Results of `attnprobe.interventions`, joined along ``step``.
     """
-    name = _shown(result)
-    labels = {
-        "ablate_toeplitz": "Toeplitz part\nablated",
-        "keep_toeplitz": "Toeplitz part\nalone",
-        "uniform_attention": "uniform\nattention",
-        "impose_proximity": "proximity\nimposed",
-    }
+    name = _shown(result, "step intervention")
+    result = required(result, RUN | {name: "step intervention layer head, interval, null"}, {})
+    kinds = result["intervention"].values.tolist()
+    labels = {kind: text for kind, text in LABELS.items() if kind in kinds}
+    labels = labels or {kind: kind.replace("_", "\n") for kind in kinds}
     shown = {
         f"{kind}{tail}": result[f"{name}{tail}"].sel(intervention=kind, drop=True)
         for kind in labels
@@ -69,11 +85,13 @@ def interventions_over_steps(result: xr.Dataset) -> Figure:
     return over_steps(kept, {kind: f"{text}:\n{name.replace('_', ' ')}" for kind, text in labels.items()})
 
 
-def _shown(result: xr.Dataset) -> str:
+def _shown(result: xr.Dataset, axes: str) -> str:
     """Return the variable to draw: the change in accuracy against targets if it is defined, else the change in loss."""
     # Results joined over steps have no ``of_objective`` if it differs between them, as in runs with self-pretraining.
+    attributes = {"of_objective": "text"} if "of_objective" in result.attrs else {}
+    accuracy = required(result, {"all_accuracy": axes}, attributes)["all_accuracy"]
     compared = result.attrs.get("of_objective") == "unedited predictions"
-    return "accuracy_change" if np.isfinite(result["all_accuracy"]).any() and not compared else "loss_change"
+    return "accuracy_change" if np.isfinite(accuracy).any() and not compared else "loss_change"
 
 
 def _everywhere(axis: Axes, result: xr.Dataset, name: str) -> None:

@@ -12,14 +12,14 @@ from matplotlib.image import AxesImage
 from matplotlib.ticker import MaxNLocator
 
 from attnprobe.axes import label
-from attnprobe.errors import printable
+from attnprobe.errors import UsageError, printable
 from attnprobe.figures.style import COLOURS, DIVERGING, INITIAL, PERMUTED, WIDTH, Page, line, paper
 from attnprobe.results import distance_unit, reasons_of
 
 
 def title(result: xr.Dataset) -> str:
     """Return the title of a result (of a checkpoint or a run) on two lines."""
-    text = printable(result.attrs.get("run_title", result.attrs.get("title", result.attrs["measure"])))
+    text = printable(result.attrs.get("run_title", result.attrs.get("title", result.attrs.get("measure", ""))))
     return text.replace("$", r"\$").replace("; ", "\n", 1)  # Matplotlib reads text between $ as mathematics
 
 
@@ -40,7 +40,10 @@ def causal(result: xr.Dataset) -> bool:
     """Return whether the measured network has causal attention."""
     if "causal" in result.attrs:
         return bool(result.attrs["causal"])
-    return json.loads(result.attrs["config"])["model"]["causal"]  # results from before 2026-11-25
+    try:
+        return json.loads(result.attrs["config"])["model"]["causal"]  # results from before 2026-11-25
+    except (LookupError, TypeError, ValueError):
+        raise UsageError("the result has neither an attribute 'causal' nor one in its config") from None
 
 
 def tails(result: xr.Dataset, name: str) -> list[str]:

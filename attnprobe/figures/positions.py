@@ -26,12 +26,20 @@ from attnprobe.figures.panels import (
     undefined_text,
     window_text,
 )
+from attnprobe.figures.requirements import RUN, required
 from attnprobe.figures.style import DIVERGING, INITIAL, PERMUTED, WIDTH, Page, line, paper
 from attnprobe.results import own_prefix
 
 ROW = 1.45
 """Height of one row of panels, in inches."""
-POSITION = "position-position"
+POSITION, CONTRAST = "position-position", "proximity_contrast"
+ATTRIBUTES = {
+    "n": "a whole number",
+    "sequences": "a whole number",
+    "window": "a whole number",
+    "encoding": "text",
+}
+"""Attributes that the figure of one checkpoint requires (see `attnprobe.figures.requirements`)."""
 
 
 def positions(result: xr.Dataset) -> Figure:
@@ -58,6 +66,7 @@ def positions(result: xr.Dataset) -> Figure:
     Args:
         result: Result of `attnprobe.positions` at one checkpoint.
     """
+    result = required(result, _variables(result), ATTRIBUTES)
     layers, heads = result.sizes["layer"], result.sizes["head"]
     side = (WIDTH - 0.6) / max(heads, 3)
     heights = [0.45 + ROW * layers, 0.3 + ROW * layers, 0.35 + (side + 0.1) * layers]
@@ -87,16 +96,35 @@ def positions_over_steps(result: xr.Dataset) -> Figure:
     names = {
         "variance_share": (POSITION, "position-position\nshare of variance"),
         f"{prefix}toeplitz_share": (POSITION, "its Toeplitz\nshare"),
-        f"{prefix}proximity_contrast": (POSITION, "its contrast\n(std of score)"),
+        f"{prefix}{CONTRAST}": (POSITION, "its contrast\n(std of score)"),
     }
     panels = {name: text for name, (_, text) in names.items()}
-    contrast = f"{prefix}proximity_contrast"
+    contrast = f"{prefix}{CONTRAST}"
+    variables = {f"{prefix}{name}": "step layer head term, interval, null" for name in ("toeplitz_share", CONTRAST)}
+    result = required(result, RUN | {"variance_share": "step layer head term, interval, null"} | variables, {})
     shown = result.sel(term=POSITION)
     contrast_names = [f"{contrast}{tail}" for tail in tails(result, contrast)]
     shown = shown.assign(
         {f"content_{name}": result[name].sel(term="content-content", drop=True) for name in contrast_names}
     )
     return over_steps(shown, panels | {f"content_{contrast}": "contrast of\ncontent-content"})
+
+
+def _variables(result: xr.Dataset) -> dict[str, str]:
+    """Return what the figure of one checkpoint requires (see `attnprobe.figures.requirements`)."""
+    prefix, pairs = own_prefix(result), {"pair_amplitude": "layer head pair, null", "pair_frequency": "pair"}
+    return {
+        "variance_share": "layer head term, interval, null",
+        f"{prefix}{CONTRAST}": "layer head term, interval, null",
+        "score_by_offset": "layer head term offset, interval, null",
+        "wave_amplitude": "layer head frequency, null",
+        **(pairs if "pair_amplitude" in result else {}),
+        **(
+            {"grid_score_by_offset": "layer head term row_offset column_offset"}
+            if prefix
+            else {"position_score": "layer head query_bin key_bin"}
+        ),
+    }
 
 
 def _by_term(part: SubFigure, result: xr.Dataset) -> None:
@@ -109,7 +137,7 @@ def _by_term(part: SubFigure, result: xr.Dataset) -> None:
         axes[layer, 0].set_ylabel("share of variance" if layers == 1 else f"layer {layer}\nshare of variance")
         axes[layer, 1].set_ylabel("contrast (std)")
     for axis in axes[-1]:
-        axis.set_xticks(range(4), [str(term).replace("-", "-\n") for term in result["term"].values])
+        axis.set_xticks(range(result.sizes["term"]), [str(term).replace("-", "-\n") for term in result["term"].values])
     lines, names = axes[0, 0].get_legend_handles_labels()
     part.legend(lines, names, loc="outside lower center", ncols=4, handlelength=2.2)
 
@@ -120,7 +148,7 @@ def _terms(axis: Axes, result: xr.Dataset, name: str) -> None:
     step = min(0.18, 0.8 / heads)
     for head in range(heads):
         of_head = result.isel(head=head)
-        x = np.arange(4) + step * (head - (heads - 1) / 2)
+        x = np.arange(result.sizes["term"]) + step * (head - (heads - 1) / 2)
         for kind, colour in (("permuted", PERMUTED), ("initial", "none")):
             null = draws(of_head, name, kind)
             if null is None:

@@ -24,11 +24,25 @@ from attnprobe.figures.panels import (
     undefined_text,
     window_text,
 )
+from attnprobe.figures.requirements import RUN, required
 from attnprobe.figures.style import DIVERGING, WIDTH, Page, paper
 from attnprobe.results import own_prefix
 
 ROW = 1.5
 """Height of one row of panels, in inches."""
+PROFILES = {
+    "score_by_offset": "layer head offset, interval, null",
+    "pattern_by_offset": "layer head offset, interval, null",
+    "uniform_pattern_by_offset": "offset",
+}
+VARIABLES = PROFILES | {"proximity_contrast": "layer head, null"}
+GRID_VARIABLES = PROFILES | {
+    "grid_proximity_contrast": "layer head, null",
+    "grid_pattern_by_offset": "layer head row_offset column_offset",
+    "grid_uniform_pattern_by_offset": "row_offset column_offset",
+}
+ATTRIBUTES = {"n": "a whole number", "sequences": "a whole number", "window": "a whole number"}
+"""What the figure of one checkpoint requires (see `attnprobe.figures.requirements`)."""
 
 
 def proximity(result: xr.Dataset) -> Figure:
@@ -53,8 +67,9 @@ def proximity(result: xr.Dataset) -> Figure:
     Args:
         result: Result of `attnprobe.proximity` at one checkpoint.
     """
-    layers, heads = result.sizes["layer"], result.sizes["head"]
     grid = bool(own_prefix(result))
+    result = required(result, GRID_VARIABLES if grid else VARIABLES, ATTRIBUTES)
+    layers, heads = result.sizes["layer"], result.sizes["head"]
     caption_height = 0.45 + lines_height(_undefined(result))
     heights = [0.75 + ROW * layers, *([0.35 + (WIDTH - 1) / max(heads, 4) * layers] if grid else []), caption_height]
     with paper():
@@ -86,7 +101,9 @@ def proximity_over_steps(result: xr.Dataset) -> Figure:
         f"{prefix}near_mass": "attention at\ndistance 1\n/ uniform",
         f"{prefix}mean_distance_ratio": "mean distance\n/ uniform",
     }
-    return over_steps(result.isel(window=0), panels)
+    variables = dict.fromkeys(panels, "step layer head, interval, null")
+    variables[f"{prefix}near_mass"] = "step layer head window, interval, null"
+    return over_steps(required(result, RUN | variables, {}).isel(window=0), panels)
 
 
 def _profiles(part: SubFigure, result: xr.Dataset) -> None:
