@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import inspect
-import math
 import typing
 from pathlib import Path
 from typing import Any, Literal
@@ -18,7 +17,6 @@ from attnprobe.former_names import KEYWORDS, refuse_former_flags
 from attnprobe.networks import hugging_face
 from attnprobe.networks.hugging_face import PREFIX
 from attnprobe.report import rows
-from attnprobe.results import reasons
 from attnprobe.tables import MEASURES
 from attnprobe.training.checkpoint import load
 from attnprobe.training.run import Run
@@ -86,11 +84,11 @@ def run(name: str, arguments: list[str]) -> None:
     else:
         result = last = report.write.write_checkpoint(name, load(flags.path), folder, options)
     if flags.json:
-        why = _why(result)
+        why = rows.why(result)
         pairs = [(rows.network_rows(result), rows.network_rows(why)), (rows.head_rows(result), rows.head_rows(why))]
         print_json(
             [
-                row | {f"{name}_undefined": text for name, text in _undefined(row, texts).items()}
+                row | {f"{name}_undefined": text for name, text in rows.undefined(row, texts).items()}
                 for both in pairs
                 for row, texts in zip(*both, strict=True)
             ]
@@ -121,15 +119,15 @@ def _flags(name: str, keywords: dict[str, inspect.Parameter]) -> type[Measure]:
 
 def _print_numbers(result: Any) -> None:
     """Print one table for the whole network and one per head, with intervals and the ranges of the nulls."""
-    level, why = result.attrs["ci_prob"], _why(result)
+    level, why = result.attrs["ci_prob"], rows.why(result)
     for row, texts in zip(rows.network_rows(result), rows.network_rows(why), strict=True):
-        if rows.table(row, level) or _undefined(row, texts):
+        if rows.table(row, level) or rows.undefined(row, texts):
             print("\nwhole network")
             _print_row(row, texts, level)
     for row, texts in zip(rows.shown_rows(result), rows.shown_rows(why), strict=True):
         print(f"\nlayer {row['layer']}, head {row['head']}")
         _print_row(row, texts, level)
-        printed = ["", *_undefined(row, texts).values()]
+        printed = ["", *rows.undefined(row, texts).values()]
         notes = [
             f"{name.replace('_', ' ')}: {value}"
             for name, value in row.items()
@@ -143,18 +141,7 @@ def _print_row(row: dict[str, Any], texts: dict[str, Any], level: float) -> None
     """Print the values of a row as a table, and below it the values that are undefined, with their reasons."""
     if lines := rows.table(row, level):
         print_table(lines)
-    missing = _undefined(row, texts)
+    missing = rows.undefined(row, texts)
     width = max(map(len, missing), default=0)
     for name, text in missing.items():
         print_line(f"{name.rjust(width)} undefined: {text}")
-
-
-def _why(result: Any) -> Any:
-    """Return the reasons for undefined values as a result, whose rows have the same columns."""
-    why = reasons(result)
-    return why.drop_vars([name for name in why if str(name).endswith("_null")])
-
-
-def _undefined(row: dict[str, Any], texts: dict[str, Any]) -> dict[str, str]:
-    """Return the names of the undefined values of a row, with their reasons."""
-    return {name: texts[name] for name, value in row.items() if isinstance(value, float) and math.isnan(value)}

@@ -3,12 +3,13 @@
 import html
 import inspect
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
 from attnprobe.errors import UsageError, printable
 from attnprobe.files import Unwritable, write_atomic, writing
-from attnprobe.report.rows import network_rows, shown_rows, table
+from attnprobe.report.rows import network_rows, shown_rows, table, undefined, why
 from attnprobe.report.write import prepare, write_checkpoint, write_run
 from attnprobe.tables import MEASURES
 from attnprobe.training.checkpoint import load
@@ -54,12 +55,10 @@ def write_report(path: Path, folder: Path, progress: bool = True) -> Path:
             f'<p><a href="{stem}.pdf"><img src="{stem}.png" alt="{stem}"></a></p>' for stem in map(_text, stems)
         )
         tables = ""
-        for row in network_rows(result) + shown_rows(result):
-            if lines := table(row, result.attrs["ci_prob"]):
-                heading = _text(f"layer {row['layer']}, head {row['head']}" if "layer" in row else "whole network")
-                plain = [{name: printable(cell) for name, cell in line.items()} for line in lines]
-                content = pd.DataFrame(plain).to_html(index=False, border=0)
-                tables += f"<details><summary>{heading}</summary>{content}</details>"
+        texts = why(result)
+        rows = [*network_rows(result), *shown_rows(result)]
+        for row, row_texts in zip(rows, [*network_rows(texts), *shown_rows(texts)], strict=True):
+            tables += _details(row, undefined(row, row_texts), result.attrs["ci_prob"])
         sections.append(f"<h2>{_text(name)}</h2><p>{_text(summary)}</p>{images}{tables}")
     page = folder / "report.html"
     content = PAGE.format(title=_text(checkpoint.title), body="".join(sections))
@@ -67,6 +66,18 @@ def write_report(path: Path, folder: Path, progress: bool = True) -> Path:
     with writing(page):
         write_atomic(page, content.encode("ascii", "xmlcharrefreplace").decode())
     return page
+
+
+def _details(row: dict[str, Any], missing: dict[str, str], level: float) -> str:
+    """Return a row as a table that opens on a click, and below it the undefined values with their reasons."""
+    lines = table(row, level)
+    if not lines and not missing:
+        return ""
+    heading = _text(f"layer {row['layer']}, head {row['head']}" if "layer" in row else "whole network")
+    plain = [{name: printable(cell) for name, cell in line.items()} for line in lines]
+    content = pd.DataFrame(plain).to_html(index=False, border=0) if plain else ""
+    notes = "".join(f"<p>{_text(name)} undefined: {_text(reason)}</p>" for name, reason in missing.items())
+    return f"<details><summary>{heading}</summary>{content}{notes}</details>"
 
 
 def _text(value: object) -> str:
@@ -77,6 +88,6 @@ def _text(value: object) -> str:
 PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title>
 <style>body{{font:15px/1.45 sans-serif;max-width:60em;margin:2em auto;padding:0 1em}}
 img{{max-width:44em;width:100%}}table{{border-collapse:collapse;font-size:13px}}
-td,th{{padding:.15em .8em .15em 0;text-align:left}}</style>
+td,th{{padding:.15em .8em .15em 0;text-align:left}}details p{{font-size:13px;margin:.15em 0}}</style>
 <h1>{title}</h1>{body}</html>
 """

@@ -7,6 +7,8 @@ from typing import Any
 
 import xarray as xr
 
+from attnprobe.results import reasons
+
 KINDS = ("window", "term", "loss", "other_loss", "direction", "subspace", "intervention")
 """Axes along which a variable has several values per head."""
 
@@ -60,6 +62,22 @@ def _rows(result: xr.Dataset, axes: list[str], names: list[str]) -> list[dict[st
                     row[f"{column}_null_{null}"] = [draws.min().item(), draws.max().item()]
         rows.append(row)
     return rows
+
+
+def why(result: xr.Dataset) -> xr.Dataset:
+    """Return the reasons for undefined values as a result, whose rows have the same columns."""
+    texts = reasons(result)
+    return texts.drop_vars([name for name in texts if str(name).endswith("_null")])
+
+
+def undefined(row: Mapping[str, Any], texts: Mapping[str, Any]) -> dict[str, str]:
+    """Return the names of the undefined values of a row, with their reasons.
+
+    Args:
+        row: A row of `head_rows`, `shown_rows` or `network_rows`.
+        texts: The same row of the result that `why` returns.
+    """
+    return {name: texts[name] for name, value in row.items() if isinstance(value, float) and math.isnan(value)}
 
 
 def table(row: Mapping[str, Any], level: float) -> list[dict[str, str]]:

@@ -17,6 +17,7 @@ from attnprobe.cli import main
 from attnprobe.config import DataSpec
 from attnprobe.errors import NonFiniteError
 from attnprobe.measures.driver import Number, measure
+from attnprobe.report import page
 from attnprobe.results import UNDEFINED, over_steps, reasons, reasons_of
 from attnprobe.scores import Scores
 from attnprobe.statistics import score_statistics
@@ -225,6 +226,14 @@ def test_the_command_prints_reasons(saved, capsys, tmp_path):
     main([*arguments, "--json"])
     row = json.loads(capsys.readouterr().out)[0]
     assert row["toeplitz_share"] is None and row["toeplitz_share_undefined"] == EQUAL
+
+
+def test_the_page_states_reasons(saved, tmp_path, monkeypatch):
+    path = saved(multiplied(0, ".attn.q."))
+    monkeypatch.setattr(page, "MEASURES", {"proximity": MEASURES["proximity"]})
+    text = page.write_report(path, tmp_path, progress=False).read_text()
+    assert text.count(f"<p>toeplitz_share undefined: {EQUAL}</p>") == 2  # heads
+    assert "<td>entropy</td>" in text and "nan" not in text.lower()
 
 
 def test_the_command_refuses_damage_in_one_line(saved, capsys, tmp_path):
