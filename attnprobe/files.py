@@ -1,8 +1,13 @@
 """Atomic and durable file writes, and zip archives from files that may be hostile."""
 
 import contextlib
+import functools
+import hashlib
 import io
 import os
+import shutil
+import socket
+import tempfile
 import uuid
 import zipfile
 from collections.abc import Iterator
@@ -23,9 +28,10 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
     The name is unique, so concurrent writers of the same path do not interfere: the last one wins. The content is on
     disk before it gets its name, and the name is when the block ends, so that a power failure leaves the previous file
-    or the new one.
+    or the new one. What killed processes left in the folder is deleted.
     """
-    part = path.with_name(f"{path.name}.{uuid.uuid4().hex}{PART}")
+    remove_stale(path.parent)
+    part = path.with_name(f"{path.name}.{_writer()}{PART}")
     try:
         yield part
         flush(part)
@@ -33,6 +39,48 @@ def atomic_path(path: Path) -> Iterator[Path]:
         flush_names(path.parent)
     finally:
         part.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def incomplete_folder(folder: Path) -> Iterator[Path]:
+    """Yield a temporary folder inside a folder, for files that are moved to it; it is deleted at the end."""
+    remove_stale(folder)
+    with tempfile.TemporaryDirectory(dir=folder, suffix=f".{_writer()}{PART}") as part:
+        yield Path(part)
+
+
+def _writer() -> str:
+    """Return a unique name that states which process writes a file, and on which machine."""
+    return f"{_machine()}-{os.getpid()}-{uuid.uuid4().hex[:12]}"
+
+
+@functools.cache
+def _machine() -> str:
+    """Return a name of the machine and container: process numbers are those of one."""
+    try:
+        container = os.stat("/proc/self/ns/pid").st_ino
+    except OSError:
+        container = 0
+    return hashlib.sha256(f"{socket.gethostname()} {uuid.getnode()} {container}".encode()).hexdigest()[:12]
+
+
+def remove_stale(folder: Path) -> None:
+    """Delete the incomplete files and folders of processes of this machine that no longer run."""
+    for part in folder.glob(f"*.{_machine()}-*-*{PART}"):
+        number = part.name.rsplit(".", 2)[1].split("-")[1]
+        if number.isdecimal() and not _runs(int(number)):
+            with contextlib.suppress(OSError):
+                shutil.rmtree(part) if part.is_dir() else part.unlink()
+
+
+def _runs(number: int) -> bool:
+    try:
+        os.kill(number, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):  # a process of another user, or no number of a process
+        pass
+    return True
 
 
 def write_atomic(path: Path, text: str) -> None:

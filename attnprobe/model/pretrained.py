@@ -6,7 +6,6 @@ load a folder written by ``Checkpoint.save_pretrained`` without running code fro
 
 import dataclasses
 import os
-import tempfile
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,7 +18,7 @@ from transformers.modeling_outputs import MaskedLMOutput, SequenceClassifierOutp
 
 from attnprobe.config import DataSpec, ModelConfig, Settings, from_plain
 from attnprobe.errors import UsageError, listed
-from attnprobe.files import PART
+from attnprobe.files import incomplete_folder
 from attnprobe.model.transformer import Transformer
 
 
@@ -169,10 +168,10 @@ def configuration(network: ModelConfig, data: DataSpec, checkpoint: dict[str, An
 def save(model: AttnprobeModel, folder: Path) -> None:
     """Write ``config.json`` and ``model.safetensors``, each atomically; other files in the folder are kept."""
     folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder, suffix=PART) as incomplete:
+    with incomplete_folder(folder) as incomplete:
         model.save_pretrained(incomplete)
         # The configuration last: without it the folder is not a model.
-        for file in sorted(Path(incomplete).iterdir(), reverse=True):
+        for file in sorted(incomplete.iterdir(), reverse=True):
             os.replace(file, folder / file.name)
 
 

@@ -127,6 +127,8 @@ def _make(target: Path, key: dict[str, Any], make: Callable[[Create], None]) -> 
     with FileLock(f"{target}.lock"):
         if target.exists():  # another run generated it while this one waited
             return
+        for stale in target.parent.glob(f"{target.name}.part-*"):  # of a killed process: this one has the lock
+            shutil.rmtree(stale, ignore_errors=True)
         part = Path(tempfile.mkdtemp(prefix=f"{target.name}.part-", dir=target.parent))
         try:
             arrays: list[np.memmap] = []

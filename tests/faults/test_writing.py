@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import resource
 import signal
+import time
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -97,6 +98,36 @@ def test_other_files_that_cannot_be_written_leave_no_part(write, spt_run, tmp_pa
     plt.close(figure)
     assert write == "text" or (isinstance(caught.value, UsageError) and "cannot be written" in str(caught.value))
     assert "\n" not in str(caught.value) and list(tmp_path.iterdir()) == []
+
+
+def begin_to_write(path, is_folder, begun):
+    with files.incomplete_folder(path.parent) if is_folder else files.atomic_path(path) as part:
+        (part / "x" if is_folder else part).write_text("half")
+        begun.wait()
+        time.sleep(600)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("is_folder", [False, True])
+def test_the_parts_of_killed_processes_are_deleted_by_the_next_write(is_folder, tmp_path):
+    context = multiprocessing.get_context("fork")
+    begun = context.Barrier(3)
+    arguments = tmp_path / "x.txt", is_folder, begun
+    killed, live = [context.Process(target=begin_to_write, args=arguments, daemon=True) for _ in range(2)]
+    killed.start()
+    live.start()
+    begun.wait()
+    parts = list(tmp_path.iterdir())
+    of_others = [tmp_path / "own.part", tmp_path / f"x.{'0' * 12}-{killed.pid}-1.part"]
+    for path in of_others:
+        path.write_text("of a program or machine that cannot be asked")
+    killed.kill()
+    killed.join()
+    write_atomic(tmp_path / "y.txt", "y")
+    (of_live,) = [part for part in parts if f"-{live.pid}-" in part.name]
+    assert set(tmp_path.iterdir()) == {*of_others, of_live, tmp_path / "y.txt"}
+    live.kill()
+    live.join()
 
 
 def test_a_full_device_is_named(result, tmp_path, monkeypatch):

@@ -1,4 +1,6 @@
 import multiprocessing
+import os
+import signal
 import stat
 import time
 from dataclasses import dataclass, replace
@@ -39,6 +41,22 @@ def test_arrays_are_generated_once_and_are_read_only(here):
     assert isinstance(again, np.memmap)
     with pytest.raises(ValueError, match="read-only"):
         again[0] = 1
+
+
+def killed_while_generating(create):
+    create("squares", (5,), np.int32)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.slow
+def test_what_a_killed_process_generated_is_deleted_by_the_next_that_generates_the_same(here):
+    context = multiprocessing.get_context("fork")
+    killed = context.Process(target=made_once, args=(Squares(), killed_while_generating))
+    killed.start()
+    killed.join()
+    assert len(list(here.rglob("*.part-*"))) == 1
+    made_once(Squares(), fill(5))
+    assert list(here.rglob("*.part-*")) == []
 
 
 @pytest.mark.parametrize("change", ["parameters", "more", "code"])
