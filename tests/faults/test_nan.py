@@ -11,6 +11,7 @@ import pytest
 import torch
 from support import N, checkpoint
 from torch import nn
+from transformers import BertConfig, BertForSequenceClassification
 
 import attnprobe as ap
 from attnprobe.cli import main
@@ -288,3 +289,27 @@ def test_own_weights_of_integer_or_complex_type_are_refused(dtype):
     model.head.weight = nn.Parameter(model.head.weight.to(dtype), requires_grad=False)
     with pytest.raises(ap.UsageError, match=f"head.weight has type {dtype}: weights must have a real floating-point"):
         ap.network(model, IDS)
+
+
+@pytest.mark.parametrize(
+    "measure, weight",
+    [
+        ("proximity", "bert.encoder.layer.0.attention.self.query.weight"),
+        ("proximity", "bert.embeddings.position_embeddings.weight"),
+        ("interventions", "classifier.weight"),
+    ],
+)
+def test_the_command_refuses_damaged_hugging_face_models_in_one_line(measure, weight, tmp_path, capfd):
+    sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2}
+    model = BertForSequenceClassification(BertConfig(vocab_size=16, max_position_embeddings=16, **sizes))
+    dict(model.named_parameters())[weight].data[0] = NAN
+    model.save_pretrained(tmp_path / "model")
+    np.savez(tmp_path / "inputs.npz", input_ids=np.arange(64).reshape(8, 8) % 15 + 1, labels=np.arange(8) % 2)
+    capfd.readouterr()
+    flags = ["--tokens", tmp_path / "inputs.npz", "--sequences", 4, "--nulls", 1, "--out", tmp_path / "out"]
+    with pytest.raises(SystemExit) as stopped:
+        main([measure, f"hf:{tmp_path / 'model'}", *map(str, flags)])
+    output, errors = capfd.readouterr()
+    assert stopped.value.code == 2 and not output and errors.count("\n") == 1
+    assert errors.startswith("attnprobe: ") and f"weight {weight} has 8 NaN or infinite values of" in errors
+    assert not (tmp_path / "out").exists()
