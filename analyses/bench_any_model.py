@@ -37,6 +37,7 @@ from bench_statistics import machine, peak_memory
 from torch import Tensor, nn
 
 import attnprobe as ap
+from attnprobe.files import write_atomic
 from attnprobe.networks.base import Probe, read
 from attnprobe.networks.calls import watching
 from attnprobe.statistics import PatternStatistics, ScoreStatistics, pattern_statistics, score_statistics
@@ -77,7 +78,7 @@ def main(
     results = pd.DataFrame(rows)
     print(results.to_string(index=False, float_format=lambda x: f"{x:.3g}"))
     if out is not None:
-        results.assign(machine=hardware).to_csv(out, index=False)
+        write_atomic(out, results.assign(machine=hardware).to_csv(index=False))
 
 
 def compare(kind: str, n: int, only: tuple[str, ...], seconds: float) -> list[dict[str, object]]:

@@ -19,6 +19,7 @@ import pandas as pd
 import tyro
 
 import attnprobe as ap
+from attnprobe.files import write_atomic
 
 
 def main(n: int = 1024, sequences: int = 16, only: tuple[str, ...] = (), out: Path | None = None) -> None:
@@ -45,7 +46,7 @@ def main(n: int = 1024, sequences: int = 16, only: tuple[str, ...] = (), out: Pa
     table = pd.DataFrame(rows).round(1)
     print(f"{platform.processor() or platform.machine()}\n{table.to_string(index=False)}")
     if out is not None:
-        table.to_csv(out, index=False)
+        write_atomic(out, table.to_csv(index=False))
 
 
 def in_its_own_process(name: str, path: str, sequences: int) -> tuple[float, float]:

@@ -44,6 +44,7 @@ from bench_statistics import machine, peak_memory
 from torch import Tensor, nn
 
 import attnprobe as ap
+from attnprobe.files import write_atomic
 from attnprobe.networks.base import read
 from attnprobe.networks.calls import watching
 from attnprobe.statistics import pattern_statistics
@@ -85,7 +86,7 @@ def main(lengths: tuple[int, ...] = (128, 512, 2048, 8192), out: Path | None = N
     results = pd.DataFrame(rows)
     print(results.to_string(index=False, float_format=lambda x: f"{x:.3g}", na_rep="not run"))
     if out is not None:
-        results.assign(machine=about).to_csv(out, index=False)
+        write_atomic(out, results.assign(machine=about).to_csv(index=False))
 
 
 def compared(n: int, tools: list[str]) -> list[dict[str, object]]:

@@ -36,6 +36,7 @@ import torch.nn.functional as F
 import tyro
 from torch import Tensor
 
+from attnprobe.files import write_atomic
 from attnprobe.statistics import Scores, compiled, gradient_statistics, pattern_statistics, score_statistics
 
 HEADS, D_HEAD = 4, 32
@@ -67,7 +68,7 @@ def main(longest: int = 65_536, device: str = "cpu", out: Path | None = None) ->
     results = pd.DataFrame(rows)
     print(results.to_string(index=False, float_format=lambda x: f"{x:.3g}", na_rep=""))
     if out is not None:
-        results.assign(machine=hardware).to_csv(out, index=False)
+        write_atomic(out, results.assign(machine=hardware).to_csv(index=False))
 
 
 def comparisons(q: Tensor, k: Tensor, v: Tensor, dz: Tensor) -> dict[str, dict[str, Callable[[], object]]]:

@@ -42,6 +42,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
 from attnprobe.config import DataSpec, ModelConfig, TrainConfig
+from attnprobe.files import write_atomic
 from attnprobe.model.attention import Attention
 from attnprobe.model.transformer import Transformer
 from attnprobe.statistics import Moments
@@ -89,7 +90,7 @@ def main(
     results = pd.DataFrame(rows)
     print(results.to_string(index=False, float_format=lambda x: f"{x:.3g}", na_rep=""))
     if out is not None:
-        results.assign(machine=hardware).to_csv(out, index=False)
+        write_atomic(out, results.assign(machine=hardware).to_csv(index=False))
 
 
 def compare(

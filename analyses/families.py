@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 import attnprobe as ap
 from attnprobe.errors import UsageError
+from attnprobe.files import write_atomic
 from attnprobe.networks.calls import Call, calls, replay_error, watching
 from attnprobe.networks.structure import scores_of
 
@@ -417,7 +418,7 @@ def main() -> None:
             print(f"{name}: {error}")
             continue
         print(rows[-1])
-    pd.DataFrame(rows).to_csv(TABLE, index=False, float_format="%.1e")
+    write_atomic(TABLE, pd.DataFrame(rows).to_csv(index=False, float_format="%.1e"))
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ The trackers are accelerate's and write into the run folder. With WANDB_MODE=off
 import contextlib
 import dataclasses
 import importlib.util
+import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -32,18 +33,29 @@ def trackers(names: Sequence[str], folder: Path, config: TrainConfig) -> Iterato
 
     Raises `UsageError` if their files cannot be written, unless the block has raised another exception.
     """
-    with writing(folder):
-        started = [_start(name, folder, config) for name in names]
-    try:
-        yield started
-    except BaseException:
-        for tracker in started:
-            with contextlib.suppress(OSError):
+    with _quiet_logs():
+        with writing(folder):
+            started = [_start(name, folder, config) for name in names]
+        try:
+            yield started
+        except BaseException:
+            for tracker in started:
+                with contextlib.suppress(OSError):
+                    tracker.finish()
+            raise
+        with writing(folder):
+            for tracker in started:
                 tracker.finish()
-        raise
-    with writing(folder):
-        for tracker in started:
-            tracker.finish()
+
+
+@contextlib.contextmanager
+def _quiet_logs() -> Iterator[None]:
+    """Print no traceback for every line that a tracker cannot add to its own log files."""
+    before, logging.raiseExceptions = logging.raiseExceptions, False
+    try:
+        yield
+    finally:
+        logging.raiseExceptions = before
 
 
 def _start(name: str, folder: Path, config: TrainConfig) -> Any:
@@ -55,9 +67,25 @@ def _start(name: str, folder: Path, config: TrainConfig) -> Any:
         tracker = TensorBoardTracker("tensorboard", logging_dir=folder)
     else:
         tracker = WandBTracker("attnprobe", dir=str(folder), name=folder.name)
-    tracker.start()
+    with _errors_of(name):
+        tracker.start()
     tracker.store_init_configuration(_flat(config))
     return tracker
+
+
+@contextlib.contextmanager
+def _errors_of(name: str) -> Iterator[None]:
+    """Turn the errors of Weights & Biases, such as a missing account, into one line."""
+    if name != "wandb":
+        yield
+        return
+    import wandb
+
+    try:
+        yield
+    except wandb.Error as error:
+        reason = " ".join(str(error).split())
+        raise UsageError(f"log='wandb': {reason}; WANDB_MODE=offline needs no account") from error
 
 
 def _flat(config: TrainConfig) -> dict[str, Any]:
