@@ -124,7 +124,8 @@ def attempt(folder: Path, config: TrainConfig, on_step: Callable[[int], None] | 
     except Timeout:
         return "held"
     except (OSError, NotImplementedError) as error:
-        raise UsageError(f"{folder}: cannot be locked or written ({error})") from error
+        reason = getattr(error, "strerror", None) or error
+        raise UsageError(f"{folder}: cannot be locked or written ({reason}); repeat the command to continue") from error
 
 
 def took(folder: Path) -> float:

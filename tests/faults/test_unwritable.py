@@ -1,17 +1,23 @@
 """What cannot be written or allocated ends a command in one line with exit status 2."""
 
+import functools
+import os
 import resource
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from faults.test_writing import largest_file
+from support import TINY
 
 from attnprobe.cli import main
 from attnprobe.errors import UsageError
 from attnprobe.files import Unwritable
 from attnprobe.report import page
 from attnprobe.sweeps import read_sweep, run_sweep
-from attnprobe.sweeps.cells import record_failure
+from attnprobe.sweeps.cells import attempt, record_failure
 from attnprobe.tasks import configure
 from attnprobe.training.trackers import trackers
 
@@ -69,6 +75,17 @@ def test_a_failure_that_cannot_be_recorded_is_named(tmp_path):
         record_failure(tmp_path / "gone", "died")
 
 
+def test_a_cell_on_a_full_disk_can_be_continued(tmp_path):
+    """Cells of worker processes and of tasks on Ray."""
+    config = configure("pairs", **TINY, d_model=16)
+    with (
+        largest_file(0),
+        pytest.raises(UsageError, match=r"cell: .* written \(File too large\); repeat the command to continue$"),
+    ):
+        attempt(tmp_path / "cell", config)
+    assert attempt(tmp_path / "cell", config) == "done"
+
+
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_a_tracker_on_a_full_disk_is_named(tmp_path):
     (tmp_path / "tensorboard").write_text("")
@@ -90,6 +107,44 @@ def test_another_exception_than_that_of_a_tracker_is_raised(tmp_path):
         largest_file(10),
     ):
         raise KeyError("first")
+
+
+def trained_with_wandb(folder, limit=None, **variables):
+    """Train in a process with Weights & Biases and return its exit status and error output."""
+    pytest.importorskip("wandb", reason="needs wandb")
+    few = "--steps 12 --evaluations 1 --checkpoints 1 --d-model 16 --task-options train_size 64".split()
+    root = Path(__file__).parent.parent.parent
+    ended = subprocess.run(
+        [sys.executable, "-m", "attnprobe", "train", *few, "--log", "wandb", "--out", "run"],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(root), "HOME": str(folder), "OMP_NUM_THREADS": "1", **variables},
+        preexec_fn=None if limit is None else functools.partial(limit_files, limit),
+        capture_output=True,
+        text=True,
+    )
+    return ended.returncode, ended.stderr
+
+
+def limit_files(size):
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+
+
+@pytest.mark.slow
+def test_training_with_wandb_on_a_full_disk_ends_in_one_line(tmp_path):
+    status, errors = trained_with_wandb(tmp_path, limit=2000, WANDB_MODE="offline")
+    line = errors.strip().splitlines()[-1]
+    assert status == 2 and line.startswith("attnprobe: training stopped: run/")
+    assert line.endswith("continue with attnprobe train --resume run") and "(File too large)" in line
+    assert "Traceback" not in errors and "Logging error" not in errors
+
+
+@pytest.mark.slow
+def test_a_missing_account_of_wandb_ends_in_one_line(tmp_path):
+    status, errors = trained_with_wandb(tmp_path, WANDB_MODE="online", WANDB_API_KEY="", NETRC="none")
+    line = errors.strip().splitlines()[-1]
+    assert status == 2 and line.startswith("attnprobe: log='wandb': ") and "WANDB_MODE=offline" in line
+    assert "Traceback" not in errors
 
 
 def test_weights_that_do_not_fit_into_memory_are_one_line(tmp_path, capsys):
