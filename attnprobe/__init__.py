@@ -6,7 +6,8 @@
 (('masked', 1500), ('labels', 500))
 
 ``ap.train(config)`` returns a run, ``ap.load("ckpt.pt")`` a checkpoint, ``ap.proximity(checkpoint)`` a labelled result
-and ``ap.figures.proximity(result)`` its figure. ``ap.statistics`` accepts queries and keys of any network. Names are
+and ``ap.figures.proximity(result)`` its figure. ``ap.view(run)`` shows one sequence in every head, and
+``ap.compare(runs)`` a measure of several runs. ``ap.statistics`` accepts queries and keys of any network. Names are
 imported lazily, on first use, so that ``import attnprobe`` is fast.
 """
 
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from attnprobe import demo, figures, report, statistics, sweeps
     from attnprobe.config import DataSpec, ModelConfig, TrainConfig
     from attnprobe.errors import UsageError
+    from attnprobe.explore.compare import compare
+    from attnprobe.explore.view import view
     from attnprobe.measures.gradients import gradients
     from attnprobe.measures.interventions import interventions
     from attnprobe.measures.positions import positions
@@ -42,6 +45,8 @@ _HOME = {
     "TrainConfig": "config",
     "UsageError": "errors",
     "MEASURES": "tables",
+    "compare": "explore.compare",
+    "view": "explore.view",
     "gradients": "measures.gradients",
     "interventions": "measures.interventions",
     "positions": "measures.positions",
@@ -75,6 +80,7 @@ __all__ = [
     "TrainConfig",
     "Transformer",
     "UsageError",
+    "compare",
     "configure",
     "demo",
     "figures",
@@ -92,6 +98,7 @@ __all__ = [
     "statistics",
     "sweeps",
     "train",
+    "view",
 ]
 
 

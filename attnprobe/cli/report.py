@@ -11,10 +11,13 @@ from attnprobe.cli.parse import ReadsData, parse
 
 @dataclasses.dataclass(frozen=True)
 class Report(ReadsData):
-    """Run every measure and write its figures and one HTML page, report.html."""
+    """Run every measure on runs or checkpoints, and write one interactive page, report.html, with results and figures.
 
-    path: tyro.conf.Positional[Path] = dataclasses.field(kw_only=True)
-    """Checkpoint, or run folder: measures every checkpoint."""
+    The page opens without a network and shows several runs side by side.
+    """
+
+    paths: tyro.conf.Positional[tuple[Path, ...]] = dataclasses.field(kw_only=True)
+    """Run folders (every checkpoint is measured) or checkpoints."""
     out: Path | None = None
     """Output folder; default: figures/NAME in the run or next to the checkpoint."""
 
@@ -22,4 +25,4 @@ class Report(ReadsData):
 def run(arguments: list[str]) -> None:
     """Write the report and print its path."""
     flags = parse(Report, "report", arguments)
-    print(report.page.write_report(flags.path, flags.out or report.write.default_folder(flags.path)))
+    print(report.page.write_report(flags.paths, flags.out))

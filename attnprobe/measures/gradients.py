@@ -552,16 +552,16 @@ def _statistics(
 
 def _map_shares(gradient: Tensor, inputs: Tensor) -> dict[str, Tensor]:
     """Return the energy shares of the gradient with respect to the query-key map, [batch, head, d_model, d_model]."""
-    energy = gradient.square().sum((-2, -1))
-    energy = energy.where(energy > 0, torch.nan)
+    norm = torch.linalg.matrix_norm(gradient)
+    norm = norm.where(norm > 0, torch.nan)
     mean_token = F.normalize(inputs.double().mean(1).cpu(), dim=-1)
-    reading_mean = torch.einsum("bhde,bd->bhe", gradient, mean_token)
-    # Normalise first: the eigenvalues of tiny numbers would be rounding errors.
-    normalised = (gradient / energy.sqrt()[..., None, None]).nan_to_num()
-    first_energy = torch.linalg.eigvalsh(normalised @ normalised.mT)[..., -1]
+    reading_mean = (mean_token[:, None, None] @ gradient)[..., 0, :]
+    # Normalised, since eigenvalues of tiny numbers would be rounding errors; the gradient is as precise as the inputs.
+    normalised = (gradient / norm[..., None, None]).nan_to_num().to(inputs.dtype)
+    first_energy = torch.linalg.eigvalsh(normalised @ normalised.mT)[..., -1].double()
     return {
-        "mean_token_share": reading_mean.square().sum(-1) / energy,
-        "rank_one_share": first_energy.where(energy.isfinite(), torch.nan),
+        "mean_token_share": (reading_mean / norm[..., None]).square().sum(-1),
+        "rank_one_share": first_energy.where(norm.isfinite(), torch.nan),
     }
 
 

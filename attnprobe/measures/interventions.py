@@ -367,6 +367,11 @@ def _parts(setup: _Setup, sample: Sample, mask: Tensor | None, scores: Mapping[i
     return parts
 
 
+def _permuted(x: Tensor, orders: Tensor) -> Tensor:
+    """Return x, [batch, head, token, width], with permuted tokens; orders: [batch, token], or [1, token] for all."""
+    return x[:, :, orders[0]] if len(orders) == 1 else x.take_along_dim(orders[:, None, :, None], 2)
+
+
 def _materials(
     setup: _Setup,
     draw: int | None,
@@ -390,7 +395,7 @@ def _materials(
     order = torch.from_numpy(order[order < length])
     left_out = network.left_out(sample.batch) if isinstance(network, LeavesOut) else None
     orders = order[None] if left_out is None else torch.stack([order_among(order, ~row) for row in left_out])
-    orders = orders[:, None, :, None].to(device)
+    orders = orders.to(device)
     if draw is not None:
         generator = numpy_generator(request.seed, "interventions offsets", draw)
         profiles = [shuffled(profile, own, generator) for profile, own in zip(profiles, by_layer, strict=True)]
@@ -426,8 +431,8 @@ def _materials(
         return Material(
             network,
             profile,
-            q if draw is None else q.take_along_dim(orders, 2),
-            k if draw is None else k.take_along_dim(orders, 2),
+            q if draw is None else _permuted(q, orders),
+            k if draw is None else _permuted(k, orders),
             cast(bias),
             cast(bias_change),
             proximity,

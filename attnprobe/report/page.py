@@ -1,93 +1,143 @@
-"""HTML report with a section for every measure."""
+"""Measure runs and checkpoints with every measure, and write the page report.html."""
 
-import html
+import dataclasses
+import functools
 import inspect
+import shlex
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
+import xarray as xr
+from tqdm import tqdm
 
-from attnprobe.errors import UsageError, printable
+from attnprobe.errors import UsageError, listed
+from attnprobe.explore.page import Subject, page, provenance_text
+from attnprobe.figures import draw, draw_over_steps
 from attnprobe.files import Unwritable, write_atomic, writing
-from attnprobe.report.rows import network_rows, shown_rows, table, undefined, why
-from attnprobe.report.write import prepare, write_checkpoint, write_run
+from attnprobe.report.write import default_folder, joined_over_steps, prepare, write_figure
+from attnprobe.results import save
 from attnprobe.tables import MEASURES
-from attnprobe.training.checkpoint import load
+from attnprobe.training.checkpoint import Checkpoint, load
 from attnprobe.training.run import Run
 
 
-def write_report(path: Path, folder: Path, progress: bool = True) -> Path:
-    """Run every measure on a checkpoint or a run, and write all results, figures and the page report.html.
+def write_report(paths: Path | Sequence[Path], folder: Path | None = None, progress: bool = True) -> Path:
+    """Run every measure on runs or checkpoints, and write results, figures and the page report.html.
 
-    If a measure does not apply to the network, its section has the reason instead of figures.
+    The page shows them side by side, and needs neither other files nor a network. Written beside it: the results
+    (MEASURE.nc, for a run MEASURE_over_steps.nc) and their figures (.png, .pdf). If a measure does not apply to a
+    network, its section has the reason.
 
     Args:
-        path: Checkpoint file or run folder. For a run, every checkpoint is measured.
-        folder: Folder for all files; created if it does not exist.
-        progress: Show progress bars.
+        paths: Run folders, of which every checkpoint is measured, or checkpoint files.
+        folder: Folder for all files, created if it does not exist; for several paths, each has a subfolder with its
+            name. By default `default_folder` of each path, with the page in that of the first.
+        progress: Show a progress bar over all measures of all checkpoints.
 
     Returns:
         Path of report.html.
 
     Raises:
-        UsageError: If a file cannot be written.
+        UsageError: If there is no path, or a file cannot be read or written.
     """
-    run = Run.open(path) if path.is_dir() else None
-    checkpoint = run.checkpoints[-1] if run is not None else load(path)
-    prepare(folder)
-    with writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-    sections = []
-    for name, measure in MEASURES.items():
-        summary = (inspect.getdoc(measure) or "").split("\n")[0]
+    paths = [paths] if isinstance(paths, Path) else list(paths)
+    if not paths:
+        raise UsageError("report: needs at least one run or checkpoint")
+    names = _names(paths)
+    folders = [_folder(path, name, folder, len(paths)) for path, name in zip(paths, names, strict=True)]
+    place = folders[0] if folder is None else folder
+    opened = [_open(path) for path in paths]
+    for one in (place, *folders):
+        prepare(one)
+    for one in (place, *folders):
+        with writing(one):
+            one.mkdir(parents=True, exist_ok=True)
+    total = len(MEASURES) * sum(len(checkpoints) for _, checkpoints in opened)
+    subjects = []
+    with tqdm(total=total, desc="report", unit="measure", disable=not progress, dynamic_ncols=True) as bar:
+        for name, (run, checkpoints), own_folder in zip(names, opened, folders, strict=True):
+            subjects.append(_subject(name, run, checkpoints, own_folder, bar.update))
+    results = [result for subject in subjects for result in subject.results.values()]
+    command = shlex.join(["attnprobe", "report", *map(str, paths)])
+    content = page(
+        ", ".join(names),
+        f"{len(paths)} runs or checkpoints, all measures" if len(paths) > 1 else "all measures",
+        subjects,
+        {name: (inspect.getdoc(measure) or "").split("\n")[0] for name, measure in MEASURES.items()},
+        provenance_text(results, command),
+    )
+    path = place / "report.html"
+    with writing(path):
+        write_atomic(path, content)
+    return path
+
+
+def _names(paths: Sequence[Path]) -> list[str]:
+    """Return a name for each path: its last part, with as many of the parts before as tell the paths apart."""
+    parts = [path.absolute().with_suffix("").parts for path in paths]
+    if len(set(parts)) < len(parts):
+        raise UsageError(f"report: the same path twice in {listed(paths)}")
+    candidates = (["/".join(one[-length:]) for one in parts] for length in range(1, max(map(len, parts)) + 1))
+    return next(names for names in candidates if len(set(names)) == len(names))
+
+
+def _folder(path: Path, name: str, folder: Path | None, count: int) -> Path:
+    if folder is None:
+        return default_folder(path)
+    return folder / name if count > 1 else folder
+
+
+def _open(path: Path) -> tuple[Run | None, list[Callable[[], Checkpoint]]]:
+    """Return the run, if the path is one, and functions that load its checkpoints, or the one of the path."""
+    if path.is_dir():
+        run = Run.open(path)
+        return run, [functools.partial(load, one) for one in run.checkpoint_paths]
+    checkpoint = load(path)
+    return None, [lambda: checkpoint]
+
+
+def _subject(
+    name: str,
+    run: Run | None,
+    checkpoints: Sequence[Callable[[], Checkpoint]],
+    folder: Path,
+    advance: Callable[[], Any],
+) -> Subject:
+    """Measure the checkpoints, write results and figures, and return what the page shows."""
+    results, not_measured, figures = {}, {}, {}
+    for measure in MEASURES:
         try:
-            if run is not None:
-                result = write_run(name, run, folder, progress=progress).isel(step=-1)
-                stems = [f"{name}_over_steps", f"{run.checkpoint_paths[-1].stem}/{name}"]
-            else:
-                result, stems = write_checkpoint(name, checkpoint, folder), [name]
+            of_steps = list(_measured(measure, checkpoints, advance))
         except Unwritable:
             raise
         except UsageError as error:
-            sections.append(f"<h2>{_text(name)}</h2><p>{_text(summary)}</p><p>Not measured: {_text(error)}</p>")
+            not_measured[measure] = str(error)
             continue
-        images = "".join(
-            f'<p><a href="{stem}.pdf"><img src="{stem}.png" alt="{stem}"></a></p>' for stem in map(_text, stems)
-        )
-        tables = ""
-        texts = why(result)
-        rows = [*network_rows(result), *shown_rows(result)]
-        for row, row_texts in zip(rows, [*network_rows(texts), *shown_rows(texts)], strict=True):
-            tables += _details(row, undefined(row, row_texts), result.attrs["ci_prob"])
-        sections.append(f"<h2>{_text(name)}</h2><p>{_text(summary)}</p>{images}{tables}")
-    page = folder / "report.html"
-    content = PAGE.format(title=_text(checkpoint.title), body="".join(sections))
-    # Entities instead of characters that the encoding of files here may lack.
-    with writing(page):
-        write_atomic(page, content.encode("ascii", "xmlcharrefreplace").decode())
-    return page
+        joined = joined_over_steps(of_steps) if run is not None else of_steps[-1]
+        results[measure] = joined
+        figures |= _write(measure, joined, of_steps[-1], folder, run is not None)
+    last = checkpoints[-1]()
+    metrics = last.metrics if run is None else run.metrics
+    return Subject(name, dataclasses.asdict(last.config), metrics, results, not_measured, figures)
 
 
-def _details(row: dict[str, Any], missing: dict[str, str], level: float) -> str:
-    """Return a row as a table that opens on a click, and below it the undefined values with their reasons."""
-    lines = table(row, level)
-    if not lines and not missing:
-        return ""
-    heading = _text(f"layer {row['layer']}, head {row['head']}" if "layer" in row else "whole network")
-    plain = [{name: printable(cell) for name, cell in line.items()} for line in lines]
-    content = pd.DataFrame(plain).to_html(index=False, border=0) if plain else ""
-    notes = "".join(f"<p>{_text(name)} undefined: {_text(reason)}</p>" for name, reason in missing.items())
-    return f"<details><summary>{heading}</summary>{content}{notes}</details>"
+def _measured(
+    measure: str, checkpoints: Sequence[Callable[[], Checkpoint]], advance: Callable[[], Any]
+) -> Iterator[xr.Dataset]:
+    for open_checkpoint in checkpoints:
+        yield MEASURES[measure](open_checkpoint())
+        advance()
 
 
-def _text(value: object) -> str:
-    """Return text for the page: without control characters, and escaped."""
-    return html.escape(printable(value))
-
-
-PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title>
-<style>body{{font:15px/1.45 sans-serif;max-width:60em;margin:2em auto;padding:0 1em}}
-img{{max-width:44em;width:100%}}table{{border-collapse:collapse;font-size:13px}}
-td,th{{padding:.15em .8em .15em 0;text-align:left}}details p{{font-size:13px;margin:.15em 0}}</style>
-<h1>{title}</h1>{body}</html>
-"""
+def _write(measure: str, joined: xr.Dataset, last: xr.Dataset, folder: Path, is_run: bool) -> Mapping[str, bytes]:
+    """Write a result with its figures, and return the PDF files by name."""
+    drawn = {f"{measure}_over_steps": (joined, draw_over_steps)} if is_run else {}
+    drawn[measure] = last, draw
+    files = {}
+    for stem, (result, draw_result) in drawn.items():
+        path = folder / stem
+        save(result, path.with_suffix(".nc"))
+        write_figure(draw_result(result), path, f"{stem}: {last.attrs['title']}")
+        files[f"{stem}.pdf"] = path.with_suffix(".pdf").read_bytes()
+    return files

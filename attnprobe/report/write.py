@@ -3,7 +3,7 @@
 import functools
 import io
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -85,9 +85,15 @@ def write_series(
         subjects.items(), desc=measure, unit="checkpoint", disable=not progress, dynamic_ncols=True
     ):
         results.append(write_checkpoint(measure, open_subject(), folder / name, options))
+    joined = joined_over_steps(results)
+    _write(joined, draw_over_steps(joined), folder / f"{measure}_over_steps")
+    return joined
+
+
+def joined_over_steps(results: Sequence[xr.Dataset]) -> xr.Dataset:
+    """Return the results of a run's checkpoints joined along ``step``, with the title of the last one."""
     joined = over_steps(results)
     joined.attrs["run_title"] = str(results[-1].attrs["title"])
-    _write(joined, draw_over_steps(joined), folder / f"{measure}_over_steps")
     return joined
 
 

@@ -179,21 +179,44 @@ def _mean(sums: Float[Tensor, "batch head place"], pairs: Float[Tensor, " place"
 def covariance(a: Scores, b: Scores) -> Float[Tensor, "batch head"]:
     r"""Return $\sum_{ij} \hat a_{ij} \hat b_{ij}$ over visible pairs for two row-centred scores of the same tokens.
 
-    It is computed by polarisation: $a + b$ is also a score, of the concatenated queries and keys. Errors are about
-    1e-13 of the product of norms, and smaller results are set to 0. `Scores.order` has no effect.
+    It is computed like the sum of squares, from $\langle Q_a^\top Q_b, \hat K_a^\top \hat K_b \rangle$. Errors are
+    about 1e-13 of the product of norms, and smaller results are set to 0. `Scores.order` has no effect.
     """
     a, b = a.checked(), b.checked()
     check_alike(a, b)
-    q = torch.cat([a.q.double() * a.factor, b.q.double() * b.factor], dim=-1)
-    k = torch.cat([a.k.double(), b.k.double()], dim=-1)
-    biases = [scores.bias_by_offset.double() for scores in (a, b) if scores.bias_by_offset is not None]
-    both = replace(a, q=q, k=k, scale=1.0, bias=sum(biases) if biases else None)
     result = torch.zeros(a.shape[:2], dtype=torch.float64)
-    for parts in zip(*(replace(scores, order=None).parts() for scores in (both, a, b)), strict=True):
-        of_both, of_a, of_b = (_sums(part, by_offset=part.scores.bias is not None) for part in parts)
-        product = (of_both.square - of_a.square - of_b.square) / 2
-        result[parts[0].rows] = product.where(product.abs() > SMALLEST * of_both.scale, 0.0)
+    for parts in zip(*(replace(scores, order=None).parts() for scores in (a, b)), strict=True):
+        product, scale = _covariance(*parts)
+        result[parts[0].rows] = product.where(product.abs() > SMALLEST * scale, 0.0)
     return result
+
+
+def _covariance(a: Part, b: Part) -> tuple[Tensor, Tensor]:
+    """Return the covariance of the scores of two parts, and the magnitude of its terms, [batch, head]."""
+    geometry, lead = a.geometry, a.scores.shape[:2]
+    factors, means, biases, squares = [], [], [], []
+    for part in (a, b):
+        scores = part.scores
+        q, k, _ = _centred(scores.q.flatten(0, 1).double(), scores.k.flatten(0, 1).double(), geometry)
+        q = q * scores.factor
+        bias = _centred_bias(part)
+        mean = _mean_product(q, k, geometry).unflatten(0, lead).cpu()
+        square = (q.square().sum((1, 2)) * k.square().sum((1, 2))).unflatten(0, lead).cpu()
+        if bias is not None:
+            mean = mean + geometry.mean_over_keys(geometry.windows(bias))
+            square = square + bias.square() @ geometry.count
+        factors.append((q, k))
+        means.append(mean)
+        biases.append(bias)
+        squares.append(square)
+    total = _sum_of_products(factors[0], factors[1], geometry).unflatten(0, lead).cpu()
+    for (q, k), bias in zip(factors, biases[::-1], strict=True):
+        if bias is not None:
+            sums = _correlation(q, k, geometry.shape).unflatten(0, lead).cpu() * geometry.seen
+            total = total + (sums * bias).sum(-1)
+    if biases[0] is not None and biases[1] is not None:
+        total = total + (biases[0] * biases[1]) @ geometry.count
+    return total - (means[0] * means[1]) @ geometry.keys, (squares[0] * squares[1]).sqrt()
 
 
 @dataclass(frozen=True)
@@ -212,8 +235,8 @@ class _Sums:
     """Magnitude of the terms of ``square``, to which rounding errors are relative."""
 
 
-def _sums(part: Part, by_offset: bool = True) -> _Sums:
-    """Return the sums; ``by_offset`` is the most expensive one and may be skipped if there is no bias."""
+def _sums(part: Part) -> _Sums:
+    """Return the sums."""
     scores, geometry = part.scores, part.geometry
     masked = geometry.causal or geometry.window is not None
     permuted = scores.order is not None and (masked or scores.bias is not None)  # no products of queries and keys
@@ -224,16 +247,15 @@ def _sums(part: Part, by_offset: bool = True) -> _Sums:
     q, k = (x[:, :, order].flatten(0, 1) for x in (scores.q, scores.k))
     size = max(1, ELEMENTS // (n * q.shape[-1]))
     chunks = [
-        _products(q_chunk.double() * scores.factor, k_chunk.double(), geometry, by_offset)
+        _products(q_chunk.double() * scores.factor, k_chunk.double(), geometry)
         for q_chunk, k_chunk in zip(q.split(size), k.split(size), strict=True)
     ]
     sums, by_key, mean, shift, square, scale = (
         torch.cat(parts).unflatten(0, (batch, heads)).cpu() for parts in zip(*chunks, strict=True)
     )
-    if scores.bias_by_offset is not None:
-        bias = scores.bias_by_offset.double().cpu()
-        level = (bias @ geometry.count / geometry.count.sum())[:, None]
-        bias = bias - level
+    bias = _centred_bias(part)
+    if bias is not None and scores.bias_by_offset is not None:
+        level = (scores.bias_by_offset.double().cpu() - bias)[:, :1]
         square = square + 2 * (sums * bias).sum(-1) + bias.square() @ geometry.count
         scale = scale + bias.square() @ geometry.count
         sums = sums + geometry.count * bias
@@ -250,6 +272,14 @@ def _sums(part: Part, by_offset: bool = True) -> _Sums:
     return _in_range(found, scores)
 
 
+def _centred_bias(part: Part) -> Tensor | None:
+    """Return the bias minus its mean over pairs, [head, offset], in float64 on the CPU; None if there is no bias."""
+    if part.scores.bias_by_offset is None:
+        return None
+    bias, count = part.scores.bias_by_offset.double().cpu(), part.geometry.count
+    return bias - (bias @ count / count.sum())[:, None]
+
+
 def _in_range(sums: _Sums, scores: Scores) -> _Sums:
     """Return the sums; raise `NonFiniteError` if squares overflow."""
     squares = sums.mean_by_query.square().sum(-1) + sums.square + sums.scale
@@ -258,54 +288,66 @@ def _in_range(sums: _Sums, scores: Scores) -> _Sums:
     return sums
 
 
-def _products(q: Tensor, k: Tensor, geometry: Geometry, correlate: bool) -> tuple[Tensor, ...]:
-    """Return the sums of products of q and centred k, and the row constants removed by centring."""
+def _centred(q: Tensor, k: Tensor, geometry: Geometry) -> tuple[Tensor, Tensor, Tensor]:
+    """Return q and centred k, 0 at absent tokens, and the mean of k."""
     q, k = (geometry.of_present(x.mT).mT for x in (q, k))
     level = k.sum(1, keepdim=True) / geometry.tokens
-    k = geometry.of_present((k - level).mT).mT
-    gram_q, gram_k = q.mT @ q, k.mT @ k
+    return q, geometry.of_present((k - level).mT).mT, level
+
+
+def _products(q: Tensor, k: Tensor, geometry: Geometry) -> tuple[Tensor, ...]:
+    """Return the sums of products of q and centred k, and the row constants removed by centring."""
+    q, k, level = _centred(q, k, geometry)
+    mean = _mean_product(q, k, geometry)
     if geometry.causal or geometry.window is not None:
-        mean = geometry.mean_over_keys((q * geometry.sum_over_keys(k.mT).mT).sum(-1))
         by_key = (geometry.sum_over_queries(q.mT).mT * k).sum(-1)
-        square = _masked_square(q, k, geometry)
     else:
-        mean = torch.zeros_like(q[..., 0])
         by_key = (k @ q.sum(1)[..., None])[..., 0]
-        square = (gram_q * gram_k).sum((-2, -1))
-    by_offset = q.new_zeros(len(q), len(geometry.count))
-    if correlate:
-        by_offset = _correlation(q, k, geometry.shape) * geometry.seen.to(q.device)
-    scale = torch.linalg.matrix_norm(gram_q) * torch.linalg.matrix_norm(gram_k)
+    factors = (q, k)
+    square = _sum_of_products(factors, factors, geometry)
+    by_offset = _correlation(q, k, geometry.shape) * geometry.seen.to(q.device)
+    scale = torch.linalg.matrix_norm(q.mT @ q) * torch.linalg.matrix_norm(k.mT @ k)
     return by_offset, by_key, mean, (q @ level.mT)[..., 0], square, scale
 
 
-def _masked_square(q: Tensor, k: Tensor, geometry: Geometry) -> Tensor:
-    """Return the sum over visible pairs of the squares of q_i . k_j.
+def _mean_product(q: Tensor, k: Tensor, geometry: Geometry) -> Tensor:
+    """Return the mean of q_i . k_j over the visible keys of each query, for centred k."""
+    if geometry.causal or geometry.window is not None:
+        return geometry.mean_over_keys((q * geometry.sum_over_keys(k.mT).mT).sum(-1))
+    return torch.zeros_like(q[..., 0])
 
-    For each block of queries, keys that all of its queries see enter by their Gram matrix, which moves along; only keys
-    that some of its queries see are multiplied out.
+
+def _sum_of_products(a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor], geometry: Geometry) -> Tensor:
+    """Return the sum over visible pairs of the products of q_i . k_j for two pairs (q, k).
+
+    With masks, for each block of queries, keys that all of its queries see enter by their Gram matrix, which moves
+    along; only keys that some of its queries see are multiplied out.
     """
-    n = q.shape[1]
+    (q_a, k_a), (q_b, k_b) = a, b
+    if not geometry.causal and geometry.window is None:
+        return ((q_a.mT @ q_b) * (k_a.mT @ k_b)).sum((-2, -1))
+    n = q_a.shape[1]
     window = n if geometry.window is None else geometry.window
-    gram = torch.zeros_like(k.mT @ k)
-    total = torch.zeros_like(gram[:, 0, 0])
+    gram = q_a.new_zeros(len(k_a), k_a.shape[2], k_b.shape[2])
+    total = q_a.new_zeros(len(k_a))
     first = last = 0  # keys first ... last - 1 are in the Gram matrix
     for start in range(0, n, BLOCK):
         stop = min(start + BLOCK, n)
         # All queries of the block see the keys low ... high - 1.
         low, high = max(0, stop - 1 - window), start if geometry.causal else min(n, start + window + 1)
         if low < high:
-            gram = gram + k[:, last:high].mT @ k[:, last:high] - k[:, first:low].mT @ k[:, first:low]
+            gram = gram + k_a[:, last:high].mT @ k_b[:, last:high] - k_a[:, first:low].mT @ k_b[:, first:low]
             first, last = low, high
-            total = total + ((q[:, start:stop] @ gram) * q[:, start:stop]).sum((-2, -1))
+            total = total + ((q_a[:, start:stop] @ gram) * q_b[:, start:stop]).sum((-2, -1))
         edges = [slice(max(0, start - window), low), slice(high, stop if geometry.causal else min(n, stop + window))]
         if low >= high:
             edges = [slice(edges[0].start, edges[1].stop)]
         for edge in edges:
             offset = torch.arange(edge.start, edge.stop) - torch.arange(start, stop)[:, None]
             seen = (offset.abs() <= window) & (offset <= 0 if geometry.causal else torch.ones_like(offset).bool())
-            products = (q[:, start:stop] @ k[:, edge].mT) * seen.to(q.device)
-            total = total + products.square().sum((-2, -1))
+            products = (q_a[:, start:stop] @ k_a[:, edge].mT) * seen.to(q_a.device)
+            other = products if a is b else q_b[:, start:stop] @ k_b[:, edge].mT
+            total = total + (products * other).sum((-2, -1))
     return total
 
 
@@ -355,11 +397,8 @@ def _largest_square(part: Part) -> Tensor:
     q, k = (geometry.of_present(x.mT).mT for x in (scores.q, scores.k))
     k = geometry.of_present((k - k.sum(2, keepdim=True) / geometry.tokens).mT).mT
     squares = (scores.factor * q).square().sum((2, 3)) * k.square().sum((2, 3))
-    if scores.bias_by_offset is None:
-        return squares.cpu()
-    bias = scores.bias_by_offset.double().cpu()
-    level = (bias @ geometry.count / geometry.count.sum())[:, None]
-    return squares.cpu() + (bias - level).square() @ geometry.count
+    bias = _centred_bias(part)
+    return squares.cpu() if bias is None else squares.cpu() + bias.square() @ geometry.count
 
 
 def _of_group(group: Group) -> tuple[Group, dict[str, Tensor]]:

@@ -45,6 +45,7 @@ class ListOps(Source):
     redrawn.
     """
 
+    symbols: ClassVar[tuple[str, ...]] = WORDS
     settings: ClassVar[dict[str, Any]] = recommended("amos-listops")
     origin: ClassVar[str] = "attnprobe, after Nangia & Bowman 2018 and the Long Range Arena (Tay et al. 2021)"
 

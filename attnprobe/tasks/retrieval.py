@@ -13,7 +13,7 @@ from attnprobe.randomness import numpy_generator
 from attnprobe.tasks import archives
 from attnprobe.tasks.folder import Create, advice, data_folder, made_once
 from attnprobe.tasks.presets import recommended
-from attnprobe.tasks.source import ON_DISK, Source, check_size
+from attnprobe.tasks.source import BYTES, ON_DISK, Source, check_size
 from attnprobe.tasks.task import Task
 
 FILES = {
@@ -37,6 +37,7 @@ class Retrieval(Source):
     and ``test_size`` select their first lines, which are shuffled in a fixed order, the same for every seed.
     """
 
+    symbols: ClassVar[tuple[str, ...]] = (*BYTES, "[separator]")
     settings: ClassVar[dict[str, Any]] = recommended("amos-retrieval")
     licence: ClassVar[str] = "not redistributable"
     origin: ClassVar[str] = (

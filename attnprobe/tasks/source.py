@@ -26,6 +26,8 @@ class Source:
     licence: ClassVar[str] = "generated"
     origin: ClassVar[str] = "attnprobe"
     """Provenance of the data."""
+    symbols: ClassVar[tuple[str, ...]] = ()
+    """What each token id stands for; empty if ids stand for nothing else."""
 
     @property
     def data(self) -> DataSpec:
@@ -51,6 +53,10 @@ class Source:
     def best_accuracy(self) -> float | None:
         """Accuracy of the Bayes-optimal classifier; None if unknown."""
         return None
+
+
+BYTES = tuple(chr(byte) if chr(byte).isprintable() and byte < 128 else f"0x{byte:02x}" for byte in range(256))
+"""What a byte stands for."""
 
 
 def check_size(task: str, n: int, sizes: Mapping[str, int], most: int) -> None:

@@ -16,7 +16,7 @@ from attnprobe.randomness import numpy_generator
 from attnprobe.tasks import archives
 from attnprobe.tasks.folder import Create, data_folder, made_once
 from attnprobe.tasks.presets import recommended
-from attnprobe.tasks.source import Source
+from attnprobe.tasks.source import BYTES, Source
 from attnprobe.tasks.task import Task
 
 ARCHIVE = archives.Archive(
@@ -43,6 +43,7 @@ class Text(Source):
     extracted from it is read, if it is in the data folder.
     """
 
+    symbols: ClassVar[tuple[str, ...]] = BYTES
     settings: ClassVar[dict[str, Any]] = recommended("amos-text")
     licence: ClassVar[str] = "none stated"
     origin: ClassVar[str] = f"Large Movie Review Dataset (Maas et al. 2011), {ARCHIVE.address}"

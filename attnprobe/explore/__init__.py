@@ -1,0 +1,1 @@
+"""Interactive pages: one engine for reports, views of single sequences and comparisons of runs."""
