@@ -188,14 +188,12 @@ def test_a_new_edit_is_an_intervention(run):
     assert float(result["all_loss"]) == pytest.approx(loss.item(), rel=1e-5)
 
 
-def test_additions_are_in_the_report(run, tmp_path, monkeypatch):
-    for name, measure_function in list(MEASURES.items()):
-        monkeypatch.setitem(MEASURES, name, few(measure_function))
-    page = Path(ap.report.page.write_report(run.checkpoint_paths[-1], tmp_path))
+def test_additions_are_in_the_report(run, tmp_path):
+    page = Path(ap.report.page.write_report(run.checkpoint_paths[-1], tmp_path, sequences=4, nulls=1))
     text = page.read_text()
-    assert "<h2>sinks</h2><p>Measure how much attention a single key receives.</p>" in text
-    assert 'src="sinks.png"' in text and (tmp_path / "sinks.png").exists()
-    assert "all_loss_change_sharpen" in text
+    assert '<h2 id="sinks">sinks</h2>' in text and "Measure how much attention a single key receives." in text
+    assert 'download="sinks.pdf"' in text and (tmp_path / "sinks.png").exists()
+    assert '"label":"all_loss_change, sharpen"' in text
 
 
 def few(measure_function):

@@ -20,9 +20,14 @@ class Report(ReadsData):
     """Run folders (every checkpoint is measured) or checkpoints."""
     out: Path | None = None
     """Output folder; default: figures/NAME in the run or next to the checkpoint."""
+    sequences: int = 256
+    """Number of test sequences of every measure."""
+    nulls: int = 8
+    """Number of draws of each null of every measure; fewer are faster."""
 
 
 def run(arguments: list[str]) -> None:
     """Write the report and print its path."""
     flags = parse(Report, "report", arguments)
-    print(report.page.write_report(flags.paths, flags.out))
+    options = {"sequences": flags.sequences, "nulls": flags.nulls}
+    print(report.page.write_report(flags.paths, flags.out, **options))

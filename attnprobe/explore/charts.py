@@ -164,7 +164,7 @@ def _tooltip(*names: str) -> list[alt.Tooltip]:
     ]
 
 
-def _spec(chart: Any, height: float = 220, width: Any = "container") -> dict[str, Any]:
+def _spec(chart: Any, height: int | float = 220, width: Any = "container") -> dict[str, Any]:
     """Return the specification of a chart; by default it fills the width of its place."""
     config = alt.Config(
         background="transparent", font="system-ui, sans-serif", view=alt.ViewConfig(stroke=None), axis=_axis()

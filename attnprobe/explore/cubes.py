@@ -44,7 +44,7 @@ class Cube:
     """Name of the variable and its categories, such as ``near_mass, window 2``."""
     meaning: str
     units: str
-    axes: dict[str, list[float]]
+    axes: dict[str, list[int | float]]
     """Coordinates of each axis, in the sequence of the values."""
     titles: dict[str, str]
     """Label of each axis that is not chosen on the page."""
@@ -135,7 +135,7 @@ def _category(axis: str, value: Any) -> str:
     return {"window": f"within {value}", "other_loss": f"and {value}"}.get(axis, str(value))
 
 
-def _coordinates(result: xr.Dataset, axis: str) -> list[float]:
+def _coordinates(result: xr.Dataset, axis: str) -> list[int | float]:
     return result[axis].values.tolist() if axis in result.coords else list(range(result.sizes[axis]))
 
 

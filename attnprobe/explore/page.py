@@ -96,7 +96,7 @@ class Builder:
         self.cubes += found
         return list(range(len(self.cubes) - len(found), len(self.cubes)))
 
-    def coordinates(self, axis: str) -> list[float]:
+    def coordinates(self, axis: str) -> list[int | float]:
         """Return all coordinates of an axis, in ascending order."""
         return sorted({value for cube in self.cubes for value in cube.axes.get(axis, [])})
 
@@ -295,7 +295,7 @@ def main_number(result: xr.Dataset, labels: Sequence[str]) -> str:
     return labels[0]
 
 
-def _extreme_head(cube: Cube) -> dict[str, float]:
+def _extreme_head(cube: Cube) -> dict[str, int | float]:
     """Return the layer and head of the largest absolute value at the last step."""
     values = np.array(cube.columns["value"], dtype=float).reshape([len(cube.axes[axis]) for axis in cube.axes])
     last = np.nan_to_num(np.abs(values[-1]))

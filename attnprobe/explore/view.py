@@ -127,7 +127,7 @@ def view(
 
     builder = Builder([subject.title or type(subject.network).__name__])
     builder.start |= _first_head(panels["pattern"][-1], layer, head)
-    shared: dict[str, list[float]] = {
+    shared: dict[str, list[int | float]] = {
         "step": list(probes),
         "layer": list(range(shape.layers)),
         "head": list(range(shape.heads)),
@@ -273,7 +273,7 @@ def _first_head(pattern: np.ndarray, layer: int | None, head: int | None) -> dic
 # --- figures
 
 
-def _all_heads(builder: Builder, pattern: np.ndarray, shared: dict[str, list[float]]) -> dict[str, Any]:
+def _all_heads(builder: Builder, pattern: np.ndarray, shared: dict[str, list[int | float]]) -> dict[str, Any]:
     """Return the picture of the patterns of all heads, a tile for each."""
     _, layers, heads, side, _ = pattern.shape
     tile = min(TILE, side)
@@ -292,12 +292,12 @@ def _all_heads(builder: Builder, pattern: np.ndarray, shared: dict[str, list[flo
 
 
 def _panel(
-    builder: Builder, name: str, values: np.ndarray, shared: dict[str, list[float]], names: Sequence[str]
+    builder: Builder, name: str, values: np.ndarray, shared: dict[str, list[int | float]], names: Sequence[str]
 ) -> dict[str, Any]:
     """Return the map of one panel for the chosen head."""
     side = values.shape[-1]
     is_exact = side == len(names)
-    places: list[float] = [-(-place * len(names) // side) for place in range(side)]
+    places: list[int | float] = [-(-place * len(names) // side) for place in range(side)]
     titles = {axis: axis if is_exact else f"first {axis} of the bin" for axis in ("query", "key")}
     axes = {**shared, "query": places, "key": places}
     cube = Cube("map", name, PANELS[name], "1", axes, titles, {"value": rounded(values.ravel(), DIGITS)})
@@ -308,10 +308,10 @@ def _panel(
 
 
 def _on_grid(
-    builder: Builder, pattern: np.ndarray, shared: dict[str, list[float]], grid: tuple[int, int], batch: Batch
+    builder: Builder, pattern: np.ndarray, shared: dict[str, list[int | float]], grid: tuple[int, int], batch: Batch
 ) -> list[dict[str, Any]]:
     """Return the image, and the pattern of the chosen query on its pixels."""
-    pixels: dict[str, list[float]] = {"row": list(range(grid[0])), "column": list(range(grid[1]))}
+    pixels: dict[str, list[int | float]] = {"row": list(range(grid[0])), "column": list(range(grid[1]))}
     titles, figures = {"row": "row", "column": "column"}, []
     if batch.inputs.ndim == 2:
         values = {"value": rounded(batch.inputs[0].double().cpu().numpy(), DIGITS)}

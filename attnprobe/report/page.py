@@ -22,7 +22,9 @@ from attnprobe.training.checkpoint import Checkpoint, load
 from attnprobe.training.run import Run
 
 
-def write_report(paths: Path | Sequence[Path], folder: Path | None = None, progress: bool = True) -> Path:
+def write_report(
+    paths: Path | Sequence[Path], folder: Path | None = None, progress: bool = True, **options: Any
+) -> Path:
     """Run every measure on runs or checkpoints, and write results, figures and the page report.html.
 
     The page shows them side by side, and needs neither other files nor a network. Written beside it: the results
@@ -34,6 +36,7 @@ def write_report(paths: Path | Sequence[Path], folder: Path | None = None, progr
         folder: Folder for all files, created if it does not exist; for several paths, each has a subfolder with its
             name. By default `default_folder` of each path, with the page in that of the first.
         progress: Show a progress bar over all measures of all checkpoints.
+        options: Keyword arguments of all measures, such as ``sequences`` and ``nulls``.
 
     Returns:
         Path of report.html.
@@ -57,7 +60,7 @@ def write_report(paths: Path | Sequence[Path], folder: Path | None = None, progr
     subjects = []
     with tqdm(total=total, desc="report", unit="measure", disable=not progress, dynamic_ncols=True) as bar:
         for name, (run, checkpoints), own_folder in zip(names, opened, folders, strict=True):
-            subjects.append(_subject(name, run, checkpoints, own_folder, bar.update))
+            subjects.append(_subject(name, run, checkpoints, own_folder, bar.update, options))
     results = [result for subject in subjects for result in subject.results.values()]
     command = shlex.join(["attnprobe", "report", *map(str, paths)])
     content = page(
@@ -103,12 +106,13 @@ def _subject(
     checkpoints: Sequence[Callable[[], Checkpoint]],
     folder: Path,
     advance: Callable[[], Any],
+    options: Mapping[str, Any],
 ) -> Subject:
     """Measure the checkpoints, write results and figures, and return what the page shows."""
     results, not_measured, figures = {}, {}, {}
     for measure in MEASURES:
         try:
-            of_steps = list(_measured(measure, checkpoints, advance))
+            of_steps = list(_measured(measure, checkpoints, advance, options))
         except Unwritable:
             raise
         except UsageError as error:
@@ -123,10 +127,13 @@ def _subject(
 
 
 def _measured(
-    measure: str, checkpoints: Sequence[Callable[[], Checkpoint]], advance: Callable[[], Any]
+    measure: str,
+    checkpoints: Sequence[Callable[[], Checkpoint]],
+    advance: Callable[[], Any],
+    options: Mapping[str, Any],
 ) -> Iterator[xr.Dataset]:
     for open_checkpoint in checkpoints:
-        yield MEASURES[measure](open_checkpoint())
+        yield MEASURES[measure](open_checkpoint(), **options)
         advance()
 
 

@@ -183,33 +183,41 @@ def on_few_sequences(monkeypatch, sequences):
         monkeypatch.setitem(MEASURES, name, quick)
 
 
-def test_a_report_has_a_section_and_pictures_for_every_measure(spt_run, tmp_path, capsys, monkeypatch):
-    on_few_sequences(monkeypatch, 4)
-    names = ("proximity", "positions")  # another test reports all measures
-    monkeypatch.setattr(MEASURES, "_entries", {name: MEASURES[name] for name in names})
+def test_a_report_has_a_section_for_every_measure_and_writes_results_and_figures(spt_run, tmp_path, capsys):
     run = tmp_path / "run"
     shutil.copytree(spt_run.folder, run)
-    for path in sorted((run / "checkpoints").glob("*.pt"))[1:-1]:
+    for path in sorted((run / "checkpoints").glob("*.pt"))[:-1]:
         path.unlink()
-    main(["report", str(run)])
+    main(["report", str(run), "--sequences", "2", "--nulls", "1"])
     page = Path(capsys.readouterr().out.strip())
     text = page.read_text()
     for name in MEASURES:
-        assert f"<h2>{name}</h2>" in text
-    pictures = re.findall(r'(?:src|href)="([^"]+)"', text)
-    assert len(pictures) == 4 * len(MEASURES)
-    assert all((page.parent / picture).exists() for picture in pictures)
-    assert text.count("variance_share_position-position") == 2  # once per head
+        assert f'<h2 id="{name}">{name}</h2>' in text
+        for stem in (name, f"{name}_over_steps"):
+            assert all((page.parent / f"{stem}.{suffix}").exists() for suffix in ("nc", "png", "pdf"))
+            assert f'download="{stem}.pdf"' in text
 
 
-def test_a_report_says_why_a_measure_is_missing(tmp_path, capsys, monkeypatch):
-    on_few_sequences(monkeypatch, 2)
+def test_a_report_of_several_paths_has_a_folder_for_each(spt_run, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(report.page, "MEASURES", {"proximity": MEASURES["proximity"]})
+    first, last = (tmp_path / name / "ckpt.pt" for name in ("a", "b"))
+    for path, source in ((first, spt_run.checkpoint_paths[0]), (last, spt_run.checkpoint_paths[-1])):
+        path.parent.mkdir()
+        shutil.copy(source, path)
+    main(["report", str(first), str(last), "--out", str(tmp_path / "out"), "--sequences", "2", "--nulls", "1"])
+    assert capsys.readouterr().out.strip() == str(tmp_path / "out" / "report.html")
+    assert {path.name for path in (tmp_path / "out").rglob("*.nc")} == {"proximity.nc"}
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a", "b", "report.html"]
+    with pytest.raises(UsageError, match="the same path twice"):
+        report.page.write_report([first, first])
+
+
+def test_a_report_says_why_a_measure_is_missing(tmp_path):
     options = {"task_options": {"train_size": 8, "test_size": 8}, "steps": 1, "evaluations": 1, "checkpoints": 1}
     config = configure("pairs", recipe="supervised", pooling="cls", d_model=8, **options)
     run = train(config, tmp_path / "run", progress=False)
-    page = report.page.write_report(run.checkpoint_paths[-1], tmp_path / "page").read_text()
-    assert "Not measured: pooling=&#x27;cls&#x27;" in page
-    assert page.count("<img") == len(MEASURES) - 1
+    page = report.page.write_report(run.checkpoint_paths[-1], tmp_path / "page", sequences=2, nulls=1).read_text()
+    assert "Not measured: ckpt: pooling=&#39;cls&#39;" in page.replace(run.checkpoint_paths[-1].stem, "ckpt")
 
 
 def test_settings_come_from_the_task_then_the_file_then_the_flags(tmp_path, capsys):

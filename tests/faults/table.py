@@ -117,10 +117,14 @@ def of_run(where: Path) -> dict[str, str]:
 def of_results(where: Path) -> dict[str, str]:
     """Return the fingerprint of every file of measures or of a report."""
     paths = [path for path in sorted(where.rglob("*")) if path.is_file() and path.suffix != ".part"]
-    return {
-        str(path.relative_to(where)): of_result(path) if path.suffix == ".nc" else fingerprint(path.read_bytes())
-        for path in paths
-    }
+    return {str(path.relative_to(where)): of_file(path) for path in paths}
+
+
+def of_file(path: Path) -> str:
+    """Return the fingerprint of a result, a figure or a page, without the time at which it was made."""
+    if path.suffix == ".nc":
+        return of_result(path)
+    return fingerprint(re.sub(rb"created: [^\n]*", b"", path.read_bytes()))
 
 
 def of_sweep(where: Path) -> dict[str, Any]:

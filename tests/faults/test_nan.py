@@ -229,12 +229,12 @@ def test_the_command_prints_reasons(saved, capsys, tmp_path):
     assert row["toeplitz_share"] is None and row["toeplitz_share_undefined"] == EQUAL
 
 
-def test_the_page_states_reasons(saved, tmp_path, monkeypatch):
+def test_the_page_holds_reasons(saved, tmp_path, monkeypatch):
     path = saved(multiplied(0, ".attn.q."))
     monkeypatch.setattr(page, "MEASURES", {"proximity": MEASURES["proximity"]})
-    text = page.write_report(path, tmp_path, progress=False).read_text()
-    assert text.count(f"<p>toeplitz_share undefined: {EQUAL}</p>") == 2  # heads
-    assert "<td>entropy</td>" in text and "nan" not in text.lower()
+    text = page.write_report(path, tmp_path, progress=False, sequences=4, nulls=1).read_text()
+    assert f'"reasons":{{"0":"{EQUAL}","1":"{EQUAL}"}}' in text  # of both heads
+    assert "nan" not in text.split("</script>")[0].lower()
 
 
 def test_the_command_refuses_damage_in_one_line(saved, capsys, tmp_path):

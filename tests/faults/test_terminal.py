@@ -11,9 +11,9 @@ import attnprobe as ap
 from attnprobe.cli import main
 from attnprobe.cli.printing import print_line, print_table
 from attnprobe.errors import UsageError, printable, shown
+from attnprobe.explore.page import Subject, page
 from attnprobe.figures import draw
 from attnprobe.figures.panels import title
-from attnprobe.report.page import _text
 from attnprobe.report.write import write_figure
 
 COMMANDS = "\x1b[2J\u202e\n\u2028\ud800"
@@ -39,7 +39,11 @@ def test_tables_and_lines_hold_no_control_characters(capsys):
 
 
 def test_the_page_escapes_text():
-    assert _text("<script>" + COMMANDS) == "&lt;script&gt;\\x1b[2J\\u202e\\n\\u2028\\ud800"
+    text = page("<script>" + COMMANDS, "", [Subject("<b>" + COMMANDS, {"task": COMMANDS})], {}, COMMANDS)
+    head, _, body = text.partition("</head>")
+    assert "<title>&lt;script&gt;\\x1b[2J\\u202e\\n\\u2028\\ud800</title>" in head
+    assert all(character not in text for character in COMMANDS if not character.isspace() and character not in "[2J")
+    assert "<b>" not in body and "&lt;b&gt;" in body
 
 
 def test_class_names_reach_the_terminal_without_commands(tmp_path, capsys):
