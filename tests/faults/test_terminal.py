@@ -12,7 +12,7 @@ from attnprobe.cli import main
 from attnprobe.cli.printing import print_line, print_table
 from attnprobe.errors import UsageError, printable, shown
 from attnprobe.figures import draw
-from attnprobe.figures.panels import title
+from attnprobe.figures.selection import title
 from attnprobe.report.page import _text
 from attnprobe.report.write import write_figure
 
