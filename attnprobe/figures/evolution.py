@@ -10,7 +10,6 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from attnprobe.axes import label
-from attnprobe.errors import UsageError, listed
 from attnprobe.figures.layout import Block, Sheet, head_entries, legend_block, null_entries, text_width
 from attnprobe.figures.panels import draws, head_map, interval_text, map_columns, map_height, note_undefined, null_text
 from attnprobe.figures.requirements import RUN, required
@@ -21,6 +20,7 @@ from attnprobe.figures.selection import (
     all_heads,
     at,
     chosen,
+    is_repeated,
     over_repeats,
     title,
     with_all_axes,
@@ -56,7 +56,7 @@ def over_steps(
         caption: Draw the caption below the panels.
 
     Raises:
-        UsageError: If the result lacks a variable or an axis, steps occur twice, or a head is unknown.
+        UsageError: If the result lacks a variable or an axis, a step occurs twice, or a head is unknown.
     """
     inches, result = width_in_inches(width), _prepared(result, list(panels))
     blocks, last, choice = [], result.isel(step=-1), None
@@ -89,12 +89,7 @@ def over_steps(
 
 def _prepared(result: xr.Dataset, names: Sequence[str]) -> xr.Dataset:
     variables = RUN | dict.fromkeys(names, "step layer head, interval, null")
-    if "step" not in result.dims:
-        raise UsageError(f"the result has no axis step; it has: {listed(result.dims)}")
-    steps = result["step"].values.tolist()
-    if twice := sorted({step for step in steps if steps.count(step) > 1}):
-        raise UsageError(f"step {twice[0]} occurs twice; draw one run")
-    if names and names[0] in result:
+    if names and is_repeated(result):
         last = result.isel(step=-1)
         result = over_repeats(result, last[names[0]], draws(last, names[0]))
     return required(with_all_axes(result, variables), variables, {})

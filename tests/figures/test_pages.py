@@ -190,9 +190,9 @@ def test_what_cannot_be_drawn_is_refused(tiny):
             figures.proximity(selected)
     with pytest.raises(ap.UsageError, match="variance_share has axes layer, head: must have layer, head, term"):
         figures.positions(tiny["positions", "sequence"].isel(term=0))
-    with pytest.raises(ap.UsageError, match="variance_share has axes layer, head: must have step, layer, head, term"):
+    with pytest.raises(ap.UsageError, match="objective has axes none: must have step"):
         figures.positions_over_steps(tiny["positions", "sequence"].isel(term=0))
-    with pytest.raises(ap.UsageError, match="proximity_contrast has axes layer, head: must have step, layer, head"):
+    with pytest.raises(ap.UsageError, match="objective has axes none: must have step"):
         figures.proximity_over_steps(result)
 
 
@@ -221,7 +221,7 @@ def test_steps_of_different_runs_are_not_joined(tiny):
     longer = with_seed(result, 0, more_steps=[4], device="cuda").assign_attrs(step=9)
     assert over_steps([result, longer])["step"].values.tolist() == [5, 9]
     joined = xr.concat([result, other], "step")
-    with pytest.raises(ap.UsageError, match="step 0 occurs twice; draw one run"):
+    with pytest.raises(ap.UsageError, match=r"axis step has values \[0, 0\]: must be numbers, each once"):
         figures.proximity_over_steps(joined.assign_coords(step=[0, 0]))
 
 
