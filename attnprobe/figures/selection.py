@@ -198,7 +198,9 @@ def chosen(
         named = list(dict.fromkeys(named))
         if not 0 < len(named) <= most:
             raise UsageError(f"heads: 1 to {most} fit on one page, got {len(named)}; figures.pages draws more")
-        return Choice(tuple(named), "" if len(named) == len(every) else "heads named", one_layer)
+        return Choice(
+            tuple(named), "" if len(named) == len(every) else f"{len(named)} of {len(every)} heads", one_layer
+        )
     if len(every) <= min(ALL, most):
         return Choice(tuple(every), "", one_layer)
     scores = beyond(values, null).transpose("layer", "head").values.ravel()

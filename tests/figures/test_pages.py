@@ -59,6 +59,7 @@ def test_texts_neither_overlap_nor_leave_the_page(name, kind, layers, heads, tin
 @pytest.mark.parametrize(("layers", "heads"), [(12, 12), (2, 64)])
 def test_large_networks_fit_on_a_page(layers, heads, tiny):
     check(figures.proximity(tiled(tiny["proximity", "image"], layers, heads)))
+    check(figures.gradients(tiled(tiny["gradients", "sequence"], layers, heads)))
 
 
 @pytest.mark.slow
