@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from attnprobe.model.pretrained import AttnprobeModel
     from attnprobe.model.transformer import Transformer
     from attnprobe.networks.torch_model import network
-    from attnprobe.results import open_result, over_steps
+    from attnprobe.results import open_result, over_seeds, over_steps
     from attnprobe.sweeps import open_sweep
     from attnprobe.tables import MEASURES, TASKS
     from attnprobe.tasks import PRESETS, Split, Task, configure
@@ -53,6 +53,7 @@ _HOME = {
     "proximity": "measures.proximity",
     "network": "networks.torch_model",
     "open_result": "results",
+    "over_seeds": "results",
     "over_steps": "results",
     "Run": "training.run",
     "open_sweep": "sweeps",
@@ -90,6 +91,7 @@ __all__ = [
     "network",
     "open_result",
     "open_sweep",
+    "over_seeds",
     "over_steps",
     "positions",
     "proximity",

@@ -35,6 +35,7 @@ LABELS = {
     "candidate": "search candidate",
     "stage": "training stage",
     "seed": "seed",
+    "run": "run",
     "offset": "offset: key $-$ query (tokens)",
     "row_offset": "row offset: key $-$ query (pixels)",
     "column_offset": "column offset: key $-$ query (pixels)",

@@ -14,7 +14,7 @@ import numpy as np
 import xarray as xr
 
 from attnprobe.axes import LABELS
-from attnprobe.errors import UsageError, shown
+from attnprobe.errors import UsageError, abridged, listed, shown
 from attnprobe.files import atomic_path, writing
 from attnprobe.former_names import (
     ATTRIBUTES,
@@ -209,8 +209,58 @@ def _boxes(cells: np.ndarray, others: np.ndarray) -> Iterator[list[np.ndarray]]:
 
 
 def over_steps(results: Sequence[xr.Dataset]) -> xr.Dataset:
-    """Join the results of a run's checkpoints along ``step``."""
-    return join(results, "step", [result.attrs["step"] for result in results])
+    """Join the results of a run's checkpoints along ``step``.
+
+    Raises:
+        UsageError: If there are none, they are of different measures or runs, or a step occurs twice.
+    """
+    if not results:
+        raise UsageError("over_steps: no results; pass those of the checkpoints of one run")
+    first, steps = results[0], [result.attrs["step"] for result in results]
+    for result in results[1:]:
+        if result.attrs["measure"] != first.attrs["measure"]:
+            measures = f"{first.attrs['measure']} and {result.attrs['measure']}"
+            raise UsageError(f"over_steps: results of different measures, {measures}; pass those of one")
+        if differing := [name for name, value in _run(result).items() if value != _run(first).get(name, value)]:
+            titles = " and ".join(abridged(str(one.attrs.get("title", ""))) for one in (first, result))
+            raise UsageError(f"over_steps: results of different runs ({listed(differing)} differ): {titles}")
+    if twice := sorted({step for step in steps if steps.count(step) > 1}):
+        raise UsageError(f"over_steps: step {twice[0]} occurs twice; pass one result per checkpoint of one run")
+    return join(results, "step", steps)
+
+
+def over_seeds(results: Sequence[xr.Dataset]) -> xr.Dataset:
+    """Join the results of runs that differ in their seeds only along ``seed``; figures draw means over them.
+
+    Raises:
+        UsageError: If there are none, they are of different measures, or the runs do not differ in their seeds only.
+    """
+    if not results:
+        raise UsageError("over_seeds: no results; pass those of runs with different seeds")
+    if len(measures := dict.fromkeys(result.attrs["measure"] for result in results)) > 1:
+        raise UsageError(f"over_seeds: results of different measures, {listed(measures)}; pass those of one")
+    runs = [_run(result) for result in results]
+    seeds = [run.pop("config seed", None) for run in runs]
+    if None in seeds:
+        raise UsageError("over_seeds: a result has no seed of training; join such results with xarray, along run")
+    if len(set(seeds)) < len(seeds):
+        raise UsageError(f"over_seeds: seeds {listed(seeds)} are not different; pass one result per seed")
+    for run in runs:
+        varying = ("config init_seed", "data_fingerprint")  # data are generated from the seed
+        differing = [name for name, value in run.items() if value != runs[0].get(name, value) and name not in varying]
+        if differing:
+            raise UsageError(f"over_seeds: the runs differ in more than their seeds: {listed(differing)}")
+    return join(results, "seed", seeds)
+
+
+def _run(result: xr.Dataset) -> dict[str, Any]:
+    """Return what identifies the run of a result: its configuration, except for later extensions, data and model."""
+    config = json.loads(result.attrs.get("config", "{}"))
+    for name in ("more_steps", "device"):
+        config.pop(name, None)
+    identity = {f"config {name}": value for name, value in config.items()}
+    names = ("data_fingerprint", "model", "inputs_fingerprint")
+    return identity | {name: result.attrs[name] for name in names if name in result.attrs}
 
 
 def own_prefix(result: xr.Dataset) -> str:

@@ -1,6 +1,7 @@
 """Figures of results.
 
 Each measure has one file with a figure of one checkpoint and a figure of a run. Measures without one use the default.
+The figure of a checkpoint is one page of at most 9 inches: layer x head maps, then details of up to 8 heads.
 """
 
 import xarray as xr
@@ -10,17 +11,23 @@ from attnprobe.errors import UsageError, listed, shown
 from attnprobe.figures import default
 from attnprobe.figures.gradients import gradients, gradients_over_steps
 from attnprobe.figures.interventions import interventions, interventions_over_steps
+from attnprobe.figures.pages import caption, pages
 from attnprobe.figures.positions import positions, positions_over_steps
 from attnprobe.figures.proximity import proximity, proximity_over_steps
+from attnprobe.figures.single import by_offset, head_map
 from attnprobe.tables import FIGURES, FIGURES_OVER_STEPS
 
 __all__ = [
+    "by_offset",
+    "caption",
     "draw",
     "draw_over_steps",
     "gradients",
     "gradients_over_steps",
+    "head_map",
     "interventions",
     "interventions_over_steps",
+    "pages",
     "positions",
     "positions_over_steps",
     "proximity",

@@ -1,89 +1,146 @@
 """Figures of the proximity measure, for one checkpoint and for a run. They need a result but no model."""
 
-import numpy as np
+from collections.abc import Sequence
+
 import xarray as xr
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
-from matplotlib.patches import Rectangle
 
 from attnprobe.axes import label
+from attnprobe.figures.evolution import over_steps
+from attnprobe.figures.layout import Block, Sheet, head_entries, legend_block, null_entries
 from attnprobe.figures.panels import (
     CUT,
-    caption,
+    by_distance,
+    by_layer,
+    choice_text,
     colour_bar,
+    cut,
     draw_grid_pattern,
-    head_name,
-    interval_text,
-    lines_height,
+    draws,
+    head_map,
+    map_height,
+    means_text,
+    null_kinds,
     null_text,
-    over_steps,
+    offset_label,
     profile,
-    shown_offsets,
-    tails,
-    title,
+    rows_of_heads,
+    shared_labels,
     undefined_text,
-    window_text,
 )
-from attnprobe.figures.requirements import RUN, required
-from attnprobe.figures.style import DIVERGING, WIDTH, Page, paper
-from attnprobe.results import own_prefix
+from attnprobe.figures.requirements import required, required_of_run
+from attnprobe.figures.selection import (
+    Choice,
+    Head,
+    at,
+    at_one_step,
+    chosen,
+    most_heads,
+    near_keys,
+    over_repeats,
+    title,
+    with_all_axes,
+)
+from attnprobe.figures.style import WIDE, WIDTH, width_in_inches
+from attnprobe.results import distance_unit, own_prefix
 
-ROW = 1.5
-"""Height of one row of panels, in inches."""
-PROFILES = {
-    "score_by_offset": "layer head offset, interval, null",
-    "pattern_by_offset": "layer head offset, interval, null",
-    "uniform_pattern_by_offset": "offset",
-}
-VARIABLES = PROFILES | {"proximity_contrast": "layer head, null"}
-GRID_VARIABLES = PROFILES | {
-    "grid_proximity_contrast": "layer head, null",
-    "grid_pattern_by_offset": "layer head row_offset column_offset",
-    "grid_uniform_pattern_by_offset": "row_offset column_offset",
-}
 ATTRIBUTES = {"n": "a whole number", "sequences": "a whole number", "window": "a whole number"}
-"""What the figure of one checkpoint requires (see `attnprobe.figures.requirements`)."""
+"""Attributes that the figure of one checkpoint requires (see `attnprobe.figures.requirements`)."""
+ROW = 1.35
+"""Height of one row of profiles, in inches."""
 
 
-def proximity(result: xr.Dataset) -> Figure:
-    """Draw scores and attention by offset and the proximity contrast of every head, at one checkpoint.
+def proximity(
+    result: xr.Dataset,
+    heads: Sequence[Head] | None = None,
+    *,
+    width: float | str = WIDTH,
+    titles: bool = True,
+    caption: bool = True,
+) -> Figure:
+    """Draw the proximity contrast and attention distance of all heads, and profiles of some, at one checkpoint.
 
-    The first two columns have one row per layer. Left: the offset profile that best fits the centred score
-    (``score_by_offset``); 0 at every offset means no dependence on the offset. Middle: the mean attention weight by
-    offset, divided by that of uniform attention; the black line at 1 is uniform attention. Right: the proximity
-    contrast as a layer x head map: red heads score near keys higher than far keys, blue heads lower. For images, a
-    second part shows attention over uniform attention by row and column offset, and the contrast uses distances
-    between pixels.
+    Top left: the proximity contrast as a layer x head map: red heads score near keys higher than far keys, blue heads
+    lower. A dot marks a contrast that is not outside all draws of both nulls of that head; with N draws, an
+    unstructured head lies outside the range of one null with probability 2 / (N + 1). Top right: mean attention
+    distance of each head by layer (Dosovitskiy et al. 2021, figure 7); the black line is uniform attention, the grey
+    bar the range of the permuted null.
 
-    Lines are means over test sequences; ribbons are t-intervals of the mean. The grey band (permuted positions) and the
-    dashed lines (networks at initialisation) are the ranges of the two nulls over heads and draws: a profile that stays
-    inside them shows no more structure than these controls. A cell of the map is framed if the contrast is outside all
-    draws of both nulls of that head. With N draws, an unstructured head lies outside the range of one null with
-    probability 2 / (N + 1). Leaving the band at a single offset is no evidence: a profile has many offsets.
+    Below, for all heads of a small network, else the four whose contrast is farthest outside the nulls, framed in the
+    map: the offset profile that best fits the centred score (``score_by_offset``; 0 at every offset means no dependence
+    on the offset), and the mean attention weight by offset divided by that of uniform attention (black line at 1). For
+    images, both are functions of the distance in pixels, and attention over uniform attention is also shown by row and
+    column offset.
+
+    Lines are means over test sequences; ribbons are t-intervals of the mean (for images upper bounds, see
+    `attnprobe.figures.panels.by_distance`). The grey band (permuted positions) and the dashed lines (networks at
+    initialisation) are the ranges of the two nulls over the heads in the panel and draws: a profile that stays inside
+    them shows no more structure than these controls. Leaving the band at a single offset is no evidence: a profile has
+    many offsets.
 
     Offsets are shown up to half the sequence length, since larger ones have few pairs. Long sequences have a
     logarithmic axis.
 
     Args:
-        result: Result of `attnprobe.proximity` at one checkpoint.
+        result: Result of `attnprobe.proximity` at one checkpoint, or joined along ``seed`` or ``run``.
+        heads: Heads to draw in detail, as (layer, head).
+        width: Figure width in inches, or a name in `attnprobe.figures.style.WIDTHS`.
+        titles: Draw the title.
+        caption: Draw the caption below the panels; `attnprobe.figures.caption` returns it as text.
+
+    Raises:
+        UsageError: If the result lacks a variable or an axis, or a head is unknown.
     """
-    grid = bool(own_prefix(result))
-    result = required(result, GRID_VARIABLES if grid else VARIABLES, ATTRIBUTES)
-    layers, heads = result.sizes["layer"], result.sizes["head"]
-    caption_height = 0.45 + lines_height(_undefined(result))
-    heights = [0.75 + ROW * layers, *([0.35 + (WIDTH - 1) / max(heads, 4) * layers] if grid else []), caption_height]
-    with paper():
-        figure = Page(figsize=(WIDTH, sum(heights)), layout="constrained")
-        parts = figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0]
-        parts[0].suptitle(title(result), fontsize=8)
-        _profiles(parts[0], result)
-        if grid:
-            _grid_patterns(parts[1], result)
-        _caption(parts[-1], result)
-    return figure
+    return sheet(result, heads, width).figure(titles, caption)
 
 
-def proximity_over_steps(result: xr.Dataset) -> Figure:
+def sheet(result: xr.Dataset, heads: Sequence[Head] | None = None, width: float | str = WIDTH) -> Sheet:
+    """Return the page that `proximity` draws."""
+    inches, prefix = width_in_inches(width), own_prefix(result)
+    contrast = f"{prefix}proximity_contrast"
+    result = at_one_step(result)
+    if contrast in result:
+        result = over_repeats(result, result[contrast], draws(result, contrast))
+    variables = _variables(result, prefix)
+    result = required(with_all_axes(result, variables), variables, ATTRIBUTES)
+    wide = inches >= WIDE
+    null, most = draws(result, contrast), most_heads("proximity", width)
+    choice = chosen(result, "contrast", result[contrast], null, heads, most)
+    rows = rows_of_heads(choice)
+    legend = legend_block(
+        [*head_entries(choice), *null_entries(null_kinds(result))],
+        inches,
+        choice.text,
+    )
+    stacked = not wide or result.sizes["head"] > 32
+    heights = [map_height(result), max(map_height(result), 1.3)]
+    panels_per_row = 1 if wide else 2
+    blocks = [
+        Block(
+            sum(heights) if stacked else heights[1],
+            lambda part: _overview(part, result, choice, heights if stacked else None),
+        ),
+        legend,
+        Block(ROW * panels_per_row * len(rows) + 0.2, lambda part: _profiles(part, result, choice, wide)),
+    ]
+    if prefix:
+        columns = min(len(choice.heads), 4 if wide else 2)
+        side = (inches - 1.1) / max(columns, 3 if wide else 2)
+        grid_rows = -(-len(choice.heads) // columns)
+        blocks.append(
+            Block(grid_rows * (side + 0.2) + 0.25, lambda part: _grid_patterns(part, result, choice, columns))
+        )
+    return Sheet(inches, title(result), blocks, _caption(result, choice))
+
+
+def proximity_over_steps(
+    result: xr.Dataset,
+    heads: Sequence[Head] | None = None,
+    *,
+    width: float | str = WIDTH,
+    titles: bool = True,
+    caption: bool = True,
+) -> Figure:
     """Draw accuracy and the proximity statistics of every head over the checkpoints of a run.
 
     The statistics are the proximity contrast, the Toeplitz share, the attention at distance 1 and the mean attention
@@ -93,6 +150,10 @@ def proximity_over_steps(result: xr.Dataset) -> Figure:
 
     Args:
         result: Results of `attnprobe.proximity`, joined along ``step``.
+        heads: Heads to draw in colour, as (layer, head); see `attnprobe.figures.evolution.over_steps`.
+        width: Figure width in inches, or a name in `attnprobe.figures.style.WIDTHS`.
+        titles: Draw the title.
+        caption: Draw the caption below the panels.
     """
     prefix = own_prefix(result)
     panels = {
@@ -102,90 +163,98 @@ def proximity_over_steps(result: xr.Dataset) -> Figure:
         f"{prefix}mean_distance_ratio": "mean distance\n/ uniform",
     }
     variables = dict.fromkeys(panels, "step layer head, interval, null")
-    variables[f"{prefix}near_mass"] = "step layer head window, interval, null"
-    return over_steps(required(result, RUN | variables, {}).isel(window=0), panels)
+    if "window" in result.dims:
+        variables[f"{prefix}near_mass"] = "step layer head window, interval, null"
+    result = required_of_run(result, variables).isel(window=0, missing_dims="ignore")
+    return over_steps(result, panels, heads, width=width, titles=titles, caption=caption)
 
 
-def _profiles(part: SubFigure, result: xr.Dataset) -> None:
-    layers = result.sizes["layer"]
-    spec = part.add_gridspec(layers, 3, width_ratios=[1, 1, 0.16 + 0.13 * layers])
-    shown = result.sel(offset=shown_offsets(int(result.attrs["n"]) // 2))
-    ratio = shown.copy()
-    for tail in tails(result, "pattern_by_offset"):
-        name = f"pattern_by_offset{tail}"
-        ratio[name] = shown[name] / shown["uniform_pattern_by_offset"]
-    for layer in range(layers):
-        left, right = part.add_subplot(spec[layer, 0]), part.add_subplot(spec[layer, 1])
-        profile(left, shown, layer, "score_by_offset")
-        profile(right, ratio, layer, "pattern_by_offset")
-        left.set_ylabel("score, centred" if layers == 1 else f"layer {layer}\nscore, centred")
-        right.set_ylabel("attention / uniform")
-        right.axhline(1, color="black", linewidth=0.5)
-        if layer == layers - 1:
-            left.set_xlabel(label("offset"))
-            right.set_xlabel(label("offset"))
-        if layer == 0:
-            lines, names = left.get_legend_handles_labels()
-            part.legend(lines, names, loc="outside lower center", ncols=6, handlelength=2.2)
-    _contrast_map(part.add_subplot(spec[:, 2]), result)
+def _variables(result: xr.Dataset, prefix: str) -> dict[str, str]:
+    offsets, uniform = "row_offset column_offset" if prefix else "offset", f"{prefix}uniform_pattern_by_offset"
+    # the uniform pattern of sliding windows differs between layers
+    by_layer = "layer " if uniform in result and "layer" in result[uniform].dims else ""
+    return {
+        f"{prefix}proximity_contrast": "layer head, null",
+        f"{prefix}mean_distance": "layer head, null",
+        f"{prefix}mean_distance_ratio": "layer head",
+        f"{prefix}score_by_offset": f"layer head {offsets}, interval, null",
+        f"{prefix}pattern_by_offset": f"layer head {offsets}, interval, null",
+        uniform: f"{by_layer}{offsets}",
+    }
 
 
-def _contrast_map(axis: Axes, result: xr.Dataset) -> None:
-    name = f"{own_prefix(result)}proximity_contrast"
-    values = result[name].transpose("head", "layer").values
-    outside = np.zeros(values.shape, dtype=bool)
-    if f"{name}_null" in result:
-        null = result[f"{name}_null"].transpose("head", "layer", "null", "draw").values.reshape(*values.shape, -1)
-        outside = (values < null.min(-1)) | (values > null.max(-1))
-    largest = float(np.nanmax(np.abs(values), initial=0.1))
-    axis.imshow(values, cmap=DIVERGING, vmin=-largest, vmax=largest, aspect="auto")
-    for (head, layer), value in np.ndenumerate(values):
-        colour = "white" if abs(value) > 0.6 * largest else "black"
-        axis.text(
-            layer, head, "–" if np.isnan(value) else f"{value:.2f}", ha="center", va="center", fontsize=6, color=colour
+def _overview(part: SubFigure, result: xr.Dataset, choice: Choice, stacked: list[float] | None) -> None:
+    prefix = own_prefix(result)
+    if stacked is None:
+        left, right = part.subplots(1, 2, width_ratios=[1.25, 1])
+    else:
+        left, right = part.subplots(2, 1, height_ratios=stacked)
+    name = f"{prefix}proximity_contrast"
+    text = "proximity contrast (std of the score)"
+    head_map(left, result[name], draws(result, name), choice, name=text, centred=True, least=0.1)
+    name = f"{prefix}mean_distance"
+    distance = result[name]
+    uniform = distance / result[f"{name}_ratio"]
+    by_layer(right, distance, draws(result, name, "permuted"), choice, uniform)
+    right.set_title("mean attention distance\nblack: uniform attention", loc="left", fontsize=6.5, pad=3)
+    right.set_ylabel(f"distance ({distance_unit(result)})")
+
+
+def _profiles(part: SubFigure, result: xr.Dataset, choice: Choice, wide: bool) -> None:
+    prefix, rows = own_prefix(result), rows_of_heads(choice)
+    score, pattern = f"{prefix}score_by_offset", f"{prefix}pattern_by_offset"
+    if prefix:
+        x, unit = "distance", f"distance ({distance_unit(result)})"
+        uniform = result["grid_uniform_pattern_by_offset"].fillna(0.0)
+        scores, ratio = by_distance(result, score, uniform), by_distance(result, pattern, uniform, divided=True)
+    else:
+        x, unit = "offset", label("offset")
+        scores = cut(result)
+        uniform = scores["uniform_pattern_by_offset"]
+        tails = [tail for tail in ("", "_interval", "_null") if f"{pattern}{tail}" in result]
+        ratio = scores[["null"] if "null" in scores.coords else []].assign(
+            {f"{pattern}{tail}": scores[f"{pattern}{tail}"] / uniform for tail in tails}
         )
-        if outside[head, layer]:
-            corner = (layer - 0.46, head - 0.46)
-            axis.add_patch(Rectangle(corner, 0.92, 0.92, fill=False, edgecolor="black", linewidth=0.9))
-    axis.set_xticks(range(values.shape[1]), [str(layer) for layer in result["layer"].values])
-    axis.set_yticks(range(values.shape[0]), [str(head) for head in result["head"].values])
-    axis.set(xlabel=label("layer"), ylabel=label("head"), title="contrast")
-    axis.spines[:].set_visible(False)
-    axis.tick_params(length=0)
+    shape = (len(rows), 2) if wide else (2 * len(rows), 1)
+    axes = part.subplots(*shape, squeeze=False, sharex=True, sharey="col" if wide else False)
+    for row, heads in enumerate(rows):
+        left, right = axes[row] if wide else axes[2 * row : 2 * row + 2, 0]
+        profile(left, scores, score, choice, heads, x)
+        profile(right, ratio, pattern, choice, heads, x)
+        left.axhline(0, color="black", linewidth=0.5)
+        right.axhline(1, color="black", linewidth=0.5)
+        left.set_ylabel("score,\ncentred")
+        right.set_ylabel("attention\n/ uniform")
+    for axis in axes[-1]:
+        axis.set_xlabel(unit)
 
 
-def _grid_patterns(part: SubFigure, result: xr.Dataset) -> None:
+def _grid_patterns(part: SubFigure, result: xr.Dataset, choice: Choice, columns: int) -> None:
     ratio = result["grid_pattern_by_offset"] / result["grid_uniform_pattern_by_offset"]
-    layers, heads = result.sizes["layer"], result.sizes["head"]
-    axes = part.subplots(layers, heads, sharex=True, sharey=True, squeeze=False)
-    image = None
-    for (layer, head), axis in np.ndenumerate(axes):
-        image = draw_grid_pattern(axis, ratio.isel(layer=layer, head=head))
-        axis.set_title(head_name(result, layer, head), pad=2)
-        if layer == layers - 1:
-            axis.set_xlabel("column offset")
-        if head == 0:
-            axis.set_ylabel("row offset")
-    assert image is not None
-    colour_bar(part, image, axes.ravel().tolist())
+    rows = -(-len(choice.heads) // columns)
+    axes = part.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
+    images = []
+    for axis, head in zip(axes.ravel(), choice.heads, strict=False):
+        images.append(draw_grid_pattern(axis, at(ratio, head)))
+        axis.set_title(choice.name(head), pad=2)
+    for axis in axes.ravel()[len(choice.heads) :]:
+        axis.set_axis_off()
+    shared_labels(part, offset_label(result, "column_offset"), offset_label(result, "row_offset"))
+    colour_bar(part, images[0], axes.ravel().tolist())
 
 
-def _undefined(result: xr.Dataset) -> str:
-    return undefined_text(result, [f"{own_prefix(result)}proximity_contrast"])
-
-
-def _caption(part: SubFigure, result: xr.Dataset) -> None:
-    caption(
-        part,
-        f"Means over {result.attrs['sequences']} test sequences with {interval_text(result)}. "
+def _caption(result: xr.Dataset, choice: Choice) -> str:
+    prefix = own_prefix(result)
+    return (
+        means_text(result)
+        + f"Contrast: score of keys within {near_keys(result)} minus score of keys beyond, in std of the score"
+        + (null_text(result, "; dots: not outside every draw of both nulls of the head.") or ". ")
+        + choice_text(choice)
         + null_text(
             result,
-            "Grey band: positions permuted; dashed: networks at initialisation (envelopes over heads and {draws} "
-            "draws).",
+            "Grey: positions permuted; dashed: networks at initialisation (ranges over the heads in the panel and "
+            "{draws} draws).",
         )
-        + f"Contrast: score of keys within {window_text(result)} minus score of keys beyond, in "
-        "std of the score"
-        + (null_text(result, "; framed if outside every draw of both nulls.") or ". ")
-        + CUT
-        + _undefined(result),
+        + ("By distance, intervals are upper bounds. Maps: offsets up to half the image." if prefix else CUT)
+        + undefined_text(result, [f"{prefix}proximity_contrast"])
     )

@@ -61,10 +61,17 @@ def required(result: xr.Dataset, variables: Mapping[str, str], attributes: Mappi
     used = dict.fromkeys(str(axis) for array in ordered.values() for axis in array.dims)
     for axis in used:
         _check_axis(result, axis)
-    if "offset" in used and not set(shown_offsets(int(result.attrs["n"]) // 2)) <= set(result["offset"].values):
-        offsets = result["offset"].values
-        raise UsageError(f"n={result.attrs['n']}, but offset has {len(offsets)} values: must have -n // 2 to n // 2")
+    if "offset" in used and not set(shown_offsets(int(result.attrs["n"]) // 2)) & set(result["offset"].values):
+        offsets = shown(result["offset"].values.tolist())
+        raise UsageError(f"n={result.attrs['n']}, but offset has values {offsets}: must have some of -n // 2 to n // 2")
     return result.assign(ordered)
+
+
+def required_of_run(result: xr.Dataset, variables: Mapping[str, str]) -> xr.Dataset:
+    """Return results joined along step, and possibly along seed or run, whose variables were checked."""
+    repeats = [axis for axis in ("seed", "run") if axis in result.dims]
+    every = {name: f"{' '.join(repeats)} {axes}" for name, axes in (RUN | dict(variables)).items()}
+    return required(result, every, {})
 
 
 def _check_attribute(result: xr.Dataset, name: str, kind: str) -> None:

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import xarray as xr
+from matplotlib.backends.backend_pdf import PdfPages
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
-from attnprobe.figures import draw, draw_over_steps
+from attnprobe.figures import draw, draw_over_steps, pages
 from attnprobe.figures.style import paper
 from attnprobe.files import atomic_path, writing
 from attnprobe.networks import Probe
@@ -35,7 +36,7 @@ def default_folder(path: Path) -> Path:
 def write_checkpoint(
     measure: str, checkpoint: Checkpoint | Probe, folder: Path, options: Mapping[str, Any] | None = None
 ) -> xr.Dataset:
-    """Measure a checkpoint, and write the result and its figure.
+    """Measure a checkpoint, and write the result and its figure: all pages as PDF, the first one as PNG.
 
     Args:
         measure: Name of the measure.
@@ -48,14 +49,14 @@ def write_checkpoint(
     """
     prepare(folder)
     result = MEASURES[measure](checkpoint, **(options or {}))
-    _write(result, draw(result), folder / measure)
+    _write(result, pages(result), folder / measure)
     return result
 
 
 def write_run(
     measure: str, run: Run, folder: Path, options: Mapping[str, Any] | None = None, progress: bool = True
 ) -> xr.Dataset:
-    """Measure every checkpoint of a run, and write the results and figures of each and of the run.
+    """Measure every checkpoint of a run, and write the results and figures (first pages) of each and of the run.
 
     Args:
         measure: Name of the measure.
@@ -84,9 +85,12 @@ def write_series(
     for name, open_subject in tqdm(
         subjects.items(), desc=measure, unit="checkpoint", disable=not progress, dynamic_ncols=True
     ):
-        results.append(write_checkpoint(measure, open_subject(), folder / name, options))
+        prepare(folder / name)
+        result = MEASURES[measure](open_subject(), **(options or {}))
+        _write(result, [draw(result)], folder / name / measure)
+        results.append(result)
     joined = joined_over_steps(results)
-    _write(joined, draw_over_steps(joined), folder / f"{measure}_over_steps")
+    _write(joined, [draw_over_steps(joined)], folder / f"{measure}_over_steps")
     return joined
 
 
@@ -105,26 +109,36 @@ def prepare(folder: Path) -> None:
             pass
 
 
-def write_figure(figure: Figure, stem: Path, title: str) -> None:
-    """Write a figure as STEM.png and STEM.pdf, atomically and reproducibly (the same figure gives the same bytes).
+def write_figure(figure: Figure | Sequence[Figure], stem: Path, title: str) -> None:
+    """Write a figure atomically and reproducibly (the same figure gives the same bytes).
+
+    Args:
+        figure: Figure, or the pages of one.
+        stem: Path without suffix: STEM.pdf has all pages, STEM.png the first one.
+        title: Title in the metadata of the files.
 
     Raises:
         UsageError: If a file cannot be written.
     """
-    metadata = {".pdf": {"Creator": "attnprobe", "CreationDate": None}, ".png": {"Software": "attnprobe"}}
+    sheets = [figure] if isinstance(figure, Figure) else figure
+    # In memory first: matplotlib hides the error of a full disk behind an AttributeError.
+    contents = {".png": io.BytesIO(), ".pdf": io.BytesIO()}
     with paper():
-        for suffix, fields in metadata.items():
-            # In memory first: matplotlib hides the error of a full disk behind an AttributeError.
-            content, path = io.BytesIO(), stem.with_suffix(suffix)
-            figure.savefig(content, format=suffix[1:], metadata={**fields, "Title": title})
+        sheets[0].savefig(contents[".png"], format="png", metadata={"Software": "attnprobe", "Title": title})
+        metadata = {"Creator": "attnprobe", "CreationDate": None, "Title": title}
+        with PdfPages(contents[".pdf"], metadata=metadata) as file:
+            for sheet in sheets:
+                file.savefig(sheet)
+        for suffix, content in contents.items():
+            path = stem.with_suffix(suffix)
             with writing(path):
                 path.parent.mkdir(parents=True, exist_ok=True)
                 with atomic_path(path) as part:
                     part.write_bytes(content.getbuffer())
 
 
-def _write(result: xr.Dataset, figure: Figure, stem: Path) -> None:
+def _write(result: xr.Dataset, figures: Sequence[Figure], stem: Path) -> None:
     with writing(stem.parent):
         stem.parent.mkdir(parents=True, exist_ok=True)
     save(result, stem.with_suffix(".nc"))
-    write_figure(figure, stem, f"{stem.name}: {result.attrs.get('title', result.attrs.get('run_title'))}")
+    write_figure(figures, stem, f"{stem.name}: {result.attrs.get('title', result.attrs.get('run_title'))}")

@@ -13,7 +13,7 @@ from attnprobe.cli.printing import print_line, print_table
 from attnprobe.errors import UsageError, printable, shown
 from attnprobe.explore.page import Subject, page
 from attnprobe.figures import draw
-from attnprobe.figures.panels import title
+from attnprobe.figures.selection import title
 from attnprobe.report.write import write_figure
 
 COMMANDS = "\x1b[2J\u202e\n\u2028\ud800"

@@ -16,6 +16,11 @@ from attnprobe.tables import FIGURES, MEASURES
 from attnprobe.tables import FIGURES_OVER_STEPS as OVER_STEPS
 
 
+def panels(figure):
+    """Return the axes of a figure without colour bars and unused places."""
+    return [axes for axes in figure.axes if axes.get_label() != "<colorbar>" and axes.axison]
+
+
 def test_every_measure_has_its_figures():
     assert set(FIGURES) == set(OVER_STEPS) <= set(MEASURES)
 
@@ -36,8 +41,7 @@ def test_a_figure_is_redrawn_from_its_file_without_torch(spt_run, tmp_path):
 
 def test_the_drawn_profile_is_the_result(spt_run):
     result = proximity(spt_run.checkpoints[-1], sequences=8, nulls=2)
-    figure = FIGURES["proximity"](result)
-    score, pattern, contrast = (axis for part in figure.subfigs for axis in part.axes)
+    contrast, distance, score, pattern = panels(FIGURES["proximity"](result))
     half = result.sel(offset=slice(-16, 16)).isel(layer=0)
     for head in range(2):
         drawn = {curve.get_label(): curve for curve in score.lines}[f"head {head}"]
@@ -45,7 +49,9 @@ def test_the_drawn_profile_is_the_result(spt_run):
         drawn = {curve.get_label(): curve for curve in pattern.lines}[f"head {head}"]
         ratio = half["pattern_by_offset"] / half["uniform_pattern_by_offset"]
         np.testing.assert_allclose(drawn.get_ydata(), ratio.isel(head=head))
-    np.testing.assert_array_equal(contrast.images[0].get_array(), result["proximity_contrast"].values.T)
+    np.testing.assert_array_equal(contrast.images[0].get_array(), result["proximity_contrast"])
+    drawn = [dot.get_ydata().item() for dot in distance.lines]
+    np.testing.assert_array_equal(drawn, result["mean_distance"].isel(layer=0))
 
 
 @pytest.mark.parametrize("farthest", [16, 256, 257, 8192])
@@ -61,32 +67,37 @@ def test_a_long_sequence_has_a_logarithmic_axis(spt_run):
     """The result of a short sequence, reindexed to a longer one."""
     result = proximity(spt_run.checkpoints[-1], sequences=4, nulls=2)
     stretched = result.reindex(offset=np.arange(-999, 1000), fill_value=1.0).assign_attrs(n=1000)
-    (axis, *_) = FIGURES["proximity"](stretched).subfigs[0].axes
+    axis = panels(FIGURES["proximity"](stretched))[2]
     assert axis.get_xscale() == "symlog"
     assert axis.get_xlim() == pytest.approx((-500, 500))
 
 
-def test_a_contrast_is_framed_if_it_is_outside_both_nulls(spt_run):
+def test_a_contrast_has_a_dot_unless_it_is_outside_both_nulls(spt_run):
     result = proximity(spt_run.checkpoints[-1], sequences=8, nulls=2)
     null = result["proximity_contrast_null"]
     for name in ("permuted", "initial"):
         null.loc[{"null": name}] = np.linspace(-1, 1, null.sizes["draw"])[:, None, None]
-    for name, value, framed in (("none", 2.0, 2), ("permuted", 0.0, 0), ("initial", 0.0, 0)):
+    for name, value, dots in (("none", 2.0, 0), ("permuted", 0.0, 2), ("initial", 0.0, 2)):
         result["proximity_contrast"][:] = value
         if name != "none":  # only inside this null
             other = {"permuted": "initial", "initial": "permuted"}[name]
             null.loc[{"null": name}] = np.linspace(-1, 1, null.sizes["draw"])[:, None, None]
             null.loc[{"null": other}] = 5.0
-        contrast = FIGURES["proximity"](result).subfigs[0].axes[-1]
-        assert len(contrast.patches) == framed, name
+        contrast = panels(FIGURES["proximity"](result))[0]
+        assert len(contrast.lines[0].get_xdata()) == dots, name
 
 
 def test_an_image_task_is_drawn_in_both_views(image_checkpoint):
     result = proximity(image_checkpoint, sequences=4, nulls=2)
     figure = FIGURES["proximity"](result)
-    maps = [axis for axis in figure.subfigs[1].axes if axis.images]
+    _, _, score, ratio, *maps = panels(figure)
+    assert "distance (pixels)" in score.get_xlabel() and "distance (pixels)" in ratio.get_xlabel()
+    expected = result["grid_pattern_by_offset"] / result["grid_uniform_pattern_by_offset"]
     assert len(maps) == 4
-    title = figure.subfigs[0]._suptitle.get_text()
+    for axis, (layer, head) in zip(maps, np.ndindex(2, 2), strict=True):
+        half = expected.isel(layer=layer, head=head).sel(row_offset=slice(-4, 4), column_offset=slice(-4, 4))
+        np.testing.assert_allclose(axis.images[0].get_array(), np.log2(half.clip(min=1 / 8)))
+    title = figure.subfigs[0].texts[0].get_text()
     assert "digits, supervised, seed 0, step 2" in title
     assert "test" in title
 
@@ -105,21 +116,23 @@ def test_lines_are_distinguishable_without_colour():
     first = [line(number) for number in range(4)]
     assert len({str(style["linestyle"]) for style in first}) == 4
     assert len({line(number)["color"] for number in range(8)}) == len(COLOURS) == 8
+    assert len({str(line(number)) for number in range(32)}) == 32
 
 
 def test_the_drawn_terms_are_the_result(spt_run):
     result = positions(spt_run.checkpoints[-1], sequences=8, nulls=2)
-    figure = FIGURES["positions"](result)
-    share, contrast = figure.subfigs[0].axes
+    share_map, contrast_map, share, contrast, profile, spectrum, *maps = panels(FIGURES["positions"](result))
+    for axis, name in ((share_map, "variance_share"), (contrast_map, "proximity_contrast")):
+        expected = result[name].sel(term="position-position")
+        np.testing.assert_array_equal(axis.images[0].get_array(), expected)
     for axis, name in ((share, "variance_share"), (contrast, "proximity_contrast")):
         dots = [container for container in axis.containers if container.get_label().startswith("head")]
         assert len(dots) == 2
         for head, drawn in enumerate(dots):
             np.testing.assert_array_equal(drawn[0].get_ydata(), result[name].isel(layer=0, head=head))
-    images = [axis.images[0] for axis in figure.subfigs[2].axes if axis.images]
-    for head, drawn in enumerate(images):
-        np.testing.assert_array_equal(drawn.get_array(), result["position_score"].isel(layer=0, head=head))
-    profile, spectrum = figure.subfigs[1].axes
+    for head, axis in enumerate(maps):
+        expected = result["position_score"].isel(layer=0, head=head)
+        np.testing.assert_array_equal(axis.images[0].get_array(), expected)
     drawn = {curve.get_label(): curve for curve in profile.lines}["head 1"]
     expected = result["score_by_offset"].sel(term="position-position", offset=slice(-16, 16))
     np.testing.assert_array_equal(drawn.get_ydata(), expected.isel(layer=0, head=1))
@@ -149,23 +162,26 @@ def test_the_terms_of_a_run_are_drawn(spt_run):
 
 def test_rotary_images_show_their_pairs_and_two_dimensional_offsets(image_checkpoint):
     result = positions(image_checkpoint, sequences=4, nulls=2)
-    figure = FIGURES["positions"](result)
-    assert figure.subfigs[1].axes[-1].get_xscale() == "log"
-    images = [axis.images[0] for axis in figure.subfigs[2].axes if axis.images]
-    assert len(images) == 4
+    *_, distance, spectrum, first, second, third, fourth = panels(FIGURES["positions"](result))
+    assert spectrum.get_xscale() == "log" and "distance (pixels)" in distance.get_xlabel()
     shown = result["grid_score_by_offset"].sel(term="position-position")
-    np.testing.assert_array_equal(images[0].get_array(), shown.isel(layer=0, head=0))
+    for axis, (layer, head) in zip((first, second, third, fourth), np.ndindex(2, 2), strict=True):
+        np.testing.assert_array_equal(axis.images[0].get_array(), shown.isel(layer=layer, head=head))
 
 
 def test_the_drawn_signals_and_energies_are_the_result(spt_run):
     result = gradients(spt_run.checkpoints[-1], sequences=8, nulls=2)
-    signals, energies, *profiles = (axis for part in FIGURES["gradients"](result).subfigs for axis in part.axes)
-    for axis, name in ((signals, "snr"), (energies, "energy_share")):
-        dots = [dot for dot in axis.containers if hasattr(dot, "has_xerr")]
-        assert len(dots) == 4
-        for (loss, head), drawn in zip(np.ndindex(2, 2), dots, strict=True):
-            np.testing.assert_array_equal(drawn[0].get_xdata(), result[name].isel(loss=loss, layer=0, head=head))
-    names = [tick.get_text() for tick in signals.get_yticklabels()]
+    axes = panels(FIGURES["gradients"](result))
+    maps, signals, energies, profiles = axes[:4], axes[4:6], axes[6:8], axes[8:]
+    shown = result["snr"].sel(direction="circulant exponential"), result["energy_share"].sel(subspace="circulant")
+    for number, axis in enumerate(maps):
+        np.testing.assert_array_equal(axis.images[0].get_array(), shown[number // 2].isel(loss=number % 2))
+    for of_losses, name in ((signals, "snr"), (energies, "energy_share")):
+        for loss, axis in enumerate(of_losses):
+            dots = [dot for dot in axis.containers if hasattr(dot, "has_xerr")]
+            for head, drawn in zip(range(2), dots, strict=True):
+                np.testing.assert_array_equal(drawn[0].get_xdata(), result[name].isel(loss=loss, layer=0, head=head))
+    names = [tick.get_text() for tick in signals[0].get_yticklabels()]
     assert names == result["direction"].values.tolist()
     for loss, axis in enumerate(profiles):
         drawn = {curve.get_label(): curve for curve in axis.lines}["head 1"]
@@ -178,18 +194,23 @@ def test_the_drawn_changes_are_the_result(spt_run):
     result["accuracy_change"][0, 0, 0] = -0.5
     result["accuracy_change_interval"][0, 0, 0] = [-0.6, -0.4]
     result["accuracy_change_interval"][0, 0, 1] = [-0.1, 0.1]
-    everywhere, by_head, _ = FIGURES["interventions"](result).subfigs[0].axes
+    *maps, everywhere, by_head = panels(FIGURES["interventions"](result))
     dots = next(container for container in everywhere.containers if hasattr(container, "has_xerr"))
     np.testing.assert_array_equal(dots[0].get_xdata(), result["all_accuracy_change"])
-    np.testing.assert_array_equal(by_head.images[0].get_array(), result["accuracy_change"].isel(layer=0))
-    written = {text.get_position(): text.get_text() for text in by_head.texts}
-    assert written[0, 0] == "-.50" and (1, 0) not in written
+    dots = [container for container in by_head.containers if hasattr(container, "has_xerr")]
+    for head, drawn in enumerate(dots):
+        np.testing.assert_array_equal(drawn[0].get_xdata(), result["accuracy_change"].isel(layer=0, head=head))
+    for axis, kind in zip(maps, result["intervention"].values, strict=True):
+        assert axis.get_title("left").splitlines()[0] == kind.replace("_", " ")
+        np.testing.assert_array_equal(axis.images[0].get_array(), result["accuracy_change"].sel(intervention=kind))
+    assert [text.get_text() for text in maps[0].texts][0] == "−0.50"
+    assert maps[0].lines[0].get_xdata().round().tolist() == [1], "a dot where the interval includes 0"
 
 
 def test_interventions_on_real_values_show_the_loss(spt_run):
     result = interventions(spt_run.checkpoints[-1], sequences=4, nulls=2)
     without_accuracy = result.assign({name: result[name] * np.nan for name in result if "accuracy" in name})
-    everywhere, *_ = FIGURES["interventions"](without_accuracy).subfigs[0].axes
+    *_, everywhere, _ = panels(FIGURES["interventions"](without_accuracy))
     assert "change in loss" in everywhere.get_xlabel()
 
 
