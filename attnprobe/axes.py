@@ -59,6 +59,9 @@ LABELS = {
     "draw": "draw of the null",
 }
 
+KINDS = ("window", "term", "loss", "other_loss", "direction", "subspace", "intervention")
+"""Axes along which a variable has several values per head."""
+
 
 def label(axis: str) -> str:
     """Return the figure label of an axis; raise ``KeyError`` if the name is unknown."""

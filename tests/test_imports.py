@@ -13,13 +13,14 @@ PACKAGE = Path(__file__).parent.parent / "attnprobe"
 ORDER = [
     "errors", "former_names", "tables", "files", "interrupts", "axes", "randomness", "provenance", "geometry", "scores",
     "config",
-    "results", "statistics", "model", "tasks", "training", "networks", "measures", "figures", "report", "sweeps",
+    "results", "statistics", "model", "tasks", "training", "networks", "measures", "figures", "explore", "report",
+    "sweeps",
     "demo", "cli",
     "__main__",
 ]  # fmt: skip
 FIGURE_IMPORTS = {"errors", "former_names", "tables", "axes", "provenance", "results", "figures"}
 """Modules that figures may import: results, but no networks."""
-WITHOUT_NETWORKS = {"statistics", "measures", "figures", "report"}
+WITHOUT_NETWORKS = {"statistics", "measures", "figures", "explore", "report"}
 """Folders that may not import any network class."""
 
 

@@ -22,10 +22,10 @@ WIDTH = 230
 def overview(layers: int) -> dict[str, Any]:
     """Return the chart of one number in all layers and heads of a run; a click chooses a head.
 
-    Values outside the range of all draws of all nulls have a dot.
+    Values that are not outside the range of all draws of both nulls have a dot.
     """
     cells = alt.Chart(ROWS).mark_rect(strokeWidth=3, cursor="pointer")
-    outside = alt.Chart(ROWS).transform_filter("datum.outside").mark_circle(color="black", size=30, cursor="pointer")
+    inside = alt.Chart(ROWS).transform_filter("datum.inside").mark_circle(color="black", size=30, cursor="pointer")
     chart = cells.encode(
         x=alt.X("head:O", title="head", axis=alt.Axis(labelOverlap=True, labelAngle=0)),
         y=alt.Y("layer:O", title="layer", axis=alt.Axis(labelOverlap=True)),
@@ -33,7 +33,7 @@ def overview(layers: int) -> dict[str, Any]:
         stroke=alt.condition("datum.chosen", alt.value("#d62728"), alt.value("transparent")),
         tooltip=_tooltip("layer", "head", *_ends()),
     )
-    dots = outside.encode(x="head:O", y="layer:O", tooltip=_tooltip("layer", "head", *_ends()))
+    dots = inside.encode(x="head:O", y="layer:O", tooltip=_tooltip("layer", "head", *_ends()))
     return _spec((chart + dots).add_params(*LIMITS), height=max(40, 22 * layers))
 
 

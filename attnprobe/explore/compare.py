@@ -6,14 +6,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import xarray as xr
 
+from attnprobe.axes import KINDS
 from attnprobe.errors import UsageError, listed
 from attnprobe.explore.page import Subject, flattened, page, provenance_text
 from attnprobe.explore.view import View
-from attnprobe.results import open_result
-from attnprobe.statistics import Moments
+from attnprobe.figures.selection import over_repeats
+from attnprobe.results import open_result, over_seeds, own_prefix
 from attnprobe.tables import MEASURES
 from attnprobe.training.checkpoint import load
 from attnprobe.training.run import Run
@@ -22,12 +22,14 @@ from attnprobe.training.run import Run
 def compare(subjects: Sequence[Any] | Mapping[str, Any], measure: str = "proximity", **options: Any) -> View:
     """Show a measure of several runs side by side; runs that differ in their seed only are averaged.
 
-    For runs of several seeds, values are means over seeds, and intervals are t-intervals over them; nulls have the
-    draws of all seeds. Otherwise intervals are over sequences, as in the results.
+    For runs of several seeds, values are means over seeds, and intervals are t-intervals over them; heads are ranks
+    within their layer, since those of different networks do not correspond. Otherwise intervals are over sequences, as
+    in the results.
 
     Args:
-        subjects: Runs (of which the last checkpoint is measured), checkpoints, results, or paths of these; as a
-            mapping, with the name of each, else named by the settings that differ.
+        subjects: Runs (of which the last checkpoint is measured), checkpoints, results, or paths of these. As a
+            mapping, with the name of each, or of a list of runs of several seeds; else the settings that differ name
+            them.
         measure: Measure, if subjects are not results.
         options: Arguments of the measure.
 
@@ -42,65 +44,52 @@ def compare(subjects: Sequence[Any] | Mapping[str, Any], measure: str = "proximi
         >>> ap.compare({"SPT": "runs/spt", "supervised": "runs/supervised"}, nulls=2)  # doctest: +SKIP
     """
     measured = MEASURES[measure]
-    named = isinstance(subjects, Mapping)
-    found = list(subjects.values()) if isinstance(subjects, Mapping) else list(subjects)
+    found: list[tuple[str | None, Any]] = []
+    for name, subject in subjects.items() if isinstance(subjects, Mapping) else ((None, one) for one in subjects):
+        found += [(name, one) for one in (subject if isinstance(subject, list | tuple) else [subject])]
     if len(found) < 2:
         raise UsageError(f"compare: {len(found)} subjects; must be at least 2")
-    results = [_result(subject, measured, options) for subject in found]
+    results = [_result(subject, measured, options) for _, subject in found]
     kinds = sorted({str(result.attrs.get("measure")) for result in results})
     if len(kinds) > 1:
         raise UsageError(f"compare: results of several measures ({listed(kinds)}); must be of one")
     groups: dict[str, list[xr.Dataset]] = {}
-    names = list(map(str, subjects)) if named else _names([_settings(result) for result in results])
-    for name, result in zip(names, results, strict=True):
-        groups.setdefault(name, []).append(result)
+    for (name, _), other, result in zip(found, _names([_settings(one) for one in results]), results, strict=True):
+        groups.setdefault(other if name is None else str(name), []).append(result)
     shown = [
         Subject(
             f"{name} ({len(group)} seeds)" if len(group) > 1 else name,
             _settings(group[0]),
-            (),
-            {kinds[0]: over_seeds(group)},
+            results={kinds[0]: _over_seeds(group)},
         )
         for name, group in groups.items()
     ]
     summary = (inspect.getdoc(MEASURES[kinds[0]]) or "").split("\n")[0]
     if any(len(group) > 1 for group in groups.values()):
-        summary += " Means and intervals are over seeds."
+        summary += (
+            " Means and intervals are over seeds. Heads of different networks do not correspond, so those of each "
+            "layer are sorted by the first number (in the nulls too): head is a rank."
+        )
     origin = provenance_text(results, f"attnprobe.compare of {len(results)} results")
     return View(page(kinds[0], listed(groups), shown, {kinds[0]: summary}, origin))
 
 
-def over_seeds(results: Sequence[xr.Dataset]) -> xr.Dataset:
-    """Return the means of results over seeds, with t-intervals over them, and the null draws of all of them.
-
-    A single result is returned unchanged.
-
-    Raises:
-        UsageError: If variables have different sizes.
-    """
-    first = results[0]
+def _over_seeds(results: Sequence[xr.Dataset]) -> xr.Dataset:
+    """Return the means of results over seeds, with t-intervals over them; a single result is returned unchanged."""
     if len(results) == 1:
-        return first
-    averaged = {}
-    for key, array in first.items():
-        name = str(key)
-        if array.dtype.kind != "f" or name.endswith("_std"):
-            continue
-        sizes = sorted({str(dict(result[name].sizes)) if name in result else "absent" for result in results})
-        if len(sizes) > 1:
-            raise UsageError(f"{name}: differs between seeds ({listed(sizes)})")
-        if name.endswith("_null"):
-            averaged[name] = xr.concat([result[name].drop_vars("draw", errors="ignore") for result in results], "draw")
-            continue
-        if name.endswith("_interval"):
-            continue
-        moments = Moments()
-        moments.add(np.stack([result[name].values for result in results]))
-        averaged[name] = array.copy(data=moments.mean)
-        interval = moments.interval(float(first.attrs.get("ci_prob", 0.95)))
-        ends = xr.DataArray(interval, dims=(*array.dims, "bound"), coords={"bound": ["lower", "upper"]})
-        averaged[f"{name}_interval"] = ends
-    return xr.Dataset(averaged, attrs=first.attrs)
+        return results[0]
+    joined = over_seeds(results)
+    table = str(joined.attrs.get("table", "")).split()
+    name = next(name for name in (f"{own_prefix(joined)}proximity_contrast", *table, *joined) if name in joined)
+    null = f"{name}_null"
+    return over_repeats(joined, _main(joined[name]), _main(joined[null]) if null in joined else None)
+
+
+def _main(array: xr.DataArray) -> xr.DataArray:
+    """Return the first category of a number, or the position-position term."""
+    if "term" in array.dims:
+        array = array.sel(term="position-position")
+    return array.isel(dict.fromkeys((axis for axis in KINDS if axis in array.dims), 0))
 
 
 def _result(subject: Any, measure: Any, options: Mapping[str, Any]) -> xr.Dataset:

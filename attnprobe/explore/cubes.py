@@ -15,8 +15,7 @@ from typing import Any, Literal
 import numpy as np
 import xarray as xr
 
-from attnprobe.axes import LABELS
-from attnprobe.report.rows import KINDS
+from attnprobe.axes import KINDS, LABELS
 from attnprobe.results import TAILS, reasons_of
 
 SHARED = ("step", "layer", "head")

@@ -29,7 +29,7 @@ function rowsOf(cube, run, free = []) {
     if (cube.x) row.x = row[cube.x];
     if (cube.y) row.y = row[cube.y];
     const nulls = ends.slice(2).map((end) => row[end]).filter((x) => x !== null && x !== undefined);
-    row.outside = row.value !== null && nulls.length > 0 && (row.value > Math.max(...nulls) || row.value < Math.min(...nulls));
+    row.inside = row.value !== null && row.value <= Math.max(...nulls) && row.value >= Math.min(...nulls);
     for (const end of ends) row[`${end}_drawn`] = row[end] ?? row.value;  // an empty band where there is none
   }
   return rows;

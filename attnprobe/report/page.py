@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import xarray as xr
+from matplotlib.figure import Figure
 from tqdm import tqdm
 
 from attnprobe.errors import UsageError, listed
 from attnprobe.explore.page import Subject, page, provenance_text
-from attnprobe.figures import draw, draw_over_steps
+from attnprobe.figures import draw_over_steps, pages
 from attnprobe.files import Unwritable, write_atomic, writing
 from attnprobe.report.write import default_folder, joined_over_steps, prepare, write_figure
 from attnprobe.results import save
@@ -139,12 +140,13 @@ def _measured(
 
 def _write(measure: str, joined: xr.Dataset, last: xr.Dataset, folder: Path, is_run: bool) -> Mapping[str, bytes]:
     """Write a result with its figures, and return the PDF files by name."""
-    drawn = {f"{measure}_over_steps": (joined, draw_over_steps)} if is_run else {}
-    drawn[measure] = last, draw
+    drawn: list[tuple[str, xr.Dataset, Figure | list[Figure]]] = [(measure, last, pages(last))]
+    if is_run:
+        drawn.append((f"{measure}_over_steps", joined, draw_over_steps(joined)))
     files = {}
-    for stem, (result, draw_result) in drawn.items():
+    for stem, result, figure in drawn:
         path = folder / stem
         save(result, path.with_suffix(".nc"))
-        write_figure(draw_result(result), path, f"{stem}: {last.attrs['title']}")
+        write_figure(figure, path, f"{stem}: {last.attrs['title']}")
         files[f"{stem}.pdf"] = path.with_suffix(".pdf").read_bytes()
     return files

@@ -7,10 +7,8 @@ from typing import Any
 
 import xarray as xr
 
+from attnprobe.axes import KINDS
 from attnprobe.results import reasons
-
-KINDS = ("window", "term", "loss", "other_loss", "direction", "subspace", "intervention")
-"""Axes along which a variable has several values per head."""
 
 
 def head_rows(result: xr.Dataset, names: Sequence[str] | None = None) -> list[dict[str, Any]]:

@@ -18,6 +18,7 @@ from support import TINY as SPT_RUN
 from attnprobe import report
 from attnprobe.cli import main
 from attnprobe.config import TrainConfig
+from attnprobe.errors import UsageError
 from attnprobe.results import open_result
 from attnprobe.tables import MEASURES
 from attnprobe.tasks import configure

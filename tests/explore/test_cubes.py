@@ -4,11 +4,9 @@ import itertools
 
 import numpy as np
 import pytest
-import xarray as xr
 
 from attnprobe import gradients, positions, proximity
 from attnprobe.explore import cubes as module
-from attnprobe.explore.compare import over_seeds
 from attnprobe.explore.cubes import NEAR, POINTS, cubes
 from attnprobe.results import dataset, over_steps, variable
 
@@ -79,22 +77,3 @@ def test_profiles_of_many_steps_and_heads_are_kept_at_evenly_spaced_steps(monkey
     monkeypatch.setattr(module, "MOST", 4 * 2 * 19)
     (cube,) = cubes(long_result(10, steps=10))
     assert cube.axes["step"] == [0, 3, 6, 9]
-
-
-def test_results_of_several_seeds_are_averaged_with_an_interval_over_seeds():
-    rng = np.random.default_rng(0)
-    values = rng.normal(size=(5, 1, 2))
-    results = []
-    for seed in range(5):
-        array = variable(("layer", "head"), values[seed], "x", "1")
-        bounds = variable(("layer", "head", "bound"), np.zeros((1, 2, 2)), "interval", "1")
-        null = variable(("null", "draw", "layer", "head"), np.full((1, 2, 1, 2), float(seed)), "null", "1")
-        coordinates = {"layer": [0], "head": [0, 1], "bound": ["lower", "upper"], "null": ["permuted"], "draw": [0, 1]}
-        variables = {"x": array, "x_interval": bounds, "x_null": null}
-        results.append(dataset(variables, coordinates, {"ci_prob": 0.95}))
-    found = over_seeds(results)
-    np.testing.assert_allclose(found["x"], values.mean(0))
-    half = 2.7764451 * values.std(0, ddof=1) / 5**0.5  # t quantile with 4 degrees of freedom
-    np.testing.assert_allclose(found["x_interval"].sel(bound="upper"), values.mean(0) + half, rtol=1e-6)
-    assert found.sizes["draw"] == 10 and set(found["x_null"].values.ravel()) == set(range(5))
-    xr.testing.assert_identical(over_seeds(results[:1]), results[0])

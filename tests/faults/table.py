@@ -22,6 +22,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import resource
 import shutil
 import signal
