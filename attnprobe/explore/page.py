@@ -52,7 +52,8 @@ def page(title: str, subtitle: str, subjects: Sequence[Subject], summaries: Mapp
     builder = Builder([subject.name for subject in subjects])
     sections = [_runs(subjects), _training(builder, subjects)]
     sections += [_measure(builder, name, summary, subjects) for name, summary in summaries.items()]
-    sections.append({"id": "provenance", "name": "provenance", "code": origin})
+    lines = map(printable, origin.split("\n"))
+    sections.append({"id": "provenance", "name": "provenance", "code": "\n".join(lines)})
     return render(title, subtitle, [section for section in sections if section], builder)
 
 
@@ -371,6 +372,6 @@ def provenance_text(results: Sequence[xr.Dataset], command: str) -> str:
     lines = [command]
     for result in results:
         found = json.loads(result.attrs.get("provenance", "{}"))
-        lines += [f"{name}: {printable(value)}" for name, value in found.items() if value not in ("", None)]
+        lines += [f"{name}: {value}" for name, value in found.items() if value not in ("", None)]
         break
     return "\n".join(lines)

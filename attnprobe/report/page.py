@@ -59,7 +59,8 @@ def write_report(
             one.mkdir(parents=True, exist_ok=True)
     total = len(MEASURES) * sum(len(checkpoints) for _, checkpoints in opened)
     subjects = []
-    with tqdm(total=total, desc="report", unit="measure", disable=not progress, dynamic_ncols=True) as bar:
+    settings = {"unit": "measure", "disable": not progress, "leave": False, "delay": 2, "dynamic_ncols": True}
+    with tqdm(total=total, desc="report", **settings) as bar:
         for name, (run, checkpoints), own_folder in zip(names, opened, folders, strict=True):
             subjects.append(_subject(name, run, checkpoints, own_folder, bar.update, options))
     results = [result for subject in subjects for result in subject.results.values()]

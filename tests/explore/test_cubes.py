@@ -58,7 +58,7 @@ def long_result(n, steps=1, heads=2):
     profile = np.broadcast_to(offset.astype(float), (1, heads, 2 * n - 1))
     array = variable(("layer", "head", "offset"), profile, "profile", "1")
     coordinates = {"layer": [0], "head": np.arange(heads), "offset": offset}
-    one = dataset({"score_by_offset": array}, coordinates, {"step": 0})
+    one = dataset({"score_by_offset": array}, coordinates, {"measure": "mine", "step": 0})
     return over_steps([one.assign_attrs(step=step) for step in range(steps)])
 
 

@@ -82,7 +82,7 @@ def test_the_numbers_on_a_page_are_those_of_the_result_at_the_chosen_step_and_he
         def shown():
             tab.wait_for_function("document.body.dataset.drawn !== 'old'")
             row = tab.locator("#table-proximity tbody tr", has_text="mean_distance").first
-            return float(row.locator("td").nth(2).inner_text(timeout=2000).replace("−", "-"))
+            return float(row.locator("td").nth(1).inner_text(timeout=2000).replace("−", "-"))
 
         tab.locator("section:has(h2#proximity) summary").first.click()
         for step, head in ((-1, 0), (0, 0), (0, 1)):
@@ -211,8 +211,8 @@ def test_a_comparison_shows_runs_side_by_side(spt_run, tmp_path, opened):
     checkpoints = spt_run.checkpoints
     view = ap.compare({"first": checkpoints[0], "last": checkpoints[-1]}, sequences=4, nulls=1)
     with opened(view.save(tmp_path / "compared.html")) as tab:
-        overviews = tab.locator("figure:visible", has_text="of all heads")
-        assert [text.split(": ")[-1].strip() for text in overviews.all_inner_texts()] == ["first", "last"]
+        captions = tab.locator("figure:visible figcaption span", has_text="of all heads").all_inner_texts()
+        assert captions == ["of all heads: first", "of all heads: last"]
     data = json.loads(re.search(r'id="data" type="application/json">(.*?)</script>', view.html).group(1))
     assert data["runs"] == ["first", "last"]
     assert "<iframe" in view._repr_html_() and "&lt;!doctype html&gt;" in view._repr_html_()
