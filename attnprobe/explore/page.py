@@ -120,7 +120,7 @@ class Builder:
             choice: Name of the choice among labels; charts with the same one show the same label.
             free: Shared axes along which the chart draws all coordinates.
             clickable: Whether a click chooses the head.
-            choose: Whether the figure has the list of labels.
+            choose: Whether the figure has the list of labels, or the only one in its caption.
         """
         by_label: dict[str, list[dict[str, int]]] = {}
         for run, index in places:
@@ -141,9 +141,10 @@ class Builder:
         for label in by_label if choose else ():
             groups.setdefault(label.split(",")[0], []).append(label)
         choices = groups if len(by_label) > 1 else {}
+        only = f"{default} " if choose and not choices else ""
         return {
             "id": identifier,
-            "caption": printable(caption),
+            "caption": printable(only + caption),
             "choice": choice,
             "choices": choices,
             "default": default,

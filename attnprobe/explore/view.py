@@ -286,7 +286,9 @@ def _all_heads(builder: Builder, pattern: np.ndarray, shared: dict[str, list[int
     cube = Cube("map", "all heads", "attention pattern", "1", axes, {"query": "", "key": ""}, values)
     places = [(0, builder.add_cubes([cube])[0])]
     spec = charts.tiles(layers, heads, tile)
-    figure = builder.figure("pattern of all heads", spec, places, "tiles", ("layer", "head", "query"), clickable=True)
+    figure = builder.figure(
+        "pattern of all heads", spec, places, "tiles", ("layer", "head", "query"), clickable=True, choose=False
+    )
     builder.charts[-1]["tile"] = tile
     return figure
 
@@ -304,7 +306,7 @@ def _panel(
     spec = charts.heat_map(titles["key"], titles["query"], list(names) if is_exact else None)
     indices = [(0, builder.add_cubes([cube])[0])]
     caption = f"{PANELS[name]}, of the chosen head"
-    return builder.figure(caption, spec, indices, name, ("query",), clickable=is_exact)
+    return builder.figure(caption, spec, indices, name, ("query",), clickable=is_exact, choose=False)
 
 
 def _on_grid(
@@ -317,11 +319,15 @@ def _on_grid(
         values = {"value": rounded(batch.inputs[0].double().cpu().numpy(), DIGITS)}
         image = Cube("map", "image", "input", "1", pixels, titles, values)
         places = [(0, builder.add_cubes([image])[0])]
-        figures.append(builder.figure("image", charts.heat_map("column", "row", sides=grid), places, "image"))
+        figures.append(
+            builder.figure("image", charts.heat_map("column", "row", sides=grid), places, "image", choose=False)
+        )
     axes = {**shared, "query": list(range(pattern.shape[-1])), **pixels}
     values = {"value": rounded(pattern.ravel(), DIGITS)}
     attention = Cube("map", "pixels", "attention pattern", "1", axes, titles, values)
     places = [(0, builder.add_cubes([attention])[0])]
     caption = "attention of the chosen query, of the chosen head"
-    figures.append(builder.figure(caption, charts.heat_map("column", "row", sides=grid), places, "pixels"))
+    figures.append(
+        builder.figure(caption, charts.heat_map("column", "row", sides=grid), places, "pixels", choose=False)
+    )
     return figures
