@@ -216,3 +216,22 @@ def test_a_comparison_shows_runs_side_by_side(spt_run, tmp_path, opened):
     data = json.loads(re.search(r'id="data" type="application/json">(.*?)</script>', view.html).group(1))
     assert data["runs"] == ["first", "last"]
     assert "<iframe" in view._repr_html_() and "&lt;!doctype html&gt;" in view._repr_html_()
+
+
+def test_a_comparison_averages_runs_that_differ_in_their_seed_only(spt_run):
+    first = ap.proximity(spt_run.checkpoints[-1], sequences=4, nulls=1)
+
+    def of(shift, **settings):
+        config = json.loads(first.attrs["config"]) | settings
+        result = first.assign_attrs(config=json.dumps(config))
+        return result.assign(mean_distance=result["mean_distance"] + shift)
+
+    results = [of(0, seed=0), of(1, seed=1), of(5, seed=0, recipe="supervised")]
+    view = ap.compare(results)
+    data = json.loads(re.search(r'id="data" type="application/json">(.*?)</script>', view.html).group(1))
+    assert data["runs"] == ["recipe=spt (2 seeds)", "recipe=supervised"]
+    both, other = (cube for cube in data["cubes"] if cube["label"] == "mean_distance")
+    order = np.argsort(-first["proximity_contrast"].values[0])  # heads of several networks are ranks
+    expected = first["mean_distance"].values[0]
+    np.testing.assert_allclose(both["columns"]["value"], expected[order] + 0.5, rtol=1e-4)
+    np.testing.assert_allclose(other["columns"]["value"], expected + 5, rtol=1e-4)
