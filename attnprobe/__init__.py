@@ -109,7 +109,9 @@ def __getattr__(name: str) -> Any:
     if name in MODULES:
         return import_module(f"attnprobe.{name}")
     if name not in _HOME:
-        raise AttributeError(f"module 'attnprobe' has no attribute {name!r}; available: {', '.join(__all__)}")
+        from attnprobe.errors import choices  # only if needed, so that importing the package stays fast
+
+        raise AttributeError(f"module 'attnprobe' has no attribute {name!r}; {choices(name, __all__)}")
     return getattr(import_module(f"attnprobe.{_HOME[name]}"), name)
 
 

@@ -6,6 +6,7 @@ the keywords of `attnprobe.configure`. Their names are disjoint.
 
 import dataclasses
 import functools
+import re
 from collections.abc import Mapping
 from dataclasses import field
 from pathlib import Path
@@ -16,7 +17,7 @@ import pydantic.dataclasses
 from pydantic import Field
 from typing_extensions import dataclass_transform
 
-from attnprobe.errors import UsageError, abridged, listed, shown
+from attnprobe.errors import UsageError, abridged, choices, listed, shown
 from attnprobe.former_names import current_settings, refuse_former_settings
 from attnprobe.tables import OBJECTIVES, POSITIONS
 
@@ -66,6 +67,9 @@ def _one_line(error: Any) -> str:
     if error["type"] == "value_error":
         return str(error["ctx"]["error"])
     name = ".".join(str(part) for part in error["loc"])
+    if error["type"] == "literal_error" and isinstance(error["input"], str):
+        valid = re.findall("'([^']*)'", error["ctx"]["expected"])
+        return f"{abridged(name)}={shown(error['input'])} is unknown; {choices(error['input'], valid)}"
     return f"{abridged(name)}={shown(error['input'])}: {error['msg'].lower()}"
 
 
@@ -203,6 +207,10 @@ class ModelConfig:
         if not 0.5 <= self.length_scale <= 1e6:
             raise UsageError(f"init_qk='proximity' needs a length_scale of 0.5 ... 1e6, not {self.length_scale}")
 
+    def __repr__(self) -> str:
+        """Return the settings that differ from the defaults, in one line."""
+        return _shortest(self)
+
     @property
     def d_head(self) -> int:
         """Width of one head."""
@@ -329,10 +337,14 @@ class TrainConfig:
         if name == "masked":
             return  # avoids importing torch for the default
         if name not in OBJECTIVES or name == "labels":
-            valid = listed(objective for objective in OBJECTIVES if objective != "labels")
-            raise UsageError(f"pretrain_objective={name!r} is unknown; valid: {valid}")
+            valid = [objective for objective in OBJECTIVES if objective != "labels"]
+            raise UsageError(f"pretrain_objective={name!r} is unknown; {choices(name, valid)}")
         if self.recipe == "spt" and OBJECTIVES[name].needs_causal and not self.model.causal:
             raise UsageError(f"pretrain_objective={name!r} needs causal=True: otherwise the next token is visible")
+
+    def __repr__(self) -> str:
+        """Return the settings that differ from the defaults, in one line."""
+        return _shortest(self)
 
     @property
     def stages(self) -> tuple[tuple[str, int], ...]:
@@ -348,6 +360,19 @@ class TrainConfig:
         return self.steps + sum(self.more_steps)
 
 
+def changed(config: Any) -> dict[str, Any]:
+    """Return the fields of a settings dataclass that differ from its defaults, by name."""
+    values = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+    default = type(config)()
+    return {name: value for name, value in values.items() if value != getattr(default, name)}
+
+
+def _shortest(config: Any) -> str:
+    """Return the shortest expression that rebuilds settings."""
+    arguments = listed(f"{name}={value!r}" for name, value in changed(config).items())
+    return f"{type(config).__name__}({arguments})"
+
+
 def from_flat(named: Mapping[str, Any]) -> TrainConfig:
     """Build a `TrainConfig` from a flat mapping of `TrainConfig` and `ModelConfig` fields.
 
@@ -361,7 +386,7 @@ def from_flat(named: Mapping[str, Any]) -> TrainConfig:
     valid = {*_field_names(TrainConfig), *_field_names(ModelConfig)} - {"model"}
     for name in named:
         if name not in valid:
-            raise UsageError(f"unknown setting {shown(name)}; valid: {listed(sorted(valid))}")
+            raise UsageError(f"unknown setting {shown(name)}; {choices(name, sorted(valid))}")
     model = {name: named.pop(name) for name in _field_names(ModelConfig) if name in named}
     return TrainConfig(model=ModelConfig(**model), **named)
 

@@ -1,11 +1,15 @@
 """Exceptions for user errors, a warning of data, and text from files in messages."""
 
+import difflib
+from collections.abc import Iterable
 from typing import Any
 
 JOINERS = "\u200c\u200d"
 """Invisible characters that words of Persian, Hindi and others need; they change nothing around them."""
 MOST = 1000
 """Largest number of characters of a message. A list of all settings fits; a value from a file is cut before."""
+SIMILAR = 0.7
+"""Similarity, of at most 1, from which a name is suggested: 0.75 for tusk and task, 0.67 for on and none."""
 MOST_SHOWN = 80
 """Largest number of characters of a value in a message."""
 
@@ -21,6 +25,10 @@ class UsageError(ValueError):
         """Create the exception from its message."""
         super().__init__(abridged(printable(message), MOST))
 
+    def _render_traceback_(self) -> list[str]:
+        """Return what IPython and Jupyter print instead of the traceback: the message. ``%debug`` still works."""
+        return [f"{type(self).__name__}: {self}"]
+
 
 class NonFiniteError(UsageError):
     """Activations, predictions or gradients that are NaN, infinite or outside the range of their type."""
@@ -33,6 +41,24 @@ class DataWarning(UserWarning):
 def listed(values: object) -> str:
     """Format an iterable as one comma-separated line for messages."""
     return ", ".join(map(str, values))  # pyright: ignore[reportArgumentType]
+
+
+def choices(name: object, valid: Iterable[object]) -> str:
+    """Return what a message about an unknown name says of the valid ones: the most similar one, and all of them.
+
+    >>> choices("pears", ["pairs", "digits"])
+    "did you mean 'pairs'? valid: pairs, digits"
+    >>> choices("x", ["pairs", "digits"])
+    'valid: pairs, digits'
+    """
+    names = [str(other) for other in valid]
+    return f"{suggestion(name, names)}valid: {listed(names)}"
+
+
+def suggestion(name: object, valid: Iterable[str]) -> str:
+    """Return the question whether the most similar of the valid names was meant, or "" if none is similar."""
+    similar = difflib.get_close_matches(str(name), list(valid), n=1, cutoff=SIMILAR)
+    return f"did you mean {similar[0]!r}? " if similar else ""
 
 
 def printable(value: object) -> str:

@@ -12,7 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from attnprobe.errors import UsageError, listed
+from attnprobe.errors import UsageError, choices
 
 
 class Table(MutableMapping[str, Any]):
@@ -42,7 +42,7 @@ class Table(MutableMapping[str, Any]):
     def check(self, name: Any) -> str:
         """Return a name if it is registered; raise `UsageError` otherwise."""
         if name not in self:
-            raise UsageError(f"{self._what}={name!r} is unknown; valid: {listed(self)}")
+            raise UsageError(f"{self._what}={name!r} is unknown; {choices(name, self)}")
         return name
 
     def get(self, name: str, default: Any = None) -> Any:

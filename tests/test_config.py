@@ -55,10 +55,10 @@ def test_unknown_and_missing_fields_are_refused(kind, plain, message):
     ("settings", "message"),
     [
         ({"length_scale": 0}, "length_scale=0: input should be greater than 0"),
-        ({"score_bias": "on"}, "score_bias='on': input should be 'none', 'fixed' or 'learned'"),
+        ({"score_bias": "on"}, "score_bias='on' is unknown; valid: none, fixed, learned"),
         ({"rat": 1}, "unknown setting 'rat'; valid: activation, batch_size, causal"),
-        ({"recipe": "spit"}, "recipe='spit': input should be 'supervised' or 'spt'"),
-        ({"position": "rotory"}, "position='rotory' is unknown; valid: none, learned"),
+        ({"recipe": "spit"}, "recipe='spit' is unknown; did you mean 'spt'? valid: supervised, spt"),
+        ({"position": "rotory"}, "position='rotory' is unknown; did you mean 'rotary'? valid: none, learned"),
         ({"n_layers": 0}, "n_layers=0: input should be greater than 0"),
         ({"n_layers": "two"}, "n_layers='two'"),
         ({"mask_probability": 1.0}, "mask_probability=1.0: input should be less than 1"),
@@ -136,3 +136,15 @@ def test_missing_file_is_refused(tmp_path):
 def test_inconsistent_data_specs_are_refused(settings, message):
     with pytest.raises(UsageError, match=message):
         DataSpec(**settings)
+
+
+def test_settings_show_what_differs_from_the_defaults_as_an_expression():
+    names = {"TrainConfig": TrainConfig, "ModelConfig": ModelConfig}
+    assert repr(TrainConfig()) == "TrainConfig()"
+    for config in (
+        TrainConfig(),
+        TrainConfig(task="digits", model=ModelConfig(n_layers=3, causal=True), more_steps=(3, 4)),
+        TrainConfig(task_options={"n": 8}, init_seed=3),
+    ):
+        assert eval(repr(config), names) == config
+    assert repr(TrainConfig(model=ModelConfig(n_layers=3))) == "TrainConfig(model=ModelConfig(n_layers=3))"

@@ -153,7 +153,7 @@ def test_a_folder_name_depends_on_the_settings_only(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("grd: {}", "unknown key 'grd'; valid: out, base, grid"),
+        ("grd: {}", "unknown key 'grd'; did you mean 'grid'? valid: out, base, grid"),
         ("out: 3", "out=3: must be a string"),
         ("base: [1]", "base=[1]: must be a section"),
         ("grid: {learning_rate: 0.1}", "grid.learning_rate=0.1: must be a non-empty list of values or of tables"),

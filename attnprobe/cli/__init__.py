@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from importlib import import_module
 from typing import Any
 
-from attnprobe.errors import DataWarning, UsageError, abridged, listed, printable
+from attnprobe.errors import DataWarning, UsageError, abridged, choices, printable
 from attnprobe.interrupts import Interrupted, terminating
 from attnprobe.tables import MEASURES
 from attnprobe.training.metrics import DamageWarning
@@ -89,7 +89,7 @@ def _dispatch(arguments: list[str]) -> None:
     elif name in MEASURES:
         import_module(f"{__name__}.measure").run(name, rest)
     else:
-        raise UsageError(f"unknown command {name!r}; valid: {listed([*COMMANDS, *MEASURES])}")
+        raise UsageError(f"unknown command {name!r}; {choices(name, [*COMMANDS, *MEASURES])}")
 
 
 @contextlib.contextmanager

@@ -14,7 +14,7 @@ import docstring_parser
 import tyro
 
 from attnprobe.cli.printing import write_plain
-from attnprobe.errors import UsageError
+from attnprobe.errors import UsageError, choices, suggestion
 from attnprobe.tasks.folder import VARIABLE
 
 Flags = TypeVar("Flags")
@@ -62,7 +62,7 @@ def parse(kind: type[Flags], command: str, arguments: list[str], pairs: bool = F
     except SystemExit as stop:
         if stop.code in (0, None):
             raise
-        raise UsageError(_one_line(stderr.getvalue())) from None
+        raise UsageError(_with_choices(_one_line(stderr.getvalue()), kind)) from None
     if getattr(flags, "data", None) is not None:
         os.environ[VARIABLE] = str(flags.data)  # for worker processes as well
     return flags
@@ -74,6 +74,18 @@ def _one_line(box: str) -> str:
     text = " ".join(line for line in lines if re.search(r"\w", line))
     text = re.split(r" *(?:For full helptext|Argument helptext|Perhaps you meant|in attnprobe )", text)[0]
     return text or "invalid arguments"
+
+
+def _with_choices(message: str, kind: type[Any]) -> str:
+    """Return tyro's message about an unknown flag or value with the most similar valid one."""
+    if choice := re.fullmatch(r"invalid choice '(.*)' for argument '(.*)'\. Expected one of \((.*)\)\.", message):
+        value, argument, valid = choice.groups()
+        names = re.findall("'([^']*)'", valid)
+        return f"{argument} {value} is unknown; {choices(value, names)}"
+    if unknown := re.match(r"Unrecognized options: (--[^\s,=]+)", message):
+        flags = [f"--{field.name.replace('_', '-')}" for field in dataclasses.fields(kind)]
+        return f"{message}; {suggestion(unknown[1], flags)}".rstrip("; ")
+    return message
 
 
 def flag(name: str, kind: Any, help: str | None, default: Any) -> tuple[str, Any, Any]:

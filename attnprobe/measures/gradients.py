@@ -12,7 +12,7 @@ import torch.nn.functional as F
 import xarray as xr
 from torch import Tensor
 
-from attnprobe.errors import UsageError, listed
+from attnprobe.errors import UsageError, choices
 from attnprobe.geometry import geometry
 from attnprobe.measures.driver import (
     Compute,
@@ -375,9 +375,8 @@ def _losses(probe: Probe, requested: tuple[str, ...]) -> tuple[str, ...]:
         if name not in probe.objectives:
             causal = name in OBJECTIVES and OBJECTIVES[name].needs_causal
             why = " (it requires causal attention)" if causal else ""
-            raise UsageError(
-                f"objectives={name!r}: does not apply to this network{why}; valid: {listed(probe.objectives)}"
-            )
+            problem = f"does not apply to this network{why}" if name in OBJECTIVES else "is unknown"
+            raise UsageError(f"objectives={name!r}: {problem}; {choices(name, probe.objectives)}")
     return tuple(objective for objective in probe.objectives if objective in requested or not requested)
 
 

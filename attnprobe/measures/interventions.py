@@ -12,7 +12,7 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from attnprobe.errors import UsageError, listed
+from attnprobe.errors import UsageError, listed, suggestion
 from attnprobe.measures.driver import (
     Add,
     Compute,
@@ -211,8 +211,9 @@ def _setup(request: Request, length_scale: float, patch_from: Network | None, re
     traits = Traits(network, any(biased), patch_from is not None)
     edits = {name: edit for name, edit in EDITS.items() if edit.applies(traits)}
     if unknown := sorted(set(requested) - set(edits)):
-        why = "does not apply to this network" if unknown[0] in EDITS else "is unknown"
-        raise UsageError(f"edits={unknown[0]!r}: {why}; valid: {listed(edits)}")
+        name = unknown[0]
+        why = "does not apply to this network; " if name in EDITS else f"is unknown; {suggestion(name, EDITS)}"
+        raise UsageError(f"edits={name!r}: {why}valid: {listed(edits)}")
     edits = {name: edit for name, edit in edits.items() if name in requested or not requested}
     data_means = None
     if network.shape.knows_queries:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 
 from torch import Tensor
 
-from attnprobe.errors import UsageError, listed
+from attnprobe.errors import UsageError, listed, suggestion
 
 PARTS = {
     "embeddings": r"embed\.|cls$",
@@ -36,7 +36,8 @@ def select(expression: str, names: Iterable[str]) -> list[str]:
     for part in parts:
         if part not in PARTS:
             raise UsageError(
-                f"unknown part {part!r}; valid: all, all-but-PART, {listed(PARTS)}, joined by + or a comma"
+                f"unknown part {part!r}; {suggestion(part, PARTS)}valid: all, all-but-PART, {listed(PARTS)}, joined by "
+                "+ or a comma"
             )
         if part not in present:
             raise UsageError(f"part {part!r} has no parameters in this network; valid: {listed(present)}")

@@ -12,7 +12,7 @@ from typing import Any
 
 from attnprobe import tasks
 from attnprobe.config import TrainConfig, read_file
-from attnprobe.errors import UsageError, abridged, listed, shown
+from attnprobe.errors import UsageError, abridged, choices, shown
 from attnprobe.former_names import former_settings, refuse_former_settings
 
 OPTIONS = "task_options"
@@ -65,7 +65,7 @@ def read_sweep(path: str | Path, out: str | Path | None = None) -> Sweep:
     valid = {"out": str, "base": dict, "grid": dict}
     for name, value in content.items():
         if name not in valid:
-            raise UsageError(f"{path}: unknown key {shown(name)}; valid: {listed(valid)}")
+            raise UsageError(f"{path}: unknown key {shown(name)}; {choices(name, valid)}")
         if not isinstance(value, valid[name]):
             raise UsageError(f"{path}: {name}={shown(value)}: must be {'a string' if name == 'out' else 'a section'}")
     folder = Path(out or content.get("out") or Path("runs") / path.stem)

@@ -7,7 +7,7 @@ from pathlib import PurePath
 from typing import Any
 
 from attnprobe.config import DataSpec, TrainConfig, from_flat
-from attnprobe.errors import UsageError, listed
+from attnprobe.errors import UsageError, choices
 from attnprobe.tables import TASKS
 from attnprobe.tasks.own import Own, is_copied, is_path, kept
 from attnprobe.tasks.presets import PRESETS
@@ -25,7 +25,7 @@ def source(name: Any, options: Any = None) -> Source:
     parameter.
     """
     if not is_path(name) and (not isinstance(name, str) or name not in TASKS):
-        raise UsageError(f"task={name!r} is unknown; valid: {listed(TASKS)}, or the path of a file or folder")
+        raise UsageError(f"task={name!r} is unknown; {choices(name, TASKS)}, or the path of a file or folder")
     kind: type[Source] = Own if is_path(name) else TASKS[name]
     fixed = {"file": name} if is_path(name) else {}
     valid = [field.name for field in dataclasses.fields(kind) if field.name not in fixed]  # pyright: ignore[reportArgumentType]
@@ -33,7 +33,7 @@ def source(name: Any, options: Any = None) -> Source:
         raise UsageError(f"task_options={options!r}: must map parameter names to values")
     for option in options or {}:
         if option not in valid:
-            raise UsageError(f"task {name} has no parameter {option!r}; valid: {listed(valid)}")
+            raise UsageError(f"task {name} has no parameter {option!r}; {choices(option, valid)}")
     return kind(**fixed, **(options or {}))
 
 
@@ -84,7 +84,7 @@ def configure(task: str | Task | None = None, *, preset: str | None = None, **na
     (('masked', 150), ('labels', 50))
     """
     if preset is not None and preset not in PRESETS:
-        raise UsageError(f"preset={preset!r} is unknown; valid: {listed(PRESETS)}")
+        raise UsageError(f"preset={preset!r} is unknown; {choices(preset, PRESETS)}")
     chosen = {} if preset is None else PRESETS[preset]
     name = kept(task) if isinstance(task, Task) else task or chosen.get("task", "pairs")
     if chosen and name != chosen["task"]:

@@ -16,7 +16,7 @@ from typing import IO, Any, Literal
 import numpy as np
 
 from attnprobe.config import LARGEST
-from attnprobe.errors import UsageError, abridged, listed, shown
+from attnprobe.errors import UsageError, abridged, choices, listed, shown
 from attnprobe.files import atomic_path, opened_zip
 from attnprobe.tasks.assemble import Made, Make, split_names, task_of
 from attnprobe.tasks.inputs import Inputs, of_array, of_cells, of_images, on_grid
@@ -110,7 +110,7 @@ def read_arrays(path: Path, valid: Collection[str] | None = None) -> dict[str, n
                 members = {member.filename.removesuffix(".npy"): member for member in archive.infolist()}
                 _check_members(archive.infolist(), path.stat().st_size)
                 if valid is not None and (unknown := sorted(set(members) - set(valid))):
-                    raise UsageError(f"unknown array {abridged(listed(unknown))}; valid: {listed(valid)}")
+                    raise UsageError(f"unknown array {abridged(listed(unknown))}; {choices(unknown[0], valid)}")
                 return {name: _array_of(path, file, archive, name, member) for name, member in members.items()}
     except UsageError:
         raise
@@ -257,7 +257,7 @@ def _task(make: Make[Made], arrays: Mapping[str, Any], name: str, reading: Readi
         if (value := getattr(reading, option)) != getattr(Reading(), option):
             raise UsageError(f"{option}={value!r}: is for tables, not for arrays")
     if unknown := sorted(set(arrays) - set(ARRAYS)):
-        raise UsageError(f"unknown array {abridged(listed(unknown))}; valid: {listed(ARRAYS)}")
+        raise UsageError(f"unknown array {abridged(listed(unknown))}; {choices(unknown[0], ARRAYS)}")
     kinds = [kind for kind in ("tokens", "values", "images") if kind in arrays]
     if len(kinds) != 1 or "labels" not in arrays:
         raise UsageError(f"must hold labels, and one of tokens, values and images; holds {listed(arrays) or 'nothing'}")

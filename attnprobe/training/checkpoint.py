@@ -18,7 +18,7 @@ import torch
 
 from attnprobe import tasks
 from attnprobe.config import DataSpec, TrainConfig, from_plain
-from attnprobe.errors import UsageError, listed, shown
+from attnprobe.errors import UsageError, listed, shown, suggestion
 from attnprobe.files import atomic_path, opened_zip, writing
 from attnprobe.former_names import current_settings
 from attnprobe.model.shapes import BUILT_IN, shapes
@@ -252,11 +252,12 @@ def load(path: str | Path) -> Checkpoint:
             written by a newer attnprobe, or has unknown, missing or invalid entries, which the message names. Weights
             of other names or shapes than the settings imply are invalid. Nothing is built before these checks.
     """
+    if not isinstance(path, str | Path):
+        advice = "of a run, take the checkpoint at a step with attnprobe.Run.open(FOLDER).at(STEP)"
+        raise UsageError(f"{shown(path)}: must be the path of a checkpoint; {advice}")
     path = Path(path)
     if not path.is_file():
-        available = listed(sorted(file.name for file in path.parent.glob("step-*.pt")))
-        missing = f"no such file{available and f'; available: {available}'}"
-        raise UsageError(f"{path}: {'is a folder, not a checkpoint' if path.is_dir() else missing}")
+        raise UsageError(f"{path}: {_missing(path)}")
     if path.suffix == ".nc":
         raise UsageError(f"{path}: a result, not a checkpoint; open it with attnprobe.open_result")
     try:
@@ -277,6 +278,20 @@ def load(path: str | Path) -> Checkpoint:
     if not intact:
         raise UsageError(f"{path}: damaged (its content differs from its digest); {_advice(path)}")
     return checkpoint
+
+
+def _missing(path: Path) -> str:
+    """Return why a path is no checkpoint file, and which files may have been meant."""
+    if path.is_dir():
+        folder = path.parent if path.name == "checkpoints" else path
+        steps = sorted(file.stem[5:] for file in (folder / "checkpoints").glob("step-*.pt"))
+        numbers = listed(int(step) for step in steps if step.isdigit())
+        advice = f"; take one of its checkpoints with attnprobe.Run.open({str(folder)!r}).at(STEP); steps: {numbers}"
+        return f"is a folder, not a checkpoint{advice if numbers else ''}"
+    if (inside := path.parent / "checkpoints" / path.name).is_file():
+        return f"no such file; did you mean {inside}?"
+    names = sorted(file.name for file in path.parent.glob("step-*.pt"))
+    return f"no such file{f'; {suggestion(path.name, names)}available: {listed(names)}' if names else ''}"
 
 
 LONGEST = 500

@@ -17,12 +17,12 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
 from attnprobe.config import TrainConfig, from_plain
-from attnprobe.errors import UsageError, listed
+from attnprobe.errors import UsageError, listed, shown
 from attnprobe.files import PART, write_atomic
 from attnprobe.provenance import provenance
 from attnprobe.training.checkpoint import Checkpoint, load
@@ -38,10 +38,11 @@ from attnprobe.training.metrics import (
     read_finished,
     read_metrics,
 )
+from attnprobe.training.overview import run_html
 from attnprobe.training.rank import is_main_process
 
-BLOCK = 2**20
-"""Bytes that are written at once."""
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 @dataclass(frozen=True)
@@ -65,8 +66,10 @@ class Run:
 
     @classmethod
     def open(cls, folder: str | Path) -> "Run":
-        """Open the run in a folder; raise `UsageError` if the folder has no checkpoints."""
+        """Open the run in a folder, which may also be its ``checkpoints``; raise `UsageError` if there are none."""
         run = cls(Path(folder))
+        if run.folder.name == "checkpoints" and cls(run.folder.parent).checkpoint_paths:
+            run = cls(run.folder.parent)
         if not run.folder.is_dir():
             raise UsageError(f"{folder}: no such folder")
         if not run.checkpoint_paths:
@@ -185,6 +188,17 @@ class Run:
         paths = [path for path in (self.folder / "checkpoints").glob("step-*.pt") if path.stem[5:].isdigit()]
         return sorted(paths, key=lambda path: int(path.stem[5:]))
 
+    @property
+    def steps(self) -> list[int]:
+        """Steps of the checkpoints, in ascending order."""
+        return [int(path.stem[5:]) for path in self.checkpoint_paths]
+
+    def at(self, step: int) -> Checkpoint:
+        """Return the checkpoint at a step; raise `UsageError` if there is none."""
+        if step not in self.steps:
+            raise UsageError(f"{self.folder}: has no checkpoint at step {shown(step)}; valid: {listed(self.steps)}")
+        return load(self.path_of(step))
+
     @cached_property
     def checkpoints(self) -> list[Checkpoint]:
         """The checkpoints, sorted by step."""
@@ -233,6 +247,13 @@ class Run:
                 raise
             _warn(f"{error}; the metrics in {state.path} are used instead; repair it with --resume {self.folder}")
             return state.metrics
+
+    @property
+    def table(self) -> "pd.DataFrame":
+        """The metrics as a table: one row per evaluation, without the numbers of each class and channel."""
+        import pandas as pd
+
+        return pd.DataFrame([{name: x for name, x in row.items() if not isinstance(x, list)} for row in self.metrics])
 
     def _intact_metrics(self) -> list[dict[str, Any]]:
         finished, rows = self._sealed, read_metrics(self.metrics_path)
@@ -285,6 +306,10 @@ class Run:
             if int(path.stem[5:]) not in steps:
                 path.unlink()
         self._write_metrics(metrics)
+
+    def _repr_html_(self) -> str:
+        """Return status, settings, last metrics and steps as HTML for Jupyter, with the next call to make."""
+        return run_html(self)
 
     def _write_metrics(self, metrics: list[dict[str, Any]]) -> None:
         write_atomic(self.metrics_path, "".join(json.dumps(row) + "\n" for row in metrics))

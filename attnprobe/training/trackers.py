@@ -7,24 +7,36 @@ import contextlib
 import dataclasses
 import importlib.util
 import logging
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from attnprobe.config import TrainConfig
-from attnprobe.errors import UsageError, listed
+from attnprobe.errors import UsageError, choices
 from attnprobe.files import writing
+from attnprobe.training.rank import is_main_process
 
 Log = Literal["tensorboard", "wandb"]
+WITHOUT_ACCOUNT = ("offline", "dryrun", "disabled")
+"""Values of WANDB_MODE with which nothing is uploaded."""
 
 
 def check(names: Sequence[str]) -> None:
-    """Raise `UsageError` for an unknown tracker or one whose package is not installed."""
+    """Raise `UsageError` for an unknown tracker, one whose package is not installed, or wandb without an account.
+
+    In a terminal, Weights & Biases asks for the missing API key.
+    """
     for name in names:
         if name not in get_args(Log):
-            raise UsageError(f"log={name!r} is unknown; valid: {listed(get_args(Log))}")
+            raise UsageError(f"log={name!r} is unknown; {choices(name, get_args(Log))}")
         if importlib.util.find_spec(name) is None:
             raise UsageError(f"log={name!r} needs a package that is not installed: pip install 'attnprobe[{name}]'")
+        if name == "wandb" and os.environ.get("WANDB_MODE") not in WITHOUT_ACCOUNT and is_main_process():
+            import wandb
+
+            with _errors_of(name):
+                wandb.login()
 
 
 @contextlib.contextmanager

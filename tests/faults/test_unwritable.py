@@ -145,6 +145,7 @@ def test_a_missing_account_of_wandb_ends_in_one_line(tmp_path):
     line = errors.strip().splitlines()[-1]
     assert status == 2 and line.startswith("attnprobe: log='wandb': ") and "WANDB_MODE=offline" in line
     assert "Traceback" not in errors
+    assert not (tmp_path / "run").exists()
 
 
 def test_weights_that_do_not_fit_into_memory_are_one_line(tmp_path, capsys):

@@ -98,7 +98,7 @@ def test_a_file_is_looked_for_in_the_working_directory_and_then_in_the_data_fold
         ),
         (
             {"length": [1, 1, 1, 1]},
-            "unknown array length; valid: tokens, values, images, labels, lengths",
+            "unknown array length; did you mean 'lengths'? valid: tokens, values, images, labels, lengths",
         ),
         ({"tokens": np.array([[1], [1, 2]], dtype=object)}, "tokens holds Python objects: must hold numbers"),
         ({"tokens": np.zeros((4, 3))}, "tokens of type float64: must be ids"),

@@ -137,7 +137,7 @@ def test_best_accuracy_of_bigrams_at_extreme_parameters():
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("pears", {}, "task='pears' is unknown; valid: pairs, planted, bigrams, digits"),
+        ("pears", {}, "task='pears' is unknown; did you mean 'pairs'\\? valid: pairs, planted, bigrams, digits"),
         (["pairs"], {}, r"task=\['pairs'\] is unknown"),
         ("pairs", 3, "task_options=3: must map parameter names to values"),
         ("pairs", {"m": 3}, "no parameter 'm'; valid: n, alphabet, classes"),
