@@ -11,10 +11,10 @@ PACKAGE = Path(__file__).parent.parent / "attnprobe"
 
 # Each module or folder may import from itself and from earlier entries.
 ORDER = [
-    "errors", "former_names", "tables", "files", "interrupts", "axes", "randomness", "provenance", "geometry", "scores",
-    "config",
-    "results", "statistics", "model", "tasks", "training", "networks", "measures", "figures", "explore", "report",
-    "sweeps",
+    "errors", "former_names", "tables", "files", "interrupts", "axes", "randomness", "provenance", "progress",
+    "geometry", "scores", "config",
+    "results", "statistics", "model", "tasks", "training", "networks", "measures", "figures",
+    "explore", "report", "sweeps",
     "demo", "cli",
     "__main__",
 ]  # fmt: skip

@@ -6,8 +6,10 @@ User errors print one line and exit with status 2.
 import contextlib
 import os
 import re
+import shutil
 import signal
 import sys
+import textwrap
 import warnings
 from collections.abc import Iterator, Sequence
 from importlib import import_module
@@ -29,6 +31,8 @@ COMMANDS = {
     "report": "Run every measure and write its figures and one HTML page.",
 }
 """Commands other than measures; each is a module of this package with a function ``run``."""
+NARROWEST = 20
+"""Smallest number of columns of a summary."""
 MOST_REASON = 300
 """Largest number of characters of the reason in a message about memory."""
 
@@ -109,21 +113,27 @@ def _warnings_in_one_line() -> Iterator[None]:
 
 
 def _help() -> str:
-    width = max(map(len, [*COMMANDS, *MEASURES])) + 2
-    commands = [f"  {name:<{width}}{summary}" for name, summary in COMMANDS.items()]
-    measures = [f"  {name:<{width}}{MEASURES.summary(name)}" for name in MEASURES]
+    width, indent = shutil.get_terminal_size().columns, max(map(len, [*COMMANDS, *MEASURES])) + 4
+
+    def line(name: str, summary: str) -> str:
+        columns = max(width, indent + NARROWEST)
+        return textwrap.fill(f"{f'  {name}':<{indent}}{summary}", columns, subsequent_indent=" " * indent)
+
+    commands = [line(name, summary) for name, summary in COMMANDS.items()]
+    measures = [line(name, MEASURES.summary(name)) for name in MEASURES]
     return "\n".join(
         [
             f"usage: {PROG} COMMAND ...",
             "",
-            "Train small Transformers and measure what their query-key scores learn.",
+            textwrap.fill("Train small Transformers and measure what their query-key scores learn.", width),
             "",
             "commands:",
             *commands,
             "",
-            "measures, for a checkpoint or for every checkpoint of a run:",
+            "measures, of a checkpoint or of every checkpoint of a run:",
             *measures,
             "",
-            f"{PROG} COMMAND --help lists the arguments of a command; {PROG} --version prints the version.",
+            f"{PROG} COMMAND --help lists the arguments of a command.",
+            f"{PROG} --version prints the version.",
         ]
     )

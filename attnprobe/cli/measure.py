@@ -3,19 +3,24 @@
 import dataclasses
 import functools
 import inspect
+import sys
 import typing
 from pathlib import Path
 from typing import Any, Literal
 
 import tyro
+import xarray as xr
 
 from attnprobe import report
-from attnprobe.cli.parse import ReadsData, flag, helps, parse
-from attnprobe.cli.printing import print_json, print_line, print_table
-from attnprobe.errors import UsageError
+from attnprobe.cli.heads import print_heads
+from attnprobe.cli.help import helps
+from attnprobe.cli.parse import ReadsData, ShowsProgress, flag, parse
+from attnprobe.cli.printing import print_json, print_line
+from attnprobe.errors import UsageError, listed
 from attnprobe.former_names import KEYWORDS, refuse_former_flags
 from attnprobe.networks import hugging_face
 from attnprobe.networks.hugging_face import PREFIX
+from attnprobe.progress import silenced
 from attnprobe.report import rows
 from attnprobe.tables import MEASURES
 from attnprobe.training.checkpoint import load
@@ -26,7 +31,7 @@ INPUTS = ("text", "tokens", "images", "task", "site", "leave_out")
 
 
 @dataclasses.dataclass(frozen=True)
-class Measure(ReadsData):
+class Measure(ReadsData, ShowsProgress):
     """Arguments shared by the commands of all measures; each measure adds its keyword arguments as fields."""
 
     path: tyro.conf.Positional[Path] = dataclasses.field(kw_only=True)
@@ -47,8 +52,12 @@ class Measure(ReadsData):
     out: Path | None = None
     """Folder for the result (.nc) and figure (.png, .pdf); default: figures/STEP in the run folder, or
     figures/NAME for a Hugging Face model."""
+    step: int | None = None
+    """Step of the checkpoint of a run to measure, or of checkpoint-STEP in a Hugging Face folder; all by default."""
+    all: bool = False
+    """Print all numbers of each head, instead of the main number of each head in one line."""
     json: bool = False
-    """Print the table as JSON."""
+    """Print all numbers as JSON."""
 
 
 def run(name: str, arguments: list[str]) -> None:
@@ -57,47 +66,76 @@ def run(name: str, arguments: list[str]) -> None:
     keywords = _keywords(name)
     flags: Any = parse(_flags(name, keywords), name, arguments)
     options = {keyword: getattr(flags, keyword) for keyword in keywords}
-    foreign = str(flags.path).startswith(PREFIX)
-    name_or_folder = str(flags.path).removeprefix(PREFIX)
-    own_folder = Path("figures") / Path(name_or_folder).name if foreign else report.write.default_folder(flags.path)
-    folder = flags.out or own_folder
-    if foreign:
-        inputs = {field: getattr(flags, field) for field in INPUTS}
-        load_model = functools.partial(hugging_face.load, rows=options["sequences"], **inputs)
-        if steps := hugging_face.series(name_or_folder):
-            subjects = {
-                f"step-{step:06d}": functools.partial(load_model, path, step=step) for step, path in steps.items()
-            }
-            result = report.write.write_series(name, subjects, folder, options, progress=not flags.json)
-            last = result.isel(step=-1)
+    with silenced(flags.quiet):
+        if str(flags.path).startswith(PREFIX):
+            result, folder = _of_hugging_face(name, flags, options)
         else:
-            result = last = report.write.write_checkpoint(name, load_model(name_or_folder), folder, options)
-    elif given := [
-        f"--{field}" for field in ("text", "tokens", "images", "task", "site") if getattr(flags, field) is not None
-    ]:
-        raise UsageError(
-            f"{given[0]} is for Hugging Face models ({PREFIX}FOLDER, {PREFIX}OWNER/NAME), not {flags.path}"
-        )
-    elif flags.path.is_dir():
-        result = report.write.write_run(name, Run.open(flags.path), folder, options, progress=not flags.json)
-        last = result.isel(step=-1)
-    else:
-        result = last = report.write.write_checkpoint(name, load(flags.path), folder, options)
+            result, folder = _of_ours(name, flags, options)
     if flags.json:
-        why = rows.why(result)
-        pairs = [(rows.network_rows(result), rows.network_rows(why)), (rows.head_rows(result), rows.head_rows(why))]
-        print_json(
-            [
-                row | {f"{name}_undefined": text for name, text in rows.undefined(row, texts).items()}
-                for both in pairs
-                for row, texts in zip(*both, strict=True)
-            ]
-        )
+        _print_json(result)
         return
+    last = result.isel(step=-1) if "step" in result.dims else result
     print_line(last.attrs.get("title", last.attrs.get("run_title")))
-    _print_numbers(last)
+    print_heads(last, complete=flags.all)
     print()
     print_line(f"figures and results: {folder}")
+
+
+def _of_ours(name: str, flags: Any, options: dict[str, Any]) -> tuple[xr.Dataset, Path]:
+    """Measure a checkpoint or a run, and return the result and the folder of the files."""
+    path = flags.path
+    given = [field for field in ("text", "tokens", "images", "task", "site") if getattr(flags, field) is not None]
+    if given:
+        raise UsageError(f"--{given[0]} is for Hugging Face models ({PREFIX}FOLDER, {PREFIX}OWNER/NAME), not {path}")
+    if not path.is_dir():
+        if flags.step is not None:
+            raise UsageError(f"--step {flags.step}: is for run folders, not {path}")
+        folder = flags.out or report.write.default_folder(path)
+        return report.write.write_checkpoint(name, load(path), folder, options), folder
+    run = Run.open(path)
+    if flags.step is not None:
+        checkpoint = run.at(flags.step)
+        folder = flags.out or report.write.default_folder(run.path_of(flags.step))
+        return report.write.write_checkpoint(name, checkpoint, folder, options), folder
+    folder = flags.out or report.write.default_folder(run.folder)
+    return report.write.write_run(name, run, folder, options, progress=_has_bars(flags)), folder
+
+
+def _of_hugging_face(name: str, flags: Any, options: dict[str, Any]) -> tuple[xr.Dataset, Path]:
+    """Measure a Hugging Face model or a series of them, and return the result and the folder of the files."""
+    model = str(flags.path).removeprefix(PREFIX)
+    inputs = {field: getattr(flags, field) for field in INPUTS}
+    load_model = functools.partial(hugging_face.load, rows=options["sequences"], **inputs)
+    folder, steps = flags.out or Path("figures") / Path(model).name, hugging_face.series(model)
+    if flags.step is not None:
+        if flags.step not in steps:
+            valid = f"valid: {listed(steps)}" if steps else "it has no folders checkpoint-STEP"
+            raise UsageError(f"{flags.path}: has no checkpoint at step {flags.step}; {valid}")
+        folder = flags.out or folder / f"step-{flags.step:06d}"
+        probe = load_model(steps[flags.step], step=flags.step)
+        return report.write.write_checkpoint(name, probe, folder, options), folder
+    if not steps:
+        return report.write.write_checkpoint(name, load_model(model), folder, options), folder
+    subjects = {f"step-{step:06d}": functools.partial(load_model, path, step=step) for step, path in steps.items()}
+    return report.write.write_series(name, subjects, folder, options, progress=_has_bars(flags)), folder
+
+
+def _has_bars(flags: Any) -> bool:
+    """Return whether a bar over checkpoints is drawn, above the progress of each measure."""
+    return not (flags.json or flags.quiet) and sys.stderr.isatty()
+
+
+def _print_json(result: xr.Dataset) -> None:
+    """Print one dictionary for the whole network and one per head, with the reasons of undefined values."""
+    why = rows.why(result)
+    pairs = [(rows.network_rows(result), rows.network_rows(why)), (rows.head_rows(result), rows.head_rows(why))]
+    print_json(
+        [
+            row | {f"{name}_undefined": text for name, text in rows.undefined(row, texts).items()}
+            for both in pairs
+            for row, texts in zip(*both, strict=True)
+        ]
+    )
 
 
 def _keywords(name: str) -> dict[str, inspect.Parameter]:
@@ -115,33 +153,3 @@ def _flags(name: str, keywords: dict[str, inspect.Parameter]) -> type[Measure]:
     flags = dataclasses.make_dataclass(name, fields, bases=(Measure,), frozen=True)
     flags.__doc__ = (inspect.getdoc(measure) or "").split("\n")[0]
     return flags
-
-
-def _print_numbers(result: Any) -> None:
-    """Print one table for the whole network and one per head, with intervals and the ranges of the nulls."""
-    level, why = result.attrs["ci_prob"], rows.why(result)
-    for row, texts in zip(rows.network_rows(result), rows.network_rows(why), strict=True):
-        if rows.table(row, level) or rows.undefined(row, texts):
-            print("\nwhole network")
-            _print_row(row, texts, level)
-    for row, texts in zip(rows.shown_rows(result), rows.shown_rows(why), strict=True):
-        print(f"\nlayer {row['layer']}, head {row['head']}")
-        _print_row(row, texts, level)
-        printed = ["", *rows.undefined(row, texts).values()]
-        notes = [
-            f"{name.replace('_', ' ')}: {value}"
-            for name, value in row.items()
-            if isinstance(value, str) and value not in printed
-        ]
-        for note in notes:
-            print_line(note)
-
-
-def _print_row(row: dict[str, Any], texts: dict[str, Any], level: float) -> None:
-    """Print the values of a row as a table, and below it the values that are undefined, with their reasons."""
-    if lines := rows.table(row, level):
-        print_table(lines)
-    missing = rows.undefined(row, texts)
-    width = max(map(len, missing), default=0)
-    for name, text in missing.items():
-        print_line(f"{name.rjust(width)} undefined: {text}")

@@ -2,17 +2,18 @@
 
 import contextlib
 import dataclasses
+import inspect
 import io
 import os
 import re
 import shutil
 import typing
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, cast
+from typing import Annotated, Any, TypeVar, cast
 
-import docstring_parser
 import tyro
 
+from attnprobe.cli.help import Output, explained, helps, values, wrapped
 from attnprobe.cli.printing import write_plain
 from attnprobe.errors import UsageError, choices, suggestion
 from attnprobe.tasks.folder import VARIABLE
@@ -28,6 +29,14 @@ class ReadsData:
 
     data: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
     """Folder of archives and generated data; by default ATTNPROBE_DATA or the user cache folder."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ShowsProgress:
+    """Flags of all commands that show their progress."""
+
+    quiet: bool = False
+    """Show no progress."""
 
 
 def parse(kind: type[Flags], command: str, arguments: list[str], pairs: bool = False) -> Flags:
@@ -49,18 +58,21 @@ def parse(kind: type[Flags], command: str, arguments: list[str], pairs: bool = F
     write_plain()
     if shutil.get_terminal_size().columns < NARROWEST:
         os.environ["COLUMNS"] = str(NARROWEST)
-    # tyro prints a multi-line box for an invalid flag and exits: capture the box and raise a one-line error
-    stderr = io.StringIO()
+    # tyro prints a multi-line box for an invalid flag and exits: capture the box and raise a one-line error.
+    # It does not wrap the description either.
+    stdout, stderr = Output(), io.StringIO()
     try:
-        with contextlib.redirect_stderr(stderr):
+        with contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stderr):
             flags = tyro.cli(
-                cast(Any, kind),
+                cast(Any, explained(kind)),
                 prog=f"attnprobe {command}",
+                description=inspect.getdoc(kind),
                 args=arguments,
                 config=() if pairs else (tyro.conf.FlagCreatePairsOff,),
             )
     except SystemExit as stop:
         if stop.code in (0, None):
+            print(wrapped(stdout.getvalue()), end="")
             raise
         raise UsageError(_with_choices(_one_line(stderr.getvalue()), kind)) from None
     if getattr(flags, "data", None) is not None:
@@ -102,30 +114,14 @@ def with_fields(flags: type[Flags], kind: type[Any]) -> type[Flags]:
     fields = []
     for field in dataclasses.fields(kind):
         hint = "(optional)" if field.default is None else f"(default: {field.default})"
-        argument = tyro.conf.arg(help=texts[field.name], help_behavior_hint=hint, metavar=_values(types[field.name]))
+        argument = tyro.conf.arg(help=texts[field.name], help_behavior_hint=hint, metavar=values(types[field.name]))
         fields.append((field.name, Annotated[types[field.name] | None, argument], dataclasses.field(default=None)))
     made = dataclasses.make_dataclass(flags.__name__, fields, bases=(flags,), frozen=True)
     made.__doc__ = flags.__doc__
     return made
 
 
-def _values(kind: Any) -> str:
-    """Return the values of a flag for help texts: {a,b}, INT, STR ..., without the None that means absent."""
-    parts = [part for part in typing.get_args(kind) if part is not type(None)]
-    if typing.get_origin(kind) is Literal:
-        return f"{{{','.join(map(str, parts))}}}"
-    if typing.get_origin(kind) is tuple:
-        return " ".join(map(_values, parts))
-    return _values(parts[0]) if parts else kind.__name__.upper()
-
-
 def given(flags: Any, kind: type[Any]) -> dict[str, Any]:
     """Return the flags of a settings class (`with_fields`) that were given."""
     values = {field.name: getattr(flags, field.name) for field in dataclasses.fields(kind)}
     return {name: value for name, value in values.items() if value is not None}
-
-
-def helps(documented: Any) -> dict[str, str | None]:
-    """Return the description of each argument of a function or field of a dataclass, from its docstrings."""
-    parsed = docstring_parser.parse_from_object(documented)
-    return {param.arg_name: " ".join((param.description or "").split()) or None for param in parsed.params}

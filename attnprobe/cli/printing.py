@@ -46,9 +46,11 @@ def print_table(rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _shown(name: str, value: Any) -> str:
-    if isinstance(value, float):
-        return "NaN" if math.isnan(value) else f"{value:.1e}" if name == "learning_rate" else f"{value:.3f}"
-    return printable(value)
+    if not isinstance(value, float):
+        return printable(value)
+    if math.isnan(value):
+        return "NaN"
+    return f"{value:.1e}" if name == "learning_rate" else f"{value:.3f}"
 
 
 def print_json(content: Any) -> None:

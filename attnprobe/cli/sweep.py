@@ -7,13 +7,14 @@ from typing import Annotated
 import tyro
 
 import attnprobe as ap
-from attnprobe.cli.parse import ReadsData, parse
+from attnprobe.cli.parse import ReadsData, ShowsProgress, parse
 from attnprobe.cli.printing import print_table
 from attnprobe.errors import UsageError
+from attnprobe.progress import silenced
 
 
 @dataclasses.dataclass(frozen=True)
-class Sweep(ReadsData):
+class Sweep(ReadsData, ShowsProgress):
     """Train every combination of the settings in a file once, and collect the results; exit status 1 if a run fails."""
 
     file: tyro.conf.Positional[Path] = dataclasses.field(kw_only=True)
@@ -38,7 +39,8 @@ def run(arguments: list[str]) -> None:
     plan = sweeps.read_sweep(flags.file, flags.out)
     cells = plan.shard(flags.shard)
     if not flags.status:
-        sweeps.run_sweep(plan, cells, 1 if flags.workers is None else flags.workers, flags.ray)
+        with silenced(flags.quiet):
+            sweeps.run_sweep(plan, cells, 1 if flags.workers is None else flags.workers, flags.ray)
     table = sweeps.sweep_table(cells)
     if flags.status:
         print_table(table[["folder", "status", "step", "steps"]].to_dict("records"))

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import tyro
 
 from attnprobe import tasks
+from attnprobe.cli.help import wrapped
 from attnprobe.cli.parse import ReadsData, given, parse, with_fields
 from attnprobe.cli.printing import print_json, print_line, print_table
 from attnprobe.errors import UsageError, abridged
@@ -15,6 +16,12 @@ from attnprobe.tasks.reading import Reading
 
 SHOWN = 8
 """Items of a tuple that are printed."""
+HEADINGS = {"vocabulary": "ids", "validation": "valid"}
+"""Shorter headings of the table."""
+BELOW = {"balance", "licence"}
+"""Facts that are printed below the table."""
+LEGEND = """chance: accuracy of always predicting the most frequent class
+best: accuracy of the best possible classifier"""
 MOST_CLASSES = 12
 """Number of classes whose shares are printed."""
 
@@ -39,15 +46,25 @@ def run(arguments: list[str]) -> None:
         return _print_task(flags.name, options, flags.json)
     if options:
         raise UsageError("options of a task require its name: attnprobe tasks NAME ...")
-    rows, notes = zip(*(_summary(name) for name in tasks.TASKS), strict=True)
+    summaries = [_summary(name) for name in tasks.TASKS]
+    rows, notes = [row for row, _ in summaries], [note for _, note in summaries]
     if flags.json:
         print_json([{**row, **note} for row, note in zip(rows, notes, strict=True)])
         return
-    print_table(rows)
+    print_table([{HEADINGS.get(name, name): row[name] for name in row if name not in BELOW} for row in rows])
     for row, note in zip(rows, notes, strict=True):
-        print(f"\n{row['task']}: {note['what']}\n  from: {note['origin']}")
-        if note["presets"]:
-            print(f"  presets: {', '.join(note['presets'])}")
+        print()
+        print(wrapped(f"{row['task']}: {note['what']}"))
+        for name, fact in (
+            ("from", note["origin"]),
+            ("licence", "" if row["licence"] == "generated" else row["licence"]),
+            ("shares of the classes", "" if row["balance"] == "equal" else row["balance"]),
+            ("presets", ", ".join(note["presets"])),
+        ):
+            if fact:
+                print(wrapped(f"  {name}: {fact}", indent="    "))
+    print()
+    print(LEGEND)
 
 
 def _summary(name: str) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -72,9 +89,11 @@ def _print_task(name: str, options: dict[str, Any], json: bool) -> None:
         print_json(task_facts)
         return
     splits, notes = task_facts.pop("splits"), task_facts.pop("notes")
-    for fact, value in {**task_facts, "best": task_facts["best"] or "unknown"}.items():
+    task_facts |= {"best": task_facts["best"] or "unknown"}
+    task_facts |= {"majority": f"{task_facts['majority']:.4g}, the share of the largest class in the test split"}
+    for fact, value in task_facts.items():
         if value is not None:
-            print_line(f"{fact:<12} {_shown(value)}")
+            print_line(f"{fact:<12} {f'{value:.4g}' if isinstance(value, float) else _shown(value)}")
     for note in notes:
         print_line(note)
     print()

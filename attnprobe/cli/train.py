@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 import attnprobe as ap
-from attnprobe.cli.parse import ReadsData, flag, given, helps, parse, with_fields
+from attnprobe.cli.help import helps
+from attnprobe.cli.parse import ReadsData, ShowsProgress, flag, given, parse, with_fields
 from attnprobe.config import ModelConfig, TrainConfig, read_settings
 from attnprobe.errors import UsageError
 from attnprobe.former_names import SETTING_VALUES, SETTINGS, refuse_former_flags
@@ -15,13 +16,13 @@ from attnprobe.tasks.reading import Reading
 from attnprobe.training.rank import is_main_process
 
 ACCURACIES = ("train_accuracy", "validation_accuracy", "test_accuracy")
-ALLOWED_WITH_RESUME = {"resume", "more_steps", "log", "minutes", "data", "help"}
+ALLOWED_WITH_RESUME = {"resume", "more_steps", "log", "minutes", "data", "quiet", "help"}
 UNBALANCED = 0.01
 """Difference of accuracy and balanced accuracy from which the latter is printed."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Train(ReadsData):
+class Train(ReadsData, ShowsProgress):
     """Train a network with one of the two recipes; every setting is a flag.
 
     Flags override the settings of the file, which override those of the task or preset. The defaults below apply if
@@ -50,13 +51,14 @@ def run(arguments: list[str]) -> None:
     if "resume" in provided and (others := [f"--{name.replace('_', '-')}" for name in provided - ALLOWED_WITH_RESUME]):
         raise UsageError(f"--resume uses the settings of the run: {min(others)} cannot be combined with it")
     flags = parse(_with_settings(), "train", arguments, pairs=True)
+    common = {"log": flags.log, "minutes": flags.minutes, "progress": not flags.quiet}
     if flags.resume is not None:
         if len(flags.more_steps) > 1:
             raise UsageError(f"--more-steps {' '.join(map(str, flags.more_steps))}: --resume adds one number of steps")
         more_steps = flags.more_steps[0] if flags.more_steps else None
-        trained = ap.resume(flags.resume, log=flags.log, minutes=flags.minutes, more_steps=more_steps)
+        trained = ap.resume(flags.resume, more_steps=more_steps, **common)
     else:
-        trained = ap.train(_settings(flags, provided), flags.out, log=flags.log, minutes=flags.minutes)
+        trained = ap.train(_settings(flags, provided), flags.out, **common)
     if not is_main_process():
         return
     if not trained.finished:

@@ -22,8 +22,8 @@ import numpy as np
 import torch
 import xarray as xr
 from torch import Tensor
-from tqdm import tqdm
 
+from attnprobe import progress
 from attnprobe.axes import LABELS
 from attnprobe.errors import NonFiniteError, UsageError, listed
 from attnprobe.geometry import Geometry, geometry
@@ -385,7 +385,7 @@ def over_sequences(
                 draws[kind] = conditions
     total = (1 + sum(map(len, draws.values()))) * request.sequences * passes
     masked = masked_tokens(request.probe, request.seed, request.sequences)
-    with tqdm(total=total, desc=request.measure, unit="sequence", delay=5, leave=False, dynamic_ncols=True) as bar:
+    with progress.bar(total, request.measure, "sequence", delay=5, leave=False) as bar:
 
         def run(conditions: Sequence[Condition]) -> list[Tally]:
             tallies, network = [Tally() for _ in conditions], conditions[0].network
@@ -628,7 +628,10 @@ def result(
 # --- measures from a single function
 
 
-RESERVED = {"out", "path", "json", "data", "n", "measure", "title", "step", "config", "causal", "classes", "table"}
+RESERVED = {
+    *("out", "path", "json", "data", "step", "quiet", "all"),
+    *("n", "measure", "title", "config", "causal", "classes", "table"),
+}
 """Names that keywords of a measure must not have: flags of all commands and attributes of all results."""
 
 

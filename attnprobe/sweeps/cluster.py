@@ -14,8 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
+from attnprobe import progress
 from attnprobe.config import TrainConfig
 from attnprobe.errors import UsageError
 from attnprobe.sweeps.cells import Outcome, attempt, reached, record_failure
@@ -61,7 +60,7 @@ def _run(ray: Any, plan: Mapping[Path, TrainConfig]) -> None:
     held: dict[Path, float] = {}
     ended, updated = set[Path](), 0.0
     total = sum(config.total_steps for config in plan.values())
-    with tqdm(total=total, unit="step", dynamic_ncols=True, mininterval=0.5) as bar:
+    with progress.bar(total, f"0 of {len(plan)} runs", "step") as bar:
         while running or held:
             for folder in [path for path, since in held.items() if time.monotonic() - since > AGAIN_AFTER]:
                 del held[folder]
@@ -85,7 +84,7 @@ def _run(ray: Any, plan: Mapping[Path, TrainConfig]) -> None:
                 updated = time.monotonic()
                 steps = (config.total_steps if path in ended else reached(path) for path, config in plan.items())
                 bar.update(sum(steps) - bar.n)
-            bar.set_description(f"{len(ended)} of {len(plan)} runs", refresh=False)
+            bar.set_description_str(f"{len(ended)} of {len(plan)} runs", refresh=False)
 
 
 def _task(folder: Path, config: TrainConfig, data: str | None) -> Outcome:

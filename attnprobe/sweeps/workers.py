@@ -15,8 +15,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from tqdm import tqdm
-
+from attnprobe import progress
 from attnprobe.config import TrainConfig
 from attnprobe.errors import UsageError
 from attnprobe.interrupts import Interrupted, terminating
@@ -56,7 +55,7 @@ def run_all(
     idle: list[_Worker] = []
     busy: dict[Any, _Worker] = {}
     total = sum(config.total_steps for config in plan.values())
-    with tqdm(total=total, unit="step", dynamic_ncols=True, mininterval=0.5) as bar:
+    with progress.bar(total, f"0 of {len(plan)} runs", "step") as bar:
         try:
             while waiting or busy:
                 while waiting and len(busy) < workers:
@@ -86,7 +85,7 @@ def run_all(
                             worker.folder, f"its process died in {TRIES} of {TRIES} attempts, {value}"
                         )
                 bar.update(sum(reached.values()) - bar.n)
-                bar.set_description(f"{len(results)} of {len(plan)} runs", refresh=False)
+                bar.set_description_str(f"{len(results)} of {len(plan)} runs", refresh=False)
         except KeyboardInterrupt as stop:
             for worker in [*idle, *busy.values()]:
                 worker.leave()

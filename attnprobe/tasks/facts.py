@@ -7,7 +7,7 @@ import numpy as np
 
 from attnprobe.config import DataSpec
 from attnprobe.tasks.labels import NONE
-from attnprobe.tasks.source import Source
+from attnprobe.tasks.source import Source, chance
 from attnprobe.tasks.split import Split
 from attnprobe.tasks.task import Task
 
@@ -15,15 +15,17 @@ from attnprobe.tasks.task import Task
 def facts(source: Source, task: Task) -> dict[str, Any]:
     """Return summary statistics of a built task, counted in its arrays.
 
-    ``chance`` is the share of the largest class in the test split. ``best`` is the accuracy of the Bayes-optimal
-    classifier, or None if unknown. ``splits`` has one row per split.
+    ``chance`` is the share of the most frequent class of the source. ``majority`` is that of the test split: the test
+    accuracy of always predicting this class. ``best`` is the accuracy of the Bayes-optimal classifier, or None if
+    unknown. ``splits`` has one row per split.
     """
-    chance = np.bincount(task.test.labels).max() / len(task.test)
+    majority = np.bincount(task.test.labels).max() / len(task.test)
     data = {name: value for name, value in dataclasses.asdict(task.data).items() if value != ()}
     return {
         "task": task.name,
         **data,
-        "chance": float(chance),
+        "chance": chance(source),
+        "majority": float(majority),
         "best": source.best_accuracy,
         "licence": source.licence,
         "origin": source.origin,

@@ -209,7 +209,7 @@ class Checkpoint:
         tables = []
         for section, entries in self.describe().items():
             rows = "".join(
-                f"<tr><td>{html.escape(name)}</td><td>{html.escape(str(value))}</td></tr>"
+                f"<tr><td>{html.escape(name)}</td><td>{html.escape(_rounded(value))}</td></tr>"
                 for name, value in entries.items()
             )
             state = " open" if section in {"checkpoint", "metrics"} else ""
@@ -219,6 +219,10 @@ class Checkpoint:
 
 SHOWN = 20
 """Number of entries above which descriptions shorten a list."""
+
+
+def _rounded(value: Any) -> str:
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
 def _shortened(value: Any, noun: str = "values") -> Any:

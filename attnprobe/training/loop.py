@@ -22,7 +22,6 @@ from typing import Any, Literal, cast
 import numpy as np
 import torch
 from torch import nn
-from tqdm import tqdm
 
 from attnprobe import tasks
 from attnprobe.config import TrainConfig
@@ -30,6 +29,7 @@ from attnprobe.errors import UsageError, listed
 from attnprobe.interrupts import Signals
 from attnprobe.model.parts import select, transfer
 from attnprobe.model.transformer import Transformer
+from attnprobe.progress import Bar, bar
 from attnprobe.randomness import torch_generator
 from attnprobe.tables import OBJECTIVES
 from attnprobe.tasks import Split, Task
@@ -302,6 +302,7 @@ class _Training:
         self.parameters = [weight for name, weight in model.named_parameters() if name not in frozen]
         for name, weight in model.named_parameters():
             weight.requires_grad_(name not in frozen)
+        self.title = f"{tasks.short_name(config.task)} {config.recipe}"
         self.metrics: list[dict[str, Any]] = []
         self.last_saved: Path | None = None
         self.saved_step = 0
@@ -336,9 +337,7 @@ class _Training:
         if config.compile:
             self.model.residual = torch.compile(self.model.residual)
         done = 0 if state is None else state.step
-        self.bar: Any = tqdm(
-            total=config.total_steps, initial=done, unit="step", disable=not (progress and writes), dynamic_ncols=True
-        )
+        self.bar: Bar = bar(config.total_steps, self.title, "step", shown=progress and writes, initial=done)
         with self.signals:
             with self.bar, trackers(log if writes else (), self.run.folder, config) as self.trackers:
                 why = self._train_stages(state, done)
@@ -463,9 +462,10 @@ class _Training:
                 raise self._divergence_error(f"the {name} loss is {row[f'{name}_loss']} at step {step} ({objective})")
         best_before = self._best_step()
         self.metrics.append(row)
-        self.bar.set_description(f"{tasks.short_name(self.config.task)} {self.config.recipe}: {objective}")
         accuracies = (f"{name}_accuracy" for name in self.task.splits)
-        self.bar.set_postfix({name: f"{row[name]:.3f}" for name in accuracies if row[name] is not None})
+        shown = {name: f"{row[name]:.3f}" for name in accuracies if row[name] is not None}
+        self.bar.set_postfix(shown, refresh=False)
+        self.bar.note(f"{self.title}: {objective}")
         if self.world.writes:
             with self.writing(self.run.metrics_path):
                 self.run.log(row)
@@ -540,6 +540,7 @@ class _Training:
                 generator = torch_generator(self.config.seed, f"evaluation masks {name}", index)
                 mask = mask_of(lengths_of(split, rows), self.config.mask_probability, generator)
             batch, batch_mask = take(split, rows, mask, self.world.device)
+            self.bar.note(f"{self.title}: {objective}, evaluating {name} {index + 1}/{len(batches)}")
             with self._autocast():
                 evaluation.add(predict(self.model, batch, objective, batch_mask), batch.labels)
         evaluation.sums = np.array(self.world.totals(evaluation.sums.tolist()))

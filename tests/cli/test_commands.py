@@ -1,5 +1,6 @@
 """Commands of the command line, run in this process."""
 
+import contextlib
 import importlib.metadata
 import json
 import os
@@ -15,7 +16,7 @@ import pytest
 import torch
 from support import TINY as SPT_RUN
 
-from attnprobe import report
+from attnprobe import progress, report
 from attnprobe.cli import main
 from attnprobe.config import TrainConfig
 from attnprobe.errors import UsageError
@@ -65,9 +66,9 @@ def test_a_finished_run_is_made_longer(spt_run, tmp_path, capsys):
     config = json.loads((run / "config.json").read_text())["config"]
     assert (config["steps"], config["more_steps"]) == (12, [3])
     main(["show", str(run)])
-    header, *rows = capsys.readouterr().out.splitlines()
-    assert [row.split()[1] for row in rows][-2:] == ["13", "15"]
-    assert "test_balanced_accuracy" in header and "by_class" not in header
+    output = capsys.readouterr().out
+    assert [line.split()[0] for line in output.splitlines() if re.match(" *[0-9]", line)][-2:] == ["13", "15"]
+    assert "test_balanced_accuracy" in output and "by_class" not in output
     (run / "finished.json").unlink()
     assert "has not finished, so no steps can be added" in refused(
         capsys, "train", "--resume", run, "--more-steps", "3"
@@ -120,9 +121,9 @@ def test_train_then_show_then_proximity(tmp_path, capsys):
     main(["show", str(run), "--json"])
     assert [row["step"] for row in json.loads(capsys.readouterr().out)] == [0, 2, 4]
 
-    main(["proximity", str(run / "checkpoints" / "step-000004.pt"), *FAST])
+    main(["proximity", str(run / "checkpoints" / "step-000004.pt"), *FAST, "--all"])
     table = capsys.readouterr().out
-    assert "toeplitz_share" in table
+    assert "toeplitz_share" in table and "_std" not in table
     folder = run / "figures" / "step-000004"
     assert sorted(path.name for path in folder.iterdir()) == ["proximity.nc", "proximity.pdf", "proximity.png"]
     assert open_result(folder / "proximity.nc").attrs["sequences"] == 8
@@ -165,7 +166,7 @@ def test_proximity_of_a_run_measures_every_checkpoint(spt_run, tmp_path, capsys)
 
 @pytest.mark.parametrize("name", ["positions", "gradients", "interventions"])
 def test_every_measure_prints_its_table_and_writes_its_files(name, spt_run, tmp_path, capsys):
-    main([name, str(spt_run.checkpoints[-1].path), "--out", str(tmp_path), *FAST, "--nulls", "2"])
+    main([name, str(spt_run.checkpoints[-1].path), "--out", str(tmp_path), *FAST, "--nulls", "2", "--all"])
     output = capsys.readouterr().out
     assert "layer 0, head 1" in output and "95 % interval" in output
     assert "_std" not in output and "nan" not in output
@@ -272,7 +273,8 @@ def test_one_task_is_built_and_counted(tmp_path, capsys, data_flag):
     train, test = facts["splits"]
     assert (train["sequences"], test["sequences"]) == (30, 2000)
     assert sum(train[f"class_{label}"] for label in range(4)) == pytest.approx(1)
-    assert facts["chance"] == max(test[f"class_{label}"] for label in range(4))
+    assert facts["chance"] == 0.25
+    assert facts["majority"] == max(test[f"class_{label}"] for label in range(4))
     assert "options of a task require its name" in refused(capsys, "tasks", "--task-options", "n", "3")
     assert "options of a task require its name" in refused(capsys, "tasks", "--patch", "3")
 
@@ -429,3 +431,108 @@ def test_the_flags_of_own_data_show_their_values_and_defaults(capsys):
     text = " ".join(capsys.readouterr().out.replace("│", " ").split())
     assert "--unlabelled {refuse,drop,pretrain} Sequences without a label" in text
     assert "(default: refuse)" in text and "{None" not in text
+
+
+def test_a_step_selects_one_checkpoint_of_a_run(spt_run, tmp_path, capsys):
+    run = shutil.copytree(spt_run.folder, tmp_path / "run")
+    for path in (run, run / "checkpoints"):
+        main(["proximity", str(path), "--step", "8", "--json", *FAST, "--nulls", "1"])
+        by_step = json.loads(capsys.readouterr().out)
+        main(["proximity", str(run / "checkpoints" / "step-000008.pt"), "--json", *FAST, "--nulls", "1"])
+        assert json.loads(capsys.readouterr().out) == by_step
+        assert [path.name for path in (run / "figures").iterdir()] == ["step-000008"]
+        main(["show", str(path), "--step", "8", "--json"])
+        assert json.loads(capsys.readouterr().out)["checkpoint"]["step"] == 8
+    for command in ("proximity", "show"):
+        message = refused(capsys, command, run, "--step", "2000")
+        assert message.endswith("has no checkpoint at step 2000; valid: 0, 1, 8, 9, 12\n")
+        message = refused(capsys, command, run / "checkpoints" / "step-000008.pt", "--step", "8")
+        assert "--step 8: is for run folders" in message
+        message = refused(capsys, command, run / "step-000008.pt")
+        assert message.endswith(f"no such file; did you mean {run}/checkpoints/step-000008.pt?\n")
+
+
+def test_the_table_has_one_line_per_head_ranked_by_the_main_number(image_checkpoint, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    main(["proximity", str(image_checkpoint.path), "--out", str(tmp_path), *FAST, "--nulls", "1"])
+    lines = capsys.readouterr().out.splitlines()
+    assert any(line.startswith("grid_proximity_contrast of each head") for line in lines)
+    heads = [line.split()[:3] for line in lines if re.match(r" *\d+ +\d+ ", line)]
+    contrast = open_result(tmp_path / "proximity.nc")["grid_proximity_contrast"]
+    expected = [
+        [str(layer), str(head), f"{float(contrast.sel(layer=layer, head=head)):.3f}"]
+        for layer, head in sorted(
+            np.ndindex(*contrast.shape), key=lambda at: -abs(float(contrast.sel(layer=at[0], head=at[1])))
+        )
+    ]
+    assert heads == expected and len(heads) == 4
+    assert all(len(line) <= 80 for line in lines if "figures and results" not in line)
+
+
+def test_the_table_says_for_how_many_heads_the_main_number_is_undefined(capsys):
+    import xarray as xr
+
+    from attnprobe.cli.heads import print_heads
+
+    rule = json.dumps([{"reason": "no data", "layer": [0], "head": [1, 2]}])
+    sink = xr.Variable(("layer", "head"), [[0.1, np.nan, np.nan, -0.7]], {"long_name": "largest share"})
+    sink.attrs["undefined"] = rule
+    coordinates = {"layer": [0], "head": range(4)}
+    print_heads(xr.Dataset({"sink": sink}, coordinates, {"measure": "sinks", "ci_prob": 0.95}), complete=False)
+    lines = capsys.readouterr().out.strip().splitlines()
+    assert lines[0] == "sink of each head, largest absolute value first: largest share"
+    assert [line.split() for line in lines[2:]] == [
+        ["0", "3", "-0.700"],
+        ["0", "0", "0.100"],
+        "undefined in 2 heads: no data".split(),
+    ]
+
+
+def test_a_run_is_shown_with_one_table_per_objective(spt_run, capsys):
+    main(["show", str(spt_run.folder)])
+    masked, labels = capsys.readouterr().out.split("\n\n")[:2]
+    for table, objective, title in (
+        (masked, "masked", "masked: masked-token accuracy"),
+        (labels, "labels", "labels: label accuracy"),
+    ):
+        first, header, *rows = table.splitlines()
+        assert first == title
+        metrics = [checkpoint.last_metrics for checkpoint in spt_run.checkpoints]
+        column = header.split().index("test_accuracy")
+        assert [row.split()[column] for row in rows] == [
+            f"{row['test_accuracy']:.3f}" for row in metrics if row["objective"] == objective
+        ]
+    main(["show", str(spt_run.folder), "--step", "12"])
+    assert re.search(r"learning_rate +\d\.?\d{0,5}(e-\d+)?\n", capsys.readouterr().out)
+
+
+@pytest.mark.parametrize("command", ["", "train", "sweep", "tasks", "show", "report", *MEASURES])
+def test_help_is_wrapped_to_the_terminal(command, capsys, monkeypatch):
+    for columns in (80, 60):
+        monkeypatch.setenv("COLUMNS", str(columns))
+        with pytest.raises(SystemExit) if command else contextlib.nullcontext():
+            main([command, "--help"] if command else ["--help"])
+        text = capsys.readouterr().out
+        assert max(map(len, text.splitlines())) <= columns, text
+        assert "None" not in text and "(default: )" not in text and "(default: False)" not in text
+
+
+def test_the_list_of_tasks_fits_a_terminal_of_80_columns(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    main(["tasks"])
+    lines = capsys.readouterr().out.splitlines()
+    assert max(len(line) for line in lines if "http" not in line) <= 80
+
+
+def test_quiet_commands_show_no_progress(spt_run, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(progress, "SECONDS", 0.0)
+    (tmp_path / "sweep.toml").write_text("[base]\nsteps = 1\nevaluations = 1\ncheckpoints = 1\nd_model = 8\n")
+    for arguments in (
+        ["train", "--out", str(tmp_path / "x"), *TINY, *FEW],
+        ["sweep", str(tmp_path / "sweep.toml"), "--out", str(tmp_path / "y")],
+        ["proximity", str(spt_run.folder), "--step", "8", "--out", str(tmp_path / "z"), *FAST, "--nulls", "1"],
+    ):
+        main([*arguments, "--quiet"])
+        assert capsys.readouterr().err == ""
+    main(["train", "--out", str(tmp_path / "loud"), *TINY, *FEW])
+    assert "evaluating test 1/1" in capsys.readouterr().err

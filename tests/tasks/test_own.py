@@ -402,7 +402,7 @@ def test_facts_are_counted(here):
     np.savez("mine.npz", **GOOD, split=SPLIT, lengths=[1, 2, 3, 3])
     kind = source("mine.npz")
     result = facts(kind, kind.build(0))
-    assert (result["n"], result["vocabulary"], result["chance"], result["best"]) == (3, 4, 1.0, None)
+    assert (result["n"], result["vocabulary"], result["majority"], result["best"]) == (3, 4, 1.0, None)
     assert result["fingerprint"] == kind.build(0).fingerprint
     assert result["splits"][0] == {
         "split": "train",

@@ -159,7 +159,10 @@ def test_frozen_parts_do_not_change_and_the_others_do(tmp_path):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"transfer": "qkv"}, "unknown part 'qkv'; did you mean 'qk'\\? valid: all, all-but-PART, embeddings, positions, qk"),
+        (
+            {"transfer": "qkv"},
+            "unknown part 'qkv'; did you mean 'qk'\\? valid: all, all-but-PART, embeddings, positions, qk",
+        ),
         (
             {"transfer": "positions", "position": "rotary"},
             "'positions' has no parameters in this network; valid",
