@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+import attnprobe.results_accessor  # noqa: F401  registers ds.ap
 from attnprobe.axes import LABELS
 from attnprobe.errors import UsageError, abridged, listed, shown
 from attnprobe.files import atomic_path, writing

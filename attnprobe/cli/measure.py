@@ -63,9 +63,8 @@ class Measure(ReadsData, ShowsProgress):
 def run(name: str, arguments: list[str]) -> None:
     """Run a measure, write its result and figure, and print its table."""
     refuse_former_flags(arguments, KEYWORDS.get(name, {}))
-    keywords = _keywords(name)
-    flags: Any = parse(_flags(name, keywords), name, arguments)
-    options = {keyword: getattr(flags, keyword) for keyword in keywords}
+    flags: Any = parse(flags_of(name), name, arguments)
+    options = {keyword: getattr(flags, keyword) for keyword in _keywords(name)}
     with silenced(flags.quiet):
         if str(flags.path).startswith(PREFIX):
             result, folder = _of_hugging_face(name, flags, options)
@@ -143,8 +142,9 @@ def _keywords(name: str) -> dict[str, inspect.Parameter]:
     return {key: parameter for key, parameter in parameters.items() if parameter.kind is parameter.KEYWORD_ONLY}
 
 
-def _flags(name: str, keywords: dict[str, inspect.Parameter]) -> type[Measure]:
-    measure = MEASURES[name]
+def flags_of(name: str) -> type[Measure]:
+    """Return the dataclass of the flags of a measure: the shared ones, and one per keyword argument."""
+    measure, keywords = MEASURES[name], _keywords(name)
     texts, types = helps(measure), typing.get_type_hints(inspect.unwrap(measure), include_extras=True)
     fields = [
         flag(key, types.get(key, keyword.annotation), texts.get(key), keyword.default)

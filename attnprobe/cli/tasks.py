@@ -38,9 +38,14 @@ class Tasks(ReadsData):
     """Print JSON."""
 
 
+def with_reading() -> type[Tasks]:
+    """Return the dataclass of all flags: those of the command, and those of reading your own data."""
+    return with_fields(Tasks, Reading)
+
+
 def run(arguments: list[str]) -> None:
     """Print the list of tasks, or the statistics of one task."""
-    flags = parse(with_fields(Tasks, Reading), "tasks", arguments)
+    flags = parse(with_reading(), "tasks", arguments)
     options = flags.task_options | given(flags, Reading)
     if flags.name is not None:
         return _print_task(flags.name, options, flags.json)

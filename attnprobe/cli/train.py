@@ -50,7 +50,7 @@ def run(arguments: list[str]) -> None:
     provided = {name.removeprefix("no_") for name in names}
     if "resume" in provided and (others := [f"--{name.replace('_', '-')}" for name in provided - ALLOWED_WITH_RESUME]):
         raise UsageError(f"--resume uses the settings of the run: {min(others)} cannot be combined with it")
-    flags = parse(_with_settings(), "train", arguments, pairs=True)
+    flags = parse(with_settings(), "train", arguments, pairs=True)
     common = {"log": flags.log, "minutes": flags.minutes, "progress": not flags.quiet}
     if flags.resume is not None:
         if len(flags.more_steps) > 1:
@@ -103,7 +103,7 @@ def _fields() -> dict[str, tuple[Any, Any, str | None]]:
     return settings
 
 
-def _with_settings() -> Any:
+def with_settings() -> Any:
     """Return the dataclass of all flags: those of the command, and one per setting."""
     fields = [flag(name, kind, text, default) for name, (kind, default, text) in _fields().items()]
     flags = dataclasses.make_dataclass("Train", fields, bases=(Train,), frozen=True)
