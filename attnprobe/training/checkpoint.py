@@ -18,7 +18,7 @@ import torch
 
 from attnprobe import tasks
 from attnprobe.config import DataSpec, TrainConfig, from_plain
-from attnprobe.errors import UsageError, listed, shown, suggestion
+from attnprobe.errors import UsageError, listed, shown
 from attnprobe.files import atomic_path, opened_zip, writing
 from attnprobe.former_names import current_settings
 from attnprobe.model.shapes import BUILT_IN, shapes
@@ -292,10 +292,13 @@ def _missing(path: Path) -> str:
         numbers = listed(int(step) for step in steps if step.isdigit())
         advice = f"; take one of its checkpoints with attnprobe.Run.open({str(folder)!r}).at(STEP); steps: {numbers}"
         return f"is a folder, not a checkpoint{advice if numbers else ''}"
-    if (inside := path.parent / "checkpoints" / path.name).is_file():
-        return f"no such file; did you mean {inside}?"
-    names = sorted(file.name for file in path.parent.glob("step-*.pt"))
-    return f"no such file{f'; {suggestion(path.name, names)}available: {listed(names)}' if names else ''}"
+    step = path.stem.removeprefix("step-")
+    padded = f"step-{int(step):06d}.pt" if step.isdecimal() else path.name
+    for meant in (path.parent / "checkpoints" / padded, path.parent / padded):
+        if meant.is_file():
+            return f"no such file; did you mean {meant}?"
+    available = listed(sorted(file.name for file in path.parent.glob("step-*.pt")))
+    return f"no such file{available and f'; available: {available}'}"
 
 
 LONGEST = 500

@@ -220,6 +220,8 @@ def test_the_command_prints_reasons(saved, capsys, tmp_path):
     path = saved(multiplied(0, ".attn.q."))
     arguments = ["proximity", str(path), "--sequences", "4", "--nulls", "1", "--out", str(tmp_path)]
     main(arguments)
+    assert re.search(rf"^undefined in \d+ heads?: {EQUAL}$", capsys.readouterr().out, re.MULTILINE)
+    main([*arguments, "--all"])
     output, errors = capsys.readouterr()
     assert re.search(rf"^ *toeplitz_share undefined: {EQUAL}$", output, re.MULTILINE)
     assert re.search(r"^ *decay_length undefined: the profile is constant$", output, re.MULTILINE)

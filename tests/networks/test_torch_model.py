@@ -626,7 +626,7 @@ def folder(tmp_path_factory):
 def test_the_command_measures_a_hugging_face_folder(measure, inputs, n, folder, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     flag, file = inputs
-    few = ["--sequences", "5", "--nulls", "1", "--out", str(tmp_path)]
+    few = ["--sequences", "5", "--nulls", "1", "--out", str(tmp_path), "--all"]
     main([measure, f"hf:{folder / 'model'}", flag, file if flag == "--task" else str(folder / file), *few])
     result = ap.open_result(tmp_path / f"{measure}.nc")
     assert result.attrs["n"] == n and result.attrs["title"] == f"model on {file}"
@@ -647,7 +647,7 @@ def test_a_bridge_of_transformer_lens_is_measured_as_its_torch_model(folder, tmp
     np.testing.assert_allclose(bridged["score_by_offset"], direct["score_by_offset"], rtol=1e-4, atol=1e-7)
 
 
-def test_checkpoints_of_a_trainer_are_measured_over_steps(folder, tmp_path, monkeypatch):
+def test_checkpoints_of_a_trainer_are_measured_over_steps(folder, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     for step in (20, 100):
         shutil.copytree(folder / "model", tmp_path / f"run/checkpoint-{step}")
@@ -656,6 +656,14 @@ def test_checkpoints_of_a_trainer_are_measured_over_steps(folder, tmp_path, monk
     result = ap.open_result(tmp_path / "out/proximity_over_steps.nc")
     assert result["step"].values.tolist() == [20, 100]
     assert (tmp_path / "out/proximity_over_steps.png").exists() and (tmp_path / "out/step-000100/proximity.nc").exists()
+    few[-1] = str(tmp_path / "one")
+    main(["proximity", f"hf:{tmp_path / 'run'}", "--step", "20", "--text", str(folder / "text.txt"), *few])
+    one = ap.open_result(tmp_path / "one/proximity.nc")
+    assert one.attrs["step"] == 20
+    np.testing.assert_array_equal(one["toeplitz_share"], result["toeplitz_share"].sel(step=20))
+    with pytest.raises(SystemExit):
+        main(["proximity", f"hf:{tmp_path / 'run'}", "--step", "30", "--text", str(folder / "text.txt"), *few])
+    assert "has no checkpoint at step 30; valid: 20, 100\n" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -669,6 +677,7 @@ def test_checkpoints_of_a_trainer_are_measured_over_steps(folder, tmp_path, monk
         (["hf:{}/model", "--task", "{}/big.npz"], "has 40 token ids; must be at most the model's 25"),
         (["hf:{}/model", "--images", "{}"], "holds 0 images; must hold at least 4"),
         (["hf:{}/model", "--tokens", "{}/text.txt"], "must be an .npz file of arrays"),
+        (["hf:{}/model", "--text", "{}/text.txt", "--step", "3"], "at step 3; it has no folders checkpoint-STEP"),
         (["{}/x.pt", "--site", "encoder.*"], "--site is for Hugging Face models"),
     ],
 )

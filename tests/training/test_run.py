@@ -31,7 +31,9 @@ def test_paths_that_are_no_checkpoint_say_what_to_pass(spt_run, tmp_path):
     folder = spt_run.folder
     for path, message in {
         folder / "step-000008.pt": f"no such file; did you mean {folder}/checkpoints/step-000008.pt?",
-        folder / "checkpoints" / "step-8.pt": "did you mean 'step-000008.pt'? available: step-000000.pt, ",
+        folder / "checkpoints" / "step-8.pt": f"no such file; did you mean {folder}/checkpoints/step-000008.pt?",
+        folder / "8": f"no such file; did you mean {folder}/checkpoints/step-000008.pt?",
+        folder / "checkpoints" / "step-7.pt": "no such file; available: step-000000.pt, step-000001.pt, ",
         folder: f"is a folder, not a checkpoint; take one of its checkpoints with attnprobe.Run.open('{folder}').at(",
         folder / "checkpoints": f"attnprobe.Run.open('{folder}').at(STEP); steps: 0, 1, 8, 9, 12",
     }.items():
