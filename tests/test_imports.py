@@ -13,8 +13,6 @@ PACKAGE = Path(__file__).parent.parent / "attnprobe"
 ORDER = [
     "errors", "former_names", "tables", "files", "interrupts", "axes", "randomness", "provenance", "progress",
     "geometry", "scores", "config",
-    "errors", "former_names", "tables", "files", "interrupts", "axes", "randomness", "provenance", "progress",
-    "geometry", "scores", "config",
     "results_accessor", "results", "statistics", "model", "tasks", "training", "networks", "measures", "figures",
     "explore", "report", "sweeps",
     "demo", "cli",

@@ -29,6 +29,7 @@ def test_lines_are_seconds_apart(capsys, monkeypatch):
             steps.update()
     first, last = capsys.readouterr().err.splitlines()
     assert first.startswith("pairs: 0 of 1000") and last.startswith("working: 1000 of 1000")
+    monkeypatch.setattr(progress, "SECONDS", 0.0)
     with bar(1000, "pairs", "step", delay=1e6, leave=False) as steps:
         steps.note("working")
         steps.update(1000)
@@ -46,6 +47,10 @@ def test_a_bar_moves_between_updates():
         before = terminal.getvalue()
         steps.note("evaluating test 1/3")
         assert terminal.getvalue() == before
+        steps.last_print_t = -1e9
+        steps.note("evaluating test 2/3")
+        steps.note("evaluating test 3/3")
+        assert "test 2/3" in terminal.getvalue() and "test 3/3" not in terminal.getvalue()
 
 
 @pytest.mark.parametrize("silent", [False, True])

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import xarray as xr
 
 import attnprobe as ap
 from attnprobe.errors import UsageError
@@ -54,3 +55,12 @@ def test_the_table_has_steps_and_numbers_of_the_whole_network(result, spt_run):
     effects = ap.interventions(spt_run.at(12), sequences=4, nulls=1, edits=("uniform_attention",))
     (base,) = effects.ap.to_dataframe("base_loss").to_dict("records")
     assert base["value"] == effects["base_loss"]
+
+
+def test_the_axes_of_a_number_and_of_its_parts_may_be_in_any_order():
+    share, std = np.arange(6.0).reshape(2, 3), np.arange(6.0, 12).reshape(2, 3)
+    result = xr.Dataset({"share": (("layer", "head"), share), "share_std": (("head", "layer"), std.T)})
+    table = result.ap.to_dataframe("share")
+    assert table["value"].tolist() == share.ravel().tolist()
+    assert table["std"].tolist() == std.ravel().tolist()
+    assert table[["layer", "head"]].values.tolist() == [[layer, head] for layer, head in np.ndindex(2, 3)]
