@@ -63,8 +63,8 @@ def explained(kind: type[Flags]) -> type[Flags]:
 
 def _help(text: str, metavar: str | None, required: bool) -> Any:
     """Return the help of a flag, without a default that goes without saying."""
-    if required:
-        return tyro.conf.arg(help=text, metavar=metavar)
+    if required:  # tyro says so, except for tuples, which it takes for empty by default
+        return tyro.conf.arg(help=text, metavar=metavar, help_behavior_hint="")
     # The hint gets the last word: tyro puts a space before it, which can begin an empty line.
     rest, _, last = text.rpartition(" ")
 
