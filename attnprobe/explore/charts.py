@@ -115,16 +115,15 @@ def tiles(layers: int, heads: int, tile: int) -> dict[str, Any]:
 
 def curves(title: str, legend: bool) -> dict[str, Any]:
     """Return the chart of one metric over the steps of training, for every split, with a legend of the runs."""
-    dashes = alt.Legend(orient="top", symbolType="stroke", symbolSize=300, symbolStrokeWidth=1.5)
-    line = alt.Chart(ROWS).mark_line(point=alt.OverlayMarkDef(size=14))
-    chart = line.encode(
+    base = alt.Chart(ROWS).encode(
         x=alt.X("step:Q", title="training step", axis=alt.Axis(format="~s")),
         y=alt.Y("value:Q", title=title, scale=alt.Scale(zero=False)),
         color=_by_run(legend),
-        strokeDash=alt.StrokeDash("split:N", title=None, legend=dashes),
-        tooltip=_tooltip("run", "split", "step", "value"),
     )
-    return _spec(chart)
+    dashes = alt.Legend(orient="top", symbolType="stroke", symbolSize=300, symbolStrokeColor="gray")
+    line = base.mark_line().encode(strokeDash=alt.StrokeDash("split:N", title=None, legend=dashes))
+    points = base.mark_circle(size=20).encode(detail="split:N", tooltip=_tooltip("run", "split", "step", "value"))
+    return _spec(line + points)
 
 
 def _by_run(legend: bool) -> alt.Color:

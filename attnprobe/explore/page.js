@@ -35,6 +35,13 @@ function rowsOf(cube, run, free = []) {
   return rows;
 }
 
+// The last step of a run that is not after the chosen one, or its first step.
+function lastStep(rows, run) {
+  const steps = rows.filter((row) => row.run === run).map((row) => row.step);
+  const before = steps.filter((step) => step <= page.steps[state.step]);
+  return before.length ? Math.max(...before) : Math.min(...steps);
+}
+
 function rowsFor(chart) {
   if (chart.rows) return chart.rows;
   const label = state.labels[chart.choice];
@@ -48,7 +55,7 @@ function rowsFor(chart) {
       row.y = row.layer * (chart.tile + 1) + row.query;
       [row.x2, row.y2] = [row.x + 1, row.y + 1];
     }
-    row.chosen = chart.free.includes("step") ? row.step === page.steps[state.step]
+    row.chosen = chart.free.includes("step") ? row.step === lastStep(rows, row.run)
       : row.layer === state.layer && row.head === state.head;
   }
   return rows;

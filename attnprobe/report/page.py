@@ -10,12 +10,12 @@ from typing import Any
 
 import xarray as xr
 from matplotlib.figure import Figure
-from tqdm import tqdm
 
 from attnprobe.errors import UsageError, listed
 from attnprobe.explore.page import Subject, page, provenance_text
 from attnprobe.figures import draw_over_steps, pages
 from attnprobe.files import Unwritable, write_atomic, writing
+from attnprobe.progress import bar
 from attnprobe.report.write import default_folder, joined_over_steps, prepare, write_figure
 from attnprobe.results import save
 from attnprobe.tables import MEASURES
@@ -48,10 +48,11 @@ def write_report(
     paths = [paths] if isinstance(paths, Path) else list(paths)
     if not paths:
         raise UsageError("report: needs at least one run or checkpoint")
+    opened = [_open(path) for path in paths]
+    paths = [path if run is None else run.folder for path, (run, _) in zip(paths, opened, strict=True)]
     names = _names(paths)
     folders = [_folder(path, name, folder, len(paths)) for path, name in zip(paths, names, strict=True)]
     place = folders[0] if folder is None else folder
-    opened = [_open(path) for path in paths]
     for one in (place, *folders):
         prepare(one)
     for one in (place, *folders):
@@ -59,10 +60,9 @@ def write_report(
             one.mkdir(parents=True, exist_ok=True)
     total = len(MEASURES) * sum(len(checkpoints) for _, checkpoints in opened)
     subjects = []
-    settings = {"unit": "measure", "disable": not progress, "leave": False, "delay": 2, "dynamic_ncols": True}
-    with tqdm(total=total, desc="report", **settings) as bar:
+    with bar(total, "report", "measure", shown=progress, leave=False, delay=2) as done:
         for name, (run, checkpoints), own_folder in zip(names, opened, folders, strict=True):
-            subjects.append(_subject(name, run, checkpoints, own_folder, bar.update, options))
+            subjects.append(_subject(name, run, checkpoints, own_folder, done.update, options))
     results = [result for subject in subjects for result in subject.results.values()]
     command = shlex.join(["attnprobe", "report", *map(str, paths)])
     content = page(

@@ -10,12 +10,12 @@ from typing import Any
 import xarray as xr
 from matplotlib.backends.backend_pdf import PdfPages
 from matplotlib.figure import Figure
-from tqdm import tqdm
 
 from attnprobe.figures import draw, draw_over_steps, pages
 from attnprobe.figures.style import paper
 from attnprobe.files import atomic_path, writing
 from attnprobe.networks import Probe
+from attnprobe.progress import bar
 from attnprobe.results import over_steps, save
 from attnprobe.tables import MEASURES
 from attnprobe.training.checkpoint import Checkpoint, load
@@ -82,13 +82,13 @@ def write_series(
     """Do the same for checkpoints or probes by name, in order of their steps; each is loaded when it is measured."""
     prepare(folder)
     results = []
-    for name, open_subject in tqdm(
-        subjects.items(), desc=measure, unit="checkpoint", disable=not progress, dynamic_ncols=True
-    ):
-        prepare(folder / name)
-        result = MEASURES[measure](open_subject(), **(options or {}))
-        _write(result, [draw(result)], folder / name / measure)
-        results.append(result)
+    with bar(len(subjects), measure, "checkpoint", shown=progress) as done:
+        for name, open_subject in subjects.items():
+            prepare(folder / name)
+            result = MEASURES[measure](open_subject(), **(options or {}))
+            _write(result, [draw(result)], folder / name / measure)
+            results.append(result)
+            done.update()
     joined = joined_over_steps(results)
     _write(joined, [draw_over_steps(joined)], folder / f"{measure}_over_steps")
     return joined
