@@ -105,9 +105,9 @@ def _result(subject: Any, measure: Any, options: Mapping[str, Any]) -> xr.Datase
 
 
 def _settings(result: xr.Dataset) -> dict[str, Any]:
-    """Return the settings of the run that a result is of, without the seed."""
+    """Return the settings of the run that a result is of, without the seeds."""
     settings = json.loads(result.attrs.get("config", "{}"))
-    return {name: value for name, value in settings.items() if name != "seed"}
+    return {name: value for name, value in settings.items() if name not in ("seed", "init_seed")}
 
 
 def _names(settings: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -102,7 +102,7 @@ function download(name, indices) {
 function fillTable(table) {
   const body = byId(table.id).tBodies[0];
   body.replaceChildren();
-  const shown = (x) => (x === undefined || x === null ? "" : String(x).replace("-", "−"));
+  const shown = (x) => (x === undefined || x === null ? "" : String(x).replaceAll("-", "−"));
   const range = (row, from) => (row[`${from}low`] === undefined || row[`${from}low`] === null ? ""
     : `${shown(row[`${from}low`])} … ${shown(row[`${from}high`])}`);
   for (const { cube: index, run } of table.cubes) {

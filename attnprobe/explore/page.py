@@ -65,7 +65,13 @@ def render(
     data = {
         "runs": [printable(name) for name in builder.runs],
         "steps": axes["step"] or [0],
-        "start": {**builder.start, "step": max(len(axes["step"]) - 1, 0), "labels": builder.defaults},
+        "start": {
+            "layer": 0,
+            "head": 0,
+            **builder.start,
+            "step": max(len(axes["step"]) - 1, 0),
+            "labels": builder.defaults,
+        },
         "cubes": [_plain(cube) for cube in builder.cubes],
         "charts": builder.charts,
         "tables": builder.tables,
@@ -89,7 +95,7 @@ class Builder:
     def __init__(self, runs: Sequence[str]) -> None:
         """Begin a page of runs without charts."""
         self.runs, self.cubes, self.charts, self.tables = list(runs), [], [], []
-        self.start: dict[str, Any] = {"layer": 0, "head": 0}
+        self.start: dict[str, Any] = {}
         self.defaults: dict[str, str] = {}
 
     def add_cubes(self, found: Sequence[Cube]) -> list[int]:
@@ -229,11 +235,14 @@ def _measure(builder: Builder, name: str, summary: str, subjects: Sequence[Subje
     table = f"table-{name}"
     builder.tables.append({"id": table, "cubes": [{"run": run, "cube": index} for run, index in places["number"]]})
     facts = scope(measured[-1][1])
-    files = {file: content for subject in subjects for file, content in subject.figures.items()}
     links = [
-        {"name": file, "href": f"data:application/pdf;base64,{base64.b64encode(content).decode()}"}
-        for file, content in files.items()
-        if file.rpartition("/")[2].startswith(name)
+        {
+            "name": printable(f"{subject.name} {file}".replace("/", " ") if len(subjects) > 1 else file),
+            "href": f"data:application/pdf;base64,{base64.b64encode(content).decode()}",
+        }
+        for subject in subjects
+        for file, content in subject.figures.items()
+        if file in (f"{name}.pdf", f"{name}_over_steps.pdf")
     ]
     left_out = {f"{what}: {why}" for _, result in measured for what, why in scope(result)["left_out"].items()}
     text = f"{summary} {facts['sequences']} test sequences, {facts['nulls']} draws of each null."
@@ -260,19 +269,17 @@ def _numbers(
     builder: Builder, name: str, measured: Sequence[tuple[int, xr.Dataset]], places: Sequence[tuple[int, int]]
 ) -> list[dict[str, Any]]:
     """Return the figures of one number of all heads, for every run, and of the chosen head over steps."""
-    by_head = [(run, index) for run, index in places if "head" in builder.cubes[index].axes]
+    by_head = [(run, index) for run, index in places if {"layer", "head"} <= set(builder.cubes[index].axes)]
     if not by_head:
         return []
     result, choice = measured[0][1], f"number of {name}"
     labels = [builder.cubes[index].label for _, index in by_head]
     builder.defaults[choice] = main_number(result, labels)
-    if not builder.defaults.get("started"):
-        builder.start |= _extreme_head(
-            next(builder.cubes[i] for _, i in by_head if builder.cubes[i].label == builder.defaults[choice])
-        )
-        builder.defaults["started"] = name
+    if not builder.start:
+        first = (builder.cubes[index] for _, index in by_head)
+        builder.start |= _extreme_head(next(cube for cube in first if cube.label == builder.defaults[choice]))
     figures = []
-    for order, (run, _) in enumerate(measured):
+    for order, run in enumerate(dict.fromkeys(run for run, _ in by_head)):
         of_run = [place for place in by_head if place[0] == run]
         caption = f"of all heads: {builder.runs[run]}" if len(builder.runs) > 1 else "of all heads"
         layers = max(len(builder.cubes[index].axes["layer"]) for _, index in of_run)
@@ -369,10 +376,6 @@ def _library() -> str:
 
 
 def provenance_text(results: Sequence[xr.Dataset], command: str) -> str:
-    """Return the command and the provenance of results as text."""
-    lines = [command]
-    for result in results:
-        found = json.loads(result.attrs.get("provenance", "{}"))
-        lines += [f"{name}: {value}" for name, value in found.items() if value not in ("", None)]
-        break
-    return "\n".join(lines)
+    """Return the command and the provenance of the first result as text."""
+    found = json.loads(results[0].attrs.get("provenance", "{}")) if results else {}
+    return "\n".join([command, *(f"{name}: {value}" for name, value in found.items() if value not in ("", None))])

@@ -210,6 +210,8 @@ def test_a_report_of_several_paths_has_a_folder_for_each(spt_run, tmp_path, caps
     assert capsys.readouterr().out.strip() == str(tmp_path / "out" / "report.html")
     assert {path.name for path in (tmp_path / "out").rglob("*.nc")} == {"proximity.nc"}
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a", "b", "report.html"]
+    text = (tmp_path / "out" / "report.html").read_text()
+    assert all(f'download="{name} ckpt proximity.pdf"' in text for name in ("a", "b"))
     with pytest.raises(UsageError, match="the same path twice"):
         report.page.write_report([first, first])
 
