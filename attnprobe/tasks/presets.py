@@ -185,6 +185,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "mask_probability": 0.5,
     },
 }
+"""Recommended (``small-...``) and published (``amos-...``) settings by name; `attnprobe.configure` reads them."""
 
 
 def recommended(preset: str) -> dict[str, Any]:
