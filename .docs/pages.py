@@ -16,6 +16,7 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files
 from nbconvert import MarkdownExporter
+from traitlets.config import Config
 
 ROOT = Path(__file__).parent.parent
 EXTENDING = [
@@ -31,8 +32,9 @@ EXTENDING = [
     "training.objectives.Objective",
 ]
 """Documented objects that are not in ``attnprobe.__all__``; the README says how to extend most of them."""
+NOTEBOOKS = Config({"NbConvertBase": {"display_data_priority": ["image/png", "text/plain"]}})
+"""Outputs as pictures or text: HTML of other packages does not fit the theme, nor does a view fit a page."""
 LINK = re.compile(r"\]\((?!https?:)([^)\s#]*)(#[^)\s]*)?\)")
-FENCED = re.compile(r"^ *```.*?^ *```$", re.DOTALL | re.MULTILINE)
 
 
 def slug(title: str) -> str:
@@ -44,7 +46,7 @@ def readme_pages() -> dict[str, str]:
     """Return the front page and one page per section of the reference part of the README, by file name."""
     front, reference = (ROOT / "README.md").read_text().split("\n# Reference\n")
     sections = re.split(r"^## (.*)\n", reference, flags=re.MULTILINE)[1:]
-    pages = {"index.md": front}
+    pages = {"index.md": f"---\nhide: [navigation]\n---\n{front}"}
     for title, text in zip(sections[::2], sections[1::2], strict=True):
         pages[f"{slug(title)}.md"] = f"# {title}\n" + re.sub(r"^###", "##", text, flags=re.MULTILINE)
     return pages
@@ -112,11 +114,13 @@ class Site:
         self.sections = readme_pages()
         self.reference, self.addresses = reference_pages()
         self.addresses |= {"README.md": "index.md", "analyses/README.md": "analyses.md"}
-        notebooks = [path.relative_to(ROOT) for path in sorted((ROOT / "notebooks").glob("*.ipynb"))]
-        self.notebooks = [path.with_suffix(".md").as_posix() for path in notebooks]
-        self.addresses |= {path.as_posix(): page for path, page in zip(notebooks, self.notebooks, strict=True)}
-        for path, page in zip(notebooks, self.notebooks, strict=True):
-            text, resources = MarkdownExporter().from_filename(str(ROOT / path), {"unique_key": path.stem})
+        exporter = MarkdownExporter(config=NOTEBOOKS)
+        self.notebooks: list[str] = []
+        for notebook in sorted((ROOT / "notebooks").glob("*.ipynb")):
+            page = f"notebooks/{notebook.stem}.md"
+            self.notebooks.append(page)
+            self.addresses[f"notebooks/{notebook.name}"] = page
+            text, resources = exporter.from_filename(str(notebook), {"unique_key": notebook.stem})
             self.files.append(File.generated(config, page, content=text))
             for name, image in resources["outputs"].items():
                 self.files.append(File.generated(config, f"notebooks/{name}", content=image))
