@@ -30,9 +30,10 @@ SETTINGS: dict[str, dict[str, Any]] = {
 RECIPES = ("supervised", "spt")
 
 
-def demo(out: Path, seeds: int, workers: int) -> None:
-    """Run `compare` on the tasks of the demonstration and print what to do next."""
-    compare(SETTINGS, out, seeds, workers, "demo")
+def demo(out: Path, seeds: int, workers: int, quick: bool = False) -> None:
+    """Run `compare` on the tasks of the demonstration, or only on ``pairs``, and print what to do next."""
+    settings = {"pairs": SETTINGS["pairs"]} if quick else SETTINGS
+    compare(settings, out, seeds, workers, "demo")
     print(f"next:   attnprobe proximity {out / 'pairs-spt-0'}    # measure all checkpoints of a run")
 
 
@@ -71,7 +72,8 @@ def compare(settings: Mapping[str, Mapping[str, Any]], out: Path, seeds: int, wo
         save(joined[task], out / f"{task}.nc")
     report.write_figure(draw_recipes(joined), out / figure, "supervised training and self-pretraining (SPT)")
     print(_table(joined))
-    print("\nmean ± std over seeds; distance, share and contrast: head with the largest contrast in each run")
+    spread = "mean ± std over seeds; " if seeds > 1 else "one seed; "
+    print(f"\n{spread}distance, share and contrast: head with the largest contrast in each run")
     print("contrast (null): largest over heads for the same scores with permuted positions, mean over draws\n")
     for task, result in joined.items():
         print(_gain(task, result))

@@ -13,8 +13,10 @@ class Demo:
 
     out: Path = Path("runs/demo")
     """Folder for runs and figures; finished runs in it are reused."""
-    seeds: int = 3
-    """Number of seeds per task and recipe."""
+    quick: bool = False
+    """Only pairs and one seed: under a minute."""
+    seeds: int | None = None
+    """Number of seeds per task and recipe; 3 by default, 1 with --quick."""
     workers: int = 2
     """Number of concurrent runs, one thread each."""
 
@@ -22,4 +24,5 @@ class Demo:
 def run(arguments: list[str]) -> None:
     """Run the demonstration."""
     flags = parse(Demo, "demo", arguments)
-    ap.demo.demo(flags.out, flags.seeds, flags.workers)
+    seeds = flags.seeds if flags.seeds is not None else 1 if flags.quick else 3
+    ap.demo.demo(flags.out, seeds, flags.workers, flags.quick)

@@ -382,6 +382,9 @@ def test_demo_trains_measures_and_prints_a_summary(spt_run, tmp_path, capsys, mo
     monkeypatch.setattr(demo, "SETTINGS", {"pairs": done, "digits": {**small, "task_options": {"test_size": 1750}}})
     kept = shutil.copytree(spt_run.folder, tmp_path / "pairs-spt-0")
     before = {path: path.stat().st_mtime_ns for path in kept.rglob("*.pt")}
+    main(["demo", "--quick", "--out", str(tmp_path), "--workers", "1"])
+    assert sorted(path.name for path in tmp_path.iterdir() if path.is_dir()) == ["pairs-spt-0", "pairs-supervised-0"]
+    assert "(one seed: no interval)" in capsys.readouterr().out
     main(["demo", "--out", str(tmp_path), "--seeds", "1", "--workers", "1"])
     output = capsys.readouterr().out
     assert "pairs: SPT changes test accuracy by" in output
