@@ -28,6 +28,7 @@ EXTENDING = [
     "networks.base.Network",
     "networks.base.Probe",
     "results.reasons",
+    "results_accessor.Numbers",
     "tasks.source.Source",
     "training.objectives.Objective",
 ]
