@@ -54,7 +54,7 @@ def compare(subjects: Sequence[Any] | Mapping[str, Any], measure: str = "proximi
     if len(kinds) > 1:
         raise UsageError(f"compare: results of several measures ({listed(kinds)}); must be of one")
     groups: dict[str, list[xr.Dataset]] = {}
-    for (name, _), other, result in zip(found, _names([_settings(one) for one in results]), results, strict=True):
+    for (name, _), other, result in zip(found, _names(results), results, strict=True):
         groups.setdefault(other if name is None else str(name), []).append(result)
     shown = [
         Subject(
@@ -110,8 +110,13 @@ def _settings(result: xr.Dataset) -> dict[str, Any]:
     return {name: value for name, value in settings.items() if name not in ("seed", "init_seed")}
 
 
-def _names(settings: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return a name for each subject: the settings that differ."""
-    flat = [dict(flattened(one)) for one in settings]
+def _names(results: Sequence[xr.Dataset]) -> list[str]:
+    """Return a name for each result: the settings that differ, or title and number for models of other origin."""
+    flat = [dict(flattened(_settings(result))) for result in results]
     differing = [name for name in flat[0] if len({str(one.get(name)) for one in flat}) > 1]
-    return [", ".join(f"{name}={one.get(name)}" for name in differing) or "all" for one in flat]
+    return [
+        (", ".join(f"{name}={one.get(name)}" for name in differing) or "all")
+        if one
+        else f"{number}. {result.attrs.get('title') or 'model'}"
+        for number, (one, result) in enumerate(zip(flat, results, strict=True), 1)
+    ]
