@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from attnprobe.errors import UsageError, printable
 from attnprobe.explore import charts
@@ -18,7 +19,7 @@ from attnprobe.files import write_atomic, writing
 from attnprobe.measures.driver import chunks
 from attnprobe.measures.terms import means, visit_parts
 from attnprobe.networks import probe
-from attnprobe.networks.base import LeavesOut, Probe, device_of, read
+from attnprobe.networks.base import LeavesOut, NamesTokens, Probe, device_of, read
 from attnprobe.scores import Scores
 from attnprobe.tables import TASKS
 from attnprobe.training.checkpoint import load
@@ -91,7 +92,8 @@ def view(
         of: Run (its checkpoints, with a slider over steps), checkpoint, path of either, PyTorch model (with
             ``inputs``) or `Probe`.
         inputs: Inputs of ``of`` if it is a PyTorch model; see `attnprobe.network`.
-        sequence: Index of the test sequence.
+        sequence: Index of the test sequence. Of a PyTorch model without ``reference``, every second row is reference
+            data: sequence k is row 2 k, which the page says.
         layer: Layer that is shown first; by default that of the head which attends least like uniform attention.
         head: Head that is shown first.
         tokens: Text of each token of the sequence, if the task does not know it.
@@ -137,8 +139,8 @@ def view(
         [_panel(builder, name, values, shared, names) for name, values in panels.items()],
     ]
     if shape.grid is not None and math.prod(shape.grid) == side == len(names):
-        groups.append(_on_grid(builder, panels["pattern"], shared, shape.grid, batch))
-    text = f"Test sequence {sequence}, {len(names)} tokens{_label(subject, sequence)}. "
+        groups.append(_on_grid(builder, panels["pattern"], shared, shape.grid, _pixels(subject, batch)))
+    text = f"{_about(subject, batch, sequence)}, {len(names)} tokens. "
     if side < len(names):
         text += f"Means over {side} bins of queries and of keys. "
     text += "Click on a head, or on a query in a map, to choose it."
@@ -174,6 +176,12 @@ def _batch(subject: Probe, sequence: int) -> Batch:
     return Batch(split.tensor([sequence], _length(subject, sequence)).to(device), labels.to(device))
 
 
+def _pixels(subject: Probe, batch: Batch) -> Tensor | None:
+    """Return the values of the pixels of an image, if a token is a single one."""
+    is_image = batch.inputs.ndim == 2 and not isinstance(subject.network, NamesTokens)
+    return batch.inputs[0] if is_image else None
+
+
 def _measured(subject: Probe, batch: Batch) -> list[bool]:
     """Return which tokens are shown: all that are not left out."""
     network = subject.network
@@ -185,9 +193,12 @@ def _names(subject: Probe, sequence: int, tokens: Sequence[str]) -> list[str]:
     """Return a text for each token: what its id stands for, its place in an image, or its value."""
     if tokens:
         return [printable(token) for token in tokens]
-    task, grid, length = subject.task, subject.network.shape.grid, _length(subject, sequence)
+    task, network, length = subject.task, subject.network, _length(subject, sequence)
+    grid = network.shape.grid
     if grid is not None and math.prod(grid) == length:
         return [f"({place // grid[1]}, {place % grid[1]})" for place in range(length)]
+    if isinstance(network, NamesTokens):
+        return list(map(printable, network.token_names(_batch(subject, sequence))[1]))
     values = np.asarray(task.test.inputs[[sequence]])[0, :length]
     if task.data.inputs == "tokens":
         symbols = task.data.symbols or (TASKS[task.name].symbols if task.name in TASKS else ())
@@ -195,12 +206,15 @@ def _names(subject: Probe, sequence: int, tokens: Sequence[str]) -> list[str]:
     return [f"{value:.3g}" if value.ndim == 0 else f"token {place}" for place, value in enumerate(values)]
 
 
-def _label(subject: Probe, sequence: int) -> str:
-    """Return the label of the sequence in words, if it has one."""
-    data, label = subject.task.data, int(subject.task.test.labels[sequence])
+def _about(subject: Probe, batch: Batch, sequence: int) -> str:
+    """Return which sequence is shown, with its label if it has one."""
+    if isinstance(subject.network, NamesTokens):
+        return subject.network.token_names(batch)[0].capitalize()
+    data, label = subject.task.data, int(batch.labels[0])
+    text = f"Test sequence {sequence}"
     if label < 0 or data.classes < 2:
-        return ""
-    return f", label {printable(data.class_names[label]) if data.class_names else label}"
+        return text
+    return f"{text}, label {printable(data.class_names[label]) if data.class_names else label}"
 
 
 def _maps(subject: Probe, batch: Batch, side: int) -> dict[str, np.ndarray]:
@@ -310,24 +324,23 @@ def _panel(
 
 
 def _on_grid(
-    builder: Builder, pattern: np.ndarray, shared: dict[str, list[int | float]], grid: tuple[int, int], batch: Batch
+    builder: Builder,
+    pattern: np.ndarray,
+    shared: dict[str, list[int | float]],
+    grid: tuple[int, int],
+    pixels: Tensor | None,
 ) -> list[dict[str, Any]]:
-    """Return the image, and the pattern of the chosen query on its pixels."""
-    pixels: dict[str, list[int | float]] = {"row": list(range(grid[0])), "column": list(range(grid[1]))}
+    """Return the image, if its pixels are known, and the pattern of the chosen query on them."""
+    places: dict[str, list[int | float]] = {"row": list(range(grid[0])), "column": list(range(grid[1]))}
     titles, figures = {"row": "row", "column": "column"}, []
-    if batch.inputs.ndim == 2:
-        values = {"value": rounded(batch.inputs[0].double().cpu().numpy(), DIGITS)}
-        image = Cube("map", "image", "input", "1", pixels, titles, values)
-        places = [(0, builder.add_cubes([image])[0])]
-        figures.append(
-            builder.figure("image", charts.heat_map("column", "row", sides=grid), places, "image", choose=False)
-        )
-    axes = {**shared, "query": list(range(pattern.shape[-1])), **pixels}
+    spec = charts.heat_map("column", "row", sides=grid)
+    if pixels is not None:
+        values = {"value": rounded(pixels.double().cpu().numpy(), DIGITS)}
+        image = Cube("map", "image", "input", "1", places, titles, values)
+        figures.append(builder.figure("image", spec, [(0, builder.add_cubes([image])[0])], "image", choose=False))
+    axes = {**shared, "query": list(range(pattern.shape[-1])), **places}
     values = {"value": rounded(pattern.ravel(), DIGITS)}
     attention = Cube("map", "pixels", "attention pattern", "1", axes, titles, values)
-    places = [(0, builder.add_cubes([attention])[0])]
     caption = "attention of the chosen query, of the chosen head"
-    figures.append(
-        builder.figure(caption, charts.heat_map("column", "row", sides=grid), places, "pixels", choose=False)
-    )
+    figures.append(builder.figure(caption, spec, [(0, builder.add_cubes([attention])[0])], "pixels", choose=False))
     return figures

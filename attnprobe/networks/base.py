@@ -102,6 +102,15 @@ class LeavesOut(Protocol):
 
 
 @runtime_checkable
+class NamesTokens(Protocol):
+    """Network whose inputs are not the task's, and which knows what its tokens are."""
+
+    def token_names(self, batch: Batch) -> tuple[str, list[str]]:
+        """Return a name of the first sequence of a batch, and a text for each of its tokens, left out or not."""
+        ...
+
+
+@runtime_checkable
 class KnowsPositions(Protocol):
     """Network with a known position encoding."""
 

@@ -68,6 +68,8 @@ class TorchModel:
     loss: Loss | None = None
     mask_id: int | None = None
     """Token id with which masked tokens are replaced."""
+    tokenizer: Any = None
+    """Tokenizer of the ids, if it was given."""
     biases: tuple[Tensor | None, ...] = ()
     """Bias between the measured tokens of the longest rows at their offsets, [head, offset], in each layer."""
     table: PositionTable | None = None
@@ -112,6 +114,17 @@ class TorchModel:
         """Return which tokens between prefix and suffix are not measured, or None if there are none in any batch."""
         inside, (rows, length) = self.special.inside, (batch.inputs[:, 0].cpu(), batch.inputs.shape[1])
         return None if inside is None else inside[rows, :length]
+
+    def token_names(self, batch: Batch) -> tuple[str, list[str]]:
+        """Return the row of the inputs, and its tokens by the tokenizer, as ids, or as numbers if it has no ids."""
+        row, length, prefix = int(batch.inputs[0, 0]), batch.inputs.shape[1], self.special.prefix
+        ids = self.rows.tensors.get("input_ids")
+        if ids is None:
+            return f"row {row}", [str(token) for token in range(length)]
+        chosen = ids[row, prefix : prefix + length].tolist()
+        if self.tokenizer is None:
+            return f"row {row}", [str(token) for token in chosen]
+        return f"row {row}", list(map(str, self.tokenizer.convert_ids_to_tokens(chosen)))
 
     def layer_bias(self, layer: int) -> Tensor | None:
         """Return the bias between n tokens at their offsets, [head, offset], in a layer."""
@@ -344,6 +357,7 @@ def network(
         labels=None if labels is None else _labels(labels, rows),
         loss=loss,
         mask_id=getattr(tokenizer, "mask_token_id", None),
+        tokenizer=tokenizer,
         biases=tuple(one.bias_by_offset for one in scores),
     )
     longest = Batch(torch.from_numpy(checked[:1, None]).expand(-1, shape.n), torch.zeros(1))

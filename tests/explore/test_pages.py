@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 import torch
+from transformers import GPT2Config, GPT2LMHeadModel
 
 import attnprobe as ap
 from attnprobe.errors import UsageError
@@ -235,3 +236,12 @@ def test_a_comparison_averages_runs_that_differ_in_their_seed_only(spt_run):
     expected = first["mean_distance"].values[0]
     np.testing.assert_allclose(both["columns"]["value"], expected[order] + 0.5, rtol=1e-4)
     np.testing.assert_allclose(other["columns"]["value"], expected + 5, rtol=1e-4)
+
+
+def test_a_view_of_a_model_names_its_row_and_ids():
+    config = GPT2Config(vocab_size=50, n_embd=8, n_layer=1, n_head=2, n_positions=12)
+    ids = torch.randint(50, (6, 10), generator=torch.Generator().manual_seed(0))
+    view = ap.view(GPT2LMHeadModel(config).eval(), {"input_ids": ids}, sequence=1)
+    data = json.loads(re.search(r'id="data" type="application/json">(.*?)</script>', view.html).group(1))
+    assert data["names"] == [str(token) for token in ids[2].tolist()]  # every second row is reference data
+    assert "Row 2, 10 tokens." in view.html
