@@ -100,7 +100,7 @@ def sheet(result: xr.Dataset, heads: Sequence[Head] | None = None, width: float 
     choice = chosen(result, name.replace("_", " "), outside, None, heads, most_heads("interventions", width))
     if choice.text and draws(result, name) is not None and heads is None:
         choice = Choice(choice.heads, f"{choice.text} beyond the null, over interventions", choice.one_layer)
-    columns = (4 if wide else 3) if result.sizes["head"] <= 16 else 2
+    columns = 4 if wide and result.sizes["head"] <= 16 else 2
     height = map_height(result, 0.13 if wide else 0.09, 1.9 if wide else 0.9)
     map_rows = -(-result.sizes["intervention"] // columns)
     row = max(0.17, 0.045 * len(choice.heads) + 0.06)

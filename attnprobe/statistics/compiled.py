@@ -30,7 +30,7 @@ SHORTEST = 128
 BLOCK_BYTES = 2**20
 """Bytes of the scores of a block, about the size of a second-level cache: smaller blocks cost more calls."""
 QUERIES = 256
-"""Most queries of a block, over which sums by key and by offset are added in the type of the block."""
+"""Most queries of a block."""
 SPAN = 1024
 """Queries of a task."""
 

@@ -161,7 +161,21 @@ def gradient_product(a: tuple[Scores, Tensor, Tensor], b: tuple[Scores, Tensor, 
     return result
 
 
-_Arguments = Sequence[tuple[Sequence[Tensor], "_Special | None"]]
+@dataclass(frozen=True)
+class _Special:
+    """Keys that are left out, as the queries of a part see them; a sink is one without a value."""
+
+    scores: Tensor
+    """[sequence, head, token, key]: scores of the queries with these keys; -inf if masked."""
+    v: Tensor
+    """[sequence, head, key, d_head]: values of these keys."""
+
+    def of(self, group: Group) -> "_Special":
+        """Return those of the matrices of a group, [matrix, ...]."""
+        return _Special(group.take(self.scores), group.take(self.v))
+
+
+_Arguments = Sequence[tuple[Sequence[Tensor], _Special | None]]
 """Values, output gradients and the keys that are left out, for each of two gradients."""
 
 
@@ -209,20 +223,6 @@ def _check(scores: Scores, v: Tensor, dz: Tensor) -> None:
                 "and v must match dz"
             )
         check_finite(name, x)
-
-
-@dataclass(frozen=True)
-class _Special:
-    """Keys that are left out, as the queries of a part see them; a sink is one without a value."""
-
-    scores: Tensor
-    """[sequence, head, token, key]: scores of the queries with these keys; -inf if masked."""
-    v: Tensor
-    """[sequence, head, key, d_head]: values of these keys."""
-
-    def of(self, group: Group) -> "_Special":
-        """Return those of the matrices of a group, [matrix, ...]."""
-        return _Special(group.take(self.scores), group.take(self.v))
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 A block is [matrix, query, key], the scores of consecutive queries with consecutive keys in units of ln 2, so that
 weights are powers of 2. All loops run over contiguous numbers, in which form LLVM makes vector instructions of them;
 every loop over a row is a function of its own for this reason. Numbers of a row are added in the type of the block over
-at most `CHUNK` of them, and sums over queries over the queries of a block; everything longer is added in float64.
+at most `CHUNK` of them, and sums over queries over `TOGETHER` of them; everything longer is added in float64.
 
 `no_type_check` keeps the type checks of the tests from wrapping functions, which numba could not compile; jaxtyping
 before 0.3.11 wraps them all the same, so compiled functions are unwrapped first.
@@ -26,6 +26,8 @@ from numba.extending import intrinsic, overload
 
 CHUNK = 1024
 """Numbers that are added in the type of the block."""
+TOGETHER = 16
+"""Queries whose sums by key and by offset are added in the type of the block."""
 LANES = 64
 """Running maxima of a row."""
 LN2 = math.log(2)
@@ -370,32 +372,34 @@ def pattern_block(
     hidden = np.finfo(scores.dtype).min / kind(4)
     lanes, line = np.empty(LANES, scores.dtype), np.empty(n, scores.dtype)
     keys, offsets = np.empty(n, scores.dtype), np.empty(by_offset.shape[1], scores.dtype)
-    begin, end = reached(start, start + queries, rows, columns, window)
     for matrix in range(matrices):
-        keys[first : first + width] = 0
-        offsets[begin:end] = 0
-        for r in range(queries):
-            query = start + r
-            if len(present) and not present[query]:
-                continue
-            row = scores[matrix, r]
-            if len(bias):
-                source = order[query] if len(order) and not stays else query
-                add_bias(row, first, columns, first_index(source, rows, columns), bias[matrix % len(bias)])
-            low, high = visible(query, n, causal, window)
-            if len(present) or len(order):
-                arrange(row, first, low, high, present, order, stays, hidden, line)
-                row[low - first : high - first] = line[: high - low]
-            row = row[low - first : high - first]
-            peak = largest(row, lanes)
-            total, mean = weights(row, peak)
-            entropy[matrix] += math.log(total) - mean / total * LN2
-            peaks[matrix, r] = peak
-            totals[matrix, r] = total
-            at = first_index(query, rows, columns)
-            add_row(row, kind(1 / total), low, columns, at, keys[low:high], offsets)
-        add(keys[first : first + width], by_key[matrix, first : first + width])
-        add(offsets[begin:end], by_offset[matrix, begin:end])
+        for beginning in range(0, queries, TOGETHER):
+            ending = min(beginning + TOGETHER, queries)
+            begin, end = reached(start + beginning, start + ending, rows, columns, window)
+            keys[first : first + width] = 0
+            offsets[begin:end] = 0
+            for r in range(beginning, ending):
+                query = start + r
+                if len(present) and not present[query]:
+                    continue
+                row = scores[matrix, r]
+                if len(bias):
+                    source = order[query] if len(order) and not stays else query
+                    add_bias(row, first, columns, first_index(source, rows, columns), bias[matrix % len(bias)])
+                low, high = visible(query, n, causal, window)
+                if len(present) or len(order):
+                    arrange(row, first, low, high, present, order, stays, hidden, line)
+                    row[low - first : high - first] = line[: high - low]
+                row = row[low - first : high - first]
+                peak = largest(row, lanes)
+                total, mean = weights(row, peak)
+                entropy[matrix] += math.log(total) - mean / total * LN2
+                peaks[matrix, r] = peak
+                totals[matrix, r] = total
+                at = first_index(query, rows, columns)
+                add_row(row, kind(1 / total), low, columns, at, keys[low:high], offsets)
+            add(keys[first : first + width], by_key[matrix, first : first + width])
+            add(offsets[begin:end], by_offset[matrix, begin:end])
 
 
 @_compiled
@@ -445,42 +449,44 @@ def gradient_block(
     hidden = np.finfo(scores.dtype).min / kind(4)
     lanes, line = np.empty(LANES, scores.dtype), np.empty(n, scores.dtype)
     keys, offsets = np.empty(n, scores.dtype), np.empty(by_offset.shape[1], scores.dtype)
-    begin, end = reached(start, start + queries, rows, columns, window)
     for matrix in range(matrices):
-        keys[first : first + width] = 0
-        offsets[begin:end] = 0
-        for r in range(queries):
-            query = start + r
-            row, gradient = scores[matrix, r], values[matrix, r]
-            if len(present) and not present[query]:
-                gradient[:] = 0
-                continue
-            if len(bias):
-                source = order[query] if len(order) and not stays else query
-                add_bias(row, first, columns, first_index(source, rows, columns), bias[matrix % len(bias)])
-            low, high = visible(query, n, causal, window)
-            if len(present) or len(order):
-                arrange(row, first, low, high, present, order, stays, hidden, line)
-                row[low - first : high - first] = line[: high - low]
-                arrange(gradient, first, low, high, present, order, stays, kind(0), line)
-                gradient[low - first : high - first] = line[: high - low]
-            gradient[: low - first] = 0
-            gradient[high - first :] = 0
-            row, gradient = row[low - first : high - first], gradient[low - first : high - first]
-            peak = largest(row, lanes)
-            total, _ = weights(row, peak)
-            mean, share = dot(row, gradient) / total, 1.0
-            if len(other):
-                share = 1 / (1 + 2 ** (other[matrix, r] - peak - math.log2(total)))
-                mean = share * mean + (1 - share) * other_mean[matrix, r]
-            gradient_of_row(row, kind(share / total), gradient, kind(mean))
-            if len(other):
-                centre(gradient, low, present)
-            square[matrix] += dot(gradient, gradient)
-            at = first_index(query, rows, columns)
-            add_row(gradient, kind(1), low, columns, at, keys[low:high], offsets)
-        add(keys[first : first + width], by_key[matrix, first : first + width])
-        add(offsets[begin:end], by_offset[matrix, begin:end])
+        for beginning in range(0, queries, TOGETHER):
+            ending = min(beginning + TOGETHER, queries)
+            begin, end = reached(start + beginning, start + ending, rows, columns, window)
+            keys[first : first + width] = 0
+            offsets[begin:end] = 0
+            for r in range(beginning, ending):
+                query = start + r
+                row, gradient = scores[matrix, r], values[matrix, r]
+                if len(present) and not present[query]:
+                    gradient[:] = 0
+                    continue
+                if len(bias):
+                    source = order[query] if len(order) and not stays else query
+                    add_bias(row, first, columns, first_index(source, rows, columns), bias[matrix % len(bias)])
+                low, high = visible(query, n, causal, window)
+                if len(present) or len(order):
+                    arrange(row, first, low, high, present, order, stays, hidden, line)
+                    row[low - first : high - first] = line[: high - low]
+                    arrange(gradient, first, low, high, present, order, stays, kind(0), line)
+                    gradient[low - first : high - first] = line[: high - low]
+                gradient[: low - first] = 0
+                gradient[high - first :] = 0
+                row, gradient = row[low - first : high - first], gradient[low - first : high - first]
+                peak = largest(row, lanes)
+                total, _ = weights(row, peak)
+                mean, share = dot(row, gradient) / total, 1.0
+                if len(other):
+                    share = 1 / (1 + 2 ** (other[matrix, r] - peak - math.log2(total)))
+                    mean = share * mean + (1 - share) * other_mean[matrix, r]
+                gradient_of_row(row, kind(share / total), gradient, kind(mean))
+                if len(other):
+                    centre(gradient, low, present)
+                square[matrix] += dot(gradient, gradient)
+                at = first_index(query, rows, columns)
+                add_row(gradient, kind(1), low, columns, at, keys[low:high], offsets)
+            add(keys[first : first + width], by_key[matrix, first : first + width])
+            add(offsets[begin:end], by_offset[matrix, begin:end])
 
 
 @_compiled

@@ -850,8 +850,8 @@ WRITING = ("train", "sweep", "report", *MEASURES)
 """Commands with an output folder."""
 SLOW = ("report", *MEASURES)
 """Commands that are only given files that their reader refuses."""
-SMALL = ["--steps", 1, "--recipe", "supervised", "--evaluations", 1, "--checkpoints", 1, "--d-model", 4]
-TINY = ["--task", "pairs", "--task-options", *DATA]
+SMALL = ["--steps", 1, "--recipe", "supervised", "--evaluations", 1, "--checkpoints", 1, "--d-model", 4, "--quiet"]
+TINY = ["--task", "pairs", "--quiet", "--task-options", *DATA]
 GOOD = Path("good.pt")
 """An intact checkpoint in the working directory."""
 

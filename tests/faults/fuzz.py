@@ -15,7 +15,8 @@ import tempfile
 import warnings
 from pathlib import Path
 
-import corpus
+sys.path.insert(0, str(Path(__file__).parent))
+import corpus  # noqa: E402
 
 NAMES = {"checkpoint": "x.pt", "nc": "x.nc", "json": "run/config.json"}
 """Names of the files; x.KIND for other kinds."""

@@ -298,7 +298,11 @@ def test_sequences_of_all_lengths_are_measured():
             {"objectives": ("next-token",)},
             "objectives='next-token': does not apply to this network .it requires causal.*; valid: labels, masked",
         ),
-        ({}, {"objectives": ("label",)}, "objectives='label': does not apply to this network; valid: labels, masked"),
+        (
+            {},
+            {"objectives": ("label",)},
+            "objectives='label': is unknown; did you mean 'labels'. valid: labels, masked",
+        ),
         ({}, {"length_scale": 11}, "length_scale=11: must be at least 1 and below 11"),
         ({}, {"fit_steps": -1}, "fit_steps=-1: must not be negative"),
         ({}, {"curvature": -2}, "curvature=-2: must not be negative"),
