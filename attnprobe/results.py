@@ -14,7 +14,7 @@ import numpy as np
 import xarray as xr
 
 import attnprobe.results_accessor  # noqa: F401  registers ds.ap
-from attnprobe.axes import LABELS
+from attnprobe.axes import KINDS, LABELS
 from attnprobe.errors import UsageError, abridged, listed, shown
 from attnprobe.files import atomic_path, writing
 from attnprobe.former_names import (
@@ -267,6 +267,42 @@ def _run(result: xr.Dataset) -> dict[str, Any]:
 def own_prefix(result: xr.Dataset) -> str:
     """Return the prefix of the variables in the geometry of the data: ``grid_`` for images, none for sequences."""
     return "grid_" if any(str(name).startswith("grid_") for name in result) else ""
+
+
+MAIN_NUMBERS: dict[str, list[tuple[str, dict[str, str]]]] = {
+    "proximity": [("proximity_contrast", {})],
+    "positions": [("variance_share", {"term": "position-position"})],
+    "gradients": [("snr", {"loss": loss, "direction": "circulant exponential"}) for loss in ("masked", "labels")],
+    "interventions": [(f"{name}_change", {"intervention": "ablate_toeplitz"}) for name in ("accuracy", "loss")],
+}
+"""Number of a head that tables and pages show first, by measure: variables and categories, in order of preference."""
+
+
+def main_number(result: xr.Dataset) -> tuple[str, dict[str, Any]] | None:
+    """Return the variable that tables and pages show first, and its categories (loss, term ...), in order of `KINDS`.
+
+    It is the first of `MAIN_NUMBERS` with a value, or without any value the first of them, in the geometry of the data;
+    for other measures, their first number. None if no variable has one number per head.
+    """
+    candidates = MAIN_NUMBERS.get(str(result.attrs.get("measure")), [])
+    preferred = [(prefix + name, chosen) for name, chosen in candidates for prefix in (own_prefix(result), "")]
+    found = [number for name, chosen in preferred if (number := _number_of_heads(result, name, chosen))]
+    with_values = [(name, chosen) for name, chosen in found if result[name].sel(chosen).notnull().any()]
+    names = [*result.attrs.get("table", "").split(), *map(str, result)]
+    others = (_number_of_heads(result, name, {}) for name in names)
+    return next(iter(with_values or found), None) or next(filter(None, others), None)
+
+
+def _number_of_heads(result: xr.Dataset, name: str, chosen: dict[str, str]) -> tuple[str, dict[str, Any]] | None:
+    """Return a variable and its categories, the first one where none is chosen; None if it is no number per head."""
+    if name not in result or result[name].dtype.kind != "f" or not {"layer", "head"} <= set(result[name].dims):
+        return None
+    kinds = [axis for axis in KINDS if axis in result[name].dims]
+    if set(result[name].dims) - {"step", "seed", "run", "layer", "head", *kinds}:
+        return None
+    categories = {axis: chosen.get(axis, result[axis].values.tolist()[0]) for axis in kinds}
+    exists = all(value in result[axis].values for axis, value in categories.items())
+    return (name, categories) if exists else None
 
 
 def distance_unit(result: xr.Dataset) -> str:

@@ -9,15 +9,7 @@ import xarray as xr
 from attnprobe.cli.help import wrapped
 from attnprobe.cli.printing import print_line, print_table
 from attnprobe.report import rows
-from attnprobe.results import own_prefix
-
-MAIN = {
-    "proximity": ["proximity_contrast"],
-    "positions": ["variance_share_position-position"],
-    "gradients": ["snr_masked_circulant exponential", "snr_labels_circulant exponential"],
-    "interventions": ["accuracy_change_ablate_toeplitz", "loss_change_ablate_toeplitz"],
-}
-"""Main number of each measure; the first one that the result has. For other measures, their first number."""
+from attnprobe.results import main_number
 
 
 def print_heads(result: xr.Dataset, complete: bool) -> None:
@@ -36,7 +28,7 @@ def print_heads(result: xr.Dataset, complete: bool) -> None:
             print(f"\nlayer {row['layer']}, head {row['head']}")
             _print_row(row, reasons, result.attrs["ci_prob"])
     elif columns := _numbers(numbers[:1]):
-        _print_ranked(result, numbers, texts, columns)
+        _print_ranked(result[selected], numbers, texts, columns)
 
 
 def _selected(result: xr.Dataset) -> list[str]:
@@ -68,9 +60,9 @@ def _print_ranked(
     result: xr.Dataset, numbers: list[dict[str, Any]], texts: list[dict[str, Any]], columns: list[str]
 ) -> None:
     """Print one line per head with the main number, its interval and the ranges of its nulls."""
-    main = _main(result, columns)
+    name, categories = main_number(result) or (columns[0], {})
+    main = "_".join(map(str, [name, *categories.values()]))
     ranked = sorted(numbers, key=lambda row: -abs(row[main]) if row[main] == row[main] else 1.0)
-    name = max((str(name) for name in result if main == name or main.startswith(f"{name}_")), key=len)
     print()
     meaning = result[name].attrs.get("long_name", "")
     print(wrapped(f"{main} of each head, largest absolute value first{': ' if meaning else ''}{meaning}"))
@@ -86,13 +78,6 @@ def _print_ranked(
         print_line(f"undefined in {count} {'head' if count == 1 else 'heads'}: {reason}")
     if len(columns) > 1:
         print(f"\n--all prints {len(columns)} numbers of each head")
-
-
-def _main(result: xr.Dataset, columns: Sequence[str]) -> str:
-    """Return the main number among the columns."""
-    names = MAIN.get(result.attrs.get("measure", ""), [])
-    candidates = [*(own_prefix(result) + name for name in names), *names]
-    return next((name for name in candidates if name in columns), columns[0])
 
 
 def _without_empty(lines: list[dict[str, str]]) -> list[dict[str, str]]:

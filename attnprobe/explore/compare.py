@@ -8,12 +8,11 @@ from typing import Any
 
 import xarray as xr
 
-from attnprobe.axes import KINDS
 from attnprobe.errors import UsageError, listed
 from attnprobe.explore.page import Subject, flattened, page, provenance_text
 from attnprobe.explore.view import View
 from attnprobe.figures.selection import over_repeats
-from attnprobe.results import open_result, over_seeds, own_prefix
+from attnprobe.results import main_number, open_result, over_seeds
 from attnprobe.tables import MEASURES
 from attnprobe.training.checkpoint import load
 from attnprobe.training.run import Run
@@ -68,7 +67,7 @@ def compare(subjects: Sequence[Any] | Mapping[str, Any], measure: str = "proximi
     if any(len(group) > 1 for group in groups.values()):
         summary += (
             " Means and intervals are over seeds. Heads of different networks do not correspond, so those of each "
-            "layer are sorted by the first number (in the nulls too): head is a rank."
+            "layer are sorted by the main number (in the nulls too): head is a rank."
         )
     origin = provenance_text(results, f"attnprobe.compare of {len(results)} results")
     return View(page(kinds[0], listed(groups), shown, {kinds[0]: summary}, origin))
@@ -79,17 +78,13 @@ def _over_seeds(results: Sequence[xr.Dataset]) -> xr.Dataset:
     if len(results) == 1:
         return results[0]
     joined = over_seeds(results)
-    table = str(joined.attrs.get("table", "")).split()
-    name = next(name for name in (f"{own_prefix(joined)}proximity_contrast", *table, *joined) if name in joined)
-    null = f"{name}_null"
-    return over_repeats(joined, _main(joined[name]), _main(joined[null]) if null in joined else None)
-
-
-def _main(array: xr.DataArray) -> xr.DataArray:
-    """Return the first category of a number, or the position-position term."""
-    if "term" in array.dims:
-        array = array.sel(term="position-position")
-    return array.isel(dict.fromkeys((axis for axis in KINDS if axis in array.dims), 0))
+    if (main := main_number(joined)) is None:
+        raise UsageError(
+            f"compare: {joined.attrs['measure']} has no number of heads, by which those of seeds are sorted"
+        )
+    name, categories = main
+    null = joined[f"{name}_null"].sel(categories) if f"{name}_null" in joined else None
+    return over_repeats(joined, joined[name].sel(categories), null)
 
 
 def _result(subject: Any, measure: Any, options: Mapping[str, Any]) -> xr.Dataset:

@@ -8,7 +8,7 @@ value, its interval and the range of each null.
 import itertools
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -113,7 +113,7 @@ def _of_variable(
     places = [(axis, result[axis].values if axis in result.coords else np.arange(result.sizes[axis])) for axis in kinds]
     for position in itertools.product(*(range(len(values)) for _, values in places)):
         chosen = dict(zip(kinds, position, strict=True))
-        categories = [_category(axis, values[chosen[axis]]) for axis, values in places]
+        label = label_of(name, {axis: values[chosen[axis]] for axis, values in places})
         flat = {
             column: values.isel(chosen).transpose(*shared, *others).values.ravel() for column, values in columns.items()
         }
@@ -126,12 +126,13 @@ def _of_variable(
         values = {column: rounded(values) for column, values in flat.items()}
         texts = why.isel(chosen).transpose(*shared).values.ravel().tolist() if kind == "number" else []
         reasons = {place: text for place, text in enumerate(texts) if text}
-        yield Cube(kind, ", ".join([name, *categories]), meaning, units, axes, titles, values, reasons)
+        yield Cube(kind, label, meaning, units, axes, titles, values, reasons)
 
 
-def _category(axis: str, value: Any) -> str:
-    """Return a category in words."""
-    return {"window": f"within {value}", "other_loss": f"and {value}"}.get(axis, str(value))
+def label_of(name: str, categories: Mapping[str, Any]) -> str:
+    """Return the label of the cube of a variable and its categories."""
+    words = {"window": "within {}", "other_loss": "and {}"}
+    return ", ".join([name, *(words.get(axis, "{}").format(value) for axis, value in categories.items())])
 
 
 def _coordinates(result: xr.Dataset, axis: str) -> list[int | float]:

@@ -14,8 +14,8 @@ import xarray as xr
 
 from attnprobe.errors import listed, printable
 from attnprobe.explore import charts
-from attnprobe.explore.cubes import Cube, cubes, scope
-from attnprobe.results import own_prefix
+from attnprobe.explore.cubes import Cube, cubes, label_of, scope
+from attnprobe.results import main_number
 
 METRIC = re.compile(r"(train|validation|test)_(loss|accuracy)")
 BASIC = ("task", "stages", "seed", "model.n_layers", "model.n_heads", "model.d_model", "model.position")
@@ -274,7 +274,9 @@ def _numbers(
         return []
     result, choice = measured[0][1], f"number of {name}"
     labels = [builder.cubes[index].label for _, index in by_head]
-    builder.defaults[choice] = main_number(result, labels)
+    main = main_number(result)
+    label = labels[0] if main is None else label_of(*main)
+    builder.defaults[choice] = label if label in labels else labels[0]
     if not builder.start:
         first = (builder.cubes[index] for _, index in by_head)
         builder.start |= _extreme_head(next(cube for cube in first if cube.label == builder.defaults[choice]))
@@ -291,17 +293,6 @@ def _numbers(
             builder.figure(caption, charts.over_steps(len(builder.runs) > 1), by_head, choice, ("step",), choose=False)
         )
     return figures
-
-
-def main_number(result: xr.Dataset, labels: Sequence[str]) -> str:
-    """Return the label of the number that a page shows first."""
-    table = str(result.attrs.get("table", "")).split()
-    wanted = [f"{own_prefix(result)}proximity_contrast, position-position", f"{own_prefix(result)}proximity_contrast"]
-    for prefix in [*wanted, *table]:
-        for label in labels:
-            if label == prefix or label.startswith(f"{prefix},"):
-                return label
-    return labels[0]
 
 
 def _extreme_head(cube: Cube) -> dict[str, int | float]:
