@@ -18,8 +18,8 @@ ORDER = [
     "demo", "cli",
     "__main__",
 ]  # fmt: skip
-FIGURE_IMPORTS = {"errors", "former_names", "tables", "axes", "provenance", "results", "figures"}
-"""Modules that figures may import: results, but no networks."""
+FIGURE_IMPORTS = {"errors", "former_names", "tables", "files", "axes", "provenance", "results", "figures"}
+"""Modules that figures may import: results and how files are written, but no networks."""
 WITHOUT_NETWORKS = {"statistics", "measures", "figures", "explore", "report"}
 """Folders that may not import any network class."""
 

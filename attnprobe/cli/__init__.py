@@ -29,6 +29,7 @@ COMMANDS = {
     "tasks": "List the tasks, or build one task and report its statistics.",
     "show": "Show the contents of a checkpoint, or list the checkpoints of a run.",
     "report": "Run every measure and write its figures and one HTML page.",
+    "animate": "Measure every checkpoint of a run, and write the figures as a GIF or MP4.",
     "completion": "Print a script that completes commands, flags and names in bash or zsh.",
 }
 """Commands other than measures; each is a module of this package with a function ``run``."""

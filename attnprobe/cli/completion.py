@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from attnprobe.cli import COMMANDS, demo, measure, report, show, sweep, tasks, train
+from attnprobe.cli import COMMANDS, animate, demo, measure, report, show, sweep, tasks, train
 from attnprobe.cli.parse import parse
 from attnprobe.tables import EDITS, MEASURES, OBJECTIVES, TASKS
 from attnprobe.tasks.presets import PRESETS
@@ -22,6 +22,7 @@ NAMES: dict[str, Iterable[str]] = {
     "device": ("cpu", "cuda", "mps"),
     "edits": EDITS,
     "objectives": OBJECTIVES,
+    "measure": MEASURES,
 }
 """Values of flags that are any text for their types."""
 ZSH = "autoload -U +X compinit && compinit\nautoload -U +X bashcompinit && bashcompinit\n"
@@ -73,6 +74,7 @@ def script() -> str:
         "tasks": tasks.with_reading(),
         "show": show.Show,
         "report": report.Report,
+        "animate": animate.Animate,
         "completion": Completion,
         **{name: measure.flags_of(name) for name in MEASURES},
     }

@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 
 from attnprobe.errors import UsageError, listed, shown
 from attnprobe.figures import default
+from attnprobe.figures.animation import animate
 from attnprobe.figures.gradients import gradients, gradients_over_steps
 from attnprobe.figures.interventions import interventions, interventions_over_steps
 from attnprobe.figures.pages import caption, pages
@@ -18,6 +19,7 @@ from attnprobe.figures.single import by_offset, head_map
 from attnprobe.tables import FIGURES, FIGURES_OVER_STEPS
 
 __all__ = [
+    "animate",
     "by_offset",
     "caption",
     "draw",

@@ -105,7 +105,7 @@ def sheet(result: xr.Dataset, heads: Sequence[Head] | None = None, width: float 
     text = means_text(result) + (null_text(result, nulls) if maps else "")
     if profiles:
         text += choice_text(choice) + null_text(result, ranges) + CUT
-    return Sheet(inches, title(result), blocks, text + undefined_text(result, [*profiles, *maps]))
+    return Sheet(inches, title(result), blocks, text + undefined_text(result, [*profiles, *maps]), choice.heads)
 
 
 def figure_over_steps(

@@ -138,7 +138,7 @@ def sheet(result: xr.Dataset, heads: Sequence[Head] | None = None, width: float 
         Block(0.4 + max(band, 0.17) * subspaces, lambda part: _energies(part, result, choice)),
         Block(1.3, lambda part: _by_offset(part, result, choice)),
     ]
-    return Sheet(inches, title(result), blocks, _caption(result, choice))
+    return Sheet(inches, title(result), blocks, _caption(result, choice), choice.heads)
 
 
 def gradients_over_steps(

@@ -115,7 +115,7 @@ def sheet(result: xr.Dataset, heads: Sequence[Head] | None = None, width: float 
         legend_block([*head_entries(choice, "o"), *nulls], inches, choice.text),
         Block(dots_height * (1 if wide else 2), lambda part: _changes(part, result, name, choice, wide)),
     ]
-    return Sheet(inches, title(result), blocks, _caption(result, name, choice))
+    return Sheet(inches, title(result), blocks, _caption(result, name, choice), choice.heads)
 
 
 def interventions_over_steps(

@@ -12,7 +12,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.textpath import text_to_path
 
-from attnprobe.figures.selection import Choice
+from attnprobe.figures.selection import Choice, Head
 from attnprobe.figures.style import HEIGHT, INITIAL, PERMUTED, SMALL_SIZE, TITLE_SIZE, Page, line, paper
 
 MARGIN = 0.08
@@ -39,6 +39,8 @@ class Sheet:
     title: str
     blocks: Sequence[Block]
     caption: str
+    heads: tuple[Head, ...] = ()
+    """Heads drawn in detail."""
 
     def figure(self, titles: bool = True, caption: bool = True) -> Figure:
         """Draw the page; it is at most `HEIGHT` inches tall.

@@ -158,10 +158,8 @@ def head_map(
     annotated = width > 0.36 and height > 0.16  # the number and, beside it, a dot
     for (row, column), value in np.ndenumerate(cells):
         if annotated:
-            shade = image.cmap(image.norm(value))
-            luminance = float(np.dot(shade[:3], (0.299, 0.587, 0.114)))
-            style = {"fontsize": SMALL_SIZE, "color": "black" if luminance > 0.5 or np.isnan(value) else "white"}
-            axis.text(column, row, number_text(value, 2), ha="center", va="center", **style)
+            axis.text(column, row, number_text(value, 2), ha="center", va="center", fontsize=SMALL_SIZE)
+    colour_numbers(axis)
     if inside is None and null is not None and null.size:
         inside = beyond(values, null) <= 0
     if inside is not None:
@@ -188,6 +186,16 @@ def head_map(
     axis.spines[:].set_visible(False)
     axis.tick_params(length=0, pad=2)
     return image
+
+
+def colour_numbers(axis: Axes) -> None:
+    """Make the numbers in the cells of a map black or white, whichever is legible on the colour of the cell."""
+    for text in axis.texts:
+        column, row = (round(place) for place in text.get_position())
+        value = axis.images[0].get_array()[row, column]  # pyright: ignore
+        shade = axis.images[0].cmap(axis.images[0].norm(value))
+        luminance = float(np.dot(shade[:3], (0.299, 0.587, 0.114)))
+        text.set_color("black" if luminance > 0.5 or not np.isfinite(value) else "white")
 
 
 def plain_bar(bar: Colorbar, ticks: int) -> None:

@@ -132,7 +132,7 @@ def sheet(result: xr.Dataset, heads: Sequence[Head] | None = None, width: float 
             lambda part: _position_scores(part, result, choice, across, side),
         ),
     ]
-    return Sheet(inches, title(result), blocks, _caption(result, choice))
+    return Sheet(inches, title(result), blocks, _caption(result, choice), choice.heads)
 
 
 def positions_over_steps(

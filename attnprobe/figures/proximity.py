@@ -130,7 +130,7 @@ def sheet(result: xr.Dataset, heads: Sequence[Head] | None = None, width: float 
         blocks.append(
             Block(grid_rows * (side + 0.2) + 0.25, lambda part: _grid_patterns(part, result, choice, columns))
         )
-    return Sheet(inches, title(result), blocks, _caption(result, choice))
+    return Sheet(inches, title(result), blocks, _caption(result, choice), choice.heads)
 
 
 def proximity_over_steps(

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from support import TINY as SPT_RUN
 
 from attnprobe import progress, report
@@ -198,6 +199,18 @@ def test_a_report_has_a_section_for_every_measure_and_writes_results_and_figures
         for stem in (name, f"{name}_over_steps"):
             assert all((page.parent / f"{stem}.{suffix}").exists() for suffix in ("nc", "png", "pdf"))
             assert f'download="{stem}.pdf"' in text
+
+
+def test_an_animation_has_a_frame_for_every_checkpoint(spt_run, tmp_path, capsys):
+    run = shutil.copytree(spt_run.folder, tmp_path / "run")
+    main(["animate", str(run), "--sequences", "2", "--nulls", "1", "--quiet"])
+    path = run / "figures" / "proximity.gif"
+    assert capsys.readouterr().out.strip() == str(path)
+    with Image.open(path) as animation:
+        assert animation.n_frames == len(spt_run.checkpoint_paths)
+    with pytest.raises(SystemExit):
+        main(["animate", str(run), "--measure", "proximty"])
+    assert "--measure proximty is unknown; did you mean 'proximity'?" in capsys.readouterr().err
 
 
 def test_a_report_of_several_paths_has_a_folder_for_each(spt_run, tmp_path, capsys, monkeypatch):
