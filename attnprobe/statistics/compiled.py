@@ -23,7 +23,7 @@ from torch import Tensor
 from attnprobe.scores import Part, Scores
 from attnprobe.statistics.blocks import FEWEST_QUERIES, Block, Group, group, matrices, rows_and_columns
 
-SMALLEST = 2**22
+SMALLEST = 2**20
 """Scores below which loading the compiled code is not worth its second."""
 SHORTEST = 128
 """Tokens below which torch is as fast."""
