@@ -4,8 +4,13 @@ A block has queries x n elements. On a grid a block covers full rows of pixels, 
 2 n x columns elements: proportional to n^1.5 for a square image.
 """
 
+import functools
+import os
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib.util import find_spec
+from types import ModuleType
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +24,31 @@ FEWEST_QUERIES, QUERIES = 16, 64
 """Queries per block; rounded up to full rows of pixels on a grid."""
 ELEMENTS = 2**18
 """Scores per block on a CPU, so that they stay in its second-level cache; 64 times this number on other devices."""
+
+
+@functools.cache
+def gpu_kernels(device: str) -> ModuleType | None:
+    """Return the Triton kernels for a type of device, or None where they do not run; torch operations are used then.
+
+    Before their first use they are compared with torch. They need Triton, which comes with torch for CUDA, and a C
+    compiler.
+    """
+    interpreted = os.environ.get("TRITON_INTERPRET") == "1"
+    if find_spec("triton") is None or not (device == "cuda" or (device == "cpu" and interpreted)):
+        return None
+    try:
+        from attnprobe.statistics import gpu
+
+        scores = torch.linspace(-3, 3, 2 * 3 * 1100, device=device).sin().view(2, 3, 1100)
+        pattern, expected = torch.empty_like(scores), scores.softmax(-1)
+        entropy, _ = gpu.softmax(scores, pattern)
+        torch.testing.assert_close(pattern, expected)
+        torch.testing.assert_close(entropy.float(), -(expected * expected.log()).sum(-1))
+    except Exception as error:  # Triton and the compiler raise many types; wrong numbers an AssertionError
+        reason = str(error).strip().split("\n")[0]
+        warnings.warn(f"Triton could not be used, so torch is: {reason}", RuntimeWarning, stacklevel=2)
+        return None
+    return gpu
 
 
 @dataclass(frozen=True)
@@ -71,6 +101,11 @@ class Group:
     def size(self) -> int:
         """Number of matrices."""
         return len(self.q)
+
+    @property
+    def kernels(self) -> ModuleType | None:
+        """Triton kernels for the blocks of this group, or None."""
+        return gpu_kernels(self.q.device.type)
 
     @property
     def stays(self) -> bool:
@@ -236,7 +271,10 @@ class OffsetSums:
     def __init__(self, group: Group) -> None:
         """Initialise the sums to zero."""
         self.rows, self.columns = rows_and_columns(group.geometry)
-        if self.rows == 1:
+        self.kernels = group.kernels
+        if self.kernels is not None:
+            self.total = group.totals(len(group.geometry.count))
+        elif self.rows == 1:
             self.total = group.totals(2 * self.columns - 1)
         else:
             self.total = group.totals(self.columns, 2 * self.rows - 1, self.columns)
@@ -244,6 +282,9 @@ class OffsetSums:
     def add(self, x: Float[Tensor, "matrix query key"], block: Block) -> None:
         """Add the array of a block."""
         matrices, queries, keys = x.shape
+        if self.kernels is not None:
+            self.kernels.add_by_offset(x, self.total, block.start, block.keys.start, self.rows, self.columns)
+            return
         if self.rows == 1 and queries == keys == self.columns:
             self.total += diagonal_sums(x)
             return
@@ -263,7 +304,7 @@ class OffsetSums:
 
     def sums(self) -> Float[Tensor, "matrix offset"]:
         """Return the sums, in float64 on the CPU."""
-        if self.rows == 1:
+        if self.rows == 1 or self.kernels is not None:
             return self.total.cpu()
         sums = self.total.new_zeros(len(self.total), 2 * self.rows - 1, 2 * self.columns - 1)
         for column in range(self.columns):

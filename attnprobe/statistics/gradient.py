@@ -276,10 +276,15 @@ def _gradient(group: Group, v: Tensor, dz: Tensor, special: _Special | None = No
         gradient, pattern = block.of(gradient_buffer, group.size), block.of(pattern_buffer, group.size)
         group.write_scores(block, out=gradient)
         if special is None:
-            torch.softmax(gradient, -1, out=pattern)
-            group.write_products(block, dz, v, out=gradient)
-            gradient -= torch.linalg.vecdot(pattern, gradient)[..., None]
-            gradient *= pattern
+            if group.kernels is not None:
+                group.write_products(block, dz, v, out=pattern)
+                group.kernels.gradient(gradient, pattern)
+                gradient, pattern = pattern, gradient
+            else:
+                torch.softmax(gradient, -1, out=pattern)
+                group.write_products(block, dz, v, out=gradient)
+                gradient -= torch.linalg.vecdot(pattern, gradient)[..., None]
+                gradient *= pattern
             if group.geometry.absent:
                 gradient *= group.present(block)[:, None]
             yield block, gradient

@@ -161,18 +161,14 @@ def _sums(group: Group, top: int) -> _Sums:
     for block in group.blocks():
         score, pattern = block.of(score_buffer, group.size), block.of(pattern_buffer, group.size)
         group.write_scores(block, out=score)
-        largest = score.amax(-1, keepdim=True)
-        score -= largest
-        torch.softmax(score, -1, out=pattern)
-        log_largest_weight = pattern.amax(-1).log()
-        by_query = torch.linalg.vecdot(pattern, score) + log_largest_weight
+        entropies, level = _softmax(group, score, pattern)
         if group.geometry.absent:
             present = group.present(block)
             pattern *= present[:, None]
-            by_query *= present
-        entropy -= by_query.sum(1)
+            entropies *= present
+        entropy += entropies.sum(1)
         if group.sink is not None:
-            weights = (group.sink[:, None] - (largest[..., 0] - log_largest_weight)).sigmoid()
+            weights = (group.sink[:, None] - level).sigmoid()
             sink_mass += (weights * group.present(block)).sum(1)
         by_key[:, block.keys] += over_queries(pattern)
         by_offset.add(pattern, block)
@@ -180,6 +176,21 @@ def _sums(group: Group, top: int) -> _Sums:
             keys = score.topk(min(top, block.width), dim=-1).indices
             best.append((block, keys, pattern.gather(-1, keys)))
     return _Sums(group, by_offset.sums(), by_key, entropy, sink_mass, best)
+
+
+def _softmax(group: Group, score: Tensor, pattern: Tensor) -> tuple[Tensor, Tensor]:
+    """Write the softmax of a block, and return the entropy and the log of the sum of exponentials of each row.
+
+    The maximum of each row may have been subtracted from its scores afterwards.
+    """
+    if group.kernels is not None:
+        return group.kernels.softmax(score, pattern)
+    largest = score.amax(-1, keepdim=True)
+    score -= largest
+    torch.softmax(score, -1, out=pattern)
+    log_largest_weight = pattern.amax(-1).log()
+    entropy = -(torch.linalg.vecdot(pattern, score) + log_largest_weight)
+    return entropy, largest[..., 0] - log_largest_weight
 
 
 def _compiled_sums(make: Callable[[], Task], top: int, kernels: ModuleType) -> _Sums:

@@ -1,7 +1,9 @@
 """Streaming statistics against the materialised reference, over random shapes, masks, biases and types."""
 
+import os
 import sys
 from dataclasses import replace
+from importlib.util import find_spec
 
 import materialised
 import pytest
@@ -15,12 +17,17 @@ from attnprobe.statistics.gradient import gradient_product, gradient_statistics
 from attnprobe.statistics.pattern import pattern_statistics
 from attnprobe.statistics.score import covariance, score_statistics
 
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+EXAMPLES = 15 if INTERPRETED else 100  # the interpreter takes half a second for each
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4}
 
 
-@pytest.fixture(autouse=True, scope="module", params=["torch", "compiled"])
+@pytest.fixture(autouse=True, scope="module", params=["torch", "compiled", "triton"])
 def small_blocks(request):
-    """Use several blocks, groups, tasks and chunks even at tiny sizes, with torch and with compiled loops."""
+    """Use several blocks, groups, tasks and chunks even at tiny sizes, with each of the three ways.
+
+    The kernels for a GPU run in Triton's interpreter, which has to be chosen before anything imports Triton.
+    """
     with pytest.MonkeyPatch.context() as patched:
         for module in (blocks, compiled):
             patched.setattr(module, "FEWEST_QUERIES", 1)
@@ -35,6 +42,14 @@ def small_blocks(request):
             patched.setattr(compiled, "SPAN", 5)
             patched.setattr(compiled, "SHORTEST", 1)
         patched.setattr(compiled, "SMALLEST", 0 if request.param == "compiled" else sys.maxsize)
+        if request.param == "triton":
+            if find_spec("triton") is None or not INTERPRETED:
+                pytest.skip("needs Triton and TRITON_INTERPRET=1")
+            kernels = blocks.gpu_kernels("cpu")
+            assert kernels is not None
+            patched.setattr(kernels, "LANES", 4)
+        else:
+            patched.setattr(blocks, "gpu_kernels", lambda device: None)
         yield
 
 
@@ -98,7 +113,7 @@ def close(found, expected, tolerance, scale=None):
     assert ((found - expected).abs() <= tolerance * scale + 1e-300).all(), ((found - expected).abs() / scale).max()
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=EXAMPLES, deadline=None)
 @given(drawn=OPTIONS)
 def test_score_statistics(drawn):
     scores, _ = random_scores(**drawn)
@@ -129,7 +144,7 @@ def test_score_statistics(drawn):
         close(line.offset_profile, expected["offset_profile"], tolerance, scale)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=EXAMPLES, deadline=None)
 @given(drawn=OPTIONS, other=st.sampled_from([None, 0.5]))
 def test_covariance(drawn, other):
     first, generator = random_scores(**drawn)
@@ -147,7 +162,7 @@ def test_covariance(drawn, other):
     close(found, (centred[0] * centred[1]).sum((-2, -1)), 1e-10, sizes[0] + sizes[1] + 1e-6)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=EXAMPLES, deadline=None)
 @given(drawn=OPTIONS)
 def test_pattern_statistics(drawn):
     scores, _ = random_scores(**drawn)
@@ -170,7 +185,7 @@ def test_pattern_statistics(drawn):
     close(at_keys, best.values, tolerance, torch.ones(scores.shape[:2]))
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=EXAMPLES, deadline=None)
 @given(drawn=OPTIONS, leading=st.sampled_from([(), ("heads",), (1,), ("batch", 1), ("batch", "heads")]))
 def test_gradient_statistics(drawn, leading):
     scores, generator = random_scores(**drawn)
@@ -201,7 +216,7 @@ def test_gradient_statistics(drawn, leading):
     close(found.in_line().by_offset, line, tolerance, scale)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=EXAMPLES, deadline=None)
 @given(drawn=OPTIONS)
 def test_gradient_product(drawn):
     one, generator = random_scores(**drawn | {"order": True})
@@ -219,7 +234,7 @@ def test_gradient_product(drawn):
     close(found, product, TOLERANCE[one.q.dtype], sizes[0] * sizes[1])  # invariant to permuting both
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=EXAMPLES, deadline=None)
 @given(drawn=OPTIONS, prefix=st.integers(0, 2), suffix=st.integers(0, 2), inside=st.booleans())
 def test_gradients_with_tokens_that_are_left_out(drawn, prefix, suffix, inside):
     """The gradient of the whole softmax, between the measured tokens, row-centred over those that each query sees."""
