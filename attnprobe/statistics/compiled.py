@@ -9,8 +9,9 @@ import functools
 import math
 import os
 import warnings
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from types import ModuleType
@@ -116,15 +117,27 @@ def _task(part: Part, sequences: slice, heads: slice, queries: int, span: slice,
     return Task(replace(of, q=of.q[:, order], k=of.k[:, order]), span, None)
 
 
-def in_threads(tasks: Iterable[Callable[[], T]]) -> list[T]:
-    """Return the results of tasks in their sequence, computed on as many threads as torch uses."""
-    tasks, threads = list(tasks), torch.get_num_threads()
-    if threads == 1 or len(tasks) == 1:
-        return [task() for task in tasks]
+def in_threads(tasks: Iterable[Callable[[], T]]) -> Iterator[T]:
+    """Yield the results of tasks in their sequence, computed on as many threads as torch uses.
+
+    At most twice as many results as threads exist at a time: each holds its queries and keys.
+    """
+    threads = torch.get_num_threads()
+    if threads == 1:
+        yield from (task() for task in tasks)
+        return
     without_gradients = torch.no_grad()(lambda task: task())  # each thread has its own grad mode
+    pending: deque[Future[T]] = deque()
     try:
-        return list(_pool(threads).map(without_gradients, tasks))
+        for task in tasks:
+            if len(pending) == 2 * threads:
+                yield pending.popleft().result()
+            pending.append(_pool(threads).submit(without_gradients, task))
+        while pending:
+            yield pending.popleft().result()
     finally:
+        for future in pending:
+            future.cancel()
         torch.set_num_threads(threads)  # each worker set it to 1, for itself and for threads that start later
 
 

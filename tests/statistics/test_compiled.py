@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import weakref
 
 import pytest
 import torch
@@ -65,10 +66,29 @@ def test_a_failure_in_a_thread_is_raised_and_leaves_the_number_of_threads():
     try:
         torch.set_num_threads(3)
         with pytest.raises(ZeroDivisionError):
-            compiled.in_threads([lambda: 1 / 0, lambda: 1])
+            list(compiled.in_threads([lambda: 1 / 0, lambda: 1]))
         assert torch.get_num_threads() == 3
     finally:
         torch.set_num_threads(threads)
+
+
+def test_few_results_of_threads_exist_at_a_time():
+    class Result:
+        pass
+
+    exist, most, threads = weakref.WeakSet(), 0, torch.get_num_threads()
+
+    def task():
+        exist.add(result := Result())
+        return result
+
+    try:
+        torch.set_num_threads(3)
+        for _ in compiled.in_threads(task for _ in range(50)):
+            most = max(most, len(exist))
+    finally:
+        torch.set_num_threads(threads)
+    assert 1 <= most <= 2 * 3 + 1
 
 
 PROGRAM = """
