@@ -23,7 +23,7 @@ def provenance() -> dict[str, Any]:
         "attnprobe": version("attnprobe"),
         "commit": commit,
         "uncommitted_changes": bool(_git("status", "--porcelain", "--untracked-files=no")) if commit else None,
-        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": _command(),
         "torch": version("torch"),
         "python": platform.python_version(),
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -39,6 +39,13 @@ def fingerprint(arrays: Iterable[Any]) -> str:
             # Not tobytes(), which copies: a memory-mapped array may be larger than memory.
             digest.update(np.ascontiguousarray(block).reshape(-1).view(np.uint8).data)
     return digest.hexdigest()[:16]
+
+
+def _command() -> str:
+    program, *arguments = sys.argv
+    name = Path(program).name
+    # A notebook's kernel is started with the path of a temporary file, which says nothing about what was run.
+    return name if name == "ipykernel_launcher.py" else " ".join([name, *arguments])
 
 
 def _git(*arguments: str) -> str | None:

