@@ -4,6 +4,7 @@ The rows that a chart draws come from the page (``page.js``), under the name ``r
 and columns of a cube (`attnprobe.explore.cubes`) and the ``run`` that it belongs to.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import altair as alt
@@ -37,12 +38,19 @@ def overview(layers: int) -> dict[str, Any]:
     return _spec((chart + dots).add_params(*LIMITS), height=max(40, 22 * layers))
 
 
-def over_steps(legend: bool) -> dict[str, Any]:
-    """Return the chart of one number of the chosen head over the steps of all runs, with a legend of the runs."""
+def over_steps(legend: bool, stage_ends: Sequence[int] = ()) -> dict[str, Any]:
+    """Return the chart of one number of the chosen head over the steps of all runs.
+
+    Args:
+        legend: Whether there is a legend of the runs.
+        stage_ends: Steps at which a stage of training ends, marked by lines.
+    """
     chosen = alt.Chart(ROWS).transform_filter("datum.chosen").mark_rule(strokeDash=[3, 3], opacity=0.5)
     rule = chosen.encode(x=alt.X("step:Q"))
     x = alt.X("step:Q", title="training step", axis=alt.Axis(format="~s"))
-    return _spec(_lines(x, "step", legend) + rule)
+    ends = alt.Chart(alt.InlineData([{"end": step} for step in stage_ends])).mark_rule(opacity=0.5)
+    marks = [ends.encode(x=alt.X("end:Q"))] if stage_ends else []
+    return _spec(alt.layer(_lines(x, "step", legend), rule, *marks))
 
 
 def profile(title: str, symmetric: bool, legend: bool) -> dict[str, Any]:

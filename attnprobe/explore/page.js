@@ -131,7 +131,7 @@ async function updateAll() {
 async function embed(chart, rows) {
   const dark = document.documentElement.dataset.theme === "dark";
   const options = { actions: false, renderer: "svg", theme: dark ? "dark" : undefined };
-  const spec = { ...chart.spec, datasets: { rows } };
+  const spec = { ...chart.spec, datasets: { ...chart.spec.datasets, rows } };
   if (spec.params) {
     const colours = coloursOf(chart);
     spec.params = spec.params.map(({ name, value }) => ({ name, value: colours[name] ?? value }));

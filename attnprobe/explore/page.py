@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.resources import files
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -50,6 +51,7 @@ def page(title: str, subtitle: str, subjects: Sequence[Subject], summaries: Mapp
         origin: Provenance, shown at the end.
     """
     builder = Builder([subject.name for subject in subjects])
+    builder.stage_ends = sorted({step for subject in subjects for step in _stage_ends(subject.metrics)})
     sections = [_runs(subjects), _training(builder, subjects)]
     sections += [_measure(builder, name, summary, subjects) for name, summary in summaries.items()]
     lines = map(printable, origin.split("\n"))
@@ -97,6 +99,7 @@ class Builder:
         self.runs, self.cubes, self.charts, self.tables = list(runs), [], [], []
         self.start: dict[str, Any] = {}
         self.defaults: dict[str, str] = {}
+        self.stage_ends: list[int] = []
 
     def add_cubes(self, found: Sequence[Cube]) -> list[int]:
         """Add cubes, and return their indices."""
@@ -260,6 +263,7 @@ def _measure(builder: Builder, name: str, summary: str, subjects: Sequence[Subje
         "table": table,
         "csv": name,
         "legend": facts["interval"],
+        "nulls": facts["nulls"],
         "downloads": links,
         "notes": [printable(note) for note in sorted(left_out | notes)],
     }
@@ -289,10 +293,16 @@ def _numbers(
         figures.append(builder.figure(caption, spec, of_run, choice, free, clickable=True, choose=order == 0))
     if any(len(builder.cubes[index].axes.get("step", [])) > 1 for _, index in by_head):
         caption = "over the training steps, of the chosen head"
-        figures.append(
-            builder.figure(caption, charts.over_steps(len(builder.runs) > 1), by_head, choice, ("step",), choose=False)
-        )
+        if builder.stage_ends:
+            caption += " (solid: end of a stage of training)"
+        spec = charts.over_steps(len(builder.runs) > 1, builder.stage_ends)
+        figures.append(builder.figure(caption, spec, by_head, choice, ("step",), choose=False))
     return figures
+
+
+def _stage_ends(metrics: Sequence[Mapping[str, Any]]) -> list[int]:
+    """Return the last steps of the stages of training, except that of the last one."""
+    return [int(one["step"]) for one, following in pairwise(metrics) if one["objective"] != following["objective"]]
 
 
 def _extreme_head(cube: Cube) -> dict[str, int | float]:

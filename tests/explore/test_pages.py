@@ -110,6 +110,19 @@ def test_the_slider_and_a_click_on_a_head_change_the_charts(report, opened):
         tab.wait_for_function(f"document.getElementById('head').value !== '{head}'")
 
 
+def test_the_end_of_a_stage_is_marked_at_its_step(report, spt_run, opened):
+    (_, end), *_ = spt_run.config.stages
+    with opened(report) as tab:
+        figure = tab.locator("section:has(h2#proximity) figure", has_text="end of a stage").first
+        places = figure.locator(".mark-rule.role-mark line").evaluate_all(
+            "lines => lines.map(line => [line.getAttribute('stroke-dasharray'), line.getBoundingClientRect().x])"
+        )
+        ((_, solid),) = [place for place in places if place[0] is None]
+        ((_, chosen),) = [place for place in places if place[0] is not None]  # at the last step
+        left = figure.locator(".mark-line path").first.bounding_box()["x"]
+    assert (solid - left) / (chosen - left) == pytest.approx(end / spt_run.checkpoints[-1].step, abs=0.02)
+
+
 def test_hovering_shows_the_number_that_the_result_holds(report, opened):
     result = ap.open_result(report.parent / "proximity_over_steps.nc").isel(step=-1)
     with opened(report) as tab:
