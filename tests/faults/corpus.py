@@ -877,7 +877,7 @@ def checkpoint_commands(path):
         ["report", run],
         ["interventions", GOOD, "--patch-from", path, *few],
         ["train", "--init-from", path, *TINY, *SMALL],
-        ["train", "--resume", state],
+        ["train", "--resume", state, "--quiet"],
     ]
 
 
@@ -892,7 +892,7 @@ COMMANDS = {
     "hf": lambda path: [[name, f"hf:{path}", "--tokens", path / "inputs.npz"] for name in MEASURES],
     "checkpoint": checkpoint_commands,
     "nc": lambda path: [["show", path], ["proximity", path]],
-    "run": lambda path: [["show", path], ["train", "--resume", path]],
+    "run": lambda path: [["show", path], ["train", "--resume", path, "--quiet"]],
 }
 """Arguments of the commands that read a file of each kind, without their output folder."""
 
