@@ -666,6 +666,8 @@ def results():
         "config is a number": with_attribute("config", 3),
         "config is a list": with_attribute("config", "[1]"),
         "left_out is a list": with_attribute("left_out", "[1]"),
+        "provenance is a list": with_attribute("provenance", "[1]"),
+        "provenance is not JSON": with_attribute("provenance", ESCAPE),
         "no attributes": lambda file: [file.attrs.__delitem__(name) for name in list(file.attrs)],
         "measure with commands": with_attribute("measure", ESCAPE),
         "title with commands": with_attribute("title", ESCAPE),
