@@ -132,7 +132,7 @@ def draw(result: xr.Dataset) -> Figure:
     """Draw the test accuracy of both recipes on each task, and the gain."""
     tasks = [str(task) for task in result["task"].values]
     with paper():
-        figure = Page(figsize=(WIDTH, 0.34 * len(tasks) + 0.9), layout="constrained")
+        figure = Page(figsize=(WIDTH, 0.34 * len(tasks) + 0.9))
         left, right = figure.subplots(1, 2, sharey=True, width_ratios=[1.5, 1])
         for row, task in enumerate(tasks):
             selected = result.sel(task=task)

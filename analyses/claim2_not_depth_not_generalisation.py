@@ -171,7 +171,7 @@ def draw(result: xr.Dataset) -> Figure:
     tasks = json.loads(result.attrs["tasks"])
     shown = [axis for axis in ("depth", "size", "times", "images") if axis in result.dims]
     with paper():
-        figure = Page(figsize=(WIDTH, 1.95), layout="constrained")
+        figure = Page(figsize=(WIDTH, 1.95))
         axes = figure.subplots(1, len(shown), sharey=True)
         for column, (axis, name) in enumerate(zip(axes, shown, strict=True)):
             _panel(axis, result, name)

@@ -158,7 +158,7 @@ def draw(result: xr.Dataset) -> Figure:
     """Draw the test accuracy of every arm, selected panel per task."""
     tasks = [str(task) for task in result["task"].values]
     with paper():
-        figure = Page(figsize=(WIDTH, 0.17 * len(ARMS) + 0.75), layout="constrained")
+        figure = Page(figsize=(WIDTH, 0.17 * len(ARMS) + 0.75))
         axes = np.atleast_1d(figure.subplots(1, len(tasks), sharey=True))
         for axis, task in zip(axes, tasks, strict=True):
             selected = result.sel(task=task)

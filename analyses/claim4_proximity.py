@@ -261,7 +261,7 @@ def draw(result: xr.Dataset) -> Figure:
     tasks = [str(task) for task in result["task"].values]
     numbers = {str(task): number for number, task in enumerate(result["other_task"].values)}
     with paper():
-        figure = Page(figsize=(WIDTH, 5.0), layout="constrained")
+        figure = Page(figsize=(WIDTH, 5.0))
         top, bottom = figure.subfigures(2, 1, height_ratios=[1, 1.25])
         _draw_training(top, result, tasks)
         axes = bottom.subplots(1, 3)

@@ -347,7 +347,7 @@ def draw(result: xr.Dataset) -> Figure:
     rows = -(-result.sizes["task"] // COLUMNS)
     heights = [0.145 * result.sizes["case"] + 0.7, 1.95 * rows + 0.5, 0.85 * rows + 0.35, 1.25 * rows + 0.5]
     with paper():
-        figure = Page(figsize=(WIDTH, sum(heights)), layout="constrained")
+        figure = Page(figsize=(WIDTH, sum(heights)))
         parts = figure.subfigures(4, 1, height_ratios=heights)
         left, right = parts[0].subplots(1, 2, width_ratios=[1.15, 1])
         draw_cases(left, result)

@@ -100,7 +100,7 @@ def draw(result: xr.Dataset) -> Figure:
     """Draw test accuracy and contrast of both recipes under every encoding, selected column per task."""
     tasks = [str(task) for task in result["task"].values]
     with paper():
-        figure = Page(figsize=(WIDTH, 3.2), layout="constrained")
+        figure = Page(figsize=(WIDTH, 3.2))
         axes = figure.subplots(2, len(tasks), sharex=True, sharey="row", squeeze=False)
         for (upper, lower), task in zip(axes.T, tasks, strict=True):
             for column, encoding in enumerate(map(str, result["encoding"].values)):

@@ -123,7 +123,7 @@ def draw(result: xr.Dataset) -> Figure:
     """Draw test accuracy by mask probability, by steps of self-pretraining, and of the causal arms."""
     tasks = [str(task) for task in result["task"].values]
     with paper():
-        figure = Page(figsize=(WIDTH, 2.0), layout="constrained")
+        figure = Page(figsize=(WIDTH, 2.0))
         by_mask, by_budget, causal = figure.subplots(1, 3, sharey=True, width_ratios=[1, 1, 0.8])
         for number, task in enumerate(tasks):
             accuracy = result["test_accuracy"].sel(task=task)

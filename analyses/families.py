@@ -244,7 +244,7 @@ def row(name: str, only: tuple[str, ...] = ("positions", "gradients", "intervent
     model, inputs = model_and_inputs(family)
     patterns = _eager_patterns(model, inputs) if family.eager else None
     if hasattr(model, "set_attn_implementation"):
-        model.set_attn_implementation("sdpa" if getattr(model, "_supports_sdpa", False) else "eager")
+        model.set_attn_implementation("sdpa" if _is_fused_exact(model, inputs) else "eager")
     probe = ap.network(
         model,
         inputs,
@@ -285,6 +285,21 @@ def _name(call: Call) -> str:
 def _eager_patterns(model: nn.Module, inputs: Tensor) -> list[Tensor]:
     with torch.no_grad():
         return list(model(inputs, output_attentions=True).attentions)
+
+
+def _is_fused_exact(model: Any, inputs: Tensor) -> bool:
+    """Return whether a model computes the same with fused as with eager attention.
+
+    Before transformers 5.21, Gemma 2 ignores its softcap with fused attention: another function than the eager one.
+    """
+    if not getattr(model, "_supports_sdpa", False):
+        return False
+    outputs = []
+    for implementation in ("eager", "sdpa"):
+        model.set_attn_implementation(implementation)
+        with torch.no_grad():
+            outputs.append(model(inputs)[0])
+    return torch.allclose(*outputs, rtol=1e-4, atol=1e-5)
 
 
 def _structure(probe: Any, found: list[Call], scores: list[Any]) -> str:

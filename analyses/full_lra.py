@@ -410,7 +410,7 @@ def draw(result: xr.Dataset) -> Figure:
     """Draw the accuracies of the arms, one panel per task and one dot per seed."""
     drawn_tasks = [task for task in NAMES if task in result["task"]]
     with paper():
-        figure = Page(figsize=(WIDTH, 2.3), layout="constrained")
+        figure = Page(figsize=(WIDTH, 2.3))
         axes = figure.subplots(1, len(drawn_tasks), sharey=True, squeeze=False)[0]
         for axis, task in zip(axes, drawn_tasks, strict=True):
             _panel(axis, result.sel(task=task))

@@ -164,7 +164,7 @@ def shown_heads(result: xr.Dataset) -> dict[str, tuple[int, int]]:
 def draw(result: xr.Dataset) -> Figure:
     """Draw the contrast of every head, the position-position shares by layer, and attention by offset of four heads."""
     with paper():
-        figure = Page(figsize=(WIDTH, 4.5), layout="constrained")
+        figure = Page(figsize=(WIDTH, 4.5))
         top, bottom = figure.subfigures(2, 1, height_ratios=[1.2, 1])
         left, right = top.subplots(1, 2, width_ratios=[1.45, 1])
         draw_contrast(left, result)

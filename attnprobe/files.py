@@ -86,7 +86,7 @@ def _runs(number: int) -> bool:
 def write_atomic(path: Path, text: str) -> None:
     """Write text to a file atomically."""
     with atomic_path(path) as part:
-        part.write_text(text)
+        part.write_text(text, encoding="utf-8")  # the default encoding depends on the locale
 
 
 def flush(path: Path) -> None:

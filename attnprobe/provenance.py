@@ -52,8 +52,9 @@ def _git(*arguments: str) -> str | None:
     package = Path(__file__).resolve().parent
     if not (package.parent / ".git").exists():
         return None
+    command = ["git", "--no-optional-locks", "-C", str(package), *arguments]  # killed, it leaves no index.lock
     try:
-        process = subprocess.run(["git", "-C", str(package), *arguments], capture_output=True, text=True, timeout=10)
+        process = subprocess.run(command, capture_output=True, text=True, timeout=10)
     except (OSError, subprocess.TimeoutExpired):
         return None
     return process.stdout.strip() if process.returncode == 0 else None

@@ -346,6 +346,7 @@ def open_result(path: str | Path) -> xr.Dataset:
             dict(file.attrs)  # if they are damaged, h5netcdf prints an error of its own destructor
             _check_objects(file, len(content))
         with xr.open_dataset(io.BytesIO(content), engine="h5netcdf") as result:
+            _check_attributes(result)
             return with_current_names(result.load())
     except FileNotFoundError:
         raise UsageError(f"{path}: no such file") from None
@@ -353,6 +354,13 @@ def open_result(path: str | Path) -> xr.Dataset:
         reason = getattr(error, "strerror", None) or str(error).strip().split("\n")[0] or type(error).__name__
         reason = textwrap.shorten(reason, 300)
         raise UsageError(f"{path}: not an attnprobe result, or damaged ({reason}); measure again") from error
+
+
+def _check_attributes(result: xr.Dataset) -> None:
+    """Raise `UsageError` if an attribute of settings or provenance is no JSON object."""
+    for name in ("config", "provenance", "left_out"):
+        if not isinstance(json.loads(result.attrs.get(name, "{}")), dict):
+            raise UsageError(f"its {name} is not a JSON object")
 
 
 RATIO, SMALL = 1000, 2**28

@@ -55,7 +55,7 @@ class Table(MutableMapping[str, Any]):
         if not isinstance(entry, str):
             return (inspect.getdoc(entry) or "").partition("\n")[0]
         spec = find_spec(entry.partition(":")[0])
-        source = "" if spec is None or spec.origin is None else Path(spec.origin).read_text()
+        source = "" if spec is None or spec.origin is None else Path(spec.origin).read_text(encoding="utf-8")
         return (ast.get_docstring(ast.parse(source)) or "").partition("\n")[0]
 
     def __contains__(self, name: object) -> bool:

@@ -33,7 +33,7 @@ def print_heads(result: xr.Dataset, complete: bool) -> None:
 
 def _selected(result: xr.Dataset) -> list[str]:
     """Return the variables that the measure selects for its table, or else all; without standard deviations."""
-    names = result.attrs.get("table", "").split() or [str(name) for name in result]
+    names = [name for name in result.attrs.get("table", "").split() if name in result] or list(map(str, result))
     return [name for name in names if not (name.endswith("_std") and name.removesuffix("_std") in result)]
 
 

@@ -16,6 +16,7 @@ import numpy as np
 import xarray as xr
 
 from attnprobe.axes import KINDS, LABELS
+from attnprobe.errors import printable
 from attnprobe.results import TAILS, reasons_of
 
 SHARED = ("step", "layer", "head")
@@ -132,7 +133,7 @@ def _of_variable(
 def label_of(name: str, categories: Mapping[str, Any]) -> str:
     """Return the label of the cube of a variable and its categories."""
     words = {"window": "within {}", "other_loss": "and {}"}
-    return ", ".join([name, *(words.get(axis, "{}").format(value) for axis, value in categories.items())])
+    return printable(", ".join([name, *(words.get(axis, "{}").format(value) for axis, value in categories.items())]))
 
 
 def _coordinates(result: xr.Dataset, axis: str) -> list[int | float]:

@@ -350,7 +350,7 @@ def _plain(cube: Cube) -> dict[str, Any]:
     """Return a cube for the page, with the axes that its charts draw as x and y."""
     content = {name: value for name, value in asdict(cube).items() if name != "titles"}
     drawn = list(cube.titles)[::-1]  # the last axis goes from left to right
-    return content | {"label": printable(cube.label)} | dict(zip(("x", "y"), drawn, strict=False))
+    return content | dict(zip(("x", "y"), drawn, strict=False))
 
 
 @functools.cache

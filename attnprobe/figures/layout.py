@@ -59,7 +59,7 @@ class Sheet:
         scale = min(1.0, (HEIGHT - texts) / panels)
         heights = [block.height if block.is_text else block.height * scale for block in blocks]
         with paper():
-            page = Page(figsize=(self.width, sum(heights)), layout="constrained")
+            page = Page(figsize=(self.width, sum(heights)))
             page.get_layout_engine().set(h_pad=0.03, w_pad=0.03)  # pyright: ignore
             parts = page.subfigures(len(blocks), 1, height_ratios=heights, squeeze=False, hspace=0)[:, 0]
             for part, block in zip(parts, blocks, strict=True):

@@ -27,7 +27,7 @@ def recipes(results: Mapping[str, xr.Dataset]) -> Figure:
             and ``seed``.
     """
     with paper():
-        figure = Page(figsize=(WIDTH, 1.8 * len(results)), layout="constrained")
+        figure = Page(figsize=(WIDTH, 1.8 * len(results)))
         rows = figure.subfigures(len(results), 2, width_ratios=[1, 2.2], squeeze=False)
         for (left, right), (task, result) in zip(rows, results.items(), strict=True):
             axis = left.add_subplot()

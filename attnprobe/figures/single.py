@@ -29,7 +29,7 @@ def head_map(result: xr.Dataset, name: str, ax: Axes | None = None) -> Axes:
     variables = {name: "layer head, null"}
     result = required(with_all_axes(at_one_step(result), variables), variables, {})
     with paper():
-        ax = Page(figsize=(3.25, 2.2), layout="constrained").subplots() if ax is None else ax
+        ax = Page(figsize=(3.25, 2.2)).subplots() if ax is None else ax
         assert isinstance(ax, Axes)
         units = result[name].attrs.get("units", "1")
         text = name.replace("_", " ") + (f" ({units})" if units not in ("1", "") else "")
@@ -56,7 +56,7 @@ def by_offset(result: xr.Dataset, name: str, heads: Sequence[Head] | None = None
     largest = None if null is None else abs(null).max("offset")
     choice = chosen(result, name.replace("_", " "), abs(result[name]).max("offset"), largest, heads)
     with paper():
-        ax = Page(figsize=(3.25, 2.2), layout="constrained").subplots() if ax is None else ax
+        ax = Page(figsize=(3.25, 2.2)).subplots() if ax is None else ax
         assert isinstance(ax, Axes)
         panels.profile(ax, shown, name, choice, choice.heads)
         ax.set(xlabel=label("offset"), ylabel=name.replace("_", " "))

@@ -6,6 +6,8 @@ from typing import Any
 
 import matplotlib
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.transforms import Bbox
 
 from attnprobe.errors import UsageError, listed
 
@@ -67,8 +69,34 @@ def paper() -> AbstractContextManager[None]:
     )
 
 
+class RoundedLayout(ConstrainedLayoutEngine):
+    """Constrained layout without the rounding errors of its solver, whose order of operations differs between runs."""
+
+    def execute(self, fig: Figure) -> Any:
+        """Place everything, and round all positions to 1e-9 of the figure."""
+        grids = super().execute(fig)
+        parts = list(fig.subfigs)
+        while parts:
+            part = parts.pop()
+            part.bbox_relative.set(_rounded(part.bbox_relative))
+            parts += part.subfigs
+        for axes in fig.axes:
+            is_laid_out = axes.get_in_layout()
+            axes.set_position(_rounded(axes.get_position(original=True)))
+            axes.set_in_layout(is_laid_out)  # `set_position` removes axes from the layout
+        return grids
+
+
+def _rounded(box: Any) -> Bbox:
+    return Bbox(box.get_points().round(9) + 0.0)  # 0.0: no negative zeros
+
+
 class Page(Figure):
-    """A figure that Jupyter can display without pyplot and its global state."""
+    """A figure that Jupyter can display without pyplot and its global state; the same content gives the same bytes."""
+
+    def __init__(self, figsize: tuple[float, float]) -> None:
+        """Make an empty figure of a width and height in inches."""
+        super().__init__(figsize=figsize, layout=RoundedLayout())
 
     def _repr_png_(self) -> bytes:
         """Return the figure as PNG at screen resolution."""

@@ -178,6 +178,8 @@ def test_every_measure_prints_its_table_and_writes_its_files(name, spt_run, tmp_
     }
     assert expected[name] in output
     assert sorted(path.name for path in tmp_path.iterdir()) == [f"{name}.{end}" for end in ("nc", "pdf", "png")]
+    main([name, str(spt_run.checkpoints[-1].path), "--out", str(tmp_path), *FAST, "--nulls", "2"])
+    assert re.search(r"^\w.* of each head, largest absolute value first", capsys.readouterr().out, re.MULTILINE)
 
 
 def on_few_sequences(monkeypatch, sequences):

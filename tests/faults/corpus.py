@@ -666,6 +666,8 @@ def results():
         "config is a number": with_attribute("config", 3),
         "config is a list": with_attribute("config", "[1]"),
         "left_out is a list": with_attribute("left_out", "[1]"),
+        "provenance is a list": with_attribute("provenance", "[1]"),
+        "provenance is not JSON": with_attribute("provenance", ESCAPE),
         "no attributes": lambda file: [file.attrs.__delitem__(name) for name in list(file.attrs)],
         "measure with commands": with_attribute("measure", ESCAPE),
         "title with commands": with_attribute("title", ESCAPE),
@@ -877,7 +879,7 @@ def checkpoint_commands(path):
         ["report", run],
         ["interventions", GOOD, "--patch-from", path, *few],
         ["train", "--init-from", path, *TINY, *SMALL],
-        ["train", "--resume", state],
+        ["train", "--resume", state, "--quiet"],
     ]
 
 
@@ -892,7 +894,7 @@ COMMANDS = {
     "hf": lambda path: [[name, f"hf:{path}", "--tokens", path / "inputs.npz"] for name in MEASURES],
     "checkpoint": checkpoint_commands,
     "nc": lambda path: [["show", path], ["proximity", path]],
-    "run": lambda path: [["show", path], ["train", "--resume", path]],
+    "run": lambda path: [["show", path], ["train", "--resume", path, "--quiet"]],
 }
 """Arguments of the commands that read a file of each kind, without their output folder."""
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -195,3 +196,19 @@ def test_in_another_thread_no_handler_is_set():
     thread.start()
     thread.join()
     assert seen == [former]
+
+
+@pytest.mark.skipif(shutil.which("git") is None, reason="needs git")
+def test_provenance_takes_no_lock_of_the_repository(tmp_path):
+    """A kill would leave the lock, and every later commit would be refused."""
+    package = shutil.copytree(ROOT / "attnprobe", tmp_path / "attnprobe")
+    identity = ["-c", "user.name=x", "-c", "user.email=x@example.org"]
+    for arguments in (["init", "-q"], ["add", "."], [*identity, "commit", "-qm", "x"]):
+        subprocess.run(["git", "-C", str(tmp_path), *arguments], check=True)
+    os.utime(package / "provenance.py", (0, 0))  # git status would refresh, and lock, the index
+    index = (tmp_path / ".git" / "index").read_bytes()
+    code = "from attnprobe.provenance import provenance; print(provenance()['uncommitted_changes'])"
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.stdout == "False\n", done.stderr
+    assert (tmp_path / ".git" / "index").read_bytes() == index

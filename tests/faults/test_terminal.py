@@ -6,6 +6,7 @@ import sys
 
 import numpy as np
 import pytest
+import xarray as xr
 
 import attnprobe as ap
 from attnprobe.cli import main
@@ -45,6 +46,17 @@ def test_the_page_escapes_text():
     content = text[: text.index("<script>")]  # without the script that draws
     assert not any(character in content for character in "\x1b\u202e\u2028\ud800")
     assert "<b>" not in content and "&lt;b&gt;" in body
+
+
+def test_names_of_variables_and_categories_reach_pages_and_files_without_commands(tmp_path):
+    values = {name: (("layer", "head", "loss"), np.ones((1, 2, 2))) for name in ("entropy", "<b>" + COMMANDS)}
+    coordinates = {"layer": [0], "head": [0, 1], "loss": ["a", "<i>" + COMMANDS]}
+    attributes = {"measure": "proximity", "ci_kind": "t", "ci_prob": 0.95, "sequences": 2, "nulls": 0, "left_out": "{}"}
+    result = xr.Dataset(values, coordinates, attributes)
+    text = ap.compare({"a": result, "b": result}).save(tmp_path / "page.html").read_text("utf-8")
+    content = text[: text.index("<script>")]
+    assert "&lt;b&gt;\\x1b[2J" in content and "<b>" not in content and "<i>" not in content
+    assert not any(character in text for character in "\x1b\u202e")
 
 
 def test_class_names_reach_the_terminal_without_commands(tmp_path, capsys):

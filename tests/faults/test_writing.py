@@ -4,6 +4,8 @@ import multiprocessing
 import os
 import resource
 import signal
+import subprocess
+import sys
 import time
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +21,7 @@ from attnprobe.files import write_atomic
 from attnprobe.report.write import write_figure
 from attnprobe.results import open_result, save
 
+ROOT = Path(__file__).parent.parent.parent
 SAVES = 20
 
 
@@ -172,3 +175,10 @@ def test_a_file_system_that_cannot_flush_folders_is_written_to(tmp_path, monkeyp
     monkeypatch.setattr(files, "flush", flush)
     write_atomic(tmp_path / "x.txt", "x")
     assert (tmp_path / "x.txt").read_text() == "x"
+
+
+def test_text_is_utf_8_in_every_locale(tmp_path):
+    code = "from pathlib import Path; from attnprobe.files import write_atomic; write_atomic(Path('x'), '\\u2026')"
+    locale = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0", "PYTHONPATH": str(ROOT)}
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env={**os.environ, **locale}, check=True)
+    assert (tmp_path / "x").read_text("utf-8") == "\u2026"

@@ -345,3 +345,14 @@ def test_files_have_all_pages_and_the_same_bytes(tiny, tmp_path):
         write_figure(figures.pages(result), tmp_path / name, "title")
     first, second = ((tmp_path / name).with_suffix(".pdf").read_bytes() for name in ("a", "b"))
     assert first == second and first.count(b"/Type /Page ") == 3
+
+
+def test_positions_have_no_rounding_errors_of_the_solver(tiny):
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    (page,) = figures.pages(tiny["proximity", "image"])
+    FigureCanvasAgg(page).draw()
+    boxes = [part.bbox_relative for part in page.subfigs] + [axes.get_position(original=True) for axes in page.axes]
+    corners = np.stack([box.get_points() for box in boxes])
+    np.testing.assert_array_equal(corners, corners.round(9))
+    assert len(boxes) > 4 and all(axes.get_in_layout() for axes in page.axes)
