@@ -101,7 +101,7 @@ def sheet(result: xr.Dataset, heads: Sequence[Head] | None = None, width: float 
             Block(0.35 + 1.25 * panels, lambda part: _profiles(part, result, profiles, choice)),
         ]
     nulls = "Dots: not outside every draw of both nulls. "
-    ranges = "Grey: positions permuted; dashed: networks at initialisation (ranges of {draws} draws)."
+    ranges = "Grey: positions permuted; dashed: networks at initialisation (ranges of {draws})."
     text = means_text(result) + (null_text(result, nulls) if maps else "")
     if profiles:
         text += choice_text(choice) + null_text(result, ranges) + CUT

@@ -81,7 +81,7 @@ def over_steps(
     blocks.append(Block(1.15 * (len(panels) + 1) + 0.5, lambda part: _panels(part, result, panels, choice)))
     accuracies = "Accuracy: solid: test, dotted: train. "
     intervals = f"Ribbons: {interval_text(result)}. " if panels else ""
-    nulls = "Grey band: positions permuted (range over all heads and {draws} draws)." if panels else ""
+    nulls = "Grey band: positions permuted (range over all heads and {draws})." if panels else ""
     return Sheet(inches, title(result), blocks, accuracies + intervals + null_text(result, nulls)).figure(
         titles, caption
     )

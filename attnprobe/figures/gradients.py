@@ -352,7 +352,7 @@ def _caption(result: xr.Dataset, choice: Choice) -> str:
         + choice_text(choice)
         + "Descent: positive if it raises the unit direction; band and exponential have length "
         f"{result.attrs['length_scale']}, without offset 0; bars: {interval_text(result)}. "
-        + null_text(result, "Grey: gradient at permuted positions ({draws} draws).")
+        + null_text(result, "Grey: gradient at permuted positions ({draws}).")
         + "Energy: functions of the offset modulo n, of the offset, of the key, and the rest; dashes: pure noise. "
         + null_text(result, "Grey: networks at initialisation.")
         + f"Bottom: gain from a bias at each offset{', mean over the offsets at a distance' if grid else ''}. "

@@ -285,7 +285,7 @@ def _caption(result: xr.Dataset, name: str, choice: Choice) -> str:
         f"{compared} Maps: one head edited; dots: the interval includes 0 (not corrected for the number of cells). "
         + choice_text(choice)
         + (means_text(result) if "repeats" in result.attrs else f"Paired changes with {interval_text(result)}. ")
-        + null_text(result, "Grey: edits of the same size with values at other offsets or positions ({draws} draws).")
+        + null_text(result, "Grey: edits of the same size with values at other offsets or positions ({draws}).")
         + "Toeplitz: the head's mean offset profile; position: its position-position term; imposed: -distance / "
         f"{result.attrs['length_scale']:g}."
     )

@@ -81,7 +81,8 @@ def null_text(result: xr.Dataset, text: str) -> str:
     """Return the caption text about nulls, or an empty string if the result has none."""
     if not null_kinds(result):
         return ""
-    return f"{text.format(draws=np.atleast_1d(result['draw'].values).size)} "
+    count = np.atleast_1d(result["draw"].values).size
+    return f"{text.format(draws='1 draw' if count == 1 else f'{count} draws')} "
 
 
 def choice_text(choice: Choice) -> str:

@@ -329,7 +329,7 @@ def _caption(result: xr.Dataset, choice: Choice) -> str:
         + choice_text(choice)
         + null_text(
             result,
-            "Grey: positions permuted; frames and dashes: networks at initialisation (ranges of {draws} draws); dots "
+            "Grey: positions permuted; frames and dashes: networks at initialisation (ranges of {draws}); dots "
             "in maps: not outside every draw of both.",
         )
         + f"Below: the position-position term by {'distance' if prefix else 'offset'}, its spectrum, and {term} (scale "

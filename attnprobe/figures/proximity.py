@@ -253,7 +253,7 @@ def _caption(result: xr.Dataset, choice: Choice) -> str:
         + null_text(
             result,
             "Grey: positions permuted; dashed: networks at initialisation (ranges over the heads in the panel and "
-            "{draws} draws).",
+            "{draws}).",
         )
         + ("By distance, intervals are upper bounds. Maps: offsets up to half the image." if prefix else CUT)
         + undefined_text(result, [f"{prefix}proximity_contrast"])

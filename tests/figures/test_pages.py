@@ -167,7 +167,7 @@ def test_selected_heads_and_layers_keep_their_names(name, tiny):
 
 def test_one_draw_of_one_head_is_drawn(tiny):
     drawn = text_of(figures.proximity(tiny["proximity", "sequence"].isel(draw=0).sel(layer=1, head=0, null="permuted")))
-    assert "layer 1, head 0" in drawn and "positions permuted" in drawn and "(ranges of 1 draws)" not in drawn
+    assert "layer 1, head 0" in drawn and "positions permuted" in drawn and "and 1 draw)" in drawn
 
 
 def test_selected_offsets_are_drawn(tiny):
