@@ -191,9 +191,10 @@ def head_map(
 
 def colour_numbers(axis: Axes) -> None:
     """Make the numbers in the cells of a map black or white, whichever is legible on the colour of the cell."""
+    cells = np.ma.filled(axis.images[0].get_array(), np.nan)  # pyright: ignore
     for text in axis.texts:
         column, row = (round(place) for place in text.get_position())
-        value = axis.images[0].get_array()[row, column]  # pyright: ignore
+        value = cells[row, column]
         shade = axis.images[0].cmap(axis.images[0].norm(value))
         luminance = float(np.dot(shade[:3], (0.299, 0.587, 0.114)))
         text.set_color("black" if luminance > 0.5 or not np.isfinite(value) else "white")

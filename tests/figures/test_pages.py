@@ -63,7 +63,7 @@ def test_large_networks_fit_on_a_page(layers, heads, tiny):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("width", ["acl-column", "icml-column", "ieee"])
+@pytest.mark.parametrize("width", ["acl-column", "ieee"])
 @pytest.mark.parametrize(("layers", "heads"), SIZES)
 @pytest.mark.parametrize("name", ALL)
 def test_figures_fit_into_columns(name, layers, heads, width, tiny):
