@@ -59,6 +59,29 @@ def add_by_offset(x: Tensor, total: Tensor, start: int, first: int, rows: int, c
     _add_by_offset[grid](x, total, begin, end, offsets, start, first, queries, width, rows, columns, lanes=LANES)  # pyright: ignore[reportIndexIssue]
 
 
+def check(device: str) -> None:
+    """Raise an exception if the kernels do not run on a device, or give other numbers than torch."""
+    matrices, queries, n = 2, 3, LANES + 76
+    scores = torch.linspace(-3, 3, matrices * queries * n, device=device).sin().view(matrices, queries, n)
+    products, pattern, expected = scores.cos(), torch.empty_like(scores), scores.softmax(-1)
+    entropy, level = softmax(scores, pattern)
+    torch.testing.assert_close(pattern, expected)
+    torch.testing.assert_close(entropy.float(), -(expected * expected.log()).sum(-1))
+    torch.testing.assert_close(level.float(), scores.logsumexp(-1))
+    mean = (expected * products).sum(-1, keepdim=True)
+    expected_gradient = expected * (products - mean)
+    gradient(scores, products)
+    torch.testing.assert_close(products, expected_gradient, rtol=1e-4, atol=1e-8)
+    sums = torch.zeros(matrices, 2 * n - 1, dtype=torch.float64, device=device)
+    expected_sums = sums.clone()
+    start = 5
+    add_by_offset(pattern, sums, start, 0, 1, n)
+    for query in range(queries):
+        first = n - 1 - start - query
+        expected_sums[:, first : first + n] += expected[:, query]
+    torch.testing.assert_close(sums, expected_sums, rtol=1e-5, atol=1e-8)
+
+
 @triton.jit
 @no_type_check
 def _softmax(
