@@ -301,7 +301,7 @@ def _numbers(
 
 
 def _stage_ends(metrics: Sequence[Mapping[str, Any]]) -> list[int]:
-    """Return the last steps of the stages of training, except that of the last one."""
+    """Return the last step of each stage of training but the last stage."""
     return [int(one["step"]) for one, following in pairwise(metrics) if one["objective"] != following["objective"]]
 
 
