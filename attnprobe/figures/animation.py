@@ -9,12 +9,13 @@ import xarray as xr
 from matplotlib.animation import FFMpegWriter
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
 from PIL import Image
 
 from attnprobe.errors import UsageError, listed
 from attnprobe.figures import default
 from attnprobe.figures.pages import SHEETS
-from attnprobe.figures.panels import colour_numbers
+from attnprobe.figures.panels import HEAD_MAP, colour_numbers, plain_bar
 from attnprobe.figures.selection import Head
 from attnprobe.figures.style import WIDTH, paper
 from attnprobe.files import atomic_path, writing
@@ -37,7 +38,8 @@ def animate(
 ) -> Path:
     """Write the figures of a run's checkpoints as an animation, in the order of their steps.
 
-    All frames have the same heads, axis limits and colour scales, so that what moves is the result.
+    All frames have the same heads, axis limits and colour scales of the layer x head maps, so that what moves is the
+    result. Other maps have a fixed scale, or state that of each frame.
 
     Args:
         results: Results of one measure at checkpoints of one run.
@@ -102,7 +104,7 @@ def _frames(
 
 
 def align(figures: Sequence[Figure]) -> None:
-    """Give corresponding panels of several figures common axis limits, colour maps and colour scales.
+    """Give corresponding panels of several figures common axis limits, and layer x head maps common colours.
 
     Figures whose panels do not correspond, because some show less, are left as they are.
     """
@@ -110,16 +112,22 @@ def align(figures: Sequence[Figure]) -> None:
         return
     for panels in zip(*(figure.axes for figure in figures), strict=True):
         _align_limits(panels)
-        for images in zip(*(panel.images for panel in panels), strict=False):
+        for images in zip(*(_head_maps(panel) for panel in panels), strict=True):
             scales = np.array([image.get_clim() for image in images])
             low, high = float(scales[:, 0].min()), float(scales[:, 1].max())
             signed = next((image for image in images if image.get_clim()[0] < 0), images[-1])
             for image in images:
                 image.set_cmap(signed.get_cmap())
                 image.set_clim(min(low, -high) if low < 0 else low, max(high, -low) if low < 0 else high)
+                if image.colorbar is not None:  # it has lost its ticks
+                    plain_bar(image.colorbar, 3)
         for panel in panels:
-            if panel.images:
+            if _head_maps(panel):
                 colour_numbers(panel)
+
+
+def _head_maps(panel: Axes) -> list[AxesImage]:
+    return [image for image in panel.images if image.get_label() == HEAD_MAP]
 
 
 def _align_limits(panels: Sequence[Axes]) -> None:

@@ -107,6 +107,9 @@ CUT = "Offsets up to n / 2; larger ones have few pairs (the result has all)."
 
 # --- layer x head maps
 
+HEAD_MAP = "layer x head map"
+"""Label by which `attnprobe.figures.animation` finds the images of these maps."""
+
 
 def head_map(
     axis: Axes,
@@ -144,7 +147,7 @@ def head_map(
     centred = bool((finite < 0).any()) if centred is None else centred
     colours = matplotlib.colormaps[DIVERGING if centred else SEQUENTIAL].with_extremes(bad="0.85")
     limits: dict[str, Any] = {"vmin": -largest if centred else 0.0, "vmax": largest}
-    image = axis.imshow(cells, cmap=colours, aspect="auto", interpolation="nearest", **limits)
+    image = axis.imshow(cells, cmap=colours, aspect="auto", interpolation="nearest", label=HEAD_MAP, **limits)
     width, height = _size(axis)
     space = width - (0.5 if bar else 0.25)
     heading = wrap(name, space, 6.5)

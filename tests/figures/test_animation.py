@@ -49,6 +49,22 @@ def test_panels_of_all_steps_have_common_scales(results):
     assert own[2] == (-3.0, 3.0)
 
 
+def test_maps_by_offset_keep_the_scale_that_they_state(image_checkpoint):
+    measured = proximity(image_checkpoint, sequences=4, nulls=1)
+    drawn = [figures.proximity(measured), figures.proximity(measured)]
+    for figure in drawn:
+        figure.draw_without_rendering()
+    before = texts(drawn[0])
+    assert "≥ 8" in before and "≤ 1/8" in before
+    align(drawn)
+    drawn[0].draw_without_rendering()
+    assert texts(drawn[0]) == before
+
+
+def texts(figure):
+    return {text.get_text() for axes in figure.axes for text in axes.get_yticklabels()}
+
+
 def test_the_heads_are_those_of_the_last_step(results, tmp_path, monkeypatch):
     drawn = []
     monkeypatch.setattr("attnprobe.figures.animation.align", drawn.extend)
