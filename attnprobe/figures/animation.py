@@ -111,6 +111,8 @@ def align(figures: Sequence[Figure]) -> None:
     if len({len(figure.axes) for figure in figures}) > 1:
         return
     for panels in zip(*(figure.axes for figure in figures), strict=True):
+        if panels[0].get_label() == "<colorbar>":  # its limits are those of its map
+            continue
         _align_limits(panels)
         for images in zip(*(_head_maps(panel) for panel in panels), strict=True):
             scales = np.array([image.get_clim() for image in images])
