@@ -99,14 +99,23 @@ class Task:
 def tasks(part: Part, unit: float = math.log(2)) -> Iterator[Callable[[], Task]]:
     """Yield functions that return the tasks of a part, so that each thread copies its own queries and keys.
 
-    Scores are divided by ``unit``; weights are powers of 2 in the kernels of patterns and gradients.
+    The queries and keys of short sequences are copied here. Scores are divided by ``unit``; weights are powers of 2 in
+    the kernels of patterns and gradients.
     """
     n = part.scores.shape[2]
     size = n * part.scores.type.itemsize
     queries = min(n, QUERIES, max(FEWEST_QUERIES, BLOCK_BYTES // size))
     for sequences, heads in matrices(part.scores, BLOCK_BYTES // (queries * size)):
+        make = functools.partial(_task, part, sequences, heads, queries, unit=unit)
+        if n <= SPAN:  # a thread would wait for the interpreter longer than these copies take
+            yield functools.partial(_given, make(span=slice(0, n)))
+            continue
         for start in range(0, n, SPAN):
-            yield functools.partial(_task, part, sequences, heads, queries, slice(start, start + SPAN), unit)
+            yield functools.partial(make, span=slice(start, start + SPAN))
+
+
+def _given(task: Task) -> Task:
+    return task
 
 
 def _task(part: Part, sequences: slice, heads: slice, queries: int, span: slice, unit: float) -> Task:
