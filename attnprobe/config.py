@@ -149,6 +149,8 @@ class ModelConfig:
     """Hidden units of the MLP as a multiple of d_model; 0 for an attention-only network."""
     activation: Literal["gelu", "relu", "silu"] = "gelu"
     """Nonlinearity of the MLP."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Probability that an element of the embedded input or of a sublayer's output is dropped in training."""
     position: str = "learned"
     """Position encoding."""
     norm: Literal["layer", "rms", "none"] = "layer"

@@ -169,6 +169,8 @@ TASKS = Table(
         "bigrams": "attnprobe.tasks.bigrams:Bigrams",
         "digits": "attnprobe.tasks.digits:Digits",
         "mnist-5k": "attnprobe.tasks.mnist:Mnist",
+        "digits-canvas": "attnprobe.tasks.canvas:DigitsCanvas",
+        "mnist-canvas": "attnprobe.tasks.canvas:MnistCanvas",
         "image": "attnprobe.tasks.image:Image",
         "image-16": "attnprobe.tasks.image:Image16",
         "image-rgb": "attnprobe.tasks.image:ImageRGB",

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from attnprobe.config import Count, DataSpec, settings
 from attnprobe.randomness import numpy_generator
-from attnprobe.tasks.pixels import patched, patched_data
+from attnprobe.tasks.pixels import patched, patched_data, permuted
 from attnprobe.tasks.source import Source
 from attnprobe.tasks.split import Split
 from attnprobe.tasks.task import Task
@@ -38,6 +38,8 @@ class Digits(Source):
     """Number of test images; the rest of the 1797 images are for training."""
     patch: Count = 1
     """Side of the squares of pixels that are the tokens, as in ViT: their grey levels are values from -1 to 1."""
+    pixel_permuted: bool = False
+    """Permute the pixels, in the same way in every image and for every seed: their neighbourhood is lost (control)."""
 
     @property
     def data(self) -> DataSpec:
@@ -53,14 +55,22 @@ class Digits(Source):
 
     def build(self, seed: int) -> Task:
         """Read the images."""
-        from sklearn.datasets import load_digits
-
-        inputs, labels = map(np.asarray, load_digits(return_X_y=True))
+        inputs, labels = read()
         order = numpy_generator(0, "digits split").permutation(len(inputs))
-        inputs, labels = inputs[order].astype(np.int64), labels[order]
+        inputs, labels = inputs[order], labels[order]
         train, test = (
             Split(inputs[part], labels[part]) for part in np.split(np.arange(len(inputs)), [self.sizes["train"]])
         )
+        if self.pixel_permuted:
+            train, test = map(permuted, (train, test))
         if self.patch > 1:
             train, test = (patched(replace(split, levels=17), (8, 8), self.patch) for split in (train, test))
         return Task("digits", self.data, train, test)
+
+
+def read() -> tuple[np.ndarray, np.ndarray]:
+    """Return grey levels [image, pixel] from 0 to 16, and labels [image]."""
+    from sklearn.datasets import load_digits
+
+    inputs, labels = map(np.asarray, load_digits(return_X_y=True))
+    return inputs.astype(np.int64), labels

@@ -10,7 +10,7 @@ from attnprobe.config import Count, DataSpec, settings
 from attnprobe.errors import UsageError
 from attnprobe.tasks import archives, pixels
 from attnprobe.tasks.folder import Create, made_once
-from attnprobe.tasks.pixels import Inputs, halved, patched, patched_data, pixel_data, split_levels
+from attnprobe.tasks.pixels import Inputs, halved, patched, patched_data, permuted, pixel_data, split_levels
 from attnprobe.tasks.presets import recommended
 from attnprobe.tasks.source import Source
 from attnprobe.tasks.task import Task
@@ -53,6 +53,8 @@ class Image(Source):
     """Number of test images."""
     patch: Count = 1
     """Side of the squares of pixels that are the tokens, as in ViT; their channels are pixels times colours."""
+    pixel_permuted: bool = False
+    """Permute the pixels, in the same way in every image and for every seed: their neighbourhood is lost (control)."""
 
     @property
     def data(self) -> DataSpec:
@@ -66,6 +68,9 @@ class Image(Source):
         arrays = read(self.form)
         levels = split_levels(self.inputs)
         train, test = (archives.made_split(arrays, split, size, levels) for split, size in self.sizes.items())
+        if self.pixel_permuted:
+            colours = 3 if self.form == "rgb" else 1
+            train, test = (permuted(split, colours) for split in (train, test))
         if self.patch > 1:
             train, test = (patched(split, self._pixels, self.patch) for split in (train, test))
         return Task(self.name, self.data, train, test)

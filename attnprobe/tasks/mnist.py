@@ -10,7 +10,7 @@ from pydantic import Field
 from attnprobe.config import Count, DataSpec, settings
 from attnprobe.errors import UsageError
 from attnprobe.randomness import numpy_generator
-from attnprobe.tasks.pixels import Inputs, halved, patched, patched_data, pixel_data, split_levels
+from attnprobe.tasks.pixels import Inputs, halved, patched, patched_data, permuted, pixel_data, split_levels
 from attnprobe.tasks.source import Source
 from attnprobe.tasks.split import Split
 from attnprobe.tasks.task import Task
@@ -47,6 +47,8 @@ class Mnist(Source):
     """Number of test images; the rest of the 5000 images are for training."""
     patch: Count = 1
     """Side of the squares of pixels that are the tokens, as in ViT."""
+    pixel_permuted: bool = False
+    """Permute the pixels, in the same way in every image and for every seed: their neighbourhood is lost (control)."""
 
     @property
     def data(self) -> DataSpec:
@@ -71,6 +73,8 @@ class Mnist(Source):
             Split(pixels[rows], labels[rows], levels=split_levels(self.inputs, self.levels))
             for rows in np.split(order, [self.sizes["train"]])
         )
+        if self.pixel_permuted:
+            train, test = map(permuted, (train, test))
         if self.patch > 1:
             train, test = (patched(split, (self.side, self.side), self.patch) for split in (train, test))
         return Task("mnist-5k", self.data, train, test)

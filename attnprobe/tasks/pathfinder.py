@@ -12,6 +12,7 @@ from attnprobe.randomness import numpy_generator
 from attnprobe.tasks import chunks
 from attnprobe.tasks.chunks import Chunk, in_order, pour
 from attnprobe.tasks.folder import Create, made_once
+from attnprobe.tasks.pixels import permutation
 from attnprobe.tasks.presets import recommended
 from attnprobe.tasks.source import ON_DISK, Source, check_size
 from attnprobe.tasks.split import Split
@@ -90,6 +91,8 @@ class Pathfinder(Source):
     """Number of validation images."""
     test_size: Count = 20000
     """Number of test images."""
+    pixel_permuted: bool = False
+    """Permute the pixels, in the same way in every image and for every seed: their neighbourhood is lost (control)."""
 
     def __post_init__(self) -> None:
         """Check that the curves may fit and that the images can be stored."""
@@ -139,7 +142,10 @@ class Pathfinder(Source):
                 raise UsageError(
                     f"pathfinder: two curves of contour_length={self.contour_length} fit no image of side={self.side}"
                 )
-            return {"inputs": rendered(drawing).reshape(-1, self.side**2), "labels": drawing.labels}
+            pixels = rendered(drawing).reshape(-1, self.side**2)
+            return {"inputs": pixels[:, order], "labels": drawing.labels}
+
+        order = permutation(self.side**2) if self.pixel_permuted else slice(None)
 
         columns = {"inputs": ((self.side**2,), np.uint8), "labels": ((), np.int64)}
         pour(create, self.sizes, columns, in_order(chunk, 1 if sum(self.sizes.values()) < DRAWS // 2 else None))

@@ -7,6 +7,7 @@ import numpy as np
 
 from attnprobe.config import DataSpec
 from attnprobe.errors import UsageError
+from attnprobe.randomness import numpy_generator
 from attnprobe.tasks.split import Split
 
 Inputs = Literal["values", "tokens"]
@@ -42,6 +43,29 @@ def patched(split: Split, grid: tuple[int, int], patch: int) -> Split:
     """Return a split of images [image, pixel and colour] with patches as tokens, [image, token, channel]."""
     images = np.asarray(split.inputs).reshape(len(split), *grid, -1)
     return replace(split, inputs=patches(images, patch))
+
+
+def permutation(count: int) -> np.ndarray:
+    """Return the fixed permutation of pixels, the same for every image, split and seed."""
+    return numpy_generator(0, "pixel permutation").permutation(count)
+
+
+def permuted(split: Split, colours: int = 1) -> Split:
+    """Return a split of images [image, token] with permuted pixels; the colours of a pixel stay together."""
+    inputs = np.asarray(split.inputs)
+    pixels = inputs.reshape(len(inputs), -1, colours)
+    moved = pixels[:, permutation(pixels.shape[1])]
+    return replace(split, inputs=moved.reshape(inputs.shape))
+
+
+def on_canvas(images: np.ndarray, side: int, generator: np.random.Generator) -> np.ndarray:
+    """Return images [image, row, column], each at a random place of a canvas of zeros with ``side`` pixels per side."""
+    count, rows, columns = images.shape
+    canvas = np.zeros((count, side, side), images.dtype)
+    top = generator.integers(side - rows + 1, size=count)[:, None, None] + np.arange(rows)[:, None]
+    left = generator.integers(side - columns + 1, size=count)[:, None, None] + np.arange(columns)
+    canvas[np.arange(count)[:, None, None], top, left] = images
+    return canvas
 
 
 def halved(images: np.ndarray) -> np.ndarray:

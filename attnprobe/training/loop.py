@@ -407,11 +407,11 @@ class _Training:
         micro_batches = np.array_split(
             np.arange(len(drawn.rows)), config.gradient_accumulation_steps * self.world.count
         )
-        for indices in micro_batches[self.world.rank :: self.world.count]:
-            if len(indices):
+        for number in range(self.world.rank, len(micro_batches), self.world.count):
+            if len(indices := micro_batches[number]):
                 mask = None if drawn.mask is None else drawn.mask[indices]
                 batch, batch_mask = take(split, drawn.rows[indices], mask, self.world.device)
-                with self._autocast():
+                with self._autocast(), self._dropout(step, number):
                     loss = evaluate(self.model, batch, objective, batch_mask, weights).loss / max(drawn.count, 1)
                 loss.backward()
                 total_loss += loss.detach()
@@ -558,6 +558,16 @@ class _Training:
     def _autocast(self) -> contextlib.AbstractContextManager[object]:
         enabled = self.config.precision == "bf16"
         return torch.autocast(self.world.device.type, torch.bfloat16) if enabled else contextlib.nullcontext()
+
+    @contextlib.contextmanager
+    def _dropout(self, *counters: int) -> Iterator[None]:
+        """Draw dropout as a function of seed and counters, and leave torch's own generators as they were."""
+        if self.config.model.dropout == 0:
+            yield
+            return
+        with torch.random.fork_rng([self.world.device] if self.world.device.type == "cuda" else []):
+            torch.manual_seed(torch_generator(self.config.seed, "dropout", *counters).initial_seed())
+            yield
 
     def _divergence_error(self, reason: str) -> UsageError:
         return UsageError(f"training stopped: {reason}; {self._last_good}")
