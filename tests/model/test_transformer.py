@@ -333,3 +333,21 @@ def test_the_bias_of_the_first_pixels_of_an_image_is_1_d(position):
 def test_an_empty_batch_has_empty_logits():
     data = DataSpec(n=12, inputs="tokens", classes=2, vocabulary=5)
     assert Transformer(ModelConfig(d_model=8), data)(torch.empty(0, 12, dtype=torch.long)).shape == (0, 2)
+
+
+@pytest.mark.parametrize("norm_placement", ["pre", "post"])
+def test_dropout_scales_or_drops_elements_of_inputs_and_sublayers_in_training_only(norm_placement):
+    tokens = torch.randint(5, (64, 8), generator=torch.Generator().manual_seed(0))
+    plain = network(norm_placement=norm_placement, n_layers=1, d_model=48)
+    model = network(norm_placement=norm_placement, n_layers=1, d_model=48, dropout=0.25)
+    assert torch.equal(model.eval()(tokens), plain(tokens))
+    sublayers = ("blocks.0.hook_resid_pre", "blocks.0.hook_attn_out", "blocks.0.hook_mlp_out")
+    _, whole = model.run_with_cache(tokens)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        _, dropped = model.train().run_with_cache(tokens)
+    start = sublayers[0]
+    kept = dropped[start] != 0
+    assert torch.allclose(dropped[start][kept], whole[start][kept] / 0.75)
+    for name in sublayers:
+        assert (dropped[name] == 0).double().mean() == pytest.approx(0.25, abs=0.02)

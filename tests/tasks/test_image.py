@@ -5,7 +5,7 @@ from archive_files import cifar
 
 from attnprobe.errors import UsageError
 from attnprobe.tasks import folder, image, source
-from attnprobe.tasks.pixels import halved
+from attnprobe.tasks.pixels import halved, permutation
 
 FILE = image.ARCHIVE.file
 
@@ -131,3 +131,11 @@ def test_the_real_archive_is_balanced_and_in_random_order(real_archive):
     assert (
         np.abs(np.diff(image, axis=0)).mean() < np.abs(image - image.mean()).mean()
     )  # neighbouring pixels are similar
+
+
+@pytest.mark.parametrize(("name", "colours"), [("image-rgb", 3), ("image-16", 1)])
+def test_pixels_are_permuted_with_their_colours(name, colours, small_archive):
+    plain = source(name, options()).build(0).test.inputs
+    moved = source(name, options(pixel_permuted=True)).build(0).test.inputs
+    pixels, permuted = (np.asarray(x).reshape(len(x), -1, colours) for x in (plain, moved))
+    assert (permuted == pixels[:, permutation(pixels.shape[1])]).all()

@@ -1,3 +1,5 @@
+import dataclasses
+
 import numpy as np
 import pytest
 from scipy.stats import kstest
@@ -5,6 +7,7 @@ from scipy.stats import kstest
 from attnprobe.errors import UsageError
 from attnprobe.tasks import pathfinder
 from attnprobe.tasks.pathfinder import SCALES, Drawing, Pathfinder, rendered
+from attnprobe.tasks.pixels import permutation
 
 
 @pytest.fixture(scope="module", params=SCALES)
@@ -155,6 +158,8 @@ def test_threads_give_the_same_images_as_sequential_drawing(monkeypatch):
     assert task.train.inputs.dtype == np.uint8
     values = task.train.tensor(slice(2))
     assert (values.min(), values.max()) == (-1, 1)
+    permuted = dataclasses.replace(kind, pixel_permuted=True).build(2)
+    np.testing.assert_array_equal(permuted.test.inputs, task.test.inputs[:, permutation(32 * 32)])
 
 
 @pytest.mark.parametrize("options", [{"side": 64}, {"contour_length": 2}, {"distractors": -1}])

@@ -533,3 +533,19 @@ def test_init_seed_changes_the_initial_weights_only(spt_run, tmp_path):
     assert all(torch.equal(weight, weights(same)[name]) for name, weight in weights(spt_run).items())
     expected = Transformer(other.config.model, other.last.data, seed=5).state_dict()
     assert all(torch.equal(weight, expected[name]) for name, weight in weights(other, 0).items())
+
+
+def test_dropout_depends_on_the_seed_alone_and_leaves_the_generator_of_torch(tmp_path):
+    def trained(name, state, **options):
+        torch.manual_seed(state)
+        run = train(configure("pairs", **SETTINGS, **options), tmp_path / name, progress=False)
+        return run.metrics, torch.rand(3)
+
+    (first, drawn), (second, _), (whole, expected) = (
+        trained("first", 1, dropout=0.5),
+        trained("second", 2, dropout=0.5),
+        trained("whole", 1),
+    )
+    assert first == second
+    assert torch.equal(drawn, expected)
+    assert whole[0] == first[0] and whole[-1] != first[-1]

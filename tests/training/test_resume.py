@@ -21,7 +21,7 @@ from attnprobe.training.checkpoint import load
 from attnprobe.training.loop import resume, train
 from attnprobe.training.run import Run
 
-SETTINGS = {**TINY, "steps": 60, "pretrain_steps": 36, "evaluations": 30, "d_model": 16}
+SETTINGS = {**TINY, "steps": 60, "pretrain_steps": 36, "evaluations": 30, "d_model": 16, "dropout": 0.1}
 
 
 class Interrupted(Exception):
