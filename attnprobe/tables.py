@@ -127,6 +127,7 @@ OBJECTIVES = Table(
         "labels": "attnprobe.training.objectives:labels",
         "masked": "attnprobe.training.objectives:masked",
         "next-token": "attnprobe.training.objectives:next_token",
+        "autoencoding": "attnprobe.training.objectives:autoencoding",
     },
 )
 """Training objectives: instances of `attnprobe.training.objectives.Objective`."""

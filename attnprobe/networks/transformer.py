@@ -31,7 +31,12 @@ FIT_RATE = 1e-3
 def of_checkpoint(checkpoint: Checkpoint) -> Probe:
     """Convert a checkpoint to a probe: its network and its task."""
     config = checkpoint.config
-    objectives = tuple(name for name, entry in OBJECTIVES.items() if config.model.causal or not entry.needs_causal)
+    trained = [objective for objective, _ in config.stages]
+    objectives = tuple(
+        name
+        for name, entry in OBJECTIVES.items()
+        if (config.model.causal or not entry.needs_causal) and (name in trained or not entry.control)
+    )
     return Probe(
         network=TransformerNetwork(checkpoint.model, config, lambda: checkpoint.task),
         data=lambda: checkpoint.task,

@@ -4,6 +4,7 @@
 - *masked*: tokens are masked independently with probability ``mask_probability``; the loss covers masked tokens only
   (Devlin et al. 2019, arXiv:1810.04805, without their 80/10/10 rule, as in Amos et al. 2024, arXiv:2310.02980).
 - *next-token*: prediction of the token after each prefix; needs causal attention.
+- *autoencoding*: reconstruction of every token from the unmasked sequence, which needs no attention: a control.
 
 The loss is cross-entropy for token ids and for values with a fixed number of levels, and absolute error for other real
 values, as in Amos et al. for images. A token with several channels is one prediction; its loss is the mean over them.
@@ -112,6 +113,8 @@ class Objective:
     """Whether input tokens are masked."""
     needs_causal: bool = False
     """Whether bidirectional attention would reveal the target."""
+    control: bool = False
+    """Whether measures use it only for networks that were trained with it."""
 
 
 def _label(logits: Tensor, batch: Batch, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
@@ -128,6 +131,11 @@ def _next_tokens(logits: Tensor, batch: Batch, mask: Tensor | None) -> tuple[Ten
     return logits[:, :-1][real], batch.inputs[:, 1:][real], real.nonzero()[:, 0]
 
 
+def _all_tokens(logits: Tensor, batch: Batch, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    real = batch.real()
+    return logits[real], batch.inputs[real], real.nonzero()[:, 0]
+
+
 def _masked_count(lengths: Tensor, mask: Tensor | None) -> int:
     assert mask is not None
     return int(mask.sum())
@@ -137,6 +145,9 @@ labels = Objective("labels", _label, lambda lengths, mask: len(lengths), "label"
 masked = Objective("tokens", _masked_tokens, _masked_count, "masked-token", masks_tokens=True)
 next_token = Objective(
     "tokens", _next_tokens, lambda lengths, mask: int((lengths - 1).sum()), "next-token", needs_causal=True
+)
+autoencoding = Objective(
+    "tokens", _all_tokens, lambda lengths, mask: int(lengths.sum()), "token reconstruction", control=True
 )
 
 

@@ -111,7 +111,7 @@ def test_a_checkpoint_from_before_a_setting_existed_is_read(tmp_path, fields, sp
         ("config", 3, "config has type int, not dict"),
         ("weights", {"embed.weight": 3}, "weights contain a value that is not a tensor"),
         ("step", "x", "step has type str, not int"),
-        ("objective", "zz", "objective='zz' is unknown; valid: labels, masked, next-token"),
+        ("objective", "zz", "objective='zz' is unknown; valid: labels, masked, next-token, autoencoding"),
         ("metrics", [3], "metrics contain a row that is not a dict"),
         ("provenance", 3, "provenance has type int, not dict"),
         ("format", 0, "checkpoint format 0; this attnprobe reads formats 1, 2$"),

@@ -70,8 +70,8 @@ def test_training_learns(tmp_path):
     assert last["train_accuracy"] > 0.9
 
 
-@pytest.mark.parametrize("objective", ["masked", "next-token"])
-def test_both_pretraining_objectives_lower_their_own_loss(objective, tmp_path):
+@pytest.mark.parametrize("objective", ["masked", "next-token", "autoencoding"])
+def test_all_pretraining_objectives_lower_their_own_loss(objective, tmp_path):
     options = {"strength": 1.0, "train_size": 200, "test_size": 50}
     config = configure(
         "bigrams",

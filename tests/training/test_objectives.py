@@ -101,6 +101,19 @@ def test_next_token_scores_each_real_token_after_the_first():
     assert outcome.mean.item() == pytest.approx(sum(expected) / len(expected), rel=1e-5)
 
 
+def test_autoencoding_scores_each_real_token_of_the_unmasked_sequence():
+    model, batch = model_and_batch()
+    outcome = evaluate(model, batch, "autoencoding")
+    logits = model(batch.inputs, lengths=LENGTHS, output="tokens")
+    expected = [
+        negative_log_likelihood(logits[b, i], batch.inputs[b, i])
+        for b, length in enumerate(LENGTHS.tolist())
+        for i in range(length)
+    ]
+    assert outcome.count == len(expected) == LENGTHS.sum()
+    assert outcome.mean.item() == pytest.approx(sum(expected) / len(expected), rel=1e-5)
+
+
 def test_masks_cover_the_share_of_real_tokens_and_no_padding():
     batch = Batch(torch.zeros(400, 50), torch.zeros(400), torch.full((400,), 40))
     mask = draw_mask(batch.real(), 0.3, torch.Generator().manual_seed(0))
