@@ -17,9 +17,7 @@ def test_valid_positions_and_objectives_are_the_registered_names():
     assert [ModelConfig(position=name).position for name in POSITIONS] == list(POSITIONS)
     with pytest.raises(UsageError, match="position='absolute' is unknown; valid: none, learned"):
         ModelConfig(position="absolute")
-    with pytest.raises(
-        UsageError, match="pretrain_objective=.labels. is unknown; valid: masked, next-token, auto"
-    ):
+    with pytest.raises(UsageError, match="pretrain_objective=.labels. is unknown; valid: masked, next-token, auto"):
         TrainConfig(pretrain_objective="labels")
 
 

@@ -74,6 +74,8 @@ class Edit:
     """Whether it has a null: the same edit with its values at permuted offsets or positions."""
     applies: Callable[[Traits], bool] = lambda traits: True
     """Whether the edit applies to a network."""
+    on_request: bool = False
+    """Whether the edit is made only if it is named."""
 
 
 def _uniform_attention(heads: Heads, material: Material) -> Tensor:
@@ -101,12 +103,29 @@ def _keep_position(heads: Heads, material: Material) -> Tensor:
 
 
 def _ablate_position(heads: Heads, material: Material) -> Tensor:
-    scores = heads.scores
-    q, k = _position_parts(heads, material, keep_special=False)
-    # Concatenated vectors: their product is the difference of the products.
-    q, k = torch.cat([scores.q, q], dim=-1), torch.cat([scores.k, -k], dim=-1)
-    without = replace(scores, q=q, k=k, scale=scores.factor)
+    without = _without(heads.scores, *_position_parts(heads, material, keep_special=False))
     return replace(heads, scores=without if material.bias is None else without.with_bias(-material.bias)).attend()
+
+
+def _ablate_content(heads: Heads, material: Material) -> Tensor:
+    return replace(heads, scores=_without(heads.scores, *_content_parts(heads, material))).attend()
+
+
+def _ablate_content_position(heads: Heads, material: Material) -> Tensor:
+    (q, _), (_, k) = _content_parts(heads, material), _position_parts(heads, material, keep_special=False)
+    return replace(heads, scores=_without(heads.scores, q, k)).attend()
+
+
+def _ablate_position_content(heads: Heads, material: Material) -> Tensor:
+    (q, _), (_, k) = _position_parts(heads, material, keep_special=False), _content_parts(heads, material)
+    return replace(heads, scores=_without(heads.scores, q, k)).attend()
+
+
+def _without(scores: Scores, q: Tensor, k: Tensor) -> Scores:
+    """Return the scores minus the scaled products of the given vectors."""
+    # Concatenated vectors: their product is the difference of the products.
+    concatenated = torch.cat([scores.q, q], dim=-1), torch.cat([scores.k, -k], dim=-1)
+    return replace(scores, q=concatenated[0], k=concatenated[1], scale=scores.factor)
 
 
 def _shift_positions(heads: Heads, material: Material) -> Tensor:
@@ -141,6 +160,12 @@ keep_position = Edit(_keep_position, nulled=True, applies=_positional)
 """Replace the score by its position-position term, including the bias."""
 ablate_position = Edit(_ablate_position, nulled=True, applies=_positional)
 """Subtract the position-position term, including the bias, from the score."""
+ablate_content = Edit(_ablate_content, applies=_positional, on_request=True)
+"""Subtract the content-content term from the score."""
+ablate_content_position = Edit(_ablate_content_position, applies=_positional, on_request=True)
+"""Subtract the content-position term (content of the query, position of the key) from the score."""
+ablate_position_content = Edit(_ablate_position_content, applies=_positional, on_request=True)
+"""Subtract the position-content term (position of the query, content of the key) from the score."""
 shift_positions = Edit(_shift_positions, applies=_movable)
 """Shift the positions of all tokens by half the sequence, in vectors, rotations and biases; content stays."""
 permute_positions = Edit(_permute_positions, applies=_movable)
@@ -187,6 +212,19 @@ def _position_parts(heads: Heads, material: Material, keep_special: bool) -> tup
         tokens[:] = part.to(vectors) if measured is None else part.to(vectors).where(measured[:, None, :, None], tokens)
         extended.append(whole)
     return extended[0], extended[1]
+
+
+def _content_parts(heads: Heads, material: Material) -> tuple[Tensor, Tensor]:
+    """Return the content parts, [batch, head, token, d_head]; 0 for tokens that are not measured."""
+    scores, measured = heads.scores, heads.scores.measured
+    parts = _position_parts(heads, material, keep_special=False)
+    contents = []
+    for vectors, part in zip((scores.q, scores.k), parts, strict=True):
+        content = torch.zeros_like(vectors)
+        inner = (vectors - part)[:, :, scores.tokens]
+        content[:, :, scores.tokens] = inner if measured is None else inner * measured[:, None, :, None]
+        contents.append(content)
+    return contents[0], contents[1]
 
 
 def _after_prefix(indices: Tensor, prefix: int) -> Tensor:

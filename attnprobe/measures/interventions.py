@@ -89,6 +89,8 @@ def interventions(
     - *keep_toeplitz*, *ablate_toeplitz*: replace the score by its mean offset profile over training sequences
       (least-squares fit with a constant per query), or subtract the profile from the score;
     - *keep_position*, *ablate_position*: the same with the position-position term (`positions`), including biases;
+    - *ablate_content*, *ablate_content_position*, *ablate_position_content* (if named in ``edits``): subtract one of
+      the other three terms; the four add up to the score;
     - *shift_positions*, *permute_positions*: shift the positions cyclically by half the sequence, or permute them, in
       vectors, rotations and biases, while the content stays. Not available for causal attention with a bias, whose mask
       cannot be moved;
@@ -124,7 +126,7 @@ def interventions(
         sequences: Number of test sequences (the first ones), and of training sequences for the means.
         length_scale: Distance over which the imposed bias decreases by 1, in tokens or pixels.
         patch_from: Checkpoint of a network of the same shape to patch scores and maps from.
-        edits: Interventions to make; by default all that apply to the network.
+        edits: Interventions to make; by default all that apply to the network, except for those on request.
         nulls: Number of draws of the null; 0 for none.
         level: Confidence level of the intervals.
         seed: Seed of masks and permutations.
@@ -157,7 +159,9 @@ def interventions(
         variables |= labelled(number, f"base_{number.name}", {}, measured, ("base", number.name), level, over=())
     inapplicable = "does not apply to this network" + ("" if patch_from else ", or needs patch_from")
     left_out = {
-        name: "not requested" if edits and name not in edits else inapplicable for name in EDITS if name not in names
+        name: "not requested" if (edits or entry.on_request) and name not in edits else inapplicable
+        for name, entry in EDITS.items()
+        if name not in names
     }
     facts = {
         "length_scale": length_scale,
@@ -214,7 +218,7 @@ def _setup(request: Request, length_scale: float, patch_from: Network | None, re
         name = unknown[0]
         why = "does not apply to this network; " if name in EDITS else f"is unknown; {suggestion(name, EDITS)}"
         raise UsageError(f"edits={name!r}: {why}valid: {listed(edits)}")
-    edits = {name: edit for name, edit in edits.items() if name in requested or not requested}
+    edits = {name: edit for name, edit in edits.items() if name in requested or not (requested or edit.on_request)}
     data_means = None
     if network.shape.knows_queries:
         data_means = means(network, (batch for _, batch in chunks(train, rows, network)), subject.objectives[0])

@@ -62,6 +62,12 @@ KINDS = [
 ]
 
 
+EDITED = [
+    *("uniform_attention", "keep_toeplitz", "ablate_toeplitz", "keep_position", "ablate_position", "impose_proximity"),
+    *("ablate_content", "ablate_content_position", "ablate_position_content"),
+]
+
+
 @pytest.mark.parametrize("settings", KINDS, ids=str)
 def test_interventions_match_hooks_on_the_scores(settings):
     """Every head, every layer and all heads, against n x n scores edited by hooks."""
@@ -69,7 +75,7 @@ def test_interventions_match_hooks_on_the_scores(settings):
     grid = settings.pop("grid", None)
     data = DataSpec(n=N, inputs="tokens", classes=2, vocabulary=6, grid=grid)
     ckpt = checkpoint(data, n_layers=2, edit=spread, **settings)
-    result = interventions(ckpt, length_scale=1.5, **FEW)
+    result = interventions(ckpt, length_scale=1.5, edits=tuple(EDITED), **FEW)
     model, inputs = ckpt.model, ckpt.tokens(8)
     train = ckpt.task.train
     of = means_of(model, [train.tensor(slice(8))])
@@ -78,9 +84,18 @@ def test_interventions_match_hooks_on_the_scores(settings):
     bias = torch.zeros(2, 2 * N - 1) if bias is None else bias.detach()
     line = None if bias.shape[1] == 2 * N - 1 else grid
     own = dense(bias, line)
-    pp = []
+    pp, cc, cp, pc = [], [], [], []
     for parts in parts_of(model, inputs, of):
-        pp.append(torch.einsum("bhid,bhjd->bhij", parts.q_position, parts.k_position) / 8**0.5 + own)
+        q, k = parts.q_position, parts.k_position
+        q_content, k_content = parts.scores.q - q, parts.scores.k - k
+        for term, (left, right) in (
+            (pp, (q, k)),
+            (cc, (q_content, k_content)),
+            (cp, (q_content, k)),
+            (pc, (q, k_content)),
+        ):
+            term.append(torch.einsum("bhid,bhjd->bhij", left, right) / 8**0.5)
+        pp[-1] = pp[-1] + own
     far = dense(-geometry(grid or (N,)).distance / 1.5, grid)
     edits = {
         "uniform_attention": lambda layer, s: torch.zeros_like(s),
@@ -89,8 +104,11 @@ def test_interventions_match_hooks_on_the_scores(settings):
         "keep_position": lambda layer, s: pp[layer],
         "ablate_position": lambda layer, s: s - pp[layer],
         "impose_proximity": lambda layer, s: s + far,
+        "ablate_content": lambda layer, s: s - cc[layer],
+        "ablate_content_position": lambda layer, s: s - cp[layer],
+        "ablate_position_content": lambda layer, s: s - pc[layer],
     }
-    assert set(edits) <= set(result["intervention"].values.tolist())
+    assert list(edits) == EDITED
     plain, right = by_hooks(ckpt, lambda layer, s: s, [0], [0])
     assert float(result["base_loss"]) == pytest.approx(float(plain.mean()), rel=1e-5)
     assert float(result["base_accuracy"]) == pytest.approx(float(right.mean()))
@@ -98,6 +116,8 @@ def test_interventions_match_hooks_on_the_scores(settings):
     scopes += [("layer_", [layer], [0, 1]) for layer in range(2)] + [("all_", [0, 1], [0, 1])]
     for name, edit in edits.items():
         for kind, layers, heads in scopes:
+            if "content" in name and kind == "all_":
+                continue  # an edited first layer changes the content of the second
             loss, correct = by_hooks(ckpt, edit, layers, heads)
             at = {"": {"layer": layers[0], "head": heads[0]}, "layer_": {"layer": layers[0]}, "all_": {}}[kind]
             actual = result.sel(intervention=name, **at)

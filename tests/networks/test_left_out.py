@@ -233,7 +233,11 @@ def test_a_permutation_keeps_the_scores_of_the_measured_tokens(causal):
 
 
 @pytest.mark.parametrize(
-    "name", ["ablate_toeplitz", "keep_toeplitz", "impose_proximity", "keep_position", "ablate_position"]
+    "name",
+    [
+        *("ablate_toeplitz", "keep_toeplitz", "impose_proximity", "keep_position", "ablate_position"),
+        *("ablate_content", "ablate_content_position", "ablate_position_content"),
+    ],
 )
 def test_edits_leave_the_scores_of_special_tokens_as_they_are(name, bert):
     scores, v, _ = scores_with_special_tokens()
@@ -248,12 +252,16 @@ def test_edits_leave_the_scores_of_special_tokens_as_they_are(name, bert):
     dense = scores.q @ scores.k.mT / 2
     by_pair = bias[:, torch.arange(9) - torch.arange(9)[:, None] + 8] * between
     q, k = (own.where(special[..., None], part) for own, part in ((scores.q, q_position), (scores.k, k_position)))
+    q_content, k_content = scores.q - q_position, scores.k - k_position
     edited = {
         "ablate_toeplitz": dense - by_pair,
         "keep_toeplitz": by_pair,
         "impose_proximity": dense + by_pair,
         "keep_position": q @ k.mT / 2,
         "ablate_position": dense - q_position @ k_position.mT / 2 * between,
+        "ablate_content": dense - q_content @ k_content.mT / 2 * between,
+        "ablate_content_position": dense - q_content @ k_position.mT / 2 * between,
+        "ablate_position_content": dense - q_position @ k_content.mT / 2 * between,
     }
     torch.testing.assert_close(found, edited[name].softmax(-1) @ v)
 
