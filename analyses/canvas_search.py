@@ -19,6 +19,7 @@ from lab import FOLDER, Lab
 from settings import SEARCHED, WEIGHTS
 
 from attnprobe.config import TrainConfig
+from attnprobe.errors import UsageError
 from attnprobe.files import write_atomic
 from attnprobe.tasks import configure
 from attnprobe.training.run import Run
@@ -58,6 +59,15 @@ def configured(candidate: Candidate, seed: int = SEARCHED, **more: Any) -> Train
     if size == "4 x the steps":
         settings["steps"] *= 4
     return configure("digits-canvas", **{**settings, "recipe": recipe, "learning_rate": rate, "seed": seed, **more})
+
+
+def chosen(recipe: str) -> Candidate:
+    """Return the candidate that the search chose for a recipe, from its table."""
+    if not RESULT.exists():
+        raise UsageError(f"{RESULT}: no such file; run analyses/canvas_search.py first")
+    table = pd.read_csv(RESULT, keep_default_na=False)
+    row = table[(table["recipe"] == recipe) & (table["size"] == "")].iloc[0]
+    return recipe, float(row["learning rate"]), row["initial weights"], row["regularisation"], ""
 
 
 def score(run: Run) -> tuple[float, float]:

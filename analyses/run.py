@@ -22,6 +22,7 @@ import claim4_proximity
 import claim5_blindness
 import claim6_encodings
 import claim7_objectives
+import claim8_real_images
 import full_lra
 import torch
 import tyro
@@ -70,6 +71,7 @@ CLAIMS: dict[str, Analysis] = {
         claim5_blindness,
         claim6_encodings,
         claim7_objectives,
+        claim8_real_images,
     )
 }
 ANALYSES = {**CLAIMS, full_lra.__name__: cast(Analysis, full_lra)}

@@ -25,6 +25,8 @@ LABELS = {
     "recipe": "training recipe",
     "other_task": "task",
     "arm": "arm of an experiment",
+    "edited_arm": "arm whose scores are edited",
+    "carrier": "transferred parts",
     "checkpoint": "checkpoint of the stage",
     "depth": "layers",
     "size": "training sequences",

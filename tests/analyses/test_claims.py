@@ -2,10 +2,12 @@
 
 import json
 
+import canvas_search
 import claim1_spt_gain
 import claim3_query_key
 import claim4_proximity
 import claim7_objectives
+import claim8_real_images
 import numpy as np
 import pytest
 import run
@@ -36,6 +38,8 @@ def committed(request):
 @pytest.mark.parametrize("scale", SEEDS)
 @pytest.mark.parametrize("name", run.CLAIMS)
 def test_requested_configurations_are_valid_at_every_scale(name, scale):
+    if name == "claim8_real_images" and not canvas_search.RESULT.exists():
+        pytest.skip("needs the table of canvas_search, which has not been run to its end")
     with pytest.raises(Planned) as caught:
         run.ANALYSES[name].study(Listening(scale))
     configs = caught.value.args[0].values()
@@ -268,3 +272,65 @@ def test_claim_7_requires_every_mask_probability_a_quarter_of_the_steps_and_next
         assert found[part] is False
     found = held("claim7_objectives", shifted(result, "gap", {"task": "digits"}, BELOW))
     assert found == [True, True, True, None, None, True], "without a gap nothing can be recovered"
+
+
+def test_claim_8_needs_every_effect_and_undecides_ceilings():
+    effects = dict.fromkeys(
+        "gain gain_stopped gain_logit gain_1_layer gain_3_layers over_autoencoding over_shuffled nearer nearer_null "
+        "nearer_permuted biased less_rotary less_relative gap".split(),
+        [],
+    )
+    effects |= {"share": ["carrier"]} | dict.fromkeys(("edit", "edit_excess"), ["edited_arm", "intervention", "layer"])
+    axes = {name: list(getattr(claim8_real_images, name.upper() + "S")) for name in ("carrier", "edited_arm", "arm")}
+    result = make_result(effects, intervention=claim8_real_images.EDITS, layer=[0, 1], **axes)
+    for name in effects:
+        result[name].attrs["long_name"] = name
+    ablated = {"edited_arm": "SPT", "intervention": "ablate_toeplitz", "layer": 0}
+    for name in ("edit", "edit_excess"):
+        result = shifted(result, name, ablated, BELOW)
+    for carrier in ("all but QK + positions", "SPT, QK frozen"):
+        result = shifted(result, "share", {"carrier": carrier}, BELOW)
+    result["test_accuracy"] = (("arm", "seed"), np.full((len(axes["arm"]), 3), 0.9))
+    assert held("claim8_real_images", result) == [True] * 11
+    parts = {
+        0: ("gain", "gain_stopped", "gain_logit"),
+        1: ("gain_1_layer",),
+        2: ("gain_3_layers",),
+        3: ("over_autoencoding",),
+        4: ("over_shuffled",),
+        5: ("nearer", "nearer_null", "nearer_permuted"),
+        6: ("edit", "edit_excess"),
+        7: ("biased",),
+        9: ("less_rotary",),
+        10: ("less_relative",),
+    }
+    for part, names in parts.items():
+        for name in names:
+            found = held("claim8_real_images", shifted(result, name, ablated if part == 6 else {}, ACROSS))
+            assert found == [number != part for number in range(11)], name
+    for carrier, bounds, expected in (
+        ("QK + positions", BELOW, False),
+        ("QK + positions", HALF, None),
+        ("all but QK + positions", (0.6, 0.9), False),
+        ("SPT, QK frozen", HALF, None),
+    ):
+        assert held("claim8_real_images", shifted(result, "share", {"carrier": carrier}, bounds))[8] is expected
+    assert held("claim8_real_images", shifted(result, "gap", {}, ACROSS))[8] is None
+    result["test_accuracy"].loc["supervised, rotary"] = 0.99
+    assert held("claim8_real_images", result)[9:] == [None, True]
+
+
+def test_the_search_on_the_canvas_has_the_same_candidates_for_both_recipes():
+    seen = []
+
+    class Recording(Lab):
+        def train(self, configs):
+            seen.append(configs)
+            raise Planned
+
+    with pytest.MonkeyPatch.context() as patched, pytest.raises(Planned):
+        patched.setattr(canvas_search, "Lab", Recording)
+        canvas_search.main()
+    candidates = {recipe: {key[1:] for key in seen[0] if key[0] == recipe} for recipe in canvas_search.RECIPES}
+    assert candidates["supervised"] == candidates["spt"] and len(seen[0]) == 24
+    assert {(config.steps, config.seed) for config in seen[0].values()} == {(4000, SEARCHED)}

@@ -1,0 +1,436 @@
+"""Claim 8: the paper's account holds on real images whose place tells nothing: gain, proximity and its cause.
+
+Source: claims 1 to 4 and 6 of arXiv:2605.21070 (abstract), on one task that was chosen because a pilot showed a gain.
+
+Design. `digits-canvas`: real handwritten digits, each at a random place of a 12 x 12 canvas. A network of 2 layers and
+width 64 is trained with both recipes and with controls. Settings are those that `canvas_search` chose on validation
+images of a seed that is not reported. A seed determines places, split, weights, batches and masks, and is shared by all
+arms. The arms are:
+
+- encodings: both recipes with learned, rotary and relative positions (a bias by offset in one dimension);
+- depth: both recipes with 1 and 3 layers; these networks keep the settings of 2 layers;
+- controls of self-pretraining, each followed by the same training on the labels: on shuffled sequences; *autoencoding*
+  (reconstruction of every token without masks, for the same number of steps); with query-key maps frozen at random;
+- supervised training with a fixed proximity bias;
+- both recipes with permuted pixels, where the neighbourhood in the sequence is not that of the image;
+- transplants: a fresh network receives parts of a self-pretrained one, and is trained on the labels for the steps that
+  SPT spends on them; *readout alone* trains only the classification head on the whole self-pretrained network;
+- course: training on the labels from checkpoints along self-pretraining.
+
+Contrasts are those of the head with the largest one, in two dimensions. Edits change the scores of all heads of a layer
+of the trained SPT networks; their nulls have the same size, with offsets or positions permuted.
+
+Rule (written before the reported runs; the pilot had one seed per arm). Each part is decided by its 95 % interval over
+paired seeds; the claim holds if all decided parts do, and in part if some do.
+
+1. Gain: SPT minus supervised training is above 0, after the last step and at the evaluation with the highest validation
+   accuracy, in accuracy and in logit. 2. The same (accuracy after the last step) with 1 layer, and 3. with 3 layers.
+4. SPT gains over autoencoding, and 5. over SPT on shuffled sequences.
+6. Proximity: the contrast of SPT is larger than that of supervised training, its permutation null, and that of SPT
+   with permuted pixels. 7. Cause: ablating the function of the 2-D offset from layer 0 costs accuracy, and more than
+   its null.
+8. Proximity suffices: supervised training gains from a fixed proximity bias.
+9. Carrier: transferring query-key maps and positions recovers more than half of the gain, everything else less than
+   half, SPT with frozen query-key maps less than half.
+10. Encodings: SPT gains less with rotary, and 11. with relative positions, than with learned ones. Undecided if
+    supervised training with the encoding is above 0.95 in every seed.
+
+Command: python analyses/run.py claim8_real_images
+Cost: see the table; about three and a half hours on two cores.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, cast
+
+import contrast
+import numpy as np
+import scipy.special
+import xarray as xr
+from canvas_search import chosen, configured
+from conclusion import Conclusion, Part, above, concluded, every, said, said_share
+from drawing import RECIPES, course, mark, seeds
+from lab import Asked, Lab
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure, SubFigure
+from settings import SEEDS
+from tables import BOUNDS, accuracies, at, effect, shares
+
+from attnprobe.config import TrainConfig
+from attnprobe.figures.style import PERMUTED, WIDTH, Page, paper
+from attnprobe.results import dataset, variable
+from attnprobe.training.loop import checkpoint_steps
+from attnprobe.training.run import Run
+
+TITLE = "On real images at random places, SPT gains, becomes proximal, and needs its proximity"
+
+SCALES: dict[str, dict[str, Any]] = {
+    "quick": {"steps": 16, "pretrain_steps": 12, "evaluations": 1, "checkpoints": 2, "eval_size": 50},
+    "default": {},
+    "full": {},
+}
+SUPERVISED, SPT = "supervised", "SPT"
+PERMUTED_PIXELS = {"task_options": {"pixel_permuted": True}}
+ARMS: dict[str, tuple[str, dict[str, Any]]] = {
+    SUPERVISED: ("supervised", {}),
+    SPT: ("spt", {}),
+    "supervised, fixed bias": ("supervised", {"score_bias": "fixed"}),
+    "autoencoding": ("spt", {"pretrain_objective": "autoencoding"}),
+    "SPT, shuffled": ("spt", {"pretrain_order": "shuffled"}),
+    "SPT, QK frozen": ("spt", {"freeze": ("qk",)}),
+    "supervised, permuted pixels": ("supervised", PERMUTED_PIXELS),
+    "SPT, permuted pixels": ("spt", PERMUTED_PIXELS),
+    **{
+        f"{name}, {what}": (recipe, options)
+        for what, options in {
+            "rotary": {"position": "rotary"},
+            "relative": {"position": "relative"},
+            "1 layer": {"n_layers": 1},
+            "3 layers": {"n_layers": 3},
+        }.items()
+        for name, recipe in ((SUPERVISED, "supervised"), (SPT, "spt"))
+    },
+}
+"""Recipe, and settings other than the chosen ones."""
+ALL_BUT_HEAD = ("embeddings", "positions", "qk", "vo", "mlp", "norms")
+NOTHING = "nothing transferred"
+TRANSPLANTS: dict[str, dict[str, Any]] = {
+    NOTHING: {"init_from": None},
+    "QK": {"transfer": "qk"},
+    "positions": {"transfer": "positions"},
+    "QK + positions": {"transfer": "qk+positions"},
+    "OV": {"transfer": "vo"},
+    "MLP": {"transfer": "mlp"},
+    "embeddings": {"transfer": "embeddings"},
+    "all but QK + positions": {"transfer": "all-but-qk+positions"},
+    "readout alone": {"transfer": "all", "freeze": ALL_BUT_HEAD},
+}
+CARRIERS = (*TRANSPLANTS, "SPT, QK frozen", SPT)
+"""Arms whose fraction of the gain is computed."""
+FRESH = 1000
+"""Added to the seed for the initial weights of a receiving network."""
+EDITS = (
+    *("ablate_toeplitz", "keep_toeplitz"),
+    *("ablate_position", "ablate_position_content", "ablate_content_position", "ablate_content"),
+)
+EDITED_ARMS = (SPT, "SPT, rotary", "SPT, 1 layer", "SPT, 3 layers")
+EDITED = 256
+"""Number of test images whose scores are edited."""
+MOST_LAYERS = 3
+
+
+def study(lab: Lab) -> xr.Dataset:
+    """Train all arms, transplants and the course; measure contrasts and edits; compare by paired seeds."""
+    sizes, seed_numbers = SCALES[lab.scale], list(SEEDS[lab.scale])
+    runs: dict[Any, Run] = lab.train({(arm, seed): trained(arm, seed, sizes) for arm in ARMS for seed in seed_numbers})
+    spt = {seed: runs[SPT, seed] for seed in seed_numbers}
+    steps = course_steps(spt[seed_numbers[0]].config)
+    grown = lab.train(
+        {
+            **{
+                (name, seed): continued(spt[seed], spt[seed].config.pretrain_steps, init_seed=seed + FRESH, **options)
+                for name, options in TRANSPLANTS.items()
+                for seed in seed_numbers
+            },
+            **{(step, seed): continued(spt[seed], step) for step in steps for seed in seed_numbers},
+        }
+    )
+    axes = {"arm": list(ARMS), "seed": seed_numbers}
+    variables = accuracies(runs, axes) | stopped(runs, axes) | contrast.at_the_end(lab, runs, axes)
+    variables |= _effects(xr.Dataset(variables, axes))
+    variables |= _carriers(runs, grown, seed_numbers)
+    variables |= _along(lab, spt, grown, steps, seed_numbers)
+    variables |= _edited(lab, runs, seed_numbers)
+    coordinates = {
+        **axes,
+        "bound": BOUNDS,
+        "step": steps,
+        "carrier": list(CARRIERS),
+        "edited_arm": list(EDITED_ARMS),
+        "intervention": list(EDITS),
+        "layer": list(range(MOST_LAYERS)),
+    }
+    return dataset(variables, coordinates, {"edited_images": EDITED})
+
+
+def trained(arm: str, seed: int, sizes: Mapping[str, Any]) -> TrainConfig:
+    """Return the configuration of an arm."""
+    recipe, options = ARMS[arm]
+    options = {**sizes, **options, "task_options": {**sizes.get("task_options", {}), **options.get("task_options", {})}}
+    return configured(chosen(recipe), seed, **{"checkpoints": 6, "evaluations": 8, **options})
+
+
+def course_steps(config: TrainConfig) -> list[int]:
+    """Return the checkpoints of self-pretraining from which training on the labels is started."""
+    first, last = config.pretrain_steps / 100, config.pretrain_steps
+    return [step for step in checkpoint_steps(config) if first <= step <= last]
+
+
+def continued(source: Run, step: int, **options: Any) -> TrainConfig:
+    """Return the configuration of training on the labels, for as long as in SPT, from a checkpoint of an SPT run."""
+    config = source.config
+    settings = {"init_from": str(source.path_of(step)), "checkpoints": 1, **options}
+    length = config.steps - config.pretrain_steps
+    return dataclasses.replace(config, recipe="supervised", steps=length, pretrain_steps=0, **settings)
+
+
+def stopped(runs: Mapping[tuple[str, int], Run], axes: Mapping[str, list[Any]]) -> dict[str, xr.Variable]:
+    """Return the test accuracy at the evaluation on the labels with the highest validation accuracy."""
+
+    def accuracy(run: Run) -> float:
+        rows = [row for row in run.metrics if row["objective"] == "labels"]
+        return max(rows, key=lambda row: (row["validation_accuracy"], -row["validation_loss"]))["test_accuracy"]
+
+    values = [[accuracy(runs[arm, seed]) for seed in axes["seed"]] for arm in axes["arm"]]
+    method = "at the evaluation with the highest validation accuracy"
+    return {"stopped_accuracy": variable(tuple(axes), values, "test accuracy with early stopping", "1", method)}
+
+
+def _effects(result: xr.Dataset) -> dict[str, xr.Variable]:
+    """Return the paired differences that the rule needs."""
+    last, early = result["test_accuracy"], result["stopped_accuracy"]
+
+    def difference(values: xr.DataArray, arm: str, base: str) -> xr.DataArray:
+        return values.sel(arm=arm, drop=True) - values.sel(arm=base, drop=True)
+
+    def gain(what: str) -> xr.DataArray:
+        return difference(last, f"{SPT}{what}", f"{SUPERVISED}{what}")
+
+    near, null = result["contrast"], result["contrast_null"].sel(arm=SPT, drop=True)
+    found = {
+        "gain": (gain(""), "gain of SPT in test accuracy"),
+        "gain_logit": (difference(logit(last), SPT, SUPERVISED), "gain of SPT in the logit of test accuracy"),
+        "gain_stopped": (difference(early, SPT, SUPERVISED), "gain of SPT in test accuracy with early stopping"),
+        "gain_1_layer": (gain(", 1 layer"), "gain of SPT in a network of 1 layer"),
+        "gain_3_layers": (gain(", 3 layers"), "gain of SPT in a network of 3 layers"),
+        "over_autoencoding": (difference(last, SPT, "autoencoding"), "SPT minus autoencoding"),
+        "over_shuffled": (difference(last, SPT, "SPT, shuffled"), "SPT minus SPT on shuffled sequences"),
+        "biased": (difference(last, "supervised, fixed bias", SUPERVISED), "gain from a fixed proximity bias"),
+        "frozen": (difference(last, "SPT, QK frozen", SUPERVISED), "gain of SPT with frozen query-key maps"),
+        "permuted_gain": (gain(", permuted pixels"), "gain of SPT with permuted pixels"),
+        "less_rotary": (gain("") - gain(", rotary"), "gain with learned minus gain with rotary positions"),
+        "less_relative": (gain("") - gain(", relative"), "gain with learned minus gain with relative positions"),
+        "nearer": (difference(near, SPT, SUPERVISED), "contrast of SPT minus supervised training"),
+        "nearer_null": (near.sel(arm=SPT, drop=True) - null, "contrast of SPT minus its permutation null"),
+        "nearer_permuted": (difference(near, SPT, "SPT, permuted pixels"), "contrast minus that of permuted pixels"),
+    }
+    return {
+        key: value
+        for name, (values, words) in found.items()
+        for key, value in effect(name, values, words, contrast.UNITS if name.startswith("nearer") else "1").items()
+    }
+
+
+def logit(accuracy: xr.DataArray) -> xr.DataArray:
+    """Return the logit of accuracies, half an image away from 0 and 1."""
+    half = 0.5 / 600
+    return xr.apply_ufunc(scipy.special.logit, accuracy.clip(half, 1 - half))
+
+
+def _carriers(runs: Mapping[Any, Run], grown: Mapping[Any, Run], seed_numbers: list[int]) -> dict[str, xr.Variable]:
+    """Return the accuracies of the transplants, and the fractions of the gain that they recover."""
+    axes = {"arm": list(CARRIERS), "seed": seed_numbers}
+    accuracy = xr.Dataset(accuracies({**grown, **runs}, axes), axes)
+    fractions = xr.Dataset(shares(accuracy["test_accuracy"].expand_dims("task"), NOTHING, SPT)).isel(task=0)
+    carried = xr.merge([accuracy.rename({name: f"carried_{name}" for name in accuracy.data_vars}), fractions])
+    return {str(name): value.variable for name, value in carried.rename(arm="carrier").data_vars.items()}
+
+
+def _along(
+    lab: Lab, spt: Mapping[int, Run], grown: Mapping[Any, Run], steps: list[int], seed_numbers: list[int]
+) -> dict[str, xr.Variable]:
+    """Return contrast, masked accuracy, and accuracy after training on the labels, along self-pretraining."""
+    keys = [(step, seed) for step in steps for seed in seed_numbers]
+    measured = lab.measure({key: contrast.asked(spt[key[1]], key[0]) for key in keys})
+    size, null, masked = (np.empty((len(steps), len(seed_numbers))) for _ in range(3))
+    for index, (step, seed) in zip(np.ndindex(size.shape), keys, strict=True):
+        size[index], null[index] = contrast.largest(measured[step, seed])
+        masked[index] = next(row["test_accuracy"] for row in spt[seed].metrics if row["step"] == step)
+    over, description = ("step", "seed"), "proximity contrast during self-pretraining"
+    after = accuracies(grown, {"step": steps, "seed": seed_numbers})["test_accuracy"]
+    return {
+        "course_contrast": variable(over, size, description, contrast.UNITS, f"{contrast.SEQUENCES} test images"),
+        "course_contrast_null": variable(over, null, f"{description}, positions permuted", contrast.UNITS),
+        "course_masked_accuracy": variable(over, masked, "masked-pixel test accuracy", "1"),
+        "course_accuracy": variable(over, after.values, "test accuracy after training on the labels from here", "1"),
+    }
+
+
+def _edited(lab: Lab, runs: Mapping[tuple[str, int], Run], seed_numbers: list[int]) -> dict[str, xr.Variable]:
+    """Return the accuracy changes under edits of all heads of a layer, with nulls; NaN where they do not apply."""
+    options = {"sequences": EDITED, "nulls": contrast.NULLS, "edits": EDITS}
+    names = ("layer_accuracy_change", "layer_accuracy_change_null")
+    measured = lab.measure(
+        {
+            (arm, seed): Asked(runs[arm, seed], runs[arm, seed].config.steps, "interventions", names, options)
+            for arm in EDITED_ARMS
+            for seed in seed_numbers
+        }
+    )
+    change, null = (np.full((len(EDITED_ARMS), len(EDITS), MOST_LAYERS, len(seed_numbers)), np.nan) for _ in range(2))
+    for (i, arm), (j, edit), (k, seed) in (
+        (a, b, c) for a in enumerate(EDITED_ARMS) for b in enumerate(EDITS) for c in enumerate(seed_numbers)
+    ):
+        result = measured[arm, seed].sel(intervention=edit)
+        layers = result.sizes["layer"]
+        change[i, j, :layers, k] = result["layer_accuracy_change"]
+        null[i, j, :layers, k] = result["layer_accuracy_change_null"].isel(null=0).mean("draw")
+    over, description = ("edited_arm", "intervention", "layer", "seed"), "change of the test accuracy"
+    variables = {
+        "edited": variable(over, change, description, "1", f"{EDITED} test images"),
+        "edited_null": variable(over, null, f"{description}, offsets or positions permuted", "1", "mean over draws"),
+    }
+    for name, values in {"edit": change, "edit_excess": change - null}.items():
+        words = description + (" beyond its null" if name == "edit_excess" else "")
+        variables |= effect(name, xr.DataArray(values, dims=over), words)
+    return variables
+
+
+def conclude(result: xr.Dataset) -> Conclusion:
+    """Apply the rule."""
+
+    def told(asked: str, *names: str, sign: int = 1, decided: bool = True) -> Part:
+        found = [at(result, name) for name in names]
+        held = all((low if sign > 0 else -high) > 0 for _, low, high in found)
+        words = ", ".join(f"{result[name].attrs['long_name']} {said(*at(result, name))}" for name in names)
+        return Part(asked, held if decided else None, words)
+
+    place = {"edited_arm": SPT, "intervention": "ablate_toeplitz", "layer": 0}
+    cost, beyond = at(result, "edit", **place), at(result, "edit_excess", **place)
+    bases = {"QK + positions": True, "all but QK + positions": False, "SPT, QK frozen": False}
+    fraction = {name: at(result, "share", carrier=name) for name in bases}
+    carried = every(
+        more if wanted or more is None else not more
+        for (name, wanted), more in zip(bases.items(), (above(0.5, fraction[name]) for name in bases), strict=True)
+    )
+    headroom = {
+        name: bool((result["test_accuracy"].sel(arm=f"{SUPERVISED}, {name}") <= 0.95).any())
+        for name in ("rotary", "relative")
+    }
+    parts = [
+        told("SPT gains", "gain", "gain_stopped", "gain_logit"),
+        told("SPT gains with 1 layer", "gain_1_layer"),
+        told("SPT gains with 3 layers", "gain_3_layers"),
+        told("masks matter", "over_autoencoding"),
+        told("order matters", "over_shuffled"),
+        told("SPT learns proximity", "nearer", "nearer_null", "nearer_permuted"),
+        Part(
+            "ablating the function of the offset from layer 0 costs accuracy",
+            max(cost[2], beyond[2]) < 0,
+            f"{said(*cost)}, minus its null {said(*beyond)}",
+        ),
+        told("supervised training gains from a fixed proximity bias", "biased"),
+        Part(
+            "query-key maps and positions carry the gain",
+            carried if at(result, "gap")[1] > 0 else None,
+            ", ".join(f"{name} {said_share(*fraction[name])}" for name in bases),
+        ),
+        told("SPT gains less with rotary positions", "less_rotary", decided=headroom["rotary"]),
+        told("SPT gains less with relative positions", "less_relative", decided=headroom["relative"]),
+    ]
+    means = result["test_accuracy"].mean("seed")
+    effect_words = (
+        f"test accuracy {float(means.sel(arm=SPT)):.2f} against {float(means.sel(arm=SUPERVISED)):.2f}, gain "
+        f"{said(*at(result, 'gain'))}; without the function of the offset in layer 0 {said(*cost)}"
+    )
+    return concluded(parts, effect_words, result.sizes["seed"])
+
+
+PAIRED = {
+    "learned": "",
+    "rotary": ", rotary",
+    "relative": ", relative",
+    "learned, permuted pixels": ", permuted pixels",
+    "learned, 1 layer": ", 1 layer",
+    "learned, 3 layers": ", 3 layers",
+}
+"""Rows of the figure with both recipes, and the endings of their arms."""
+SINGLE = ("supervised, fixed bias", "autoencoding", "SPT, shuffled", "SPT, QK frozen")
+EDIT_LABELS = {
+    "ablate_toeplitz": "function of the offset",
+    "keep_toeplitz": "all but this function",
+    "ablate_position": "position-position",
+    "ablate_position_content": "position-content",
+    "ablate_content_position": "content-position",
+    "ablate_content": "content-content",
+}
+"""What is taken away from the scores."""
+
+
+def draw(result: xr.Dataset) -> Figure:
+    """Draw the accuracy of all arms and transplants, the course of self-pretraining, and the edits by layer."""
+    with paper():
+        figure = Page(figsize=(WIDTH, 5.6))
+        left, right = cast(list[SubFigure], figure.subfigures(1, 2, width_ratios=[1.2, 1]))
+        _draw_arms(left.subplots(), result)
+        upper, middle, lower = np.ravel(right.subplots(3, 1, height_ratios=[1, 1, 1.2]))
+        steps = result["step"].values
+        course(upper, steps, result["course_masked_accuracy"], 2, "masked pixels")
+        course(upper, steps, result["course_accuracy"], 1, "class, trained from here")
+        course(middle, steps, result["course_contrast"], 1, "SPT")
+        null = result["course_contrast_null"].mean("seed")
+        middle.plot(steps, null, color=PERMUTED, linewidth=1.2, linestyle=(0, (1, 1)), label="positions permuted")
+        for axis, label in ((upper, "test accuracy"), (middle, "proximity contrast\n(std of score)")):
+            axis.set(xscale="log", ylabel=label, xlabel="step of self-pretraining" if axis is middle else None)
+            axis.legend(fontsize=6)
+        upper.set_ylim(0, 1)
+        _draw_edits(lower, result.sel(edited_arm=SPT))
+        for axis, letter in zip((upper, middle, lower), "bcd", strict=True):
+            axis.set_title(letter, loc="left", fontweight="bold")
+    return figure
+
+
+def _draw_arms(axis: Axes, result: xr.Dataset) -> None:
+    """Draw one row per pair of arms, single arm and transplant."""
+    arms = {name: [f"{recipe}{ending}" for recipe in (SUPERVISED, SPT)] for name, ending in PAIRED.items()}
+    rows = [*arms, *SINGLE, *TRANSPLANTS]
+    for row, name in enumerate(rows):
+        if name in TRANSPLANTS:
+            drawn = [(2, *(result[f"carried_{split}_accuracy"].sel(carrier=name) for split in ("test", "train")))]
+        else:
+            drawn = [
+                (number, *(result[f"{split}_accuracy"].sel(arm=arm) for split in ("test", "train")))
+                for number, arm in (enumerate(arms[name]) if name in arms else [(3, name)])
+            ]
+        for line, (number, test, train) in enumerate(drawn):
+            height = row + (0.3 * (line - 0.5) if len(drawn) > 1 else 0)
+            label = (RECIPES["supervised"], RECIPES["spt"])[number] if row == 0 else None
+            seeds(axis, height, test, number, upright=False, label=label)
+            axis.plot(float(train.mean()), height, "|", color=mark(number)["color"], markersize=4)
+    for end in (len(arms), len(arms) + len(SINGLE)):
+        axis.axhline(end - 0.5, color="#9A9A9A", linewidth=0.4)
+    axis.axvline(0.1, color="black", linewidth=0.6, linestyle=":")
+    axis.set_yticks(range(len(rows)), rows)
+    axis.set(xlim=(0, 1.04), ylim=(len(rows) - 0.5, -0.5), xlabel="accuracy")
+    axis.set_title("a", loc="left", fontweight="bold")
+    axis.legend(loc="lower right", fontsize=6)
+
+
+def _draw_edits(axis: Axes, result: xr.Dataset) -> None:
+    """Draw the change of accuracy under each edit of each layer, and its null."""
+    for column, edit in enumerate(EDIT_LABELS):
+        for layer in range(2):
+            place, selected = column + (-0.15, 0.15)[layer], result.sel(intervention=edit, layer=layer)
+            seeds(axis, place, selected["edited"], 4 + layer, label=None if column else f"layer {layer}")
+            axis.plot(place, float(selected["edited_null"].mean()), "_", color=PERMUTED, markersize=7)
+    axis.axhline(0, color="black", linewidth=0.5)
+    axis.set_xticks(range(len(EDIT_LABELS)), list(EDIT_LABELS.values()), fontsize=6, rotation=30, ha="right")
+    axis.set_ylabel("change of\ntest accuracy")
+    axis.legend(fontsize=6)
+
+
+def caption(result: xr.Dataset) -> str:
+    """Return the figure's caption."""
+    return (
+        "Handwritten digits at random places of a 12 x 12 canvas; small dots: "
+        f"{result.sizes['seed']} seeds; markers: means with 95 % t-intervals. (a) Test accuracy; vertical bars: mean "
+        "training accuracy; dotted line: guessing. Top: supervised training and SPT by position encoding, with "
+        "permuted pixels, and by depth (2 layers unless said). Middle: supervised training with a fixed proximity "
+        "bias, and controls of self-pretraining, each followed by training on the labels: reconstruction without "
+        "masks (autoencoding), shuffled sequences, query-key maps frozen at random. Bottom: fresh networks that "
+        "receive parts of a self-pretrained one, trained on the labels as long as in SPT. (b) Accuracy on masked "
+        "pixels along self-pretraining, and class accuracy of networks trained on the labels from there. (c) Proximity "
+        "contrast of the most proximal head in two dimensions, and the largest of any head with positions permuted. "
+        f"(d) Change of the accuracy of SPT networks on {EDITED} test images when parts of the scores of a layer are "
+        "taken away; grey bars: edits of the same size with offsets or positions permuted."
+    )
