@@ -190,8 +190,9 @@ def positions(
     - ``qk_eigenvalue_positivity``: sum of the real parts over the sum of the absolute values of the eigenvalues of M,
       -1 to 1, 0 on average for random maps (for M what the copying score of Elhage et al. 2021 is for values).
 
-    The last three also have a null, *initial* only: permuted positions do not change weights. M has neither the gain of the norm before attention nor the biases of the maps. With a rotary
-    encoding M is the map at offset 0; at offset o it is $W_Q R_o W_K^T$, of which these numbers say nothing.
+    Permuted positions do not change weights, so *initial* is the only null of these numbers. M has neither the gain of
+    the norm before attention nor the biases of the maps. With a rotary encoding M is the map at offset 0; at offset o
+    it is $W_Q R_o W_K^T$, of which these numbers say nothing.
 
     ``objective``, ``train_accuracy`` and ``test_accuracy`` (no dims) describe the checkpoint.
 
