@@ -48,6 +48,12 @@ GROUPS = 20
 CONSTANT = "all scores of each query are equal"
 """Reason for undefined shares of the score variance."""
 
+NOTE = (
+    "A contrast above its nulls may only show that near tokens have similar content, as in every real image: the "
+    "measure positions separates content from position."
+)
+"""What the reader of a result has to know."""
+
 # "view" and "unit" are placeholders for the offset axes and the distance unit of each view.
 NUMBERS = [
     Number("score_by_offset", "offset profile of the score", "1", ("view",), "least squares with a constant per query"),
@@ -175,7 +181,8 @@ def proximity(
     - ``toeplitz_share``: fraction of the row-centred score variance explained by the offset profile, 0 to 1. Without
       structure it is (number of offsets - 1) / (n (n - 1)): 2 / n in one dimension;
     - ``proximity_contrast``: mean score of near keys (0 < distance <= ``window``) minus mean score of far keys, in std
-      of the score; 0 if the means are equal;
+      of the score; 0 if the means are equal. Above its nulls it may only show that near tokens have similar content, as
+      they always do in real images: `positions` separates content from position;
     - ``mean_distance`` (in tokens): mean attention distance; ``mean_distance_ratio``: relative to uniform attention.
       1 is uniform, values below 1 mean attention to near keys (Tay et al. 2021, section 2.3; Dosovitskiy et al. 2021);
     - ``near_mass`` (window): attention at distance 1, and up to distance ``window``, relative to uniform attention;
@@ -268,7 +275,7 @@ def proximity(
         *_decay_reasons(variables),
     ]
     coordinates = {"window": np.array(windows)}
-    return result(request, variables, coordinates, list(draws), left_out, reasons, window=window)
+    return result(request, variables, coordinates, list(draws), left_out, reasons, window=window, note=NOTE)
 
 
 def _decay_reasons(variables: Mapping[str, xr.Variable]) -> list[Reason]:
