@@ -212,7 +212,8 @@ def proximity(
     - ``NAME_std``: standard deviation over sequences;
     - ``NAME_null`` (null, draw): values under two nulls. *permuted*: the same scores with the positions of queries and
       keys permuted together (for causal attention, with the visible keys of each query permuted). *initial*: networks
-      of the same configuration at initialisation. Every draw uses all sequences.
+      of the same configuration at initialisation. Every draw uses all sequences. Without a causal mask, *permuted* does
+      not change ``entropy``, ``query_key_nmi`` and ``any_sink_rate``.
 
     For images, the variables that depend on the offset, and only they, are also computed over two-dimensional offsets
     (``row_offset``, ``column_offset``), with distances in pixels and names that start with ``grid_``. If the network
