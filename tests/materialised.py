@@ -146,6 +146,34 @@ def pattern_statistics(scores):
     }
 
 
+def matched_mass(scores, tokens):
+    """Return the attention to earlier keys that match the query, [batch, head, match], query by query."""
+    a, seen = pattern(scores), dense(replace(scores, order=None)).isfinite()
+    result = torch.full((*a.shape[:2], 2), torch.nan, dtype=torch.float64)
+    for b in range(len(a)):
+        real = torch.ones(a.shape[2], dtype=torch.bool) if scores.real is None else scores.real[b]
+        for match in range(2):
+            masses = []
+            for i in range(a.shape[2]):
+                keys = [j for j in range(match, i) if seen[b, 0, i, j] and real[j - match]]
+                keys = [j for j in keys if tokens[b, j - match] == tokens[b, i]]
+                if keys:
+                    masses.append(a[b, :, i, keys].sum(-1))
+            if masses:
+                result[b, :, match] = torch.stack(masses).mean(0)
+    return result
+
+
+def nmi(a):
+    """Return the mutual information of query and key over sqrt(H(Q) H(K)), from the joint distribution of one head."""
+    joint = a[a.sum(-1) > 0]
+    joint = joint / joint.sum()
+    of_queries, of_keys = joint.sum(1), joint.sum(0)
+    independent = of_queries[:, None] * of_keys
+    information = torch.where(joint > 0, joint * (joint / independent).log(), 0.0).sum()
+    return information / (torch.special.entr(of_queries).sum() * torch.special.entr(of_keys).sum()).sqrt()
+
+
 def score_gradient(scores, v, dz):
     """Return the score gradient, [batch, head, query, key], by autograd through softmax and values."""
     with torch.enable_grad():

@@ -71,11 +71,16 @@ def test_links_lead_somewhere(path):
         assert anchor in {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
-def test_every_number_in_the_table_is_a_variable_of_the_result(spt_run):
-    result = ap.proximity(spt_run.checkpoints[-1], sequences=4)
-    section = README.split("### What proximity measures")[1].split("\n##")[0]
-    names = re.findall(r"^\| `(\w+)`", section, re.MULTILINE)
-    assert len(names) == 8
+@pytest.mark.parametrize(
+    ("measure", "title", "count"), [("proximity", "What proximity measures", 14), ("positions", "Positions", 3)]
+)
+def test_every_number_in_the_table_is_a_variable_of_the_result(spt_run, measure, title, count):
+    result = getattr(ap, measure)(spt_run.checkpoints[-1], sequences=4)
+    section = README.split(f"### {title}")[1].split("\n##")[0]
+    names = [
+        name for cell in re.findall(r"^\| (`.*?) \|", section, re.MULTILINE) for name in re.findall(r"`(\w+)`", cell)
+    ]
+    assert len(names) == count
     assert set(names) <= set(result)
 
 

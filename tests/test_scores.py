@@ -74,6 +74,7 @@ def test_invalid_scores_are_rejected(options, message):
     [
         (lambda s: pattern_statistics(s, top=7), "top=7: must be 0 ... 6"),
         (lambda s: pattern_statistics(s, top=-1), "top=-1"),
+        (lambda s: pattern_statistics(s, tokens=torch.zeros(1, 6)), r"tokens of shape \(1, 6\) and type torch.float32"),
         (lambda s: pattern_statistics(s).mass([]), r"offsets=\[\]: must be one or more, each up to ±\[5\]"),
         (lambda s: pattern_statistics(s).mass([6]), r"offsets=\[6\]"),
         (lambda s: pattern_statistics(dataclasses.replace(s, grid=(2, 3))).mass([(1, 3)]), r"up to ±\[1, 2\]"),

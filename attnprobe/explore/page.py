@@ -255,6 +255,8 @@ def _measure(builder: Builder, name: str, summary: str, subjects: Sequence[Subje
     )
     if kept and kept != steps:
         text += f" To keep the page small, profiles and maps are of steps {listed(map(int, sorted(kept)))} only."
+    if note := measured[-1][1].attrs.get("note"):
+        text += f" {note}"
     return {
         "id": name,
         "name": name,

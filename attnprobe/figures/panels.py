@@ -266,8 +266,9 @@ def by_layer(
 ) -> None:
     """Draw one number per head as dots over the layers, with the range of the permuted null of each layer.
 
-    Heads in detail have their colours, others are grey. This is the attention-distance plot of Dosovitskiy et al.
-    (2021, figure 7) if the number is the mean attention distance.
+    The heads of a layer are sorted from the smallest to the largest number, from left to right. Heads in detail have
+    their colours, others are grey. With the mean attention distance as the number, this is the plot of Dosovitskiy et
+    al. (2021, figures 7 and 11).
 
     Args:
         axis: Axes to draw into.
@@ -287,9 +288,10 @@ def by_layer(
     numbers = {head: number for number, head in enumerate(choice.heads)}
     for row, layer in enumerate(layers):
         of_layer = values.sel(layer=layer)
-        heads = np.atleast_1d(of_layer["head"].values).tolist()
+        heads, numbers_of_heads = (np.atleast_1d(x) for x in (of_layer["head"].values, of_layer.values))
+        ranks = np.argsort(numbers_of_heads)
         shift = np.linspace(-0.25, 0.25, len(heads)) if len(heads) > 1 else np.zeros(1)
-        for x, head, value in zip(row + shift, heads, np.atleast_1d(of_layer.values), strict=True):
+        for x, head, value in zip(row + shift, heads[ranks].tolist(), numbers_of_heads[ranks], strict=True):
             number = numbers.get((layer, head))
             style = {"color": "0.45", "markersize": 1.6, "zorder": 2}
             if number is not None:

@@ -63,8 +63,8 @@ def proximity(
     Top left: the proximity contrast as a layer x head map: red heads score near keys higher than far keys, blue heads
     lower. A dot marks a contrast that is not outside all draws of both nulls of that head; with N draws, an
     unstructured head lies outside the range of one null with probability 2 / (N + 1). Top right: mean attention
-    distance of each head by layer (Dosovitskiy et al. 2021, figure 7); the black line is uniform attention, the grey
-    bar the range of the permuted null.
+    distance of each head by layer, heads sorted within their layer (Dosovitskiy et al. 2021, figures 7 and 11); the
+    black line is uniform attention, the grey bar the range of the permuted null.
 
     Below, for all heads of a small network, else the four whose contrast is farthest outside the nulls, framed in the
     map: the offset profile that best fits the centred score (``score_by_offset``; 0 at every offset means no dependence
@@ -196,7 +196,8 @@ def _overview(part: SubFigure, result: xr.Dataset, choice: Choice, stacked: list
     distance = result[name]
     uniform = distance / result[f"{name}_ratio"]
     by_layer(right, distance, draws(result, name, "permuted"), choice, uniform)
-    right.set_title("mean attention distance\nblack: uniform attention", loc="left", fontsize=6.5, pad=3)
+    text = "mean attention distance, heads sorted\nblack: uniform attention"
+    right.set_title(text, loc="left", fontsize=6.5, pad=3)
     right.set_ylabel(f"distance ({distance_unit(result)})")
 
 

@@ -630,7 +630,7 @@ def result(
 
 RESERVED = {
     *("out", "path", "json", "data", "step", "quiet", "all"),
-    *("n", "measure", "title", "config", "causal", "classes", "table"),
+    *("n", "measure", "title", "config", "causal", "classes", "table", "note"),
 }
 """Names that keywords of a measure must not have: flags of all commands and attributes of all results."""
 

@@ -1,7 +1,7 @@
 """Positions measure: decomposition of scores into content and position terms."""
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -37,7 +37,17 @@ from attnprobe.networks.base import AddsPositions, KnowsMaps, KnowsPositions, Ne
 from attnprobe.results import Reason, variable
 from attnprobe.scores import Scores, bias_of_pairs
 from attnprobe.statistics import covariance, score_statistics
-from attnprobe.statistics.spectrum import circulant_part, effective_rank, pair_waves, product_svd, vector_waves, waves
+from attnprobe.statistics.spectrum import (
+    circulant_part,
+    directionality,
+    effective_rank,
+    eigenvalue_positivity,
+    pair_waves,
+    product_svd,
+    symmetry,
+    vector_waves,
+    waves,
+)
 from attnprobe.training.objectives import Batch
 
 BINS = 128
@@ -45,7 +55,10 @@ BINS = 128
 COMPONENTS = 4
 """Number of singular vectors in the result."""
 
-TABLE = "variance_share proximity_contrast toeplitz_share grid_proximity_contrast qk_effective_rank"
+TABLE = (
+    "variance_share proximity_contrast toeplitz_share grid_proximity_contrast qk_effective_rank qk_symmetry "
+    "qk_directionality qk_eigenvalue_positivity"
+)
 """Variables that the command prints for each head."""
 
 NUMBERS = [
@@ -81,6 +94,40 @@ NUMBERS = [
         method="least squares with a constant per query",
     ),
 ]
+
+OF_MAPS: list[tuple[Number, Callable[[Tensor, Tensor], Tensor]]] = [
+    (
+        Number(
+            "qk_symmetry",
+            "symmetry of the query-key circuit",
+            range=(-1.0, 1.0),
+            unstructured="1 / d_model",
+            undefined="the query-key map is 0",
+        ),
+        symmetry,
+    ),
+    (
+        Number(
+            "qk_directionality",
+            "outlying rows minus outlying columns of the query-key circuit, relative to their sum",
+            range=(-1.0, 1.0),
+            unstructured="0",
+            undefined="the query-key map is 0",
+        ),
+        directionality,
+    ),
+    (
+        Number(
+            "qk_eigenvalue_positivity",
+            "sum over absolute sum of the eigenvalues of the query-key circuit",
+            range=(-1.0, 1.0),
+            unstructured="0",
+            undefined="all eigenvalues of the query-key map are 0",
+        ),
+        eigenvalue_positivity,
+    ),
+]
+"""Numbers of a query map and a key map, and their functions."""
 
 
 def positions(
@@ -133,8 +180,19 @@ def positions(
 
     Properties of the weights, the query-key circuit $W_Q W_K^T / \sqrt{d_{head}}$, also without intervals:
 
-    - ``qk_singular_value`` (component) and ``qk_effective_rank``, both with nulls;
-    - ``qk_query_vector``, ``qk_key_vector`` (component, d_model): first singular vectors.
+    - ``qk_singular_value`` (component) and ``qk_effective_rank``, both with null;
+    - ``qk_query_vector``, ``qk_key_vector`` (component, d_model): first singular vectors;
+    - ``qk_symmetry``: $\mathrm{tr}(M M) / \lVert M \rVert_F^2$ of the circuit M, 1 for a symmetric and -1 for a
+      skew-symmetric M, 1 / d_model on average for random maps (Saponati et al. 2025, arXiv:2502.10927);
+    - ``qk_directionality``: $(\bar r - \bar c) / (\bar r + \bar c)$ with the sums of the outlying row and column norms
+      of M (more than two std above their mean), from -1 (only columns, the key side) to 1 (only rows, the query side);
+      0 if neither dominates or none is outlying (same paper). With few dimensions a single outlier decides;
+    - ``qk_eigenvalue_positivity``: sum of the real parts over the sum of the absolute values of the eigenvalues of M,
+      -1 to 1, 0 on average for random maps (for M what the copying score of Elhage et al. 2021 is for values).
+
+    Permuted positions do not change weights, so *initial* is the only null of these numbers. M has neither the gain of
+    the norm before attention nor the biases of the maps. With a rotary encoding M is the map at offset 0; at offset o
+    it is $W_Q R_o W_K^T$, of which these numbers say nothing.
 
     ``objective``, ``train_accuracy`` and ``test_accuracy`` (no dims) describe the checkpoint.
 
@@ -230,8 +288,13 @@ def positions(
             "permuting the scores does not change it",
             lambda measured, name: (measured["null"] == "permuted") & (not _reorderable(network)),
         ),
+        Reason(
+            "qk_*_null",
+            "permuting positions does not change the weights",
+            lambda measured, name: measured["null"] == "permuted",
+        ),
         *contrast_reasons(request, window),
-        *default_reasons(NUMBERS),
+        *default_reasons([*NUMBERS, *(number for number, _ in OF_MAPS)]),
         Reason("*_query_vector *_key_vector", f"only the first {COMPONENTS} components are kept"),
         Reason("qk_effective_rank", "the query-key map is 0"),
         Reason("pair_amplitude pair_offset", "the frequencies are those of position vectors, which enter layer 0"),
@@ -289,6 +352,7 @@ NULLED = {
     "pair_use",
     "qk_singular_value",
     "qk_effective_rank",
+    *(number.name for number, _ in OF_MAPS),
 }
 """Properties of the mean position parts and of the weights that have nulls."""
 
@@ -381,13 +445,17 @@ def _circuit(network: Network, data_means: Means, order: np.ndarray | None) -> d
     w_q, w_k = (maps.double().cpu() for maps in network.query_key_maps())
     query_vectors, values, key_vectors = product_svd(w_q / w_q.shape[-1] ** 0.5, w_k)
     head, method = ("layer", "head"), "of the weights; rotary: at offset 0"
-    return {
+    variables = {
         "qk_singular_value": variable(
             (*head, "component"), values, "singular value of the query-key circuit", "1", method
         ),
         "qk_effective_rank": variable(
             head, effective_rank(values), "effective rank of the query-key circuit", "1", "entropy"
         ),
+        **{
+            number.name: variable(head, function(w_q, w_k), number.meaning, number.units, method)
+            for number, function in OF_MAPS
+        },
         **{
             f"qk_{side}_vector": variable(
                 (*head, "component", "d_model"),
@@ -398,6 +466,11 @@ def _circuit(network: Network, data_means: Means, order: np.ndarray | None) -> d
             for side, vectors in (("query", query_vectors), ("key", key_vectors))
         },
     }
+    for number, _ in OF_MAPS:
+        variables[number.name].attrs |= number.attributes
+    if order is not None:  # positions do not enter the weights
+        return {name: array.copy(data=np.full(array.shape, np.nan)) for name, array in variables.items()}
+    return variables
 
 
 def _pairs(network: Network, data_means: Means, order: np.ndarray | None) -> dict[str, xr.Variable]:

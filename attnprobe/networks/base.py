@@ -7,9 +7,9 @@ three purposes:
 - *differentiate*: make z a leaf and compute the gradient of a loss with respect to it (`differentiate`);
 - *edit*: return another z.
 
-Optional capabilities are separate protocols (`LeavesOut`, `KnowsPositions`, `AddsPositions`, `KnowsMaps`, `Resumes`,
-`Fits`, `Swaps`, `Doubles`). A measure checks for them with ``isinstance``; it omits variables that need a missing
-capability and lists them in its result.
+Optional capabilities are separate protocols (`LeavesOut`, `KnowsTokens`, `KnowsPositions`, `AddsPositions`,
+`KnowsMaps`, `Resumes`, `Fits`, `Swaps`, `Doubles`). A measure checks for them with ``isinstance``; it omits variables
+that need a missing capability and lists them in its result.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,7 +19,7 @@ from functools import cached_property
 from typing import Any, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from attnprobe.errors import NonFiniteError, UsageError, listed
@@ -107,6 +107,15 @@ class NamesTokens(Protocol):
 
     def token_names(self, batch: Batch) -> tuple[str, list[str]]:
         """Return a name of the first sequence of a batch, and a text for each of its tokens, left out or not."""
+        ...
+
+
+@runtime_checkable
+class KnowsTokens(Protocol):
+    """Network whose tokens may be ids, which can be compared with each other."""
+
+    def token_ids(self, batch: Batch) -> Int[Tensor, "batch token"] | None:
+        """Return the ids of the tokens, without prefix and suffix, or None if the network reads no ids."""
         ...
 
 

@@ -37,6 +37,8 @@ from attnprobe.training.objectives import Batch, Predictions
 
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 """Largest replay error (`replay_error`) relative to the largest value of z, by floating-point type."""
+BESIDE_IDS = ("attention_mask", "token_type_ids", "position_ids")
+"""Inputs that a model may read beside token ids."""
 CHECKED = 2
 """Number of rows of the forward pass in which attention calls are found and checked."""
 
@@ -125,6 +127,22 @@ class TorchModel:
         if self.tokenizer is None:
             return f"row {row}", [str(token) for token in chosen]
         return f"row {row}", list(map(str, self.tokenizer.convert_ids_to_tokens(chosen)))
+
+    def token_ids(self, batch: Batch) -> Tensor | None:
+        """Return the ids of the tokens, or None if the rows are not ids, or not certainly those of the measured tokens.
+
+        A model with further inputs (pixels) or with a decoder may attend between other tokens.
+        """
+        tensors = {name: x for name, x in self.rows.tensors.items() if name not in BESIDE_IDS}
+        ids = tensors.get("input_ids") if not self.rows.positional else next(iter(tensors.values()))
+        decodes = getattr(getattr(self.model, "config", None), "is_encoder_decoder", False)
+        if ids is None or len(tensors) > 1 or decodes or ids.is_floating_point() or ids.ndim != 2:
+            return None
+        width = self.shape.n + self.special.ends
+        if ids.shape[1] < width or (ids.shape[1] > width and self.rows.lengths is None):
+            return None
+        rows, prefix = batch.inputs[:, 0].to(ids.device), self.special.prefix
+        return ids[rows, prefix : prefix + batch.inputs.shape[1]].long()
 
     def layer_bias(self, layer: int) -> Tensor | None:
         """Return the bias between n tokens at their offsets, [head, offset], in a layer."""

@@ -165,6 +165,10 @@ class TransformerNetwork:
             basis = self.model.block(0).ln1.share(basis, harmonic_mean.expand(len(basis), 1))
         return (basis @ attn.W_Q).double().cpu(), (basis @ attn.W_K).double().cpu()
 
+    def token_ids(self, batch: Batch) -> Tensor | None:
+        """Return the ids of the tokens, or None if they are real values."""
+        return batch.inputs if self.model.data.inputs == "tokens" else None
+
     # query and key maps
 
     @torch.no_grad()

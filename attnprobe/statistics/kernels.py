@@ -218,6 +218,25 @@ def dot(x: Any, y: Any) -> Any:
     return total
 
 
+@_sum
+@no_type_check
+def _matching_of_chunk(x: Any, ids: Any, one: Any) -> Any:
+    total = x.dtype.type(0)
+    for j in range(len(x)):
+        total += x[j] if ids[j] == one else x.dtype.type(0)
+    return total
+
+
+@_compiled
+@no_type_check
+def matching(x: Any, ids: Any, one: Any) -> Any:
+    """Return the sum of x where the ids are a certain one."""
+    total = 0.0
+    for start in range(0, len(x), CHUNK):
+        total += _matching_of_chunk(x[start : start + CHUNK], ids[start : start + CHUNK], one)
+    return total
+
+
 @_elementwise
 @no_type_check
 def add(x: Any, to: Any) -> None:
@@ -400,6 +419,37 @@ def pattern_block(
                 add_row(row, kind(1 / total), low, columns, at, keys[low:high], offsets)
             add(keys[first : first + width], by_key[matrix, first : first + width])
             add(offsets[begin:end], by_offset[matrix, begin:end])
+
+
+@_compiled
+@no_type_check
+def add_matches(
+    weights: Any, start: int, first: int, window: int, tokens: Any, keys: Any, totals: Any, mass: Any
+) -> None:
+    """Add the attention to the earlier keys whose ids match that of the query, from the weights of `pattern_block`.
+
+    Args:
+        weights: [matrix, query, key], not normalised, of the queries start ... with the keys first ....
+        start: First query.
+        first: First key.
+        window: Largest visible distance; n for all.
+        tokens: [sequence, token]: id of each query; matrices are those of all heads of consecutive sequences.
+        keys: [sequence, match, token]: ids of each key; negative if it never matches.
+        totals: [matrix, query]: sum of the weights; 0 for queries that are absent.
+        mass: [matrix, match], float64: sums over queries.
+    """
+    matrices, queries, _ = weights.shape
+    heads = matrices // len(tokens)
+    for matrix in range(matrices):
+        sequence = matrix // heads
+        for r in range(queries):
+            query, total = start + r, totals[matrix, r]
+            if total > 0:
+                low = max(0, query - window)
+                row = weights[matrix, r, low - first : query - first]
+                for match in range(keys.shape[1]):
+                    ids = keys[sequence, match, low:query]
+                    mass[matrix, match] += matching(row, ids, tokens[sequence, query]) / total
 
 
 @_compiled

@@ -17,11 +17,12 @@ from types import ModuleType
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from attnprobe.errors import UsageError
-from attnprobe.geometry import Geometry
+from attnprobe.geometry import Geometry, quotient
 from attnprobe.scores import Part, Scores
 from attnprobe.statistics.blocks import Block, Group, OffsetSums, groups, over_queries
 from attnprobe.statistics.compiled import Task, in_threads, kernels_for, tasks
@@ -52,6 +53,9 @@ class PatternStatistics:
     """Keys with the largest weights of each query, in descending order; -1 if fewer keys are visible."""
     top_weights: Float[Tensor, "batch head query rank"] | None
     """Weights of `top_keys`."""
+    matched_mass: Float[Tensor, "batch head match"] | None
+    """Total attention to the earlier keys that match the token of the query, in the sequence of `MATCHES`: mean over
+    the queries that have such a key, NaN if none has; None without token ids."""
 
     @property
     def queries(self) -> Float[Tensor, " batch"]:
@@ -67,6 +71,31 @@ class PatternStatistics:
     def mean_distance_ratio(self) -> Float[Tensor, "batch head"]:
         """Ratio of `mean_distance` to its value for uniform attention; NaN for a single token."""
         return self.mean_distance / (self.uniform_by_offset @ self.geometry.distance)[:, None]
+
+    @property
+    def previous_token_mass(self) -> Float[Tensor, "batch head"]:
+        """Mean attention to the token before the query in a line, over queries that have one; NaN if none has."""
+        line = self.in_line()
+        previous = line.pairs.shape[1] // 2 - 1
+        pairs = line.pairs[:, previous] if previous >= 0 else torch.zeros_like(self.queries)
+        total = line.mass_by_offset[..., previous] * self.queries[:, None]
+        return total / pairs.where(pairs > 0, torch.nan)[:, None]
+
+    @property
+    def nmi(self) -> Float[Tensor, "batch head"]:
+        r"""Normalised mutual information of query and key (Park et al. 2023, arXiv:2305.00729), from 0 to 1.
+
+        $$\frac{I(Q; K)}{\sqrt{H(Q) H(K)}} = \frac{H(\bar A) - \frac{1}{n} \sum_i H(A_i)}{\sqrt{\log n \; H(\bar A)}}$$
+
+        with uniformly distributed queries, rows $A_i$ of the pattern and their mean $\bar A$. 0 if all queries attend
+        alike (also in the limit of a single key, where $H(\bar A) = 0$), 1 if each attends to one key of its own; NaN
+        for a single token. Causal queries see different keys, so their NMI is above 0 for uniform attention too.
+        """
+        queries = self.queries[:, None]
+        of_keys = torch.special.entr(self.mass_by_key / queries[..., None]).sum(-1)
+        information = (of_keys - self.entropy).clamp(min=0)
+        nmi = quotient(information, (queries.log() * of_keys).sqrt()).clamp(max=1)
+        return nmi.where(queries > 1, torch.nan)
 
     def near_mass(self, distance: int | float) -> Float[Tensor, "batch head"]:
         """Return the attention at 0 < offset distance <= ``distance``, divided by its value for uniform attention."""
@@ -101,18 +130,28 @@ class PatternStatistics:
         )
 
 
+MATCHES = ("duplicate", "induction")
+"""Earlier keys that match the token of a query: those that are the same token, and those that follow the same token."""
+
+
 @torch.no_grad()
-def pattern_statistics(scores: Scores, top: int = 0) -> PatternStatistics:
+def pattern_statistics(scores: Scores, top: int = 0, tokens: Tensor | None = None) -> PatternStatistics:
     """Return statistics of the softmax of scores, and for each query the ``top`` keys with the largest weights.
 
-    A sink is not among the keys of the softmax.
+    A sink is not among the keys of the softmax. ``tokens``, [batch, token], are the token ids (without prefix and
+    suffix) for `PatternStatistics.matched_mass`; `Scores.order` does not move them.
 
-    Raises `UsageError` if ``top`` is negative or larger than the number of tokens.
+    Raises `UsageError` if ``top`` is negative or larger than the number of tokens, or if ``tokens`` has another shape.
     """
     scores = scores.checked()
     batch, heads, n = scores.shape
     if not 0 <= top <= n:
         raise UsageError(f"top={top}: must be 0 ... {n}, the number of tokens")
+    if tokens is not None and (tokens.shape != (batch, n) or tokens.is_floating_point()):
+        raise UsageError(
+            f"tokens of shape {tuple(tokens.shape)} and type {tokens.dtype}: must be integers [batch, token] = "
+            f"{(batch, n)}"
+        )
     offsets = len(scores.geometry.count)
     result = PatternStatistics(
         geometry=scores.geometry,
@@ -124,18 +163,62 @@ def pattern_statistics(scores: Scores, top: int = 0) -> PatternStatistics:
         sink_mass=None if scores.sink is None else torch.zeros(batch, heads, dtype=torch.float64),
         top_keys=torch.full((batch, heads, n, top), -1) if top else None,
         top_weights=torch.zeros(batch, heads, n, top, dtype=torch.float64) if top else None,
+        matched_mass=None if tokens is None else torch.zeros(batch, heads, len(MATCHES), dtype=torch.float64),
     )
     kernels = kernels_for(scores)
     for part in scores.parts():
         result.pairs[part.rows, part.offsets] = part.geometry.count
         result.uniform_by_offset[part.rows, part.offsets] = part.geometry.uniform / part.geometry.tokens
+        matches = None if tokens is None else _Matches.of(tokens, part)
         if kernels is None:
-            sums = (_sums(group, top) for group in groups(part))
+            sums = (_sums(group, top, matches) for group in groups(part))
         else:
-            sums = in_threads(partial(_compiled_sums, make, top, kernels) for make in tasks(part))
+            sums = in_threads(partial(_compiled_sums, make, top, matches, kernels) for make in tasks(part))
         for of_group in sums:
             _add(of_group, part, result)
+        if matches is not None and result.matched_mass is not None:
+            counts = matches.queries.where(matches.queries > 0, torch.nan)
+            result.matched_mass[part.rows] /= counts[:, None]
     return result
+
+
+@dataclass(frozen=True)
+class _Matches:
+    """Token ids of the sequences of a part, numbered from 0."""
+
+    tokens: Int[Tensor, "sequence token"]
+    """Id of each query."""
+    keys: Int[Tensor, "sequence match token"]
+    """Ids of each key: its own and that of the token before it; -1 if it never matches."""
+    queries: Float[Tensor, "sequence match"]
+    """Number of queries that have a visible earlier key with their id."""
+
+    @classmethod
+    def of(cls, tokens: Int[Tensor, "batch token"], part: Part) -> "_Matches":
+        """Number the ids of the sequences of a part."""
+        ids = tokens[part.rows.to(tokens.device), part.tokens].unique(return_inverse=True)[1].cpu()
+        present, n = part.geometry.present, ids.shape[1]
+        own = ids.where(present, -1)
+        before = F.pad(own[:, :-1], (1, 0), value=-1).where(present, -1)
+        keys = torch.stack([own, before], dim=1)
+        # The latest earlier key with the id of the query, from a search among keys sorted by id and position.
+        places = (keys * n + torch.arange(n)).sort(-1).values
+        wanted = (ids * n + torch.arange(n))[:, None].expand_as(keys).contiguous()
+        found = places.gather(-1, (torch.searchsorted(places, wanted) - 1).clamp(min=0))
+        window = n if part.geometry.window is None else part.geometry.window
+        has_key = (found // n == ids[:, None]) & (found < wanted) & (wanted - found <= window) & present
+        device = part.scores.q.device
+        return cls(ids.int().to(device), keys.int().to(device), has_key.sum(-1).double())
+
+    def mass(self, pattern: Float[Tensor, "matrix query key"], group: Group, block: Block) -> Tensor:
+        """Return the attention of a block to the matching keys, [matrix, match]; it must be 0 at invisible keys."""
+        tokens, keys = self.tokens[group.sequences], self.keys[group.sequences]
+        matching = (tokens[:, None, block.queries, None] == keys[:, :, None, block.keys]).to(pattern)
+        first = block.keys.start
+        matching[..., block.start - first : block.stop - first].tril_(-1)
+        matching[..., block.stop - first :] = 0
+        by_sequence = pattern.unflatten(0, (len(keys), -1)).flatten(2)
+        return torch.cat([by_sequence @ x.flatten(1)[..., None] for x in matching.unbind(1)], dim=-1).flatten(0, 1)
 
 
 @dataclass(frozen=True)
@@ -147,16 +230,17 @@ class _Sums:
     by_key: Float[Tensor, "matrix key"]
     entropy: Float[Tensor, " matrix"]
     sink_mass: Float[Tensor, " matrix"]
+    matched_mass: Float[Tensor, "matrix match"]
     top: list[tuple[Block, Tensor, Tensor]]
     """For each block the keys with the largest weights, counted from its first key, and their weights, [matrix, query,
     rank]."""
 
 
-def _sums(group: Group, top: int) -> _Sums:
+def _sums(group: Group, top: int, matches: _Matches | None) -> _Sums:
     """Return the sums of all queries of a group."""
     by_offset, by_key = OffsetSums(group), group.totals(group.geometry.n)
     entropy, sink_mass = group.totals(), group.totals()
-    best = []
+    matched_mass, best = group.totals(len(MATCHES)), []
     score_buffer, pattern_buffer = group.memory(), group.memory()
     for block in group.blocks():
         score, pattern = block.of(score_buffer, group.size), block.of(pattern_buffer, group.size)
@@ -172,10 +256,12 @@ def _sums(group: Group, top: int) -> _Sums:
             sink_mass += (weights * group.present(block)).sum(1)
         by_key[:, block.keys] += over_queries(pattern)
         by_offset.add(pattern, block)
+        if matches is not None:
+            matched_mass += matches.mass(pattern, group, block)
         if top:
             keys = score.topk(min(top, block.width), dim=-1).indices
             best.append((block, keys, pattern.gather(-1, keys)))
-    return _Sums(group, by_offset.sums(), by_key, entropy, sink_mass, best)
+    return _Sums(group, by_offset.sums(), by_key, entropy, sink_mass, matched_mass, best)
 
 
 def _softmax(group: Group, score: Tensor, pattern: Tensor) -> tuple[Tensor, Tensor]:
@@ -193,12 +279,13 @@ def _softmax(group: Group, score: Tensor, pattern: Tensor) -> tuple[Tensor, Tens
     return entropy, largest[..., 0] - log_largest_weight
 
 
-def _compiled_sums(make: Callable[[], Task], top: int, kernels: ModuleType) -> _Sums:
+def _compiled_sums(make: Callable[[], Task], top: int, matches: _Matches | None, kernels: ModuleType) -> _Sums:
     """Return the sums of the queries of a task, by compiled loops."""
     task = make()
     group, layout, memory = task.group, task.layout, task.group.memory()
     by_offset, by_key = group.totals(len(group.geometry.count)), group.totals(group.geometry.n)
     entropy, sink_mass, best = group.totals(), group.totals(), []
+    matched_mass = group.totals(len(MATCHES))
     for block in group.blocks(task.span):
         weights = task.product(block, group.q, group.k, memory)
         peaks, totals = torch.zeros(2, *weights.shape[:2], dtype=torch.float64)
@@ -207,12 +294,17 @@ def _compiled_sums(make: Callable[[], Task], top: int, kernels: ModuleType) -> _
         if group.sink is not None:
             level = peaks * math.log(2) + totals.log()
             sink_mass += ((group.sink[:, None] - level).sigmoid() * group.present(block)).sum(1)
+        if matches is not None:
+            window = group.geometry.n if group.geometry.window is None else group.geometry.window
+            ids = [x[group.sequences].numpy() for x in (matches.tokens, matches.keys)]
+            sums = (totals.numpy(), matched_mass.numpy())
+            kernels.add_matches(weights.numpy(), block.start, block.keys.start, window, *ids, *sums)
         if top:
             weights /= totals[..., None]
             weights.masked_fill_(~group.visible(block), 0)
             largest = weights.topk(min(top, block.width), dim=-1)
             best.append((block, largest.indices, largest.values))
-    return _Sums(group, by_offset, by_key, entropy, sink_mass, best)
+    return _Sums(group, by_offset, by_key, entropy, sink_mass, matched_mass, best)
 
 
 def _add(sums: _Sums, part: Part, result: PatternStatistics) -> None:
@@ -224,6 +316,8 @@ def _add(sums: _Sums, part: Part, result: PatternStatistics) -> None:
     result.entropy[rows, heads] += by_sequence(sums.entropy / queries)
     if result.sink_mass is not None:
         result.sink_mass[rows, heads] += by_sequence(sums.sink_mass / queries)
+    if result.matched_mass is not None:
+        result.matched_mass[rows, heads] += by_sequence(sums.matched_mass)
     if result.top_keys is not None and result.top_weights is not None:
         for block, keys, weights in sums.top:
             first, ranks = part.tokens.start, slice(0, keys.shape[-1])

@@ -1,4 +1,4 @@
-r"""Spectra of offset profiles: amplitude and preferred offset of each frequency."""
+r"""Spectra of offset profiles (amplitude and preferred offset of each frequency) and of products of two maps."""
 
 import math
 
@@ -80,3 +80,64 @@ def product_svd(
     (q_a, r_a), (q_b, r_b) = torch.linalg.qr(a.double()), torch.linalg.qr(b.double())
     left, values, right = torch.linalg.svd(r_a @ r_b.mT)
     return (q_a @ left).mT, values, (q_b @ right.mT).mT
+
+
+def symmetry(
+    w_q: Float[Tensor, "*lead d_model d_head"], w_k: Float[Tensor, "*lead d_model d_head"]
+) -> Float[Tensor, "*lead"]:
+    r"""Return the symmetry score of $M = W_Q W_K^\top$ (Saponati et al. 2025, arXiv:2502.10927).
+
+    $$\frac{\mathrm{tr}(M M)}{\lVert M \rVert_F^2} = \frac{\lVert M_s \rVert_F^2 - \lVert M_a \rVert_F^2}
+      {\lVert M \rVert_F^2}$$
+
+    with the symmetric part $M_s$ and the skew-symmetric part $M_a$: 1 for a symmetric and -1 for a skew-symmetric M,
+    about 1 / d_model on average for independent normal maps; NaN if M is 0. Both terms are traces of products of
+    d_head x d_head matrices.
+    """
+    product = w_k.mT @ w_q
+    square = ((w_q.mT @ w_q) * (w_k.mT @ w_k)).sum((-2, -1))
+    return (product * product.mT).sum((-2, -1)) / square.where(square > 0, torch.nan)
+
+
+def directionality(
+    w_q: Float[Tensor, "*lead d_model d_head"], w_k: Float[Tensor, "*lead d_model d_head"]
+) -> Float[Tensor, "*lead"]:
+    r"""Return the directionality score of $M = W_Q W_K^\top$ (Saponati et al. 2025, arXiv:2502.10927).
+
+    $$\frac{\bar r - \bar c}{\bar r + \bar c}, \quad \bar r = \sum_{r_i > \mu_r + 2 \sigma_r} r_i$$
+
+    with the norms $r_i$ of the rows of M, their mean $\mu_r$ and standard deviation $\sigma_r$, and $\bar c$ likewise
+    of the columns: 1 if only rows (dimensions of the query side) have outliers, -1 if only columns (key side) have,
+    0 if neither dominates or there are none; NaN if M is 0. (The authors' code sums $r_i - \mu_r - 2 \sigma_r$ instead
+    of $r_i$.) Norms are computed from d_head x d_head matrices.
+    """
+    rows, columns = (
+        torch.linalg.vecdot(w @ (other.mT @ other), w).clamp(min=0).sqrt() for w, other in ((w_q, w_k), (w_k, w_q))
+    )
+    r, c = (_outliers(norms) for norms in (rows, columns))
+    score = torch.where(r + c > 0, (r - c) / (r + c), 0.0)
+    return score.where(rows.amax(-1) > 0, torch.nan)
+
+
+OUTLIER = 2
+"""Standard deviations above the mean beyond which the norm of a row or column is an outlier."""
+
+
+def _outliers(norms: Float[Tensor, "*lead d_model"]) -> Float[Tensor, "*lead"]:
+    """Return the sum of the norms that are outliers; equal norms that differ by rounding are none."""
+    threshold = norms.mean(-1, keepdim=True) + OUTLIER * norms.std(-1, keepdim=True)
+    return (norms * (norms > threshold * (1 + 1e-9))).sum(-1)
+
+
+def eigenvalue_positivity(
+    w_q: Float[Tensor, "*lead d_model d_head"], w_k: Float[Tensor, "*lead d_model d_head"]
+) -> Float[Tensor, "*lead"]:
+    r"""Return $\sum_i \mathrm{Re}\,\lambda_i / \sum_i |\lambda_i|$ of the eigenvalues of $W_Q W_K^\top$.
+
+    The copying score of Elhage et al. (2021) for the query-key circuit: 1 if a token scores highest with itself in
+    every eigendirection, -1 if lowest, with mean 0 for independent random maps; NaN if all eigenvalues are 0. The
+    eigenvalues other than 0 are those of the d_head x d_head matrix $W_K^\top W_Q$.
+    """
+    values = torch.linalg.eigvals(w_k.mT @ w_q)
+    total = values.abs().sum(-1)
+    return values.real.sum(-1) / total.where(total > 0, torch.nan)

@@ -76,6 +76,11 @@ def test_a_page_draws_every_section_at_every_width_without_requests(report, open
             tab.wait_for_function("document.querySelectorAll('figure:not([hidden]) svg').length > 8")
 
 
+def test_the_page_says_what_a_contrast_does_not_show(report):
+    text = report.read_text(encoding="utf-8")
+    assert text.count("the measure positions separates content from position") == 1
+
+
 def test_the_numbers_on_a_page_are_those_of_the_result_at_the_chosen_step_and_head(report, opened):
     result = ap.open_result(report.parent / "proximity_over_steps.nc")
     with opened(report) as tab:

@@ -10,6 +10,7 @@ from attnprobe.geometry import geometry
 from attnprobe.measures.driver import permutation, untrained
 from attnprobe.measures.terms import TERMS, mean_position_parts
 from attnprobe.networks import probe
+from attnprobe.results import reasons
 from attnprobe.statistics import Scores
 from attnprobe.tables import POSITIONS
 
@@ -215,6 +216,13 @@ def test_planted_terms_are_found_in_their_heads():
     # the circuit of the planted head has one equal singular value per position that it moves
     assert result["qk_singular_value"].sel(head=0).values == pytest.approx([0.25] * (N - 1) + [0] * (17 - N), abs=1e-6)
     assert float(result["qk_effective_rank"].sel(head=0)) == pytest.approx(N - 1, rel=1e-4)
+    # a shift by one position has neither symmetry nor eigenvalues; a head that compares tokens is symmetric
+    symmetry = result["qk_symmetry"].values
+    assert symmetry == pytest.approx([0, 1], abs=1e-6)
+    assert float(result["qk_eigenvalue_positivity"].sel(head=1)) == pytest.approx(1)
+    assert not result["qk_eigenvalue_positivity"].sel(head=0).notnull()
+    assert reasons(result)["qk_eigenvalue_positivity"].values[0] == "all eigenvalues of the query-key map are 0"
+    assert (abs(result["qk_symmetry_null"].sel(null="initial")) < 0.5).all()
     binned = result["position_score"].sel(head=0)
     assert binned.argmax("key_bin").values[:-1].tolist() == list(range(1, N))
 
@@ -283,3 +291,35 @@ def test_mean_position_parts_are_means_of_the_position_parts():
     for side, mean in zip(("q_position", "k_position"), mean_position_parts(own(ckpt.model), means), strict=True):
         parts = [getattr(layer_parts, side).mean(0) for layer_parts in parts_of(ckpt.model, inputs, means)]
         torch.testing.assert_close(mean, torch.stack(parts), atol=1e-6, rtol=1e-5)
+
+
+def test_numbers_of_maps_without_scores_are_undefined():
+    def silence(model):
+        model.block(0).attn.q.weight.zero_()
+
+    result = positions(checkpoint(edit=silence), **FEW)
+    for name in ("qk_effective_rank", "qk_symmetry", "qk_directionality"):
+        assert result[name].isnull().all()
+        assert (reasons(result)[name] == "the query-key map is 0").all()
+
+
+@pytest.mark.parametrize("position", ["learned", "rotary"])
+def test_numbers_of_maps_are_those_of_the_weights(position):
+    ckpt = checkpoint(n_layers=2, position=position, edit=spread)
+    result = positions(ckpt, sequences=4, nulls=2)
+    m = (ckpt.model.W_Q @ ckpt.model.W_K.mT).double().detach()
+    expected = (m * m.mT).sum((-2, -1)) / m.square().sum((-2, -1))
+    assert result["qk_symmetry"].values == pytest.approx(expected.numpy(), abs=1e-6)
+    values = torch.linalg.eigvals(m)
+    expected = values.real.sum(-1) / values.abs().sum(-1)
+    assert result["qk_eigenvalue_positivity"].values == pytest.approx(expected.numpy(), abs=1e-5)
+    assert result["qk_symmetry"].attrs["valid_min"] == -1
+    first = untrained(probe(ckpt).network, 0, 0).model
+    m = (first.W_Q @ first.W_K.mT).double()
+    expected = (m * m.mT).sum((-2, -1)) / m.square().sum((-2, -1))
+    null = result["qk_symmetry_null"]
+    assert null.sel(null="initial", draw=0).values == pytest.approx(expected.detach().numpy(), abs=1e-6)
+    why = reasons(result)
+    for name in ("qk_symmetry", "qk_effective_rank", "qk_singular_value"):
+        permuted = why[f"{name}_null"].sel(null="permuted")
+        assert (permuted == "permuting positions does not change the weights").all()

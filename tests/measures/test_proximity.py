@@ -1,4 +1,5 @@
 import dataclasses
+import json
 from functools import partial
 
 import materialised
@@ -11,6 +12,9 @@ from attnprobe import proximity
 from attnprobe.config import DataSpec
 from attnprobe.errors import UsageError
 from attnprobe.geometry import geometry
+from attnprobe.measures.proximity import _in_all_views
+from attnprobe.results import reasons
+from attnprobe.statistics import Scores, pattern_statistics
 from attnprobe.statistics.decay import fit_decay
 
 FEW = {"sequences": 24, "nulls": 3}
@@ -62,6 +66,114 @@ def planted(distance):
         attention.k.weight[:16, :N] = 10 * torch.eye(16, N)
 
     return edit
+
+
+def test_a_planted_previous_token_head_is_found():
+    result = proximity(checkpoint(d_model=32, norm="none", position="learned", edit=planted(-1)), **FEW).isel(layer=0)
+    score, nmi = result["previous_token_score"], result["query_key_nmi"]
+    assert float(score[0]) > 0.95 > 0.5 > float(result["previous_token_score_null"].max())
+    assert float(score[1]) == pytest.approx(1 / N)
+    assert float(nmi[0]) > 0.8 and float(nmi[1]) == pytest.approx(0, abs=1e-6)
+    assert not result[["sink_rate", "any_sink_rate"]].to_array().any()
+
+
+@pytest.mark.parametrize("place", [0, 5])
+def test_a_planted_sink_is_found_at_its_token(place):
+    def edit(model):
+        silence(model)
+        attention = model.blocks[0].attn
+        attention.k.weight.zero_()
+        model.position.weight.copy_(10 * torch.eye(N, 32))
+        attention.q.bias[0] = 10
+        attention.k.weight[0, place] = 10
+
+    result = proximity(checkpoint(d_model=32, norm="none", position="learned", edit=edit), **FEW).isel(layer=0)
+    assert result["sink_rate"].values.tolist() == [place == 0, 0]
+    assert result["any_sink_rate"].values.tolist() == [1, 0]
+    assert result["any_sink_rate_interval"].sel(head=0).values.tolist() == [1, 1]
+    assert result["query_key_nmi"].values == pytest.approx([0, 0], abs=1e-3)
+    # a permutation moves the sink, with probability 1 - 1 / n away from its place
+    assert (result["any_sink_rate_null"].sel(null="permuted", head=0) == 1).all()
+
+
+def test_the_sink_is_the_first_measured_token():
+    q, k = torch.zeros(2, 2, 1, N, N)
+    q[0, 0, :, 2] = k[0, 0, 2, 2] = 9  # all attend to token 2, the first measured one of the first sequence
+    real = torch.ones(2, N, dtype=torch.bool)
+    real[0, :2] = False
+    scores = Scores(q, k, real=real)
+    values = _in_all_views(scores, pattern_statistics(scores))
+    assert values["sink_rate"].tolist() == [[1], [0]]
+    real[0, 1] = True
+    scores = Scores(q, k, real=real)
+    assert _in_all_views(scores, pattern_statistics(scores))["sink_rate"].tolist() == [[0], [0]]
+
+
+@pytest.mark.parametrize(("n", "causal", "sinks"), [(3, False, 1), (4, False, 0), (9, True, 1), (10, True, 0)])
+def test_uniform_attention_has_sinks_only_in_very_short_sequences(n, causal, sinks):
+    data = DataSpec(n=n, inputs="tokens", classes=2, vocabulary=6)
+    result = proximity(checkpoint(data, position="none", causal=causal, edit=silence), sequences=4, nulls=0, window=1)
+    for name in ("sink_rate", "any_sink_rate"):
+        assert result[name].values.tolist() == [[sinks, sinks]]
+
+
+def matches_of(tokens, step):
+    """Return for each query its earlier keys j for which token j - step is the token of the query."""
+    return [[j for j in range(step, i) if tokens[j - step] == tokens[i]] for i in range(len(tokens))]
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("lengths", [None, np.array([N] * 15 + [5] * 15)])
+def test_a_planted_head_attends_to_equal_tokens(causal, lengths):
+    """One-hot embeddings compare tokens: attention is uniform over all visible copies, and else uniform."""
+
+    def edit(model):
+        silence(model)
+        attention = model.blocks[0].attn
+        attention.k.weight.zero_()
+        model.embed.weight.copy_(10 * torch.eye(*model.embed.weight.shape))
+        attention.q.weight[:6, :6] = attention.k.weight[:6, :6] = 10 * torch.eye(6)
+
+    settings = {"d_model": 32, "norm": "none", "position": "none", "causal": causal}
+    ckpt = checkpoint(lengths=lengths, edit=edit, **settings)
+    result = proximity(ckpt, sequences=30, nulls=3).isel(layer=0)
+    expected = {"duplicate_token_score": [], "induction_score": []}
+    for row, ids in enumerate(ckpt.task.test.inputs.tolist()):
+        ids = ids[: N if lengths is None else lengths[row]]
+        for step, name in enumerate(expected):
+            masses = []
+            for i, keys in enumerate(matches_of(ids, step)):
+                seen = ids[: i + 1] if causal else ids
+                copies = seen.count(ids[i])
+                of_head = sum(ids[j] == ids[i] for j in keys) / copies
+                masses += [(of_head, len(keys) / len(seen))] if keys else []
+            expected[name].append(np.mean(masses, axis=0) if masses else [np.nan, np.nan])
+    for name, of_sequences in expected.items():
+        values = np.array(of_sequences)
+        assert result[name].values == pytest.approx(np.nanmean(values, axis=0), abs=1e-6), name
+        assert result[f"{name}_std"].values == pytest.approx(np.nanstd(values, axis=0, ddof=1), abs=1e-6), name
+    null = result["duplicate_token_score_null"].sel(null="permuted", head=0)
+    assert float(null.max()) < 0.7 * float(result["duplicate_token_score"].sel(head=0))
+
+
+def test_only_ids_are_compared():
+    values = checkpoint(DataSpec(N, "values", 2))
+    result = proximity(values, sequences=4, nulls=1)
+    assert "duplicate_token_score" not in result and "induction_score_null" not in result
+    left_out = json.loads(result.attrs["left_out"])
+    assert left_out["induction_score"] == "the tokens are not ids that can be compared"
+    assert np.isfinite(result["previous_token_score"]).all()
+
+
+def test_sequences_without_copies_have_no_scores_of_copies():
+    data = DataSpec(n=6, inputs="tokens", classes=2, vocabulary=6)
+    ckpt = checkpoint(data)
+    ckpt.task.test.inputs[:] = np.arange(6)
+    result = proximity(ckpt, sequences=4, nulls=1)
+    assert result["duplicate_token_score"].isnull().all() and result["induction_score_null"].isnull().all()
+    why = reasons(result)
+    assert (why["duplicate_token_score"] == "no token has an earlier copy that it sees").all()
+    assert (why["induction_score_null"] == "no token has an earlier copy whose next token it sees").all()
 
 
 @pytest.mark.parametrize("distance", [1, 3])

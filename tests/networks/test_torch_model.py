@@ -313,6 +313,53 @@ def test_padding_and_special_tokens_are_not_measured():
     np.testing.assert_allclose(result["entropy"], (alone["entropy"] + long["entropy"]) / 2, rtol=1e-5)
 
 
+def test_ids_of_copies_are_those_of_the_measured_tokens():
+    """Special tokens at the ends and inside, and padding, are neither queries nor keys."""
+    model, _ = family("bert")
+    ids = torch.randint(5, 9, (6, N), generator=torch.Generator().manual_seed(2))
+    ids[:, 0], ids[:, 5], ids[3:, N - 3 :] = 3, 4, 0
+    left_out = torch.zeros(6, N, dtype=torch.bool)
+    left_out[:, [0, 5]] = left_out[0, 1] = True
+    mask = torch.ones(6, N, dtype=torch.long)
+    mask[3:, N - 3 :] = 0
+    inputs = {"input_ids": ids, "attention_mask": mask}
+    probe = network(model, inputs, reference=inputs, leave_out=left_out.repeat(2, 1))
+    result = ap.proximity(probe, sequences=6, nulls=0)
+    with torch.no_grad():
+        patterns = model(**inputs, output_attentions=True).attentions
+    measured = mask.bool() & ~left_out
+    for layer, pattern in enumerate(patterns):
+        pattern = pattern * (measured[:, None, :, None] & measured[:, None, None, :])
+        pattern = (pattern / pattern.sum(-1, keepdim=True)).nan_to_num()
+        for step, name in enumerate(("duplicate_token_score", "induction_score")):
+            by_sequence = []
+            for row in range(6):
+                masses = []
+                for i in measured[row].nonzero()[:, 0].tolist():
+                    keys = [j for j in range(step, i) if measured[row, j] and measured[row, j - step]]
+                    keys = [j for j in keys if ids[row, j - step] == ids[row, i]]
+                    masses += [pattern[row, :, i, keys].sum(-1)] if keys else []
+                by_sequence.append(torch.stack(masses).mean(0))
+            expected = torch.stack(by_sequence).mean(0)
+            assert result[name].values[layer] == pytest.approx(expected.numpy(), rel=1e-4), name
+
+
+@pytest.mark.parametrize("name", ["vit", "encoder and decoder", "vectors"])
+def test_tokens_without_ids_of_their_own_are_not_compared(name):
+    if name == "vit":
+        model, inputs = family("vit")
+        options = {"leave_out": "special"}
+    elif name == "vectors":
+        layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+        model, inputs, options = nn.TransformerEncoder(layer, 1).eval(), torch.randn(4, 6, 8), {}
+    else:
+        model = tf.T5Model(tf.T5Config(d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2, vocab_size=30)).eval()
+        ids = torch.randint(5, 20, (4, 6))
+        inputs, options = {"input_ids": ids, "decoder_input_ids": ids.flip(0)}, {"site": "decoder.*SelfAttention"}
+    result = ap.proximity(network(model, inputs, **options), sequences=2, nulls=0)
+    assert "induction_score" not in result and "induction_score" in result.attrs["left_out"]
+
+
 def test_a_language_model_head_has_its_own_objectives():
     torch.manual_seed(0)
     model = tf.GPT2LMHeadModel(tf.GPT2Config(**families.GPT, n_embd=16, bos_token_id=0, eos_token_id=1)).eval()

@@ -33,11 +33,17 @@ def test_long_rows_are_as_accurate_with_compiled_loops_as_with_torch(dtype, monk
     offset = torch.arange(2051) - torch.arange(2051)[:, None] + 2050
     for name, x in (("mass_by_offset", pattern / 2051), ("by_offset", gradient)):
         expected[name] = torch.zeros(4101, dtype=torch.float64).index_add(0, offset.flatten(), x.flatten())[None, None]
+    tokens = torch.randint(5, (1, 2051), generator=generator)
+    same = torch.stack([tokens[0, :, None] == tokens[0], tokens[0, :, None] == tokens[0].roll(1)]).tril(-1)
+    same[1, :, 0] = False
+    expected["matched_mass"] = (pattern * same).sum((-2, -1)) / same.any(-1).sum(-1)
     errors = {}
     for way, smallest in (("torch", sys.maxsize), ("compiled", 0)):
         monkeypatch.setattr(compiled, "SMALLEST", smallest)
         scores = Scores((2 * q).to(dtype), k.to(dtype))
-        found = vars(pattern_statistics(scores)) | vars(gradient_statistics(scores, v.to(dtype), dz.to(dtype)))
+        found = vars(pattern_statistics(scores, tokens=tokens)) | vars(
+            gradient_statistics(scores, v.to(dtype), dz.to(dtype))
+        )
         errors[way] = {
             name: float((found[name] - x).square().mean().sqrt() / x.abs().max()) for name, x in expected.items()
         }
@@ -52,9 +58,10 @@ def test_results_do_not_depend_on_the_number_of_threads(monkeypatch):
     try:
         for number in (1, 3):
             torch.set_num_threads(number)
-            of_pattern = pattern_statistics(Scores(q, k, causal=True), top=2)
+            tokens = torch.arange(300).view(2, 150) % 7
+            of_pattern = pattern_statistics(Scores(q, k, causal=True), top=2, tokens=tokens)
             of_gradient = gradient_statistics(Scores(q, k, causal=True), v, dz)
-            found.append([of_pattern.mass_by_key, of_pattern.top_keys, of_gradient.by_offset])
+            found.append([of_pattern.mass_by_key, of_pattern.top_keys, of_pattern.matched_mass, of_gradient.by_offset])
             assert torch.get_num_threads() == number
     finally:
         torch.set_num_threads(threads)

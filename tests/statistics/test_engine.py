@@ -165,9 +165,11 @@ def test_covariance(drawn, other):
 @settings(max_examples=EXAMPLES, deadline=None)
 @given(drawn=OPTIONS)
 def test_pattern_statistics(drawn):
-    scores, _ = random_scores(**drawn)
+    scores, generator = random_scores(**drawn)
     n = scores.shape[2]
-    found, expected = pattern_statistics(scores, top=min(2, n)), materialised.pattern_statistics(scores)
+    tokens = torch.randint(3, (scores.shape[0], n), generator=generator)
+    found = pattern_statistics(scores, top=min(2, n), tokens=tokens)
+    expected = materialised.pattern_statistics(scores)
     tolerance = TOLERANCE[scores.q.dtype]
     for name in ("mass_by_offset", "mass_by_key"):
         close(getattr(found, name), expected[name], tolerance)
@@ -179,6 +181,7 @@ def test_pattern_statistics(drawn):
         queries = s.isfinite().any(-1)
         mass = torch.where(queries, (sink - torch.logaddexp(s.logsumexp(-1), sink)).exp(), 0.0)
         close(found.sink_mass, mass.sum(-1) / queries.sum(-1), tolerance, torch.ones(scores.shape[:2]))
+    close(found.matched_mass, materialised.matched_mass(scores, tokens), tolerance, torch.ones(scores.shape[:2]))
     best = materialised.pattern(scores).topk(min(2, n))
     close(found.top_weights, best.values, tolerance, torch.ones(scores.shape[:2]))
     at_keys = materialised.pattern(scores).gather(-1, found.top_keys.clamp(min=0)).where(found.top_keys >= 0, 0.0)

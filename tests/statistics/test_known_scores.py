@@ -3,6 +3,7 @@
 import dataclasses
 import math
 
+import materialised
 import pytest
 import torch
 from materialised import dense
@@ -53,6 +54,68 @@ def test_all_ratios_are_1_for_uniform_attention(grid, causal):
         assert found.mean_distance.item() == pytest.approx((N**2 - 1) / (3 * N))
         assert found.mass([0]).item() == pytest.approx(1 / N)
         assert found.mass([-1, 1]).item() == pytest.approx(2 * (N - 1) / N**2)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_the_mutual_information_of_query_and_key_is_that_of_their_joint_distribution(causal):
+    scores = from_array(3 * torch.randn(3, N, N, generator=torch.Generator().manual_seed(0)), causal=causal)
+    real = torch.ones(1, N, dtype=torch.bool)
+    real[0, [3, N - 1]] = False
+    for one in (scores, dataclasses.replace(scores, real=real)):
+        expected = torch.stack([materialised.nmi(a) for a in materialised.pattern(one)[0]])
+        torch.testing.assert_close(pattern_statistics(one).nmi[0], expected)
+
+
+def test_the_mutual_information_of_known_patterns():
+    """0 if all queries attend alike, 1 if each attends to a key of its own, and 1 / sqrt(2) with half as many keys."""
+    uniform, own_key, one_key = torch.zeros(N, N), 1000 * torch.eye(N).roll(5, 1), torch.zeros(N, N)
+    alike = torch.randn(N).expand(N, N)
+    one_key[:, 2] = 1000
+    pairs = 1000 * torch.eye(N // 2).repeat_interleave(2, 0)  # two queries share a key
+    pairs = torch.nn.functional.pad(pairs, (0, N // 2), value=-1000)
+    found = pattern_statistics(from_array(torch.stack([uniform, alike, one_key, own_key, pairs]))).nmi[0]
+    assert found.tolist() == pytest.approx([0, 0, 0, 1, math.sqrt(math.log(N / 2) / math.log(N))], abs=1e-7)
+    causal = pattern_statistics(Scores(ZERO, ZERO, causal=True)).nmi.item()
+    of_keys = [sum(1 / i for i in range(key, N + 1)) / N for key in range(1, N + 1)]
+    entropy = -sum(p * math.log(p) for p in of_keys)
+    information = entropy - sum(math.log(i) for i in range(1, N + 1)) / N
+    assert causal == pytest.approx(information / math.sqrt(math.log(N) * entropy))
+    assert pattern_statistics(Scores(ZERO[:, :, :1], ZERO[:, :, :1])).nmi.isnan().all()
+
+
+def test_the_previous_token_receives_what_is_at_offset_minus_1():
+    previous = pattern_statistics(from_array(1000 * torch.eye(N).roll(-1, 1)))
+    assert previous.previous_token_mass.item() == pytest.approx(1)
+    assert pattern_statistics(Scores(ZERO, ZERO)).previous_token_mass.item() == pytest.approx(1 / N)
+    uniform = pattern_statistics(Scores(ZERO, ZERO, causal=True)).previous_token_mass.item()
+    assert uniform == pytest.approx(sum(1 / i for i in range(2, N + 1)) / (N - 1))
+    real = torch.ones(1, N, dtype=torch.bool)
+    real[0, [2, 5, 9]] = False  # 3, 6 and 10 have no previous token
+    array = torch.randn(N, N, generator=torch.Generator().manual_seed(0))
+    scores = from_array(array, real=real)
+    queries = [i for i in range(1, N) if real[0, i] and real[0, i - 1]]
+    expected = materialised.pattern(scores)[0, 0, queries, [i - 1 for i in queries]].mean()
+    assert pattern_statistics(scores).previous_token_mass.item() == pytest.approx(float(expected))
+    grid = pattern_statistics(dataclasses.replace(scores, grid=(4, 4)))
+    assert grid.previous_token_mass.item() == pytest.approx(float(expected))
+    real[0] = torch.arange(N) % 2 == 0
+    assert pattern_statistics(from_array(array, real=real)).previous_token_mass.isnan().all()
+    assert pattern_statistics(Scores(ZERO[:, :, :1], ZERO[:, :, :1])).previous_token_mass.isnan().all()
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_duplicates_and_induction_of_a_sequence_by_hand(causal):
+    """Of b in ``abcab``, the duplicate is the first b; of the second a, the token after the first a is that b."""
+    tokens = torch.tensor([[0, 1, 2, 0, 1]])
+    uniform = Scores(*torch.zeros(2, 1, 1, 5, 1), causal=causal)
+    found = pattern_statistics(uniform, tokens=tokens).matched_mass[0, 0].tolist()
+    seen = [1 / 4, 1 / 5] if causal else [1 / 5, 1 / 5]  # both of the last two queries have one match of each kind
+    assert found == pytest.approx([sum(seen) / 2] * 2)
+    induction = torch.zeros(1, 1, 5, 5)
+    induction[0, 0, 3, 1] = induction[0, 0, 4, 2] = 1000
+    heads = Scores(induction, torch.eye(5)[None, None], scale=1.0, causal=causal)
+    assert pattern_statistics(heads, tokens=tokens).matched_mass[0, 0].tolist() == pytest.approx([0, 1])
+    assert pattern_statistics(uniform, tokens=torch.arange(5)[None]).matched_mass.isnan().all()
 
 
 @pytest.mark.parametrize("value", [0.0, 3.0, 0.1, 1e6 / 3])

@@ -3,7 +3,16 @@ import pytest
 import torch
 
 from attnprobe.geometry import geometry
-from attnprobe.statistics.spectrum import circulant_part, effective_rank, product_svd, vector_waves, waves
+from attnprobe.statistics.spectrum import (
+    circulant_part,
+    directionality,
+    effective_rank,
+    eigenvalue_positivity,
+    product_svd,
+    symmetry,
+    vector_waves,
+    waves,
+)
 
 
 @pytest.mark.parametrize("n", [2, 7, 8])
@@ -58,3 +67,75 @@ def test_product_svd_matches_the_svd_of_the_matrix():
 def test_effective_rank_counts_equal_components():
     values = torch.tensor([[2.0, 2, 2, 0], [5, 0, 0, 0]])
     torch.testing.assert_close(effective_rank(values), torch.tensor([3.0, 1.0]))
+
+
+def random_maps(width=40, d_head=5, seed=0):
+    return torch.randn(2, 3, width, d_head, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+def test_numbers_of_maps_are_those_of_the_product_matrix():
+    """By the definitions on M itself, where every matrix is d_model x d_model."""
+    w_q, w_k = random_maps()
+    w_q[0, 3] *= 20
+    w_k[1, 5] *= 20
+    m = w_q @ w_k.mT
+    square = m.square().sum((-2, -1))
+    symmetric, skew = (m + m.mT) / 2, (m - m.mT) / 2
+    expected = (symmetric.square().sum((-2, -1)) - skew.square().sum((-2, -1))) / square
+    torch.testing.assert_close(symmetry(w_q, w_k), expected)
+    values = torch.linalg.eigvals(m)
+    torch.testing.assert_close(eigenvalue_positivity(w_q, w_k), values.real.sum(-1) / values.abs().sum(-1))
+    expected = []
+    for matrix in m:
+        sums = []
+        for norms in (matrix.norm(dim=1), matrix.norm(dim=0)):
+            sums.append(norms[norms > norms.mean() + 2 * norms.std()].sum())
+        expected.append((sums[0] - sums[1]) / (sums[0] + sums[1]))
+    torch.testing.assert_close(directionality(w_q, w_k), torch.stack(expected))
+
+
+def test_symmetric_and_skew_maps_have_the_extreme_numbers():
+    w = random_maps(d_head=6)[0]
+    sign = torch.tensor([1.0, 1, -1, 1, -1, 1], dtype=torch.float64)
+    turn = torch.block_diag(*[torch.tensor([[0.0, 1], [-1, 0]], dtype=torch.float64)] * 3)
+    one = torch.ones(3, dtype=torch.float64)
+    torch.testing.assert_close(symmetry(w, w), one)
+    torch.testing.assert_close(symmetry(w * sign, w), one)
+    torch.testing.assert_close(symmetry(w @ turn, w), -one)
+    torch.testing.assert_close(eigenvalue_positivity(w, w), one)
+    torch.testing.assert_close(eigenvalue_positivity(w, -w), -one)
+    assert eigenvalue_positivity(w @ turn, w).abs().max() < 1e-12  # imaginary eigenvalues
+    basis = torch.linalg.qr(w).Q
+    torch.testing.assert_close(eigenvalue_positivity(basis * sign, basis), one / 3)
+
+
+def test_random_maps_have_neither_symmetry_nor_positive_eigenvalues():
+    w_q, w_k = torch.randn(2, 400, 32, 4, generator=torch.Generator().manual_seed(0))
+    for number, expected in ((symmetry, 1 / 32), (eigenvalue_positivity, 0), (directionality, 0)):
+        values = number(w_q, w_k)
+        assert abs(values.mean() - expected) < 3 * values.std() / 400**0.5
+
+
+def test_the_direction_is_that_of_the_side_with_outlying_norms():
+    """Of a map of rank 1, the norms of rows and columns are proportional to the entries of its two vectors."""
+    even, two_outliers = torch.ones(2, 40, 1, dtype=torch.float64)
+    even[::2] = -1
+    one_outlier = even.clone()
+    one_outlier[7] = 30
+    two_outliers[:2] = torch.tensor([[20.0], [30]])
+    assert directionality(one_outlier, even) == 1
+    assert directionality(even, one_outlier) == -1
+    assert directionality(even, even) == 0
+    assert directionality(one_outlier, one_outlier) == 0
+    rows = 30 * two_outliers.norm()
+    columns = (20 + 30) * one_outlier.norm()
+    torch.testing.assert_close(directionality(one_outlier, two_outliers), (rows - columns) / (rows + columns))
+
+
+@pytest.mark.parametrize("number", [symmetry, directionality, eigenvalue_positivity])
+def test_numbers_of_maps_do_not_depend_on_scale_and_basis(number):
+    """Any invertible basis of the head's dimensions leaves M as it is."""
+    w_q, w_k = random_maps(seed=2)
+    basis = torch.randn(5, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    torch.testing.assert_close(number(w_q @ basis, 3 * w_k @ torch.linalg.inv(basis).mT), number(w_q, w_k))
+    assert number(0 * w_q, w_k).isnan().all()
