@@ -16,7 +16,7 @@ from attnprobe.errors import UsageError, abridged, choices, shown
 from attnprobe.former_names import former_settings, refuse_former_settings
 
 OPTIONS = "task_options"
-ADDED = {"class_weights": "none", "eval_size": 0, "more_steps": []}
+ADDED: dict[str, Any] = {"class_weights": "none", "eval_size": 0, "more_steps": [], "dropout": 0.0}
 """Settings that earlier versions lack, with their defaults, at which they do not change the name of a folder."""
 
 MOST_CELLS = 10**4
@@ -172,10 +172,18 @@ def run_folder(sweep: Path, config: TrainConfig) -> Path:
 def _folder_name(fields: Mapping[str, Any]) -> str:
     """Return the folder name of settings; equal settings have equal names."""
     canonical = _canonical(fields)
-    named = {name: value for name, value in canonical.items() if name not in ADDED or value != ADDED[name]}
-    text = json.dumps(named, sort_keys=True)
+    text = json.dumps(_without_defaults(canonical), sort_keys=True)
     digest = hashlib.sha256(text.encode()).hexdigest()[:12]
     return f"{tasks.short_name(fields['task'])}-{fields['recipe']}-{fields['seed']}-{digest}"
+
+
+def _without_defaults(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings, of the network too, without those of `ADDED` that have their defaults."""
+    return {
+        name: _without_defaults(value) if name == "model" else value
+        for name, value in fields.items()
+        if name not in ADDED or value != ADDED[name]
+    }
 
 
 def _canonical(value: Any) -> Any:
