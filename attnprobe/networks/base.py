@@ -148,6 +148,16 @@ class KnowsPositions(Protocol):
         """
         ...
 
+    def with_positions(
+        self, batch: Batch, positions: Int[Tensor, " token"], mask: Mask = None
+    ) -> tuple[Tensor, Tensor] | None:
+        """Return the first layer's queries and keys if the tokens have the position vectors of other positions.
+
+        Both have axes [batch, head, token, d_head], with prepended tokens, which keep their vectors. Embedding, norm
+        and maps are recomputed. Returns None if the encoding adds no vectors.
+        """
+        ...
+
     def turn(self, x: Float[Tensor, "*lead token d_head"], places: Float[Tensor, " token"]) -> Tensor:
         """Rotate the queries or keys of each token further, by the given number of positions."""
         ...
