@@ -203,7 +203,10 @@ class Resumes(Protocol):
     """Network whose forward pass can resume from the residual stream before a layer."""
 
     def streams(self, batch: Batch, mask: Mask = None) -> list[Tensor]:
-        """Run the network and return the residual stream before each layer."""
+        """Run the network and return the residual stream before each layer and after the last one.
+
+        If gradients are enabled, all streams can be differentiated with respect to the first one.
+        """
         ...
 
     def resumed(self, stream: Tensor, layer: int, batch: Batch, objective: str, mask: Mask = None) -> Predictions:

@@ -211,17 +211,21 @@ class TransformerNetwork:
     # resuming from a layer
 
     def streams(self, batch: Batch, mask: Mask = None) -> list[Tensor]:
-        """Run the network and return the residual stream before each layer."""
+        """Run the network and return the residual stream before each layer and after the last one.
+
+        If gradients are enabled, all streams can be differentiated with respect to the first one.
+        """
         streams: list[Tensor] = []
 
         def keep(point: nn.Module, args: Any, x: Tensor) -> None:
             streams.append(x)
 
-        points = [self.model.block(layer).hook_resid_pre for layer in range(self.model.cfg.n_layers)]
+        blocks = [self.model.block(layer) for layer in range(self.model.cfg.n_layers)]
+        points = [*(block.hook_resid_pre for block in blocks), blocks[-1].hook_resid_post]
+        x = self.model.embedded(batch.inputs, masked=mask, lengths=batch.lengths).detach()
         hooks = [point.register_forward_hook(keep) for point in points]
         try:
-            with torch.no_grad():
-                self.model.residual(batch.inputs, masked=mask, lengths=batch.lengths)
+            self.model.through(x.requires_grad_(torch.is_grad_enabled()), lengths=batch.lengths)
         finally:
             for hook in hooks:
                 hook.remove()

@@ -13,7 +13,7 @@ from support import checkpoint
 from synthetic import tiled
 
 import attnprobe as ap
-from attnprobe import figures, gradients, interventions, positions, proximity
+from attnprobe import figures, flow, gradients, interventions, positions, proximity
 from attnprobe.config import DataSpec
 from attnprobe.figures.panels import by_distance, number_text
 from attnprobe.figures.selection import all_heads, beyond
@@ -21,7 +21,7 @@ from attnprobe.figures.style import HEIGHT, WIDTHS
 from attnprobe.results import join, over_seeds, over_steps
 from attnprobe.tables import FIGURES, FIGURES_OVER_STEPS
 
-ALL = {"proximity": proximity, "positions": positions, "gradients": gradients, "interventions": interventions}
+ALL = {"proximity": proximity, "positions": positions, "gradients": gradients, "interventions": interventions, "flow": flow}
 
 
 @pytest.fixture(scope="module")
