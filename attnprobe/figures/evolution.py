@@ -81,9 +81,10 @@ def over_steps(
             legend_block(entries, inches, f"{choice.text} at the last checkpoint (maps)" if choice.text else "")
         )
     blocks.append(Block(1.15 * (len(panels) + 1) + 0.5, lambda part: _panels(part, result, panels, choice)))
+    kind = "heads" if choice is None else choice.kind
     accuracies = "Accuracy: solid: test, dotted: train. "
     intervals = f"Ribbons: {interval_text(result)}. " if panels else ""
-    nulls = "Grey band: positions permuted (range over all heads and {draws})." if panels else ""
+    nulls = f"Grey band: positions permuted (range over all {kind} and {{draws}})." if panels else ""
     return Sheet(inches, title(result), blocks, accuracies + intervals + null_text(result, nulls)).figure(
         titles, caption
     )

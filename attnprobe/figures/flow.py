@@ -212,6 +212,8 @@ def _caption(result: xr.Dataset, names: Sequence[str], field: str) -> str:
 class _Layers(Choice):
     """Layers, as heads of a result whose layers have one head each."""
 
+    kind = "layers"
+
     def name(self, head: Head) -> str:
         """Return the name of a layer for legends."""
         return f"layer {head[0]}"
@@ -243,11 +245,10 @@ def flow_over_steps(
     result = required_of_run(result, variables)
     names = [name for name in _numbers(result) if name in variables]
     evenly = np.unique(np.linspace(0, result.sizes["layer"] - 1, DRAWN).round().astype(int))
-    by_layer = result[[name for name in result if "layer" in result[name].dims]].isel(layer=evenly)
-    by_layer = by_layer.mean("head", keep_attrs=True).expand_dims(head=[0])
+    by_layer = result.isel(layer=evenly).mean("head", keep_attrs=True).assign_coords(head=0)
     panels = {name: NUMBERS[name.removeprefix("grid_")].replace(" ", "\n", 1) for name in names}
     return over_steps(
-        result.drop_dims("layer").merge(by_layer, combine_attrs="override"),
+        by_layer.assign(objective=result["objective"]),
         panels,
         width=width,
         titles=titles,

@@ -121,7 +121,7 @@ def flow(
 
     Each of these also has ``NAME_interval`` (bound), its t-interval over sequences, ``NAME_std``, the standard
     deviation over sequences, and ``NAME_null`` (null, draw): *permuted*, the same shares with positions permuted (in
-    causal networks, with the visible tokens of each query permuted), which keeps how much moved, not how far;
+    causal networks, those of the tokens before each query), so that as much has moved, at random distances;
     *initial*, networks of the same configuration at initialisation. The permuted null is NaN for all numbers that do
     not depend on positions.
 
@@ -180,10 +180,10 @@ def flow(
 
 def _reasons(request: Request) -> list[Reason]:
     lengths = lengths_of(request.probe.task.test)[request.rows]
-    invariant = "entropy_ratio_null token_similarity_null mean_residual_null input_*_null"
+    invariant = "entropy_ratio_null field_own_share_null token_similarity_null mean_residual_null input_*_null"
 
     def no_field(measured: xr.Dataset, name: str) -> xr.DataArray:
-        return measured["field_own_share_null" if name.endswith("_null") else "field_own_share"].isnull()
+        return measured[f"field_distance{'_null' if name.endswith('_null') else ''}"].isnull()
 
     return [
         Reason(invariant, "does not depend on positions", lambda measured, _: measured["null"] == "permuted"),
@@ -229,7 +229,8 @@ def _add_streams(
     for layer, field in enumerate(fields):
         for target in targets:
             shares, place = _permuted(field, query, target.order, shape.causal)
-            target.add(("", "field_own_share"), layer, shares[torch.arange(len(place)), place].numpy())
+            if target.order is None:
+                target.add(("", "field_own_share"), layer, shares[torch.arange(len(place)), place].numpy())
             for prefix, view in views(request.network).items():
                 for name, values in _field_statistics(shares.numpy(), place.numpy(), view).items():
                     missing = shape.n - sample.length if name == "field_by_offset" and not prefix else 0
@@ -250,14 +251,14 @@ def _fields(streams: list[Tensor], query: Tensor, projection: Tensor, tokens: sl
 
 
 def _permuted(shares: Tensor, query: Tensor, order: Tensor | None, causal: bool) -> tuple[Tensor, Tensor]:
-    """Return shares and queries with permuted positions, as `Scores.order` permutes scores."""
+    """Return shares and queries with permuted positions: of all tokens, or of those before a causal query."""
     if order is None:
         return shares, query
     if not causal:
         return shares[:, order], order.argsort()[query]
     permuted = shares.clone()
     for row, last in enumerate(query.tolist()):
-        permuted[row, : last + 1] = shares[row, order[order <= last]]
+        permuted[row, :last] = shares[row, order[order < last]]
     return permuted, query
 
 

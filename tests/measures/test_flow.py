@@ -140,7 +140,7 @@ def test_fields_are_shares_of_explicit_jacobians(settings):
 
 @pytest.mark.parametrize("causal", [False, True])
 def test_the_permuted_null_moves_tokens_with_their_shares(causal):
-    """Compared with a permuted matrix; causal queries stay, and their visible keys follow the order."""
+    """Compared with a permuted matrix; causal queries stay, and the keys before them follow the order."""
     field = torch.rand(N, N, dtype=torch.float64)
     order = torch.randperm(N, generator=torch.Generator().manual_seed(1))
     shares, place = _permuted(field, torch.arange(N), order, causal)
@@ -149,8 +149,9 @@ def test_the_permuted_null_moves_tokens_with_their_shares(causal):
         return
     assert torch.equal(place, torch.arange(N))
     for i in range(N):
-        visible = [int(key) for key in order if key <= i]
-        assert shares[i, : i + 1].tolist() == [float(field[i, key]) for key in visible]
+        before = [int(key) for key in order if key < i]
+        assert shares[i, :i].tolist() == [float(field[i, key]) for key in before]
+        assert shares[i, i] == field[i, i]
 
 
 def test_a_local_field_is_below_its_permuted_null():
@@ -159,7 +160,8 @@ def test_a_local_field_is_below_its_permuted_null():
     null = result["field_distance_ratio_null"].sel(null="permuted")
     assert (result["field_distance_ratio"] < 0.6 * null.min("draw")).all()
     assert (result["field_distance"].diff("layer") > 0).all()
-    assert np.allclose(result["field_own_share_null"].sel(null="permuted"), result["field_own_share"])
+    field, null = (result[f"field_by_offset{tail}"].sel(offset=0) for tail in ("", "_null"))
+    assert np.allclose(null.sel(null="permuted"), field)  # the token's own share stays
 
 
 def test_equal_tokens_have_no_residual_and_orthogonal_ones_no_similarity():
@@ -210,7 +212,7 @@ def test_networks_without_streams_have_the_entropy_only():
 def test_undefined_values_have_specific_reasons():
     why = reasons(ap.flow(checkpoint(), sequences=3, nulls=1))
     permuted = why.sel(null="permuted")
-    for name in ("entropy_ratio", "token_similarity", "input_mean_residual"):
+    for name in ("entropy_ratio", "field_own_share", "token_similarity", "input_mean_residual"):
         assert set(permuted[f"{name}_null"].values.ravel()) == {"does not depend on positions"}
     assert "no measured query has a visible key at this offset" in why["field_by_offset"].values
     dead = reasons(ap.flow(checkpoint(norm_placement="post", edit=lambda m: m.block(0).ln2.weight.zero_()), nulls=0))
