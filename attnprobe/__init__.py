@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from attnprobe.errors import UsageError
     from attnprobe.explore.compare import compare
     from attnprobe.explore.view import view
+    from attnprobe.measures.flow import flow
     from attnprobe.measures.gradients import gradients
     from attnprobe.measures.interventions import interventions
     from attnprobe.measures.positions import positions
@@ -47,6 +48,7 @@ _HOME = {
     "MEASURES": "tables",
     "compare": "explore.compare",
     "view": "explore.view",
+    "flow": "measures.flow",
     "gradients": "measures.gradients",
     "interventions": "measures.interventions",
     "positions": "measures.positions",
@@ -85,6 +87,7 @@ __all__ = [
     "configure",
     "demo",
     "figures",
+    "flow",
     "gradients",
     "interventions",
     "load",

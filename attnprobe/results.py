@@ -274,6 +274,7 @@ MAIN_NUMBERS: dict[str, list[tuple[str, dict[str, str]]]] = {
     "positions": [("variance_share", {"term": "position-position"})],
     "gradients": [("snr", {"loss": loss, "direction": "circulant exponential"}) for loss in ("masked", "labels")],
     "interventions": [(f"{name}_change", {"intervention": "ablate_toeplitz"}) for name in ("accuracy", "loss")],
+    "flow": [("entropy_ratio", {})],
 }
 """Number of a head that tables and pages show first, by measure: variables and categories, in order of preference."""
 

@@ -95,6 +95,7 @@ MEASURES = Table(
         "positions": "attnprobe.measures.positions:positions",
         "gradients": "attnprobe.measures.gradients:gradients",
         "interventions": "attnprobe.measures.interventions:interventions",
+        "flow": "attnprobe.measures.flow:flow",
     },
 )
 """Measures: functions that map a checkpoint (or a probe) and keyword arguments to a result."""
@@ -106,6 +107,7 @@ FIGURES = Table(
         "positions": "attnprobe.figures.positions:positions",
         "gradients": "attnprobe.figures.gradients:gradients",
         "interventions": "attnprobe.figures.interventions:interventions",
+        "flow": "attnprobe.figures.flow:flow",
     },
 )
 """Functions that plot a measure's result at one checkpoint, by measure; other measures get a default figure."""
@@ -117,6 +119,7 @@ FIGURES_OVER_STEPS = Table(
         "positions": "attnprobe.figures.positions:positions_over_steps",
         "gradients": "attnprobe.figures.gradients:gradients_over_steps",
         "interventions": "attnprobe.figures.interventions:interventions_over_steps",
+        "flow": "attnprobe.figures.flow:flow_over_steps",
     },
 )
 """Functions that plot a measure's results over the checkpoints of a run, by measure; others get a default figure."""

@@ -23,6 +23,7 @@ def print_heads(result: xr.Dataset, complete: bool) -> None:
     selected = _selected(result)
     numbers, texts = rows.head_rows(result, selected), rows.head_rows(why, selected)
     _print_network(result, why, complete)
+    _print_layers(result, why, complete)
     if complete:
         for row, reasons in zip(numbers, texts, strict=True):
             print(f"\nlayer {row['layer']}, head {row['head']}")
@@ -54,6 +55,16 @@ def _print_network(result: xr.Dataset, why: xr.Dataset, complete: bool) -> None:
         if rows.table(shown, result.attrs["ci_prob"]) or rows.undefined(shown, reasons):
             print("\nwhole network")
             _print_row(shown, reasons, result.attrs["ci_prob"])
+
+
+def _print_layers(result: xr.Dataset, why: xr.Dataset, complete: bool) -> None:
+    """Print the numbers of each layer that the measure selects, or all that have no counterpart per head."""
+    by_head = {str(name) for name in result if "head" in result[name].dims}
+    own = [str(name) for name in result if str(name).removeprefix("layer_") not in by_head]
+    names = own if complete else [name for name in own if name in result.attrs.get("table", "").split()]
+    for row, reasons in zip(rows.layer_rows(result, names), rows.layer_rows(why, names), strict=True):
+        print(f"\nlayer {row['layer']}")
+        _print_row(row, reasons, result.attrs["ci_prob"])
 
 
 def _print_ranked(

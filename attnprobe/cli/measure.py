@@ -125,9 +125,9 @@ def _has_bars(flags: Any) -> bool:
 
 
 def _print_json(result: xr.Dataset) -> None:
-    """Print one dictionary for the whole network and one per head, with the reasons of undefined values."""
+    """Print a dictionary for the whole network, for each layer and for each head, with reasons of undefined values."""
     why = rows.why(result)
-    pairs = [(rows.network_rows(result), rows.network_rows(why)), (rows.head_rows(result), rows.head_rows(why))]
+    pairs = [(of(result), of(why)) for of in (rows.network_rows, rows.layer_rows, rows.head_rows)]
     print_json(
         [
             row | {f"{name}_undefined": text for name, text in rows.undefined(row, texts).items()}

@@ -69,9 +69,9 @@ def cubes(result: xr.Dataset) -> list[Cube]:
         others = [str(axis) for axis in result[name].dims if axis not in (*SHARED, *KINDS)]
         if not others:
             found += _of_variable("number", name, result, [])
-        elif len(others) == 1 and others[0] in PROFILES and "head" in result[name].dims:
+        elif len(others) == 1 and others[0] in PROFILES and _is_measured(name, result):
             found += _of_variable("profile", name, _binned(kept, others[0]), others)
-        elif tuple(others) in MAPS and "head" in result[name].dims:
+        elif tuple(others) in MAPS and _is_measured(name, result):
             found += _of_variable("map", name, kept, others)
     return found
 
@@ -79,6 +79,11 @@ def cubes(result: xr.Dataset) -> list[Cube]:
 def _statistic(name: str, result: xr.Dataset) -> bool:
     """Return whether a variable is a statistic of its own, not an interval, spread or null of another."""
     return not any(name.endswith(tail) and name.removesuffix(tail) in result for tail in TAILS)
+
+
+def _is_measured(name: str, result: xr.Dataset) -> bool:
+    """Return whether a variable describes heads or layers, rather than their data or uniform attention."""
+    return "head" in result[name].dims or ("layer" in result[name].dims and f"{name}_interval" in result)
 
 
 def _kept_steps(result: xr.Dataset, names: Sequence[str]) -> np.ndarray:

@@ -325,8 +325,14 @@ def _profiles(builder: Builder, name: str, places: Sequence[tuple[int, int]]) ->
         title = builder.cubes[of_axis[0][1]].titles[axis]
         longest = max(len(builder.cubes[index].axes[axis]) for _, index in of_axis)
         spec = charts.profile(title, axis == "offset" and longest > 200, len(builder.runs) > 1)
-        figures.append(builder.figure("of the chosen head", spec, of_axis, f"{axis} of {name}"))
+        figures.append(builder.figure(_whose(builder, of_axis), spec, of_axis, f"{axis} of {name}"))
     return [figures] if figures else []
+
+
+def _whose(builder: Builder, places: Sequence[tuple[int, int]]) -> str:
+    """Return whose values a chart has: those of a head or, without heads, of a layer."""
+    heads = any("head" in builder.cubes[index].axes for _, index in places)
+    return f"of the chosen {'head' if heads else 'layer'}"
 
 
 def _maps(builder: Builder, name: str, places: Sequence[tuple[int, int]]) -> list[list[dict[str, Any]]]:
@@ -340,7 +346,8 @@ def _maps(builder: Builder, name: str, places: Sequence[tuple[int, int]]) -> lis
             first = builder.cubes[of_run[0][1]]
             sides = (len(first.axes[axes[0]]), len(first.axes[axes[1]])) if axes[0] == "row_offset" else None
             spec = charts.heat_map(first.titles[axes[1]], first.titles[axes[0]], sides=sides)
-            caption = f"of the chosen head: {builder.runs[run]}" if len(builder.runs) > 1 else "of the chosen head"
+            whose = _whose(builder, of_run)
+            caption = f"{whose}: {builder.runs[run]}" if len(builder.runs) > 1 else whose
             figures.append(builder.figure(caption, spec, of_run, f"{'/'.join(axes)} of {name}", choose=order == 0))
     return [figures] if figures else []
 

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from attnprobe.errors import UsageError, listed, shown
 from attnprobe.figures import default
 from attnprobe.figures.animation import animate
+from attnprobe.figures.flow import flow, flow_over_steps
 from attnprobe.figures.gradients import gradients, gradients_over_steps
 from attnprobe.figures.interventions import interventions, interventions_over_steps
 from attnprobe.figures.pages import caption, pages
@@ -24,6 +25,8 @@ __all__ = [
     "caption",
     "draw",
     "draw_over_steps",
+    "flow",
+    "flow_over_steps",
     "gradients",
     "gradients_over_steps",
     "head_map",

@@ -1,6 +1,6 @@
 """Figures of a run: variables of every head over its checkpoints."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import xarray as xr
@@ -39,6 +39,7 @@ def over_steps(
     width: float | str = WIDTH,
     titles: bool = True,
     caption: bool = True,
+    choose: Callable[..., Choice] = chosen,
 ) -> Figure:
     """Draw the accuracies of a run and, below them, one panel per variable.
 
@@ -54,6 +55,7 @@ def over_steps(
         width: Figure width in inches, or a name in `attnprobe.figures.style.WIDTHS`.
         titles: Draw the title.
         caption: Draw the caption below the panels.
+        choose: Function that chooses the heads to draw in colour.
 
     Raises:
         UsageError: If the result lacks a variable or an axis, a step occurs twice, or a head is unknown.
@@ -63,7 +65,7 @@ def over_steps(
     if panels:
         first = next(iter(panels))
         name = " ".join(panels[first].partition("(")[0].split())
-        choice = chosen(last, name, last[first], draws(last, first, "permuted"), heads)
+        choice = choose(last, name, last[first], draws(last, first, "permuted"), heads)
         if choice.text:
             mapped = dict(list(panels.items())[:2])
             columns = map_columns(result, inches, len(mapped))
@@ -79,9 +81,10 @@ def over_steps(
             legend_block(entries, inches, f"{choice.text} at the last checkpoint (maps)" if choice.text else "")
         )
     blocks.append(Block(1.15 * (len(panels) + 1) + 0.5, lambda part: _panels(part, result, panels, choice)))
+    kind = "heads" if choice is None else choice.kind
     accuracies = "Accuracy: solid: test, dotted: train. "
     intervals = f"Ribbons: {interval_text(result)}. " if panels else ""
-    nulls = "Grey band: positions permuted (range over all heads and {draws})." if panels else ""
+    nulls = f"Grey band: positions permuted (range over all {kind} and {{draws}})." if panels else ""
     return Sheet(inches, title(result), blocks, accuracies + intervals + null_text(result, nulls)).figure(
         titles, caption
     )

@@ -6,6 +6,7 @@ import xarray as xr
 from matplotlib.figure import Figure
 
 from attnprobe.figures import default
+from attnprobe.figures.flow import sheet as flow_sheet
 from attnprobe.figures.gradients import sheet as gradients_sheet
 from attnprobe.figures.interventions import sheet as interventions_sheet
 from attnprobe.figures.layout import Sheet
@@ -20,6 +21,7 @@ SHEETS: dict[str, Callable[..., Sheet]] = {
     "positions": positions_sheet,
     "gradients": gradients_sheet,
     "interventions": interventions_sheet,
+    "flow": flow_sheet,
 }
 """Functions that compose the page of a measure with its own figure."""
 MOST = 64
@@ -54,6 +56,8 @@ def pages(
     if measure in FIGURES and measure not in SHEETS:
         return [FIGURES[measure](result)]
     compose, most = SHEETS.get(measure, default.sheet), most_heads(measure, width)
+    if compose is flow_sheet:  # it has no details of heads
+        return [compose(result, heads, width).figure(titles, caption)]
     groups: list[Sequence[Head] | None] = []
     if heads is None:
         groups.append(None)

@@ -34,6 +34,7 @@ class Choice:
     """How they were chosen, such as "4 of 128 heads: largest |contrast| beyond the nulls"; empty if all are drawn."""
     one_layer: bool
     """Whether the network has one layer only, so that names of heads leave it out."""
+    kind = "heads"
 
     def name(self, head: Head) -> str:
         """Return the name of a head for legends and titles."""

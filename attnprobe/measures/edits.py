@@ -39,6 +39,8 @@ class Material:
     """Permutation of the positions."""
     patch_from: Scores | None
     """Scores of the network to patch from, on the same inputs."""
+    with_positions: Callable[[Int[Tensor, " token"]], tuple[Tensor, Tensor] | None] | None
+    """In the first layer, function from new positions to `KnowsPositions.with_positions` of these heads; else None."""
 
 
 @dataclass(frozen=True)
@@ -167,9 +169,9 @@ ablate_content_position = Edit(_ablate_content_position, applies=_positional, on
 ablate_position_content = Edit(_ablate_position_content, applies=_positional, on_request=True)
 """Subtract the position-content term (position of the query, content of the key) from the score."""
 shift_positions = Edit(_shift_positions, applies=_movable)
-"""Shift the positions of all tokens by half the sequence, in vectors, rotations and biases; content stays."""
+"""Shift the positions of all tokens by half the sequence, in vectors, rotations and biases; content stays (`_move`)."""
 permute_positions = Edit(_permute_positions, applies=_movable)
-"""Permute the positions of all tokens, in vectors, rotations and biases; content stays."""
+"""Permute the positions of all tokens, in vectors, rotations and biases; content stays (`_move`)."""
 impose_proximity = Edit(_impose_proximity, nulled=True)
 """Add a proximity bias."""
 patch_scores = Edit(_patch_scores, applies=lambda traits: traits.patch_from)
@@ -179,7 +181,12 @@ patch_qk = Edit(None, applies=lambda traits: traits.patch_from and isinstance(tr
 
 
 def _move(heads: Heads, material: Material, positions: Int[Tensor, " token"]) -> Tensor:
-    """Return z with the position of each token replaced by ``positions``."""
+    """Return z with the position of each token replaced by ``positions`` in the queries and keys, not in the values.
+
+    Exact for rotations and biases, and in the first layer for added position vectors: embeddings with the vectors of
+    the new positions pass through the norm and the query and key maps. Deeper layers have no such vectors: the mean
+    query and key at the old position are replaced by those at the new one, an approximation.
+    """
     scores, network = heads.scores, material.network
     q, k, prefix, positions = scores.q, scores.k, scores.prefix, positions.to(scores.q.device)
     assert isinstance(network, KnowsPositions)
@@ -188,6 +195,8 @@ def _move(heads: Heads, material: Material, positions: Int[Tensor, " token"]) ->
             [positions.new_zeros(prefix), positions - torch.arange(len(positions), device=positions.device)]
         )
         q, k = network.turn(q, rotations.to(q)), network.turn(k, rotations.to(k))
+    elif material.with_positions is not None and (recomputed := material.with_positions(positions)) is not None:
+        q, k = recomputed
     else:
         parts = _position_parts(heads, material, keep_special=False)
         moved = _after_prefix(positions, prefix)

@@ -62,6 +62,10 @@ TABLE = "snr energy_share grid_snr mean_token_share rank_one_share cosine"
 
 ZERO = "the gradient is 0"
 """Reason for undefined shares of the gradient."""
+ROUNDING = 1e-6
+"""Absolute cosine of gradient and direction below which the projection is rounding, and counts as 0."""
+BLIND = f"the gradient is orthogonal to the direction (|cosine| < {ROUNDING:g} in every sequence), so it has no sign"
+"""Reason for undefined signs of the descent."""
 
 NUMBERS = [
     Number(
@@ -170,8 +174,9 @@ def gradients(
     All variables have dims ``loss``, ``layer`` and ``head`` and the dims in parentheses. Means over sequences:
 
     - ``descent`` (direction): minus the projection of the gradient. Positive if gradient descent on the loss raises the
-      score along the direction. ``descent_se``: standard error of the mean; ``snr``: mean over std;
-    - ``positive_share`` (direction): fraction of sequences with positive descent;
+      score along the direction; 0 in sequences in which the absolute cosine with the gradient is below 1e-6, since the
+      projection is then rounding. ``descent_se``: standard error of the mean; ``snr``: mean over std, NaN if all are 0;
+    - ``positive_share`` (direction): fraction of sequences with positive descent, of those in which it is not 0;
     - ``squared_cosine`` (direction): share of the gradient energy (squared norm) along the direction;
     - ``energy_share`` (subspace): share of the energy in all functions of the offset modulo n (*circulant*), of the
       offset (*toeplitz*), of the key (*column*), and the part explained by neither offset nor key (*rest*).
@@ -293,6 +298,11 @@ def _reasons(masked_layers: Sequence[bool]) -> list[Reason]:
     def permuted(measured: xr.Dataset, name: str) -> xr.DataArray:
         return measured["null"] == "permuted"
 
+    def blind(measured: xr.Dataset, name: str) -> xr.DataArray:
+        tail = "_null" if name.endswith("_null") else ""
+        descent = measured[f"{'grid_' if name.startswith('grid_') else ''}descent{tail}"]
+        return (descent == 0) & (measured[f"gradient_norm{tail}"] > 0)
+
     of_directions, of_subspaces = "descent positive_share squared_cosine snr curvature", "energy_share*"
     masked = "some keys are masked, so that shifts around the sequence do not exist"
     return [
@@ -314,6 +324,7 @@ def _reasons(masked_layers: Sequence[bool]) -> list[Reason]:
             "unknown on a grid, or with gaps longer than every run of tokens",
             lambda measured, name: measured["subspace"] == "rest",
         ),
+        Reason("positive_share snr", BLIND, blind),
         *default_reasons([*NUMBERS, COSINE]),
         Reason("snr", "fewer than two sequences have a value", _few_sequences),
         Reason("snr", "the descent is the same in all sequences"),
@@ -534,11 +545,13 @@ def _statistics(
         along_column = along_column.where(directions.column.any(), torch.nan)
         along_random = grid_statistics.along[..., 0].where(directions.random[0].any(), torch.nan)
         descent = -torch.cat([along_fixed, torch.stack([along_profile, along_column, along_random], dim=-1)], dim=-1)
-        has_sign = descent.isfinite() & (norm > 0)[..., None]
+        squared_cosine = (descent / norm.where(norm > 0, torch.nan)[..., None]).square()
+        descent = torch.where(squared_cosine < ROUNDING**2, 0.0, descent)
+        has_sign = descent.isfinite() & (descent != 0)
         values_by_name |= {
             (prefix, "descent"): descent,
             (prefix, "positive_share"): (descent > 0).double().where(has_sign, torch.nan),
-            (prefix, "squared_cosine"): (descent / norm.where(norm > 0, torch.nan)[..., None]).square(),
+            (prefix, "squared_cosine"): squared_cosine,
             (prefix, "energy_share"): energy_shares(statistics),
             (prefix, "descent_by_offset"): -statistics.by_offset,
         }

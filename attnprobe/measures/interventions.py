@@ -35,7 +35,7 @@ from attnprobe.measures.edits import Edit, Material, Traits, shuffled
 from attnprobe.measures.gradients import mean_profiles
 from attnprobe.measures.terms import Means, Parts, means, visit_parts
 from attnprobe.networks import probe
-from attnprobe.networks.base import Attend, LeavesOut, Network, Resumes, Swaps, read
+from attnprobe.networks.base import Attend, KnowsPositions, LeavesOut, Network, Resumes, Swaps, read
 from attnprobe.networks.finite import check_predictions
 from attnprobe.randomness import numpy_generator
 from attnprobe.results import Reason
@@ -92,8 +92,13 @@ def interventions(
     - *ablate_content*, *ablate_content_position*, *ablate_position_content* (if named in ``edits``): subtract one of
       the other three terms; the four add up to the score;
     - *shift_positions*, *permute_positions*: shift the positions cyclically by half the sequence, or permute them, in
-      vectors, rotations and biases, while the content stays. Not available for causal attention with a bias, whose mask
-      cannot be moved;
+      vectors, rotations and biases, while the content stays. Queries and keys of the edited heads have the new
+      positions; values, the residual stream and other heads keep the old ones. Exact for rotations and biases, and in
+      layer 0 for encodings that add a vector $p_i$ to the embedding $e_i$: the new queries (and keys) are
+      $W_Q\,\mathrm{norm}(e_i + p_{\pi(i)}) + b_Q$, normalised with the new vectors. In deeper layers, whose vectors mix
+      content and position, the mean over data at position i is replaced by that at $\pi(i)$: an approximation, which
+      keeps the norm's scale and whatever else the stream says about the old position. [CLS] keeps its position, and a
+      causal mask stays. Not available for causal attention with a bias, whose mask cannot be moved;
     - *impose_proximity*: add -distance / ``length_scale`` (for images, distances in pixels);
     - *patch_scores*: patch the scores, and hence the patterns, from another checkpoint on the same inputs, with the
       network's own values; *patch_qk*: patch the query and key maps.
@@ -424,6 +429,11 @@ def _materials(
         with setup.patch_from.attending(keep_scores):
             setup.patch_from.predictions(sample.batch, request.probe.objective, mask)
 
+    def with_positions(head_slice: slice, positions: Tensor) -> tuple[Tensor, Tensor] | None:
+        assert isinstance(network, KnowsPositions)
+        moved = network.with_positions(sample.batch, positions, mask)
+        return None if moved is None else (moved[0][:, head_slice], moved[1][:, head_slice])
+
     def material(layer: int, head_slice: slice) -> Material:
         def cast(x: Tensor | None) -> Tensor | None:
             return None if x is None else x[head_slice].to(dtypes[layer])
@@ -443,6 +453,7 @@ def _materials(
             proximity,
             order,
             patched_scores[layer].of_heads(head_slice) if layer in patched_scores else None,
+            partial(with_positions, head_slice) if layer == 0 else None,
         )
 
     return material

@@ -148,6 +148,16 @@ class KnowsPositions(Protocol):
         """
         ...
 
+    def with_positions(
+        self, batch: Batch, positions: Int[Tensor, " token"], mask: Mask = None
+    ) -> tuple[Tensor, Tensor] | None:
+        """Return the first layer's queries and keys if the tokens have the position vectors of other positions.
+
+        Both have axes [batch, head, token, d_head], with prepended tokens, which keep their vectors. Embedding, norm
+        and maps are recomputed. Returns None if the encoding adds no vectors.
+        """
+        ...
+
     def turn(self, x: Float[Tensor, "*lead token d_head"], places: Float[Tensor, " token"]) -> Tensor:
         """Rotate the queries or keys of each token further, by the given number of positions."""
         ...
@@ -193,7 +203,10 @@ class Resumes(Protocol):
     """Network whose forward pass can resume from the residual stream before a layer."""
 
     def streams(self, batch: Batch, mask: Mask = None) -> list[Tensor]:
-        """Run the network and return the residual stream before each layer."""
+        """Run the network and return the residual stream before each layer and after the last one.
+
+        If gradients are enabled, all streams can be differentiated with respect to the first one.
+        """
         ...
 
     def resumed(self, stream: Tensor, layer: int, batch: Batch, objective: str, mask: Mask = None) -> Predictions:

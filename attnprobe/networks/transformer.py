@@ -7,8 +7,8 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
-from einops import einsum
-from jaxtyping import Float
+from einops import einsum, rearrange
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from attnprobe.config import TrainConfig
@@ -26,6 +26,7 @@ from attnprobe.training.objectives import Batch, Predictions, evaluate, predict,
 
 FIT_RATE = 1e-3
 """Constant learning rate of `TransformerNetwork.fitted`."""
+SPLIT = "batch token (head d_head) -> batch head token d_head"
 
 
 def of_checkpoint(checkpoint: Checkpoint) -> Probe:
@@ -147,6 +148,25 @@ class TransformerNetwork:
         pattern = "batch token d_model, head d_model d_head -> batch head token d_head"
         return einsum(x, attn.W_Q, pattern), einsum(x, attn.W_K, pattern)
 
+    @torch.no_grad()
+    def with_positions(
+        self, batch: Batch, positions: Int[Tensor, " token"], mask: Mask = None
+    ) -> tuple[Tensor, Tensor] | None:
+        """Return the first layer's queries and keys if the tokens have the position vectors of other positions.
+
+        Both have axes [batch, head, token, d_head], with a prepended [CLS], which keeps its vector. Embedding, norm and
+        maps are recomputed. Returns None if the encoding adds no vectors.
+        """
+        prefix, block = self.model.n_prefix, self.model.block(0)
+        table = self.model.position.embed(len(positions) + prefix)
+        if table is None:
+            return None
+        moved = torch.cat([torch.arange(prefix, device=positions.device), positions + prefix])
+        x = self.model.embedded(batch.inputs, masked=mask, lengths=batch.lengths) - table + table[moved]
+        x = block.ln1(x) if block.pre else x
+        q, k = (rearrange(map_(x), SPLIT, head=self.model.cfg.n_heads) for map_ in (block.attn.q, block.attn.k))
+        return q, k
+
     def turn(self, x: Float[Tensor, "*lead token d_head"], places: Float[Tensor, " token"]) -> Tensor:
         """Rotate the queries or keys of each token further, by the given number of positions."""
         flat = x.reshape(-1, *x.shape[-2:])[:, :, None]
@@ -191,17 +211,21 @@ class TransformerNetwork:
     # resuming from a layer
 
     def streams(self, batch: Batch, mask: Mask = None) -> list[Tensor]:
-        """Run the network and return the residual stream before each layer."""
+        """Run the network and return the residual stream before each layer and after the last one.
+
+        If gradients are enabled, all streams can be differentiated with respect to the first one.
+        """
         streams: list[Tensor] = []
 
         def keep(point: nn.Module, args: Any, x: Tensor) -> None:
             streams.append(x)
 
-        points = [self.model.block(layer).hook_resid_pre for layer in range(self.model.cfg.n_layers)]
+        blocks = [self.model.block(layer) for layer in range(self.model.cfg.n_layers)]
+        points = [*(block.hook_resid_pre for block in blocks), blocks[-1].hook_resid_post]
+        x = self.model.embedded(batch.inputs, masked=mask, lengths=batch.lengths).detach()
         hooks = [point.register_forward_hook(keep) for point in points]
         try:
-            with torch.no_grad():
-                self.model.residual(batch.inputs, masked=mask, lengths=batch.lengths)
+            self.model.through(x.requires_grad_(torch.is_grad_enabled()), lengths=batch.lengths)
         finally:
             for hook in hooks:
                 hook.remove()

@@ -32,6 +32,18 @@ def shown_rows(result: xr.Dataset) -> list[dict[str, Any]]:
     return head_rows(result, names or None)
 
 
+def layer_rows(result: xr.Dataset, names: Sequence[str] | None = None) -> list[dict[str, Any]]:
+    """Return one dictionary per layer (and step) with the variables that have one or a few values per layer.
+
+    Args:
+        result: Result of any measure, of one checkpoint or joined along ``step``.
+        names: Variables to include; all that have an interval if None.
+    """
+    selected = [str(name) for name in result if f"{name}_interval" in result and (names is None or name in names)]
+    axes = [axis for axis in ("step", "layer") if axis in result.dims]
+    return [row for row in _rows(result, axes, selected) if set(row) - set(axes)]
+
+
 def network_rows(result: xr.Dataset) -> list[dict[str, Any]]:
     """Return one dictionary (per step) with the variables of the whole network that have an interval."""
     names = [str(name) for name in result if f"{name}_interval" in result]

@@ -165,7 +165,7 @@ def test_proximity_of_a_run_measures_every_checkpoint(spt_run, tmp_path, capsys)
     assert open_result(run / "figures" / "proximity_over_steps.nc")["step"].size == 2
 
 
-@pytest.mark.parametrize("name", ["positions", "gradients", "interventions"])
+@pytest.mark.parametrize("name", ["positions", "gradients", "interventions", "flow"])
 def test_every_measure_prints_its_table_and_writes_its_files(name, spt_run, tmp_path, capsys):
     main([name, str(spt_run.checkpoints[-1].path), "--out", str(tmp_path), *FAST, "--nulls", "2", "--all"])
     output = capsys.readouterr().out
@@ -175,6 +175,7 @@ def test_every_measure_prints_its_table_and_writes_its_files(name, spt_run, tmp_
         "positions": "variance_share_position-position",
         "gradients": "energy_share_masked_circulant",
         "interventions": "all_accuracy_change_uniform_attention",
+        "flow": "input_token_similarity",
     }
     assert expected[name] in output
     assert sorted(path.name for path in tmp_path.iterdir()) == [f"{name}.{end}" for end in ("nc", "pdf", "png")]

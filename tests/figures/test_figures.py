@@ -5,10 +5,12 @@ import sys
 
 import numpy as np
 import pytest
+from matplotlib.legend import Legend
 from matplotlib.text import Text
-from support import channels_checkpoint
+from support import channels_checkpoint, checkpoint
 
-from attnprobe import gradients, interventions, positions, proximity
+from attnprobe import flow, gradients, interventions, positions, proximity
+from attnprobe.errors import UsageError
 from attnprobe.figures.panels import shown_offsets
 from attnprobe.figures.style import COLOURS, line
 from attnprobe.results import over_steps, save
@@ -225,3 +227,43 @@ def test_runs_of_gradients_and_interventions_are_drawn(name, measure, first, spt
     selection = {"loss": "labels", "direction": "circulant exponential"}
     selection = selection if name == "gradients" else {"intervention": "ablate_toeplitz"}
     np.testing.assert_array_equal(drawn.get_ydata(), joined[first].sel(selection).isel(layer=0, head=1))
+
+
+def test_the_drawn_fields_and_numbers_of_layers_are_the_result():
+    result = flow(checkpoint(n_layers=3), sequences=8, nulls=2)
+    field, collapse = panels(FIGURES["flow"](result))
+    cut = result["field_by_offset"].sel(offset=slice(-6, 6))
+    for layer, curve in enumerate(field.lines):
+        np.testing.assert_array_equal(curve.get_ydata(), cut.isel(layer=layer))
+    entropy, distance, similarity, residual = [curve for curve in collapse.lines if curve.get_marker() in "osD^"]
+    np.testing.assert_allclose(entropy.get_ydata(), result["entropy_ratio"].mean("head"))
+    np.testing.assert_array_equal(distance.get_ydata(), result["field_distance_ratio"])
+    for name, curve in (("token_similarity", similarity), ("mean_residual", residual)):
+        assert curve.get_xdata()[0] == -1 and curve.get_ydata()[0] == float(result[f"input_{name}"])
+        np.testing.assert_array_equal(curve.get_ydata()[1:], result[name])
+    assert [text.get_text() for text in collapse.get_xticklabels()] == ["input", "0", "1", "2"]
+    selected = FIGURES["flow"](result.isel(layer=1))
+    names = [text.get_text() for legend in selected.findobj(Legend) for text in legend.texts]
+    assert "layer 1" in names and "layer 0" not in names
+    with pytest.raises(UsageError, match=r"the figure of flow shows layers, and no heads in detail; must be None"):
+        FIGURES["flow"](result, heads=[(0, 1)])
+
+
+def test_the_flow_of_an_image_is_drawn_by_distance(image_checkpoint):
+    result = flow(image_checkpoint, sequences=8, nulls=1)
+    field, collapse = panels(FIGURES["flow"](result))
+    assert field.get_xlabel() == "distance (pixels)"
+    own = result["grid_field_by_offset"].sel(row_offset=0, column_offset=0)
+    assert [curve.get_ydata()[0] for curve in field.lines] == pytest.approx(own.values)
+    drawn = next(curve for curve in collapse.lines if curve.get_marker() == "s")
+    np.testing.assert_array_equal(drawn.get_ydata(), result["grid_field_distance_ratio"])
+
+
+def test_the_flow_of_a_run_has_a_line_per_layer():
+    results = [flow(checkpoint(n_layers=2), sequences=4, nulls=1).assign_attrs(step=step) for step in (1, 2)]
+    joined = over_steps(results)
+    _, entropy, distance, *_ = OVER_STEPS["flow"](joined).axes
+    drawn = {curve.get_label(): curve.get_ydata() for curve in distance.lines}
+    np.testing.assert_array_equal(drawn["layer 1"], joined["field_distance_ratio"].isel(layer=1))
+    drawn = {curve.get_label(): curve.get_ydata() for curve in entropy.lines}
+    np.testing.assert_allclose(drawn["layer 0"], joined["entropy_ratio"].isel(layer=0).mean("head"))

@@ -55,6 +55,7 @@ def least(draw_figure, result):
     first = {
         "mine": [f"{name}{tail}" for name in ("score_by_offset", "toeplitz_share") for tail in ("", "_interval")],
         "gradients": ["grid_descent"],
+        "flow": ["grid_field_distance_ratio"],
     }
     variables = [name for name in first.get(result.attrs["measure"], ["grid_proximity_contrast"]) if name in result]
     attributes = []

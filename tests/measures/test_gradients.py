@@ -6,13 +6,14 @@ import pytest
 import torch
 from support import N, checkpoint, mean_profiles_of
 
-from attnprobe import gradients
+from attnprobe import figures, gradients
 from attnprobe.config import DataSpec
 from attnprobe.errors import UsageError
 from attnprobe.networks import probe
 from attnprobe.networks.transformer import flat
+from attnprobe.results import reasons
 from attnprobe.scores import Heads
-from attnprobe.tables import POSITIONS
+from attnprobe.tables import FIGURES, POSITIONS
 
 FEW = {"sequences": 6, "nulls": 1}
 LINEAR = {"norm": "none", "mlp_ratio": 0}
@@ -200,6 +201,32 @@ def test_the_masked_gradient_favours_proximity_if_neighbours_are_equal():
     assert (near["descent_interval"].sel(loss="masked", bound="lower") > 0).all()
     assert (near["positive_share"].sel(loss="masked") > 0.6).all()
     assert (np.abs(near["descent"].sel(loss="labels")) < 1e-6).all()
+
+
+@pytest.mark.parametrize("grid", [None, (3, 4)])
+def test_a_direction_to_which_the_gradient_is_blind_has_no_sign(grid, tmp_path):
+    """P1: in a linear network at uniform attention, the label gradient along circulant directions is rounding."""
+    data = DataSpec(n=N, inputs="tokens", classes=2, vocabulary=6, grid=grid)
+    result = gradients(checkpoint(data, **LINEAR), sequences=8, nulls=1, at="uniform")
+    why = reasons(result)
+    prefix = "" if grid is None else "grid_"
+    names = result["direction"].values.tolist()
+    blind = [name for name in names if name.startswith("circulant") or name == "offset 0"]
+    labels, masked = (result.sel(loss=loss) for loss in ("labels", "masked"))
+    assert (labels["gradient_norm"] > 0).all()
+    assert not labels[f"{prefix}descent"].sel(direction=blind).values.any()
+    for name in ("positive_share", "snr"):
+        assert labels[f"{prefix}{name}"].sel(direction=blind).isnull().all()
+        texts = why[f"{prefix}{name}"].sel(loss="labels", direction=blind).values
+        assert all("the gradient is orthogonal to the direction" in text for text in texts.ravel())
+        assert masked[f"{prefix}{name}"].sel(direction=blind).notnull().all()
+        seen = [name for name in names if name not in blind]
+        assert labels[f"{prefix}{name}"].sel(direction=seen).notnull().all()
+    squared = labels[f"{prefix}squared_cosine"].sel(direction=blind)
+    assert (squared < 1e-12).all() and np.isfinite(squared).all()
+    figure = FIGURES["gradients"](result)
+    figure.savefig(tmp_path / "x.png")
+    assert "orthogonal to the direction" in figures.caption(result)
 
 
 @pytest.mark.parametrize("grid", [None, (3, 4)])

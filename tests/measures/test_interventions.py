@@ -1,7 +1,9 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
-from support import N, checkpoint, mean_profiles_of, means_of, parts_of
+from support import N, batch_of, checkpoint, mean_profiles_of, means_of, parts_of
 
 from attnprobe import interventions
 from attnprobe.config import DataSpec
@@ -148,19 +150,123 @@ def test_moving_all_positions_equals_moving_the_tokens(position):
     assert actual == pytest.approx(float(torch.nn.functional.cross_entropy(logits, labels)), rel=1e-5)
 
 
-@pytest.mark.parametrize("norm", ["layer", "none"])
-def test_shifted_position_vectors_match_shifted_position_parts(norm):
-    ckpt = checkpoint(position="learned", edit=spread, norm=norm)
+def plain_norm(x, weights, name, kind):
+    """Return a norm with the weights of a state dict, from its definition."""
+    if kind == "none":
+        return x
+    x = x - x.mean(-1, keepdim=True) if kind == "layer" else x
+    return x / (x.square().mean(-1, keepdim=True) + 1e-5).sqrt() * weights[f"{name}.weight"] + weights.get(
+        f"{name}.bias", 0.0
+    )
+
+
+def plain_logits(ckpt, vectors, tokens, heads, moved):
+    """Return the label logits of one sequence in plain torch, with position ``moved[i]`` for token i of some heads.
+
+    One layer with two heads; only queries and keys of these heads read the moved vectors.
+    """
+    cfg, w = ckpt.model.cfg, {name: x.double() for name, x in ckpt.model.state_dict().items()}
+    embedded, prefix = w["embed.weight"][tokens], int(cfg.pooling == "cls")
+    if prefix:
+        embedded = torch.cat([w["cls"][None], embedded])
+        moved = torch.cat([torch.tensor([0]), moved + 1])
+
+    def linear(x, name):
+        return x @ w[f"{name}.weight"].T + w[f"{name}.bias"]
+
+    def norm(x, name):
+        return plain_norm(x, w, name, cfg.norm)
+
+    pre = cfg.norm_placement == "pre"
+    stay, x = torch.arange(len(embedded)), embedded + vectors[: len(embedded)]
+    outputs = []
+    for head, part in enumerate((slice(0, 8), slice(8, 16))):
+        shown = embedded + vectors[moved if head in heads else stay]
+        query_key, value = (norm(y, "blocks.0.ln1") if pre else y for y in (shown, x))
+        q, k = (linear(query_key, f"blocks.0.attn.{side}")[:, part] for side in "qk")
+        scores = q @ k.T / 8**0.5
+        if cfg.causal:
+            scores = scores.masked_fill(torch.ones_like(scores).triu(1).bool(), -torch.inf)
+        outputs.append(scores.softmax(-1) @ linear(value, "blocks.0.attn.v")[:, part])
+    out = linear(torch.cat(outputs, -1), "blocks.0.attn.o")
+
+    def mlp(y):
+        return linear(torch.nn.functional.gelu(linear(y, "blocks.0.mlp.into")), "blocks.0.mlp.out")
+
+    if pre:
+        x = x + out
+        x = norm(x + mlp(norm(x, "blocks.0.ln2")), "ln_final")
+    else:
+        x = norm(x + out, "blocks.0.ln1")
+        x = norm(x + mlp(x), "blocks.0.ln2")
+    return linear(x[0] if prefix else x.mean(0), "classify")
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"norm": "rms", "pooling": "cls"},
+        {"norm": "none"},
+        {"norm_placement": "post", "pooling": "cls"},
+        {"position": "sinusoidal", "causal": True},
+        {"lengths": np.array([N, 7] * 15)},
+    ],
+    ids=str,
+)
+def test_moved_position_vectors_are_normalised_again_in_the_first_layer(settings):
+    """Against the network written out in float64, with the moved vectors in the queries and keys of some heads."""
+    ckpt = checkpoint(**{"position": "learned", "edit": spread, **settings})
+    subject = probe(ckpt)
+    result = interventions(replace(subject, network=subject.network.in_double()), **FEW)
+    prefix = ckpt.model.n_prefix
+    vectors = ckpt.model.double().position.embed(N + prefix).detach()
+    labels = torch.from_numpy(ckpt.task.test.labels[:8]).long()
+    lengths = settings.get("lengths", np.full(30, N))[:8]
+    order = permutation("interventions", 0, 0, N)
+    for name in ("shift_positions", "permute_positions"):
+        for kind, heads in (("", [0]), ("", [1]), ("all_", [0, 1])):
+            losses = []
+            for tokens, label, n in zip(ckpt.tokens(8), labels, lengths, strict=True):
+                shifted = (torch.arange(n) + n // 2) % n
+                moved = shifted if name == "shift_positions" else torch.from_numpy(order[order < n])
+                logits = plain_logits(ckpt, vectors, tokens[:n], heads, moved)
+                losses.append(float(torch.nn.functional.cross_entropy(logits, label)))
+            at = {"layer": 0, "head": heads[0]} if not kind else {}
+            found = float(result[f"{kind}loss"].sel(intervention=name, **at))
+            assert found == pytest.approx(np.mean(losses), rel=1e-9), (name, heads)
+            assert abs(found - float(result["base_loss"])) > 1e-4
+
+
+def test_masked_tokens_keep_the_mask_embedding_when_positions_move():
+    ckpt = checkpoint(edit=spread, position="learned")
+    network = probe(ckpt).network
+    mask = torch.from_numpy(masked_tokens(probe(ckpt), 0, 8))
+    batch = batch_of(ckpt.tokens(8))
+    caught = []
+
+    def keep(heads):
+        caught.append(heads.scores)
+        return heads.attend()
+
+    with torch.no_grad(), network.attending(keep):
+        network.predictions(batch, "masked", mask)
+    q, k = network.with_positions(batch, torch.arange(N), mask)
+    torch.testing.assert_close((q, k), (caught[0].q, caught[0].k))
+
+
+def test_deeper_layers_move_the_mean_at_each_position():
+    ckpt = checkpoint(position="learned", edit=spread, n_layers=2)
     result = interventions(ckpt, **FEW)
-    model, inputs = ckpt.model, ckpt.tokens(8)
     shift = (torch.arange(N) + N // 2) % N
-    of = means_of(model, [ckpt.task.train.tensor(slice(8))])
-    (parts,) = parts_of(model, inputs, of)
+    of = means_of(ckpt.model, [ckpt.task.train.tensor(slice(8))])
+    parts = parts_of(ckpt.model, ckpt.tokens(8), of)[1]
     q = parts.scores.q - parts.q_position + parts.q_position[:, :, shift]
     k = parts.scores.k - parts.k_position + parts.k_position[:, :, shift]
     scores = torch.einsum("bhid,bhjd->bhij", q, k) / 8**0.5
-    loss, _ = by_hooks(ckpt, lambda layer, s: scores, [0], [0, 1])
-    assert float(result["all_loss"].sel(intervention="shift_positions")) == pytest.approx(float(loss.mean()), rel=1e-4)
+    loss, _ = by_hooks(ckpt, lambda layer, s: scores, [1], [0, 1])
+    found = float(result["layer_loss"].sel(intervention="shift_positions", layer=1))
+    assert found == pytest.approx(float(loss.mean()), rel=1e-4)
 
 
 def test_the_null_is_an_edit_of_the_same_norm_with_permuted_values():

@@ -85,6 +85,7 @@ def twice(request):
     ("measure", "options", "names"),
     [
         ("proximity", {}, ("score_by_offset", "pattern_by_offset", "toeplitz_share", "entropy", "near_mass")),
+        ("flow", {}, ("entropy_ratio", "entropy_ratio_std")),
         (
             "gradients",
             {"objectives": ("labels",), "curvature": 2},
