@@ -145,7 +145,7 @@ class Block(nn.Module):
             self.ln2, self.mlp = Norm(config), MLP(config)
             self.hook_resid_mid, self.hook_mlp_out = HookPoint(), HookPoint()
         self.hook_resid_post = HookPoint()
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = config.dropout
 
     def forward(
         self, x: Float[Tensor, "batch token d_model"], position: PositionEncoding, form: Scores, attend: Attend
@@ -153,16 +153,20 @@ class Block(nn.Module):
         """Return the residual stream after the block."""
         x = observe(self.hook_resid_pre, x)
         if self.pre:
-            x = x + observe(self.hook_attn_out, self.dropout(self.attn(self.ln1(x), position, form, attend)))
+            x = x + observe(self.hook_attn_out, self._dropped(self.attn(self.ln1(x), position, form, attend)))
             if self.has_mlp:
                 x = observe(self.hook_resid_mid, x)
-                x = x + observe(self.hook_mlp_out, self.dropout(self.mlp(self.ln2(x))))
+                x = x + observe(self.hook_mlp_out, self._dropped(self.mlp(self.ln2(x))))
         else:
-            x = self.ln1(x + observe(self.hook_attn_out, self.dropout(self.attn(x, position, form, attend))))
+            x = self.ln1(x + observe(self.hook_attn_out, self._dropped(self.attn(x, position, form, attend))))
             if self.has_mlp:
                 x = observe(self.hook_resid_mid, x)
-                x = self.ln2(x + observe(self.hook_mlp_out, self.dropout(self.mlp(x))))
+                x = self.ln2(x + observe(self.hook_mlp_out, self._dropped(self.mlp(x))))
         return observe(self.hook_resid_post, x)
+
+    def _dropped(self, x: Float[Tensor, "batch token d_model"]) -> Float[Tensor, "batch token d_model"]:
+        # No module, since messages name the module in whose output a value is NaN first.
+        return F.dropout(x, self.dropout, self.training)
 
 
 class Transformer(nn.Module):
@@ -198,7 +202,6 @@ class Transformer(nn.Module):
         self.ln_final = Norm(config) if config.norm_placement == "pre" else nn.Identity()
         self.unembed = nn.Linear(config.d_model, data.vocabulary or data.levels or data.channels)
         self.classify = nn.Linear(config.d_model, data.classes)
-        self.dropout = nn.Dropout(config.dropout)
         self.hook_embed, self.hook_pooled = HookPoint(), HookPoint()
         if self.position.embed(1) is not None:
             self.hook_pos_embed = HookPoint()
@@ -300,7 +303,8 @@ class Transformer(nn.Module):
         self._check(inputs, whole_numbers(lengths))
         x = observe(self.hook_embed, self._embed(inputs, masked))
         positions = self.position.embed(x.shape[1])
-        return self.dropout(x if positions is None else x + observe(self.hook_pos_embed, positions.expand_as(x)))
+        x = x if positions is None else x + observe(self.hook_pos_embed, positions.expand_as(x))
+        return F.dropout(x, self.cfg.dropout, self.training)
 
     def through(
         self,
