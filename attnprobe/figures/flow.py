@@ -172,6 +172,7 @@ def _collapse(axis: Axes, result: xr.Dataset, names: Sequence[str], space: float
     """Draw the numbers of each layer, which are ``space`` inches apart."""
     layers = result["layer"].values.tolist()
     rows = np.arange(len(layers))
+    wide = rows if len(rows) > 1 else np.array([-0.04, 0.04])  # a band at a single place has no area
     for number, name in enumerate(names):
         values, style, null = result[name], _style(number), draws(result, name, "initial")
         bounds = result[f"{name}_interval"].transpose("bound", ...)
@@ -180,7 +181,8 @@ def _collapse(axis: Axes, result: xr.Dataset, names: Sequence[str], space: float
             values, bounds, null = (None if one is None else one.mean("head") for one in (values, bounds, null))
             assert values is not None and bounds is not None
         if null is not None:
-            axis.fill_between(rows, null.min("draw"), null.max("draw"), color=style["color"], **BAND)
+            band = (np.broadcast_to(bound, wide.shape) for bound in (null.min("draw"), null.max("draw")))
+            axis.fill_between(wide, *band, color=style["color"], **BAND)
         axis.vlines(rows, *bounds.values, color=style["color"], linewidth=0.8)
         x, y = rows, values.values
         if f"input_{name}" in result:
