@@ -6,7 +6,7 @@ run: every candidate trains a network of 2 layers, width 64 and 4 heads, with le
 initial weights, and three regularisations. The score of a run is the highest validation accuracy of its evaluations,
 as early stopping would find it; this favours supervised training, which has four times as many evaluations on the
 labels. The best candidate of each recipe is then trained with 1 and 3 layers and with width 32, with both learning
-rates, and supervised training with 4 times the steps as well. Test accuracies are neither read nor written.
+rates, and supervised training with 4 times the steps as well. Test accuracies are not used.
 
 Command: python analyses/canvas_search.py
 Cost: 37 runs, about 90 minutes on two cores.
@@ -61,19 +61,19 @@ def configured(candidate: Candidate, seed: int = SEARCHED, **more: Any) -> Train
     return configure("digits-canvas", **{**settings, "recipe": recipe, "learning_rate": rate, "seed": seed, **more})
 
 
-def chosen(recipe: str) -> Candidate:
-    """Return the candidate that the search chose for a recipe, from its table."""
+def chosen(recipe: str, size: str = "") -> Candidate:
+    """Return the candidate that the search chose for a recipe and size, from its table, which lists it first."""
     if not RESULT.exists():
         raise UsageError(f"{RESULT}: no such file; run analyses/canvas_search.py first")
     table = pd.read_csv(RESULT, keep_default_na=False)
-    row = table[(table["recipe"] == recipe) & (table["size"] == "")].iloc[0]
-    return recipe, float(row["learning rate"]), row["initial weights"], row["regularisation"], ""
+    row = table[(table["recipe"] == recipe) & (table["size"] == size)].iloc[0]
+    return recipe, float(row["learning rate"]), row["initial weights"], row["regularisation"], size
 
 
 def score(run: Run) -> tuple[float, float]:
-    """Return the highest validation accuracy on the labels, and minus the lowest validation loss to break ties."""
+    """Return the highest validation accuracy on the labels, and minus the lowest loss at it to break ties."""
     rows = [row for row in run.metrics if row["objective"] == "labels"]
-    return max(row["validation_accuracy"] for row in rows), -min(row["validation_loss"] for row in rows)
+    return max((row["validation_accuracy"], -row["validation_loss"]) for row in rows)
 
 
 def main() -> None:
@@ -95,18 +95,21 @@ def main() -> None:
     second += [(recipe, rate, *best[recipe][2:4], size) for size in SIZES for rate in RATES for recipe in RECIPES]
     runs |= lab.train({candidate: configured(candidate) for candidate in second})
     names = ("recipe", "learning rate", "initial weights", "regularisation", "size")
-    rows = [
-        dict(zip(names, candidate, strict=True))
-        | {
-            "best validation accuracy": score(run)[0],
-            "last validation accuracy": run.metrics[-1]["validation_accuracy"],
-        }
-        | {"last training accuracy": run.metrics[-1]["train_accuracy"], "steps": run.config.steps}
-        for candidate, run in runs.items()
-    ]
-    table = pd.DataFrame(rows).sort_values(
-        ["size", "recipe", "best validation accuracy"], ascending=[True, True, False]
-    )
+    rows = []
+    for candidate, run in runs.items():
+        accuracy, minus_loss = score(run)
+        rows.append(
+            {
+                **dict(zip(names, candidate, strict=True)),
+                "best validation accuracy": accuracy,
+                "its validation loss": -minus_loss,
+                "last validation accuracy": run.metrics[-1]["validation_accuracy"],
+                "last training accuracy": run.metrics[-1]["train_accuracy"],
+                "steps": run.config.steps,
+            }
+        )
+    order = ["size", "recipe", "best validation accuracy", "its validation loss"]
+    table = pd.DataFrame(rows).sort_values(order, ascending=[True, True, False, True])
     write_atomic(RESULT, table.to_csv(index=False))
     print(table.to_string(index=False))
 

@@ -18,9 +18,12 @@ WANTED = tuple(f"{view}proximity_contrast{null}" for view in ("", "grid_") for n
 UNITS = "std of the score"
 
 
-def asked(run: Run, step: int) -> Asked:
-    """Return the request for a checkpoint's proximity contrast (in pixels on images) and its nulls."""
-    return Asked(run, step, "proximity", WANTED, {"sequences": SEQUENCES, "nulls": NULLS})
+def asked(run: Run, step: int, shuffled: bool = False) -> Asked:
+    """Return the request for a checkpoint's proximity contrast (in pixels on images) and its nulls.
+
+    On shuffled sequences, similar content of near tokens cannot cause a contrast.
+    """
+    return Asked(run, step, "proximity", WANTED, {"sequences": SEQUENCES, "nulls": NULLS}, shuffled)
 
 
 def largest(result: xr.Dataset) -> tuple[float, float]:
@@ -33,12 +36,14 @@ def largest(result: xr.Dataset) -> tuple[float, float]:
     return float(result[name].isel(most_proximal(result))), float(null.max(("layer", "head")).mean())
 
 
-def at_the_end(lab: Lab, runs: Mapping[Hashable, Run], axes: Mapping[str, Sequence[Any]]) -> dict[str, xr.Variable]:
+def at_the_end(
+    lab: Lab, runs: Mapping[Hashable, Run], axes: Mapping[str, Sequence[Any]], shuffled: bool = False
+) -> dict[str, xr.Variable]:
     """Return the contrast after the last step of each run, and its null; NaN if a run is missing.
 
     The key of a run holds its coordinates along the axes.
     """
-    measured = lab.measure({key: asked(run, run.config.steps) for key, run in runs.items()})
+    measured = lab.measure({key: asked(run, run.config.steps, shuffled) for key, run in runs.items()})
     contrasts = np.full((2, *map(len, axes.values())), np.nan)
     for index in np.ndindex(contrasts.shape[1:]):
         key = tuple(values[i] for values, i in zip(axes.values(), index, strict=True))

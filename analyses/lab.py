@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from attnprobe.config import TrainConfig
 from attnprobe.measures import MEASURES
+from attnprobe.networks.transformer import of_checkpoint
 from attnprobe.results import open_result, save
 from attnprobe.sweeps import train_all
 from attnprobe.sweeps.cells import took
@@ -41,11 +42,14 @@ class Asked:
     keep: tuple[str, ...]
     """Variables to save, if the result has them: a file with all variables takes a second to open."""
     options: Mapping[str, Any] = field(default_factory=dict)
+    shuffled: bool = False
+    """Whether the tokens of each sequence are permuted, so that near tokens have no similar content."""
 
     @property
     def path(self) -> Path:
         """Path of the cached result, inside the run folder."""
-        request = json.dumps([self.options, self.keep], sort_keys=True, default=str)
+        asked = [self.options, self.keep, *(["shuffled"] if self.shuffled else [])]
+        request = json.dumps(asked, sort_keys=True, default=str)
         digest = hashlib.sha256(request.encode()).hexdigest()[:8]
         return self.run.folder / "measured" / f"{self.measure}-{self.step:06d}-{digest}.nc"
 
@@ -101,6 +105,10 @@ class Lab:
 
 def take(asked: Asked) -> None:
     """Measure one checkpoint and save the result."""
-    result = MEASURES[asked.measure](load(asked.run.path_of(asked.step)), **asked.options)
+    measured = of_checkpoint(load(asked.run.path_of(asked.step)))
+    if asked.shuffled:
+        task = measured.task.shuffled(asked.run.config.seed)
+        measured = replace(measured, data=lambda: task)
+    result = MEASURES[asked.measure](measured, **asked.options)
     asked.path.parent.mkdir(exist_ok=True)
     save(result[[name for name in asked.keep if name in result]], asked.path)

@@ -275,49 +275,61 @@ def test_claim_7_requires_every_mask_probability_a_quarter_of_the_steps_and_next
 
 
 def test_claim_8_needs_every_effect_and_undecides_ceilings():
-    effects = dict.fromkeys(
-        "gain gain_stopped gain_logit gain_1_layer gain_3_layers over_autoencoding over_shuffled nearer nearer_null "
-        "nearer_permuted biased less_rotary less_relative gap".split(),
-        [],
-    )
-    effects |= {"share": ["carrier"]} | dict.fromkeys(("edit", "edit_excess"), ["edited_arm", "intervention", "layer"])
+    def both(*names):
+        return [f"{name}{ending}" for name in names for ending in ("", "_stopped")]
+
+    parts = {
+        0: both("gain", "gain_logit", "over_settings"),
+        1: both("gain_1_layer"),
+        2: both("gain_3_layers"),
+        3: both("less_fixed_bias", "less_fixed_bias_logit"),
+        4: both("over_autoencoding"),
+        5: both("over_shuffled"),
+        6: ("nearer", "nearer_before", "nearer_null"),
+        7: ("edit", "edit_excess", "edit_more"),
+        8: both("biased"),
+        10: both("less_rotary", "less_rotary_logit"),
+        11: both("less_relative", "less_relative_logit"),
+    }
+    effects = {name: [] for names in parts.values() for name in names} | {"gap": [], "share": ["carrier"]}
+    effects |= dict.fromkeys(("edit", "edit_excess"), ["edited_arm", "intervention", "layer"])
+    effects["edit_more"] = ["intervention", "layer"]
     axes = {name: list(getattr(claim8_real_images, name.upper() + "S")) for name in ("carrier", "edited_arm", "arm")}
     result = make_result(effects, intervention=claim8_real_images.EDITS, layer=[0, 1], **axes)
     for name in effects:
         result[name].attrs["long_name"] = name
-    ablated = {"edited_arm": "SPT", "intervention": "ablate_toeplitz", "layer": 0}
-    for name in ("edit", "edit_excess"):
-        result = shifted(result, name, ablated, BELOW)
-    for carrier in ("all but QK + positions", "SPT, QK frozen"):
-        result = shifted(result, "share", {"carrier": carrier}, BELOW)
-    result["test_accuracy"] = (("arm", "seed"), np.full((len(axes["arm"]), 3), 0.9))
-    assert held("claim8_real_images", result) == [True] * 11
-    parts = {
-        0: ("gain", "gain_stopped", "gain_logit"),
-        1: ("gain_1_layer",),
-        2: ("gain_3_layers",),
-        3: ("over_autoencoding",),
-        4: ("over_shuffled",),
-        5: ("nearer", "nearer_null", "nearer_permuted"),
-        6: ("edit", "edit_excess"),
-        7: ("biased",),
-        9: ("less_rotary",),
-        10: ("less_relative",),
+    ablated = {"intervention": "ablate_toeplitz", "layer": 0}
+    places = {
+        "edit": ablated | {"edited_arm": "SPT"},
+        "edit_excess": ablated | {"edited_arm": "SPT"},
+        "edit_more": ablated,
     }
+    for name, place in places.items():
+        result = shifted(result, name, place, BELOW)
+    for carrier in ("all but QK + positions", "SPT, QK + positions frozen"):
+        result = shifted(result, "share", {"carrier": carrier}, BELOW)
+    result["test_accuracy"] = (("arm", "seed"), np.full((len(axes["arm"]), 3), 0.8))
+    assert held("claim8_real_images", result) == [True] * 12
+    assert claim8_real_images.conclude(result).verdict == "holds"
     for part, names in parts.items():
         for name in names:
-            found = held("claim8_real_images", shifted(result, name, ablated if part == 6 else {}, ACROSS))
-            assert found == [number != part for number in range(11)], name
+            changed = shifted(result, name, places.get(name, {}), ACROSS)
+            assert held("claim8_real_images", changed) == [number != part for number in range(12)], name
+            expected = "does not hold here" if part in (0, 3, 7) else "holds in part"
+            assert claim8_real_images.conclude(changed).verdict == expected
     for carrier, bounds, expected in (
         ("QK + positions", BELOW, False),
         ("QK + positions", HALF, None),
         ("all but QK + positions", (0.6, 0.9), False),
-        ("SPT, QK frozen", HALF, None),
+        ("SPT, QK + positions frozen", HALF, None),
     ):
-        assert held("claim8_real_images", shifted(result, "share", {"carrier": carrier}, bounds))[8] is expected
-    assert held("claim8_real_images", shifted(result, "gap", {}, ACROSS))[8] is None
-    result["test_accuracy"].loc["supervised, rotary"] = 0.99
-    assert held("claim8_real_images", result)[9:] == [None, True]
+        assert held("claim8_real_images", shifted(result, "share", {"carrier": carrier}, bounds))[9] is expected
+    assert held("claim8_real_images", shifted(result, "gap", {}, ACROSS))[9] is None
+    for arm, part in (("rotary", 10), ("relative", 11), ("fixed bias", 3)):
+        high = result.copy(deep=True)
+        high["test_accuracy"].loc[f"supervised, {arm}"] = 0.95
+        assert held("claim8_real_images", high) == [None if number == part else True for number in range(12)]
+    assert claim8_real_images.conclude(high).verdict == "undecided"
 
 
 def test_the_search_on_the_canvas_has_the_same_candidates_for_both_recipes():
