@@ -847,7 +847,7 @@ PARTS = (npz, archives, tables, parquet, settings, images, hugging_face, checkpo
 
 # --- commands
 
-MEASURES = ("proximity", "positions", "gradients", "interventions", "flow")
+MEASURES = ("proximity", "positions", "gradients", "interventions")
 WRITING = ("train", "sweep", "report", *MEASURES)
 """Commands with an output folder."""
 SLOW = ("report", *MEASURES)

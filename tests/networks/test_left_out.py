@@ -245,7 +245,7 @@ def test_edits_leave_the_scores_of_special_tokens_as_they_are(name, bert):
     bias = torch.randn(2, 17, generator=generator, dtype=torch.float64)
     q_position, k_position = torch.randn(2, 3, 2, 9, 4, generator=generator, dtype=torch.float64)
     network, order = bert[2].network, torch.arange(9)
-    material = edits.Material(network, bias, q_position, k_position, None, None, bias, order, None)
+    material = edits.Material(network, bias, q_position, k_position, None, None, bias, order, None, None)
     found = EDITS[name].edit(Heads(0, scores, v), material)
     special = scores.left_out[:, None]
     between = ~(special[..., None] | special[..., None, :])
