@@ -139,6 +139,8 @@ EDITS = (
 EDITED_ARMS = (SPT, SUPERVISED, "SPT, rotary", "SPT, 1 layer", "SPT, 3 layers")
 EDITED = 256
 """Number of test images whose scores are edited."""
+EDITS_OPTIONS = {"sequences": EDITED, "nulls": 8, "edits": EDITS}
+QUICK_EDITS = {"sequences": 16, "nulls": 1, "edits": EDITS}
 MOST_LAYERS = 3
 NEEDED = (0, 3, 7)
 """Parts without which the claim does not hold: gain, explained by proximity, which the network needs."""
@@ -170,7 +172,7 @@ def study(lab: Lab) -> xr.Dataset:
     variables |= _effects(xr.Dataset(variables, axes))
     variables |= _carriers(runs, grown, seed_numbers)
     variables |= _along(lab, spt, grown, steps, seed_numbers)
-    variables |= _edited(lab, runs, seed_numbers)
+    variables |= _edited(lab, runs, seed_numbers, QUICK_EDITS if lab.scale == "quick" else EDITS_OPTIONS)
     coordinates = {
         **axes,
         "bound": BOUNDS,
@@ -309,9 +311,10 @@ def _along(
     }
 
 
-def _edited(lab: Lab, runs: Mapping[tuple[str, int], Run], seed_numbers: list[int]) -> dict[str, xr.Variable]:
+def _edited(
+    lab: Lab, runs: Mapping[tuple[str, int], Run], seed_numbers: list[int], options: Mapping[str, Any]
+) -> dict[str, xr.Variable]:
     """Return the accuracy changes under edits of all heads of a layer, with nulls; NaN where they do not apply."""
-    options = {"sequences": EDITED, "nulls": 8, "edits": EDITS}
     names = ("layer_accuracy_change", "layer_accuracy_change_null")
     measured = lab.measure(
         {
