@@ -129,7 +129,7 @@ TRANSPLANTS: dict[str, dict[str, Any]] = {
     "readout alone": {"transfer": "all", "freeze": ALL_BUT_HEAD},
 }
 CARRIERS = (*TRANSPLANTS, "SPT, QK frozen", "SPT, QK + positions frozen", SPT)
-"""Arms whose fraction of the gain is computed."""
+"""Arms whose fraction of the gap between nothing transferred and SPT is computed."""
 FRESH = 1000
 """Added to the seed for the initial weights of a receiving network."""
 EDITS = (
@@ -283,7 +283,7 @@ def _before(lab: Lab, runs: Mapping[tuple[str, int], Run], seed_numbers: list[in
 
 
 def _carriers(runs: Mapping[Any, Run], grown: Mapping[Any, Run], seed_numbers: list[int]) -> dict[str, xr.Variable]:
-    """Return the accuracies of the transplants, and the fractions of the gain that they recover."""
+    """Return the accuracies of the transplants, and the fractions of the gap that they recover."""
     axes = {"arm": list(CARRIERS), "seed": seed_numbers}
     accuracy = xr.Dataset(accuracies({**grown, **runs}, axes), axes)
     fractions = xr.Dataset(shares(accuracy["test_accuracy"].expand_dims("task"), NOTHING, SPT)).isel(task=0)
@@ -294,9 +294,9 @@ def _carriers(runs: Mapping[Any, Run], grown: Mapping[Any, Run], seed_numbers: l
 def _along(
     lab: Lab, spt: Mapping[int, Run], grown: Mapping[Any, Run], steps: list[int], seed_numbers: list[int]
 ) -> dict[str, xr.Variable]:
-    """Return contrast, masked accuracy, and accuracy after training on the labels, along self-pretraining."""
+    """Return contrast on shuffled images, and accuracies on masked pixels and classes, along self-pretraining."""
     keys = [(step, seed) for step in steps for seed in seed_numbers]
-    measured = lab.measure({key: contrast.asked(spt[key[1]], key[0]) for key in keys})
+    measured = lab.measure({key: contrast.asked(spt[key[1]], key[0], shuffled=True) for key in keys})
     size, null, masked = (np.empty((len(steps), len(seed_numbers))) for _ in range(3))
     for index, (step, seed) in zip(np.ndindex(size.shape), keys, strict=True):
         size[index], null[index] = contrast.largest(measured[step, seed])
@@ -508,7 +508,8 @@ def caption(result: xr.Dataset) -> str:
         "(autoencoding), shuffled sequences, query-key maps (and positions) frozen at random. Bottom: fresh networks "
         "that receive parts of a self-pretrained one, trained on the labels as long as in SPT. (b) Accuracy on masked "
         "pixels along self-pretraining, and class accuracy of networks trained on the labels from there. (c) Proximity "
-        "contrast of the most proximal head in two dimensions, and the largest of any head with positions permuted. "
+        "contrast of the most proximal head in two dimensions on images with shuffled pixels, and the largest of any "
+        "head with positions permuted. "
         f"(d) Change of the accuracy of SPT networks on {EDITED} test images when parts of the scores of a layer are "
         "taken away; grey bars: edits of the same size with offsets or positions permuted."
     )
