@@ -289,7 +289,6 @@ def test_claim_8_needs_every_effect_and_undecides_ceilings():
         7: ("edit", "edit_excess", "edit_more"),
         8: both("biased"),
         10: both("less_rotary", "less_rotary_logit"),
-        11: both("less_relative", "less_relative_logit"),
     }
     effects = {name: [] for names in parts.values() for name in names} | {"gap": [], "share": ["carrier"]}
     effects |= dict.fromkeys(("edit", "edit_excess"), ["edited_arm", "intervention", "layer"])
@@ -309,12 +308,12 @@ def test_claim_8_needs_every_effect_and_undecides_ceilings():
     for carrier in ("all but QK + positions", "SPT, QK + positions frozen"):
         result = shifted(result, "share", {"carrier": carrier}, BELOW)
     result["test_accuracy"] = (("arm", "seed"), np.full((len(axes["arm"]), 3), 0.8))
-    assert held("claim8_real_images", result) == [True] * 12
+    assert held("claim8_real_images", result) == [True] * 11
     assert claim8_real_images.conclude(result).verdict == "holds"
     for part, names in parts.items():
         for name in names:
             changed = shifted(result, name, places.get(name, {}), ACROSS)
-            assert held("claim8_real_images", changed) == [number != part for number in range(12)], name
+            assert held("claim8_real_images", changed) == [number != part for number in range(11)], name
             expected = "does not hold here" if part in (0, 3, 7) else "holds in part"
             assert claim8_real_images.conclude(changed).verdict == expected
     for carrier, bounds, expected in (
@@ -325,10 +324,10 @@ def test_claim_8_needs_every_effect_and_undecides_ceilings():
     ):
         assert held("claim8_real_images", shifted(result, "share", {"carrier": carrier}, bounds))[9] is expected
     assert held("claim8_real_images", shifted(result, "gap", {}, ACROSS))[9] is None
-    for arm, part in (("rotary", 10), ("relative", 11), ("fixed bias", 3)):
+    for arm, part in (("rotary", 10), ("fixed bias", 3)):
         high = result.copy(deep=True)
         high["test_accuracy"].loc[f"supervised, {arm}"] = 0.95
-        assert held("claim8_real_images", high) == [None if number == part else True for number in range(12)]
+        assert held("claim8_real_images", high) == [None if number == part else True for number in range(11)]
     assert claim8_real_images.conclude(high).verdict == "undecided"
 
 
