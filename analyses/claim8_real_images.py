@@ -58,7 +58,6 @@ from typing import Any, cast
 
 import contrast
 import numpy as np
-import scipy.special
 import xarray as xr
 from canvas_search import chosen, configured
 from conclusion import Conclusion, Part, above, concluded, every, said, said_share
@@ -67,7 +66,7 @@ from lab import Asked, Lab
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 from settings import SEEDS
-from tables import BOUNDS, accuracies, at, effect, shares
+from tables import BOUNDS, accuracies, at, effect, logit, shares
 
 from attnprobe.config import TrainConfig
 from attnprobe.figures.style import PERMUTED, WIDTH, Page, paper
@@ -138,6 +137,8 @@ EDITED = 256
 EDITS_OPTIONS = {"sequences": EDITED, "nulls": 8, "edits": EDITS}
 QUICK_EDITS = {"sequences": 16, "nulls": 1, "edits": EDITS}
 MOST_LAYERS = 3
+TESTED = 600
+"""Number of test images."""
 NEEDED = (0, 3, 7)
 """Parts without which the claim does not hold: gain, explained by proximity, which the network needs."""
 CEILING = 0.9
@@ -232,7 +233,7 @@ def _effects(result: xr.Dataset) -> dict[str, xr.Variable]:
     for ending, accuracy in (("", result["test_accuracy"]), ("_stopped", result["stopped_accuracy"])):
         spt = accuracy.sel(arm=SPT, drop=True)
         late = " with early stopping" if ending else ""
-        for scale, of in (("", accuracy), ("_logit", logit(accuracy))):
+        for scale, of in (("", accuracy), ("_logit", logit(accuracy, TESTED))):
             unit = " in logit" if scale else ""
             found[f"gain{scale}{ending}"] = gain(of), f"gain{unit}{late}"
             for arm in ("fixed bias", "rotary"):
@@ -258,12 +259,6 @@ def _effects(result: xr.Dataset) -> dict[str, xr.Variable]:
         units = contrast.UNITS if name.startswith("nearer") else "1"
         variables |= effect(name, values.drop_vars("arm", errors="ignore"), words, units)
     return variables
-
-
-def logit(accuracy: xr.DataArray) -> xr.DataArray:
-    """Return the logit of accuracies, half an image away from 0 and 1."""
-    half = 0.5 / 600
-    return xr.apply_ufunc(scipy.special.logit, accuracy.clip(half, 1 - half))
 
 
 def _before(lab: Lab, runs: Mapping[tuple[str, int], Run], seed_numbers: list[int]) -> dict[str, xr.Variable]:

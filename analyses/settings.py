@@ -136,3 +136,9 @@ def setting(task: str, recipe: Recipe, seed: int, choice: Choice | None = None, 
     )
     settings = {**defaults, "recipe": recipe, "seed": seed, **stages, **overrides, "task_options": options}
     return configure(task, **settings)
+
+
+def sized(task: str, *sizes: int) -> dict[int, dict[str, Any]]:
+    """Return the settings for numbers of training sequences, excluding the validation split."""
+    validation_size = TASKS[task]["validation_size"]
+    return {size: {"task_options": {"train_size": size + validation_size}} for size in sizes}

@@ -4,6 +4,9 @@ from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import scipy.optimize
+import scipy.special
+import scipy.stats
 import xarray as xr
 from settings import source_of
 
@@ -47,6 +50,28 @@ def chances(tasks: Sequence[str]) -> dict[str, xr.Variable]:
 def gained(accuracy: xr.DataArray) -> xr.DataArray:
     """Return the gain of SPT over supervised training."""
     return accuracy.sel(recipe="spt", drop=True) - accuracy.sel(recipe="supervised", drop=True)
+
+
+def logit(accuracy: xr.DataArray, sequences: int) -> xr.DataArray:
+    """Return the logit of accuracies, kept half a sequence away from 0 and 1."""
+    half = 0.5 / sequences
+    return xr.apply_ufunc(scipy.special.logit, accuracy.clip(half, 1 - half))
+
+
+def detectable(differences: xr.DataArray, power: float = 0.8, level: float = 0.05) -> float:
+    """Return the mean difference that a two-sided t-test of as many seeds finds with this probability.
+
+    The differences are assumed normal, with the standard deviation of these: t^2 then has a noncentral F-distribution
+    (Cohen 1988).
+    """
+    count = differences.sizes["seed"]
+    bound = scipy.stats.f.ppf(1 - level, 1, count - 1)
+
+    def excess(shift: float) -> float:
+        return power - scipy.stats.ncf.sf(bound, 1, count - 1, shift**2)
+
+    shift = scipy.optimize.brentq(excess, 0.1, 50.0)
+    return float(shift * differences.std("seed", ddof=1) / np.sqrt(count))
 
 
 def effect(name: str, values: xr.DataArray, long_name: str, units: str = "1") -> dict[str, xr.Variable]:

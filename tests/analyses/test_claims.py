@@ -6,11 +6,14 @@ import canvas_search
 import claim1_spt_gain
 import claim3_query_key
 import claim4_proximity
+import claim6_encodings
 import claim7_objectives
 import claim8_real_images
 import numpy as np
 import pytest
 import run
+import scipy.stats
+import tables
 import xarray as xr
 from conclusion import said, said_share, verdict
 from lab import FOLDER, Lab
@@ -19,6 +22,10 @@ from settings import CHOSEN, SEARCHED, SEEDS, SMALL, TASKS, candidates, setting
 from attnprobe.results import open_result
 
 RESULTS = sorted(run.CLAIMS.keys() & {path.stem for path in (FOLDER / "results").glob("*.nc")})
+
+
+STRICTER = ("claim6_encodings", "claim8_real_images")
+"""Claims whose verdict follows from more than the number of parts that hold."""
 
 
 class Planned(Exception):
@@ -113,7 +120,8 @@ def test_figure_caption_and_conclusion_come_from_the_result_alone(committed, mon
     assert len(drawn) > 5000 and b"/CreationDate" not in drawn, "drawing again must produce the same file"
     assert (tmp_path / f"{name}.txt").read_text() == (FOLDER / f"figures/{name}.txt").read_text()
     assert conclusion.seeds == result.sizes["seed"] and conclusion.effect
-    assert conclusion.verdict == verdict([part.held for part in conclusion.parts if part.decides])
+    if name not in STRICTER:
+        assert conclusion.verdict == verdict([part.held for part in conclusion.parts if part.decides])
 
 
 def test_the_page_contains_the_table_and_the_parts_of_the_committed_results():
@@ -179,8 +187,24 @@ BELOW, ACROSS, HALF = (-0.2, -0.1), (-0.1, 0.2), (0.4, 0.8)
 def test_claim_1_counts_the_tasks_by_their_adjusted_p_values():
     result = make_result({"gain": ["task"]}, task=["pairs", "digits", "text", f"pairs{SMALL}"])
     result["p"] = ("task", [0.04, 0.001, 0.06, np.nan])
+    result["chance"] = ("task", [0.25, 0.1, 0.5, 0.25])
+    result = result.assign_coords(recipe=["supervised", "spt"])
+    result["test_accuracy"] = (("task", "recipe", "seed"), np.full((4, 2, 3), 0.7))
     assert held("claim1_spt_gain", result) == [True, True, False]
     assert held("claim1_spt_gain", shifted(result, "gain", {"task": "digits"}, BELOW)) == [True, False, False]
+    result["test_accuracy"].loc["text", "supervised"] = [0.49, 0.50, 0.51]
+    assert held("claim1_spt_gain", result) == [True, True, False]
+    result["test_accuracy"].loc["text", "spt"] = [0.49, 0.51, 0.53]
+    assert held("claim1_spt_gain", result) == [True, True, None], "both recipes at chance: no gain, but no evidence"
+
+
+def test_a_gain_of_the_detectable_size_is_found_in_four_of_five_experiments():
+    draws = np.random.default_rng(0).standard_normal((20000, 5))
+    size = tables.detectable(xr.DataArray([-1.0, 0.5, 0.0, -0.5, 1.0], dims="seed"))
+    spread = np.std([-1.0, 0.5, 0.0, -0.5, 1.0], ddof=1)
+    found = scipy.stats.ttest_1samp(size + spread * draws, 0, axis=1).pvalue < 0.05
+    assert abs(found.mean() - 0.8) < 0.01
+    np.testing.assert_allclose(tables.logit(xr.DataArray([0.5, 1.0, 0.0]), 50), np.array([0, 1, -1]) * np.log(99))
 
 
 def test_p_values_are_corrected_over_the_tasks_that_count():
@@ -196,14 +220,34 @@ def test_p_values_are_corrected_over_the_tasks_that_count():
     assert np.isnan(before[-1])
 
 
-def test_claim_2_requires_every_depth_and_training_accuracy_on_the_most_sequences():
+def test_claim_2_needs_gains_by_depth_in_fitting_and_in_generalisation_each_at_some_budget():
     name = "claim2_not_depth_not_generalisation"
-    effects = {"depth_test_gain": ["depth"], "size_train_gain": ["size"], "searched_gain": []}
-    result = make_result(effects, depth=[1, 6], size=[125, 8000]).assign(searched_choice="chosen")
-    assert held(name, result) == [True, True]
-    assert held(name, shifted(result, "depth_test_gain", {"depth": 6}, ACROSS)) == [False, True]
-    assert held(name, shifted(result, "size_train_gain", {"size": 8000}, ACROSS)) == [True, False]
-    assert held(name, shifted(result, "size_train_gain", {"size": 125}, ACROSS)) == [True, True]
+    axes = {"depth": [1, 6], "size": [500, 8000], "times": [0.25, 1.0]}
+    effects = {"depth_test_gain": ["depth"], "surface_train_gain": ["size", "times"], "searched_gain": []}
+    result = make_result(effects, **axes).assign(searched_choice="chosen")
+    result = result.assign_coords(recipe=["supervised", "spt"])
+    noise, over = [-0.001, 0.0, 0.001], ("recipe", "size", "times", "seed")
+    for split in ("train", "test"):
+        result[f"surface_{split}_accuracy"] = (over, np.ones((2, 2, 2, 3)))
+    result["surface_test_accuracy"].loc["supervised", 500, 1] = np.add(0.4, noise)  # memorised
+    result["surface_train_accuracy"].loc["supervised", 8000, 0.25] = np.add(0.5, noise)  # not fitted
+    result["surface_test_accuracy"].loc["supervised", 8000, 0.25] = np.add(0.5, noise)
+    assert held(name, result) == [True, True, True]
+    assert held(name, shifted(result, "depth_test_gain", {"depth": 6}, ACROSS)) == [False, True, True]
+    fitted = result.copy(deep=True)
+    fitted["surface_train_accuracy"].loc["supervised", 8000, 0.25] = np.add(1, noise)
+    fitted["surface_test_accuracy"].loc["supervised", 8000, 0.25] = 1.0
+    assert held(name, fitted) == [True, False, True]
+    general = result.copy(deep=True)
+    general["surface_test_accuracy"].loc["supervised", 500, 1] = np.add(1, noise)
+    assert held(name, general) == [True, True, False], "a gain where the labels are not fitted is not generalisation"
+    unsure = result.copy(deep=True)
+    unsure["surface_test_accuracy"].loc["supervised", 500, 1] = [
+        0.92,
+        0.94,
+        0.96,
+    ]
+    assert held(name, unsure) == [True, True, False], "above 0 by its own interval, but not over all budgets"
 
 
 def test_claim_3_holds_only_if_the_maps_recover_the_gap_and_the_rest_does_not():
@@ -214,14 +258,16 @@ def test_claim_3_holds_only_if_the_maps_recover_the_gap_and_the_rest_does_not():
     result["contrast"] = (("task", "arm", "seed"), np.ones((3, len(arms), 3)))
     for arm in ("all but QK", "SPT, QK frozen at random"):
         result = shifted(result, "share", {"arm": arm}, (0.1, 0.4))
-    assert held("claim3_query_key", result) == [True, True]
-    assert held("claim3_query_key", shifted(result, "gap", {"task": "digits"}, ACROSS)) == [True, None]
+    assert held("claim3_query_key", result) == [True, True, True]
+    assert held("claim3_query_key", shifted(result, "gap", {"task": "digits"}, ACROSS)) == [True, None, True]
     for arm in ("QK + positions", "all but QK", "SPT, QK frozen at random"):
         changed = shifted(result, "share", {"arm": arm, "task": "pairs"}, HALF)
-        assert held("claim3_query_key", changed) == [None, True], arm
+        assert held("claim3_query_key", changed) == [None, True, True], arm
         other_way = (0.1, 0.4) if arm == "QK + positions" else (0.6, 0.9)
         changed = shifted(changed, "share", {"arm": arm, "task": "digits"}, other_way)
-        assert held("claim3_query_key", changed) == [None, False], arm
+        assert held("claim3_query_key", changed) == [None, False, True], arm
+    effect = claim3_query_key.conclude(changed).effect
+    assert "large weights: does not hold here" in effect and "small weights: holds" in effect
 
 
 def test_claim_4_has_four_parts_on_each_task():
@@ -242,16 +288,25 @@ def test_claim_4_has_four_parts_on_each_task():
 
 def test_claim_6_compares_learned_positions_with_each_relative_encoding():
     encodings = ("none", "learned", "sinusoidal", "rotary", "alibi", "relative")
-    result = make_result(
-        dict.fromkeys(("gain", "less"), ["task", "encoding"]), task=["pairs", "digits"], encoding=encodings
-    )
+    result = make_result(dict.fromkeys(("gain", "less"), ["step", "encoding"]), step=[400, 2000], encoding=encodings)
+    result = result.assign_coords(recipe=["supervised", "spt"])
+    result["test_accuracy"] = (("step", "encoding", "recipe", "seed"), np.full((2, 6, 2, 3), 0.7))
+
+    def told(result):
+        return held("claim6_encodings", result), claim6_encodings.conclude(result).verdict
+
     for encoding in encodings[:3]:  # these do not count
         result = shifted(result, "less", {"encoding": encoding}, ACROSS)
-    assert held("claim6_encodings", result) == [True] * 6
-    changed = shifted(result, "less", {"task": "pairs", "encoding": "alibi"}, ACROSS)
-    assert held("claim6_encodings", changed) == [True, False, True, True, True, True]
-    no_gain = shifted(result, "gain", {"task": "digits", "encoding": "learned"}, ACROSS)
-    assert held("claim6_encodings", no_gain) == [True] * 3 + [None] * 3
+    assert told(result) == ([True] * 6, "holds")
+    changed = shifted(result, "less", {"step": 400, "encoding": "alibi"}, ACROSS)
+    assert told(changed) == ([True, False, True, True, True, True], "holds in part")
+    no_gain = shifted(result, "gain", {"step": 400, "encoding": "learned"}, ACROSS)
+    assert told(no_gain) == ([None] * 3 + [True] * 3, "holds")
+    assert told(shifted(no_gain, "gain", {"encoding": "learned"}, ACROSS)) == ([None] * 6, "undecided")
+    result["test_accuracy"].loc[400, "rotary", "supervised"] = [0.99, 0.98, 0.95]
+    assert told(result) == ([None] + [True] * 5, "holds"), "no headroom"
+    result["test_accuracy"].loc[2000, "rotary", "supervised"] = [0.99, 0.98, 0.95]
+    assert told(result)[1] == "holds in part", "rotary positions are never decided"
 
 
 def test_claim_7_requires_every_mask_probability_a_quarter_of_the_steps_and_next_tokens():
