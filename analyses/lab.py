@@ -44,11 +44,13 @@ class Asked:
     options: Mapping[str, Any] = field(default_factory=dict)
     shuffled: bool = False
     """Whether the tokens of each sequence are permuted, so that near tokens have no similar content."""
+    one_masked: bool = False
+    """Whether masked objectives mask one token of each sequence instead of the fraction of the training."""
 
     @property
     def path(self) -> Path:
         """Path of the cached result, inside the run folder."""
-        asked = [self.options, self.keep, *(["shuffled"] if self.shuffled else [])]
+        asked = [self.options, self.keep, *(name for name in ("shuffled", "one_masked") if getattr(self, name))]
         request = json.dumps(asked, sort_keys=True, default=str)
         digest = hashlib.sha256(request.encode()).hexdigest()[:8]
         return self.run.folder / "measured" / f"{self.measure}-{self.step:06d}-{digest}.nc"
@@ -109,6 +111,8 @@ def take(asked: Asked) -> None:
     if asked.shuffled:
         task = measured.task.shuffled(asked.run.config.seed)
         measured = replace(measured, data=lambda: task)
+    if asked.one_masked:
+        measured = replace(measured, mask_probability=0.0)
     result = MEASURES[asked.measure](measured, **asked.options)
     asked.path.parent.mkdir(exist_ok=True)
     save(result[[name for name in asked.keep if name in result]], asked.path)

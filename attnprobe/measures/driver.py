@@ -207,13 +207,17 @@ def chunks(split: Split, rows: np.ndarray, network: Network) -> Iterator[tuple[n
 
 
 def masked_tokens(of: Probe, seed: int, sequences: int) -> np.ndarray:
-    """Return the mask of masked tokens of the first test sequences; at least one token per sequence is masked."""
+    """Return the mask of masked tokens of the first test sequences.
+
+    At least one token per sequence is masked, and exactly one, at a random position, if the probability is 0.
+    """
     n = of.task.data.n
     draws = numpy_generator(seed, "masks of measures").random((sequences, n))
     measured = measured_tokens(of.network, of.task.test, np.arange(sequences))
-    without = np.flatnonzero(~((draws < of.mask_probability) & measured).any(1))
-    draws[without, measured[without].argmax(1)] = 0
-    return (draws < of.mask_probability) & measured
+    masked = (draws < of.mask_probability) & measured
+    without = np.flatnonzero(~masked.any(1))
+    masked[without, np.where(measured, draws, 1)[without].argmin(1)] = True
+    return masked
 
 
 def permutation(measure: str, seed: int, draw: int, n: int) -> np.ndarray:

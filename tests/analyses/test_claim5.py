@@ -5,14 +5,31 @@ import claim5_blindness as claim
 import numpy as np
 import pytest
 import torch
+from autocovariance import autocovariance, correlation
 
 from attnprobe.figures.style import WIDTH
 from attnprobe.geometry import geometry
 from attnprobe.results import dataset, variable
 from attnprobe.statistics import Scores, gradient_statistics
 from attnprobe.statistics.directions import SUBSPACES, energy_shares
+from attnprobe.tasks import Split
 
 SEEDS, TASKS, STEPS = (11, 12, 13), ("pairs", "digits"), (0, 5, 100)
+
+
+def test_the_autocovariance_is_that_of_the_definition_and_finds_the_distance_of_copies():
+    tokens = np.random.default_rng(0).integers(0, 3, (400, 10))
+    tokens[:, 3:] = np.where(np.random.default_rng(1).random((400, 7)) < 0.5, tokens[:, :-3], tokens[:, 3:])
+    size, null = autocovariance(Split(tokens, np.zeros(400, int)), 4)
+    one_hot = (tokens[..., None] == np.arange(3)).astype(float)
+    covariance = [
+        sum(np.cov(one_hot[:, i].T, one_hot[:, i + d].T, ddof=0)[:3, 3:] for i in range(10 - d)) / (10 - d)
+        for d in range(1, 5)
+    ]
+    np.testing.assert_allclose(size, [np.sqrt(np.square(of_distance).sum()) for of_distance in covariance])
+    assert size.argmax() == 2 and size[2] > 5 * null.max() and (np.delete(size, 2) < 3 * null.max()).all()
+    kernels = np.stack([size, -size, size**0 + [0, 0, 0, 1e-9]])
+    np.testing.assert_allclose(correlation(kernels, size), [1, -1, np.corrcoef([0, 0, 0, 1], size)[0, 1]], rtol=1e-5)
 
 
 @pytest.mark.parametrize("profile", blind_cases.PROFILES.values(), ids=blind_cases.PROFILES)
@@ -83,11 +100,15 @@ def test_the_signal_and_its_null_count_both_signs():
     assert claim.permuted_signal(result).values == pytest.approx(1)
 
 
-def make_result(lead=0.5, labels_see=1e-30, exceptions=1e-3, everywhere=False):
-    """Return a result in which the masked SNR along proximity leads by 0.5, and by `lead` on the last task."""
+def make_result(lead=0.5, labels_see=1e-30, exceptions=1e-3, also=(), raised=1.0):
+    """Return a result in which the SNR of one masked token along proximity leads by 0.5, on the last task by `lead`.
+
+    It leads as much along the directions `also`, and raises proximity in a fraction `raised` of the heads.
+    """
     rng = np.random.default_rng(0)
-    snr = 0.2 + 0.05 * rng.random((len(TASKS), len(SEEDS), 2, len(claim.DIRECTIONS)))
-    along = slice(None) if everywhere else claim.DIRECTIONS.index(claim.PROXIMITY)
+    losses = len(claim.LOSSES)
+    snr = np.repeat(0.2 + 0.05 * rng.random((len(TASKS), len(SEEDS), losses, 1)), len(claim.DIRECTIONS), axis=3)
+    along = [claim.DIRECTIONS.index(name) for name in (claim.PROXIMITY, *also)]
     snr[0, :, 1, along] += 0.5
     snr[1, :, 1, along] += lead
     blind = np.array([case.blind for case in blind_cases.CASES.values()])
@@ -107,10 +128,12 @@ def make_result(lead=0.5, labels_see=1e-30, exceptions=1e-3, everywhere=False):
         "snr": variable(("task", "seed", "loss", "direction"), snr, "", "1"),
         "snr_permuted": variable(("task", "seed", "loss", "direction"), 0.3 * snr, "", "1"),
         "snr_of_noise": variable(("task",), [0.1] * len(TASKS), "", "1"),
-        "raised": variable(("task", "seed", "loss", "direction"), np.stack([0.25 * ones, ones], 2), "", "1"),
+        "raised": variable(
+            ("task", "seed", "loss", "direction"), np.stack([0.25 * ones, raised * ones, 0 * ones], 2), "", "1"
+        ),
         "positive_share": variable(("task", "seed", "loss", "direction"), np.full(snr.shape, 0.625), "", "1"),
         "energy_share": variable(
-            ("task", "seed", "loss", "subspace"), rng.random((len(TASKS), len(SEEDS), 2, len(SUBSPACES))), "", "1"
+            ("task", "seed", "loss", "subspace"), rng.random((len(TASKS), len(SEEDS), losses, len(SUBSPACES))), "", "1"
         ),
         "energy_share_of_noise": variable(("task", "subspace"), np.full((len(TASKS), len(SUBSPACES)), 0.1), "", "1"),
         "training_step": variable(("task", "stage", "checkpoint"), reached, "", ""),
@@ -121,7 +144,21 @@ def make_result(lead=0.5, labels_see=1e-30, exceptions=1e-3, everywhere=False):
             "1",
         ),
     }
+    by_distance = np.arange(len(claim.DISTANCES), 0, -1.0) + rng.random((len(SEEDS), len(claim.DISTANCES)))
+    over, stages = ("task", "seed", "distance"), len(claim.STAGES)
+    variables |= {
+        "autocovariance": variable(over, np.stack([by_distance] * len(TASKS)), "", "1"),
+        "kernel": variable(
+            ("task", "stage", *over[1:]),
+            np.broadcast_to(by_distance, (len(TASKS), stages, *by_distance.shape)),
+            "",
+            "1",
+        ),
+        "agreement": variable(("task", "stage", "seed"), np.ones((len(TASKS), stages, len(SEEDS))), "", "1"),
+        "agreement_before": variable(("task", "seed"), np.zeros((len(TASKS), len(SEEDS))), "", "1"),
+    }
     coordinates = {
+        "distance": list(claim.DISTANCES),
         "case": list(blind_cases.CASES),
         "profile": list(blind_cases.PROFILES),
         "length": list(blind_cases.LENGTHS),
@@ -141,7 +178,10 @@ def make_result(lead=0.5, labels_see=1e-30, exceptions=1e-3, everywhere=False):
         ({}, "holds"),
         ({"lead": -0.15}, "holds in part"),  # labels have more signal on one task
         ({"lead": 0.0}, "holds in part"),  # the interval contains 0
-        ({"everywhere": True}, "does not hold here"),  # the same along a function of the key
+        ({"also": ("column",)}, "does not hold here"),  # the same along a function of the key
+        ({"also": ("random",)}, "does not hold here"),  # the same along a random direction
+        ({"raised": 0.5}, "does not hold here"),  # no sign
+        ({"raised": 0.25}, "does not hold here"),  # against proximity
         ({"labels_see": 1e-9}, "does not hold here"),
         ({"exceptions": 1e-11}, "does not hold here"),
     ],
@@ -149,7 +189,7 @@ def make_result(lead=0.5, labels_see=1e-30, exceptions=1e-3, everywhere=False):
 def test_the_verdict_follows_the_rule(options, expected):
     conclusion = claim.conclude(make_result(**options))
     assert conclusion.verdict == expected and conclusion.seeds == len(SEEDS)
-    assert all("in 100% of heads, labels in 25%" in part.found for part in conclusion.parts[1:])
+    assert all("autocovariance of the data +1.00 (+1.00 to +1.00)" in part.found for part in conclusion.parts[1:])
     assert all(f"{task} +0." in conclusion.effect or f"{task} -0." in conclusion.effect for task in TASKS)
 
 

@@ -43,6 +43,13 @@ def test_a_measure_is_computed_once_and_saved_unchanged(trained):
     own = proximity(runs["a"].last, sequences=4)
     np.testing.assert_array_equal(found["a"]["proximity_contrast"], own["proximity_contrast"])
     assert set(found["a"].data_vars) == {"proximity_contrast"}, "absent variables must not be saved"
+    one = dataclasses.replace(asked["a"], measure="gradients", keep=("snr",), options={"sequences": 8, "nulls": 0})
+    masked = ours.measure({flag: dataclasses.replace(one, one_masked=flag) for flag in (False, True)})
+    same = [
+        np.array_equal(masked[True]["snr"].sel(loss=loss), masked[False]["snr"].sel(loss=loss))
+        for loss in ("labels", "masked")
+    ]
+    assert same == [True, False], "the number of masked tokens changes masked losses only"
     before = {request.path: request.path.stat().st_mtime_ns for request in asked.values()}
     ours.measure(asked)
     assert before == {request.path: request.path.stat().st_mtime_ns for request in asked.values()}

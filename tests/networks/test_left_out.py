@@ -303,9 +303,12 @@ def test_tokens_that_are_left_out_are_never_masked():
     inputs = pairs_of_sentences()
     tokenizer = SimpleNamespace(cls_token_id=CLS, sep_token_id=SEP, mask_token_id=MASK)
     probe = network(tf.BertForMaskedLM(config).eval(), inputs, reference=inputs, tokenizer=tokenizer)
-    for probability in (1e-9, 0.5, 1.0):  # at least one token of each row is masked
+    for probability in (0.0, 0.5, 1.0):  # at least one token of each row is masked
         mask = torch.from_numpy(masked_tokens(replace(probe, mask_probability=probability), 0, 6))
         assert not (mask & ~measured_tokens()).any() and mask.any(1).all()
+    ones = np.stack([masked_tokens(replace(probe, mask_probability=0.0), seed, 6) for seed in range(150)])
+    assert (ones.sum(2) == 1).all()
+    assert (ones.any(0) == measured_tokens().numpy()).all(), "every measured token can be the masked one"
     assert np.isfinite(ap.gradients(probe, **FEW)["gradient_norm"]).all()
 
 
