@@ -596,7 +596,7 @@ def draw_kernels(part: SubFigure, result: xr.Dataset) -> None:
             course(axis, distances, values, number, stage)
         axis.set_xticks([1, 4, 8, 12])
         axis.set_xlabel(label("distance"))
-    axes[0].set_ylabel("standard score")
+    axes[0].set(ylabel="standard score", ylim=(-2.5, 3.8))
     part.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
 
 
