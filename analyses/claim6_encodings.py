@@ -26,7 +26,7 @@ differences, all of them at a ceiling. The numbers of steps were chosen on valid
 search. The contrast does not count.
 
 Command: python analyses/run.py claim6_encodings
-Cost: 180 runs, some of them shared with claims 1 and 2, and 180 measures, about 40 minutes on two cores.
+Cost: 180 runs, some of them shared with claims 1 and 2, and 180 measures, about 15 minutes on two cores.
 """
 
 import dataclasses
@@ -134,7 +134,9 @@ def draw(result: xr.Dataset) -> Figure:
             for axis in (upper, lower):
                 axis.axvline(2.5, color="#9A9A9A", linewidth=0.4)
             upper.set(title=f"{steps:,} steps", ylim=(0, 1.04))
-            lower.set_xticks(range(len(ENCODINGS)), ENCODINGS, fontsize=6, rotation=20)
+            lower.set_xticks(
+                range(len(ENCODINGS)), ENCODINGS, fontsize=6, rotation=40, ha="right", rotation_mode="anchor"
+            )
         axes[0, 0].set_ylabel("accuracy")
         axes[1, 0].set_ylabel("proximity contrast\n(std of score)")
         figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=2)

@@ -847,7 +847,7 @@ PARTS = (npz, archives, tables, parquet, settings, images, hugging_face, checkpo
 
 # --- commands
 
-MEASURES = ("proximity", "positions", "gradients", "interventions")
+MEASURES = ("proximity", "positions", "gradients", "interventions", "flow")
 WRITING = ("train", "sweep", "report", *MEASURES)
 """Commands with an output folder."""
 SLOW = ("report", *MEASURES)
