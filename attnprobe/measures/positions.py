@@ -10,6 +10,8 @@ import torch
 import xarray as xr
 from torch import Tensor
 
+from attnprobe.measures import block_swap
+from attnprobe.measures.block_swap import Pool, covariances, draw_swap
 from attnprobe.measures.driver import (
     Compute,
     Condition,
@@ -25,6 +27,7 @@ from attnprobe.measures.driver import (
     geometry_of,
     labelled,
     mean_over_shared,
+    measured_tokens,
     over_sequences,
     result,
     undefined,
@@ -33,7 +36,8 @@ from attnprobe.measures.driver import (
 )
 from attnprobe.measures.proximity import CONSTANT
 from attnprobe.measures.terms import TERMS, Means, Parts, mean_position_parts, means, visit_parts
-from attnprobe.networks.base import AddsPositions, KnowsMaps, KnowsPositions, Network
+from attnprobe.networks.base import AddsPositions, KnowsMaps, KnowsPositions, Network, read
+from attnprobe.randomness import numpy_generator
 from attnprobe.results import Reason, variable
 from attnprobe.scores import Scores, bias_of_pairs
 from attnprobe.statistics import covariance, score_statistics
@@ -57,7 +61,7 @@ COMPONENTS = 4
 
 TABLE = (
     "variance_share proximity_contrast toeplitz_share grid_proximity_contrast qk_effective_rank qk_symmetry "
-    "qk_directionality qk_eigenvalue_positivity"
+    "qk_directionality qk_eigenvalue_positivity positional_score symbolic_score"
 )
 """Variables that the command prints for each head."""
 
@@ -211,6 +215,9 @@ def positions(
     train, objective = request.probe.task.train, request.probe.objectives[0]
     rows = np.unique(request.rows % len(train))
     measured_conditions: list[tuple[Network, Means, np.ndarray | None]] = []
+    pools: list[Pool | None] = []
+    uniform = torch.from_numpy(numpy_generator(seed, "positions block_swap").random((request.sequences, 3)))
+    windows = [limit for limit in network.shape.windows if limit is not None]
     # For causal attention, and inputs that are not tokens, the scores are permuted instead of the inputs.
     permutes_inputs = _reorderable(network)
 
@@ -221,23 +228,43 @@ def positions(
 
     def prepare(network: Network) -> Compute:
         means_by_draw: dict[int | None, Means] = {}
+        pool = Pool()
 
         def means_under(condition: Condition) -> Means:
             if condition.draw not in means_by_draw:
                 batches = (permuted_inputs(batch, condition.order) for _, batch in chunks(train, rows, network))
                 means_by_draw[condition.draw] = means(network, batches, objective)
                 measured_conditions.append((network, means_by_draw[condition.draw], condition.order))
+                pools.append(pool if condition.order is None else None)
             return means_by_draw[condition.draw]
 
         def compute(sample: Sample, targets: Sequence[Target]) -> None:
             for target in targets:
-                add_layer = functools.partial(add_statistics, sample, target)
+                scores: dict[int, Scores] = {}
+                add_layer = functools.partial(add_statistics, sample, target, scores)
                 inputs = permuted_inputs(sample.batch, target.condition.order)
                 visit_parts(network, inputs, means_under(target.condition), add_layer, objective)
+                if target.condition.order is None:
+                    add_covariances(pool, network, sample, scores)
 
         return compute
 
-    def add_statistics(sample: Sample, target: Target, layer: int, parts: Parts) -> None:
+    def add_covariances(pool: Pool, network: Network, sample: Sample, scores: Mapping[int, Scores]) -> None:
+        measured = measured_tokens(network, request.probe.task.test, request.rows[sample.rows])[:, : sample.length]
+        shape = network.shape
+        swap = draw_swap(
+            torch.from_numpy(measured), uniform[sample.rows], shape.causal, min(windows) if windows else None
+        )
+        swapped = block_swap.swapped(network, sample.batch, swap)
+        if swapped is not None:
+            read(
+                *swapped,
+                objective,
+                lambda heads: pool.add(heads.layer, covariances(swap, scores[heads.layer], heads.scores)),
+            )
+
+    def add_statistics(sample: Sample, target: Target, scores: dict[int, Scores], layer: int, parts: Parts) -> None:
+        scores[layer] = parts.scores
         order = target.order if target.order is None or not permutes_inputs else target.order.argsort()
         for prefix, values in _statistics(parts, views_by_prefix, window, order).items():
             if sample.length > sample.shortest or parts.scores.real is not None:
@@ -263,6 +290,8 @@ def positions(
             variables |= labelled(number, prefix + number.name, axes, tallies, (prefix, number.name), level)
     for compute_properties in (_position_term, _circuit, _pairs):
         variables |= _with_nulls([compute_properties(*condition) for condition in measured_conditions], len(draws))
+    if pools[0].by_layer:
+        variables |= _with_nulls(_swap_scores(pools, level), len(draws))
     n = network.shape.n
     edges = np.linspace(0, n, min(n, BINS) + 1).round()
     centres = (edges[1:] + edges[:-1] - 1) / 2
@@ -277,6 +306,8 @@ def positions(
     if not isinstance(network, KnowsMaps):
         left_out["qk_*"] = "the network does not expose query and key maps"
     first_is_exact = bool(measured_conditions[0][1].first)
+    if not pools[0].by_layer:
+        left_out["positional_score symbolic_score"] = "the inputs of the network are not those of the measured tokens"
     encoding = network.encoding if isinstance(network, KnowsPositions) else "unknown"
     if encoding == "unknown":
         layers = "deeper layers" if first_is_exact else "all layers"
@@ -293,8 +324,18 @@ def positions(
             "permuting positions does not change the weights",
             lambda measured, name: measured["null"] == "permuted",
         ),
+        Reason(
+            "positional_score_null symbolic_score_null",
+            "permuting positions leaves a positional head positional and a symbolic head symbolic",
+            lambda measured, name: measured["null"] == "permuted",
+        ),
+        Reason(
+            "positional_score symbolic_score",
+            "no query sees two blocks of keys, or the sequences are too short",
+            lambda measured, name: xr.DataArray(pools[0].without_queries, dims="layer"),
+        ),
         *contrast_reasons(request, window),
-        *default_reasons([*NUMBERS, *(number for number, _ in OF_MAPS)]),
+        *default_reasons([*NUMBERS, *block_swap.NUMBERS, *(number for number, _ in OF_MAPS)]),
         Reason("*_query_vector *_key_vector", f"only the first {COMPONENTS} components are kept"),
         Reason("qk_effective_rank", "the query-key map is 0"),
         Reason("pair_amplitude pair_offset", "the frequencies are those of position vectors, which enter layer 0"),
@@ -345,6 +386,14 @@ def _with_nulls(conditions: Sequence[dict[str, xr.Variable]], null_kinds: int) -
     return variables
 
 
+def _swap_scores(pools: Sequence[Pool | None], level: float) -> list[dict[str, xr.Variable]]:
+    """Return positional and symbolic scores under each condition; NaN without a pool."""
+    by_condition = [None if pool is None else pool.variables(level) for pool in pools]
+    measured = by_condition[0] or {}
+    missing = {name: array.copy(data=np.full(array.shape, np.nan)) for name, array in measured.items()}
+    return [variables or missing for variables in by_condition]
+
+
 NULLED = {
     "wave_amplitude",
     "position_singular_value",
@@ -353,8 +402,9 @@ NULLED = {
     "qk_singular_value",
     "qk_effective_rank",
     *(number.name for number, _ in OF_MAPS),
+    *(number.name for number in block_swap.NUMBERS),
 }
-"""Properties of the mean position parts and of the weights that have nulls."""
+"""Variables that have nulls, other than means over sequences."""
 
 
 def _position_term(network: Network, data_means: Means, order: np.ndarray | None) -> dict[str, xr.Variable]:
