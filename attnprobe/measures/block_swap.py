@@ -34,7 +34,7 @@ from attnprobe.training.objectives import Batch
 
 SHARE = 8
 """A block has one of this many tokens of a sequence."""
-ELEMENTS = 2**22
+ELEMENTS = 2**20
 """Maximum number of scores per block of queries."""
 
 NUMBERS = [
@@ -119,7 +119,9 @@ def draw_swap(
     gaps = [below(uniform[:, i], stretch - 2 * size - int(causal) + 1) for i in (1, 2)]
     first, second = torch.minimum(*gaps), torch.maximum(*gaps) + size
     steps = torch.arange(size)
-    places = (start[:, None] + torch.cat([first[:, None] + steps, second[:, None] + steps], dim=1)).clamp(max=length - 1)
+    places = (start[:, None] + torch.cat([first[:, None] + steps, second[:, None] + steps], dim=1)).clamp(
+        max=length - 1
+    )
     keys = (~measured).int().argsort(dim=1, stable=True).gather(1, places)
     same = torch.arange(length).expand(batch, -1)
     order = same.scatter(1, keys, keys.roll(size, 1)).where(long_enough[:, None], same)
@@ -150,11 +152,10 @@ def covariances(swap: Swap, scores: Scores, after: Scores) -> Sums:
     size, key_norm = keys.shape[1] // 2, block_keys[0].square().sum((2, 3))
     total = torch.zeros(len(Sums._fields), batch, heads, dtype=torch.float64, device=device)
     step = max(1, ELEMENTS // (heads * max(keys.numel(), 0 if scores.bias is None else n)))
-    for queries in seen.any(0).nonzero()[:, 0].split(step):
+    used = seen.any(0).nonzero()[:, 0]
+    for queries in used.split(step) if len(used) else ():
         valid = seen[:, None, queries, None]
-        a, b = (
-            _centred(one, queries, keys, k) * valid for one, k in zip((scores, after), block_keys, strict=True)
-        )
+        a, b = (_centred(one, queries, keys, k) * valid for one, k in zip((scores, after), block_keys, strict=True))
         query_norm = ((scores.factor * scores.q[:, :, queries].double()) * valid).square().sum((2, 3))
         sums = Sums(
             same_position=(a * b).sum((2, 3)),

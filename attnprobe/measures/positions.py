@@ -194,9 +194,33 @@ def positions(
     - ``qk_eigenvalue_positivity``: sum of the real parts over the sum of the absolute values of the eigenvalues of M,
       -1 to 1, 0 on average for random maps (for M what the copying score of Elhage et al. 2021 is for values).
 
-    Permuted positions do not change weights, so *initial* is the only null of these numbers. M has neither the gain of
-    the norm before attention nor the biases of the maps. With a rotary encoding M is the map at offset 0; at offset o
-    it is $W_Q R_o W_K^T$, of which these numbers say nothing.
+    Permuted positions do not change weights, so *initial* is the only null of the numbers of the weights. M has neither
+    the gain of the norm before attention nor the biases of the maps. With a rotary encoding M is the map at offset 0;
+    at offset o it is $W_Q R_o W_K^T$, of which these numbers say nothing.
+
+    Dependence of the scores on the position or on the token of the key, from a second forward pass in which two blocks
+    of m consecutive tokens, drawn for each sequence, change places (m = n / 8, but at least 2; 1 if n < 5):
+
+    - ``positional_score``: correlation of the scores $s'_{ij}$ of this pass with $s_{ij}$,
+      $\sum \hat s_{ij} \hat s'_{ij} / \sqrt{\sum \hat s_{ij}^2 \sum \hat s'^2_{ij}}$, 1 if scores stay at their
+      positions;
+    - ``symbolic_score``: the same with $s'_{i \pi(j)}$ in place of $s'_{ij}$, where $\pi(j)$ is the new position of the
+      token of key j: 1 if scores move with the tokens.
+
+    The sums are over the 2 m keys of the blocks, queries outside of the blocks that see all of them, and sequences;
+    $\hat s$ is centred over the 2 m keys. The definitions are those of Urrutia et al. (2025, arXiv:2511.11579): a head
+    is positional (symbolic) if its scores are invariant (equivariant) under permutations of the keys' contents, and
+    both only if the scores of all keys are equal. This estimate is ours.
+
+    If a share p of the score variance depends only on the position and the rest only on the token, and neither has
+    further structure, the values are p - (1 - p) / (2 m - 1) and 1 - p - p / (2 m - 1), so that each is -1 / (2 m - 1)
+    if the scores depend only on the other. The symbolic score of a positional head is lower if its scores differ mainly
+    between the blocks, as with proximity. Both are 0 if the scores after the swap are unrelated to those before. In
+    deeper layers keys and queries have seen the swapped context, so that neither number has to reach 1.
+
+    The intervals are t-intervals with the jackknife error over sequences. *initial* is the only null: permuted
+    positions leave a positional head positional. With sliding windows, n is the number of tokens that all see each
+    other in the layer with the smallest one.
 
     ``objective``, ``train_accuracy`` and ``test_accuracy`` (no dims) describe the checkpoint.
 
@@ -215,9 +239,9 @@ def positions(
     train, objective = request.probe.task.train, request.probe.objectives[0]
     rows = np.unique(request.rows % len(train))
     measured_conditions: list[tuple[Network, Means, np.ndarray | None]] = []
-    pools: list[Pool | None] = []
+    pools: list[Pool] = []
     uniform = torch.from_numpy(numpy_generator(seed, "positions block_swap").random((request.sequences, 3)))
-    windows = [limit for limit in network.shape.windows if limit is not None]
+    smallest = min((limit for limit in network.shape.windows if limit is not None), default=None)
     # For causal attention, and inputs that are not tokens, the scores are permuted instead of the inputs.
     permutes_inputs = _reorderable(network)
 
@@ -235,7 +259,7 @@ def positions(
                 batches = (permuted_inputs(batch, condition.order) for _, batch in chunks(train, rows, network))
                 means_by_draw[condition.draw] = means(network, batches, objective)
                 measured_conditions.append((network, means_by_draw[condition.draw], condition.order))
-                pools.append(pool if condition.order is None else None)
+                pools.append(pool if condition.order is None else Pool())
             return means_by_draw[condition.draw]
 
         def compute(sample: Sample, targets: Sequence[Target]) -> None:
@@ -251,10 +275,7 @@ def positions(
 
     def add_covariances(pool: Pool, network: Network, sample: Sample, scores: Mapping[int, Scores]) -> None:
         measured = measured_tokens(network, request.probe.task.test, request.rows[sample.rows])[:, : sample.length]
-        shape = network.shape
-        swap = draw_swap(
-            torch.from_numpy(measured), uniform[sample.rows], shape.causal, min(windows) if windows else None
-        )
+        swap = draw_swap(torch.from_numpy(measured), uniform[sample.rows], network.shape.causal, smallest)
         swapped = block_swap.swapped(network, sample.batch, swap)
         if swapped is not None:
             read(
@@ -326,7 +347,7 @@ def positions(
         ),
         Reason(
             "positional_score_null symbolic_score_null",
-            "permuting positions leaves a positional head positional and a symbolic head symbolic",
+            "permuted positions leave a positional head positional and a symbolic head symbolic",
             lambda measured, name: measured["null"] == "permuted",
         ),
         Reason(
@@ -386,12 +407,11 @@ def _with_nulls(conditions: Sequence[dict[str, xr.Variable]], null_kinds: int) -
     return variables
 
 
-def _swap_scores(pools: Sequence[Pool | None], level: float) -> list[dict[str, xr.Variable]]:
-    """Return positional and symbolic scores under each condition; NaN without a pool."""
-    by_condition = [None if pool is None else pool.variables(level) for pool in pools]
-    measured = by_condition[0] or {}
+def _swap_scores(pools: Sequence[Pool], level: float) -> list[dict[str, xr.Variable]]:
+    """Return positional and symbolic scores under each condition; NaN for nulls without any sums."""
+    measured = pools[0].variables(level)
     missing = {name: array.copy(data=np.full(array.shape, np.nan)) for name, array in measured.items()}
-    return [variables or missing for variables in by_condition]
+    return [measured, *(pool.variables(level) if pool.by_layer else missing for pool in pools[1:])]
 
 
 NULLED = {
