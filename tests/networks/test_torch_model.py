@@ -401,6 +401,8 @@ def test_without_labels_edited_predictions_are_compared_with_unedited_ones():
 def test_images_have_no_positional_and_symbolic_scores():
     """Their pixels are not the tokens that attend."""
     model, inputs = family("vit")
+    model = copy.deepcopy(model)
+    model.set_attn_implementation("sdpa")
     result = ap.positions(network(model, inputs, reference=inputs), **FEW)
     left_out = json.loads(result.attrs["left_out"])
     assert "not those of the measured tokens" in left_out["positional_score symbolic_score"]
