@@ -229,12 +229,18 @@ def test_scores_that_are_the_same_for_all_keys_are_undefined():
     def equal(model):
         model.embed.weight[:] = model.embed.weight[0].clone()
 
-    # the mean of six equal numbers is not exact
-    data = DataSpec(n=24, inputs="tokens", classes=2, vocabulary=6)
-    result = positions(checkpoint(data, position="none", edit=equal), **FEW)
+    result = positions(checkpoint(position="none", edit=equal), **FEW)
     for name in NAMES:
         assert result[name].isnull().all() and result[f"{name}_interval"].isnull().all()
         assert (reasons(result)[name] == "all scores of each query are equal").all()
+
+
+def test_differences_that_are_rounding_errors_are_none():
+    q, k = torch.randn(2, 5, 2, N, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    swap, pool = draw_swap(torch.ones(5, N, dtype=torch.bool), draws(5), causal=False, window=None), Pool()
+    k = 1000 + k * torch.tensor([1e-10, 1.0], dtype=torch.float64)[:, None, None]  # one factor per head
+    pool.add(0, covariances(swap, Scores(q, k), Scores(q, k)))
+    assert np.isnan(pool.variables(0.95)["positional_score"].values).tolist() == [[True, False]]
 
 
 def test_the_swapped_batch_has_the_tokens_of_the_order():
