@@ -13,6 +13,7 @@ with sums over keys, queries and sequences, scores centred over the 2 m keys, an
 the swap.
 """
 
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -35,7 +36,7 @@ from attnprobe.training.objectives import Batch
 SHARE = 8
 """A block has one of this many tokens of a sequence."""
 ELEMENTS = 2**20
-"""Maximum number of scores per block of queries."""
+"""Maximum number of scores that are held at a time."""
 
 NUMBERS = [
     Number(
@@ -141,32 +142,50 @@ def swapped(network: Network, batch: Batch, swap: Swap) -> tuple[Network, Batch]
 
 
 def covariances(swap: Swap, scores: Scores, after: Scores) -> Sums:
-    """Return sums for the scores before and after a swap, in float64 on the CPU.
+    r"""Return sums for the scores before and after a swap, in float64 on the CPU.
 
-    The scores of the blocks are computed for some queries at a time.
+    Without bias they are computed from products $\langle Q_a^\top Q_b, \hat K_a^\top \hat K_b \rangle$, else from the
+    scores of the blocks, for some queries at a time.
     """
-    (batch, heads, n), device = scores.shape, scores.q.device
+    both, device = (scores, after), scores.q.device
     keys, seen = swap.keys.to(device), _queries(swap, scores).to(device)
-    at_keys = keys[:, None, :, None].expand(-1, heads, -1, scores.q.shape[-1])
-    block_keys = [one.k.double().gather(2, at_keys) for one in (scores, after)]
-    size, key_norm = keys.shape[1] // 2, block_keys[0].square().sum((2, 3))
-    total = torch.zeros(len(Sums._fields), batch, heads, dtype=torch.float64, device=device)
-    step = max(1, ELEMENTS // (heads * max(keys.numel(), 0 if scores.bias is None else n)))
+    at_keys = keys[:, None, :, None].expand(-1, scores.shape[1], -1, scores.q.shape[-1])
+    q = [one.factor * one.q.double() * seen[:, None, :, None] for one in both]
+    k = [one.k.double().gather(2, at_keys) for one in both]
+    scale = q[0].square().sum((2, 3)) * k[0].square().sum((2, 3))
+    k = [x - x.mean(2, keepdim=True) for x in k]
+    if scores.bias is None:
+        sums = _sums_of_products(q, k)
+    else:
+        sums = _sums_of_blocks(q, k, [_bias_of_keys(one, keys) for one in both], seen)
+    queries = seen.sum(1)[:, None].expand_as(scale)
+    return Sums(*(x.cpu() for x in (*sums, scale, queries.double())))
+
+
+def _sums_of_products(q: Sequence[Tensor], k: Sequence[Tensor]) -> Iterator[Float[Tensor, "batch head"]]:
+    """Yield the first four `Sums` for queries and centred keys."""
+    moved = k[1].roll(k[1].shape[2] // 2, 2)
+    for i, j, other in ((0, 1, k[1]), (0, 1, moved), (0, 0, k[0]), (1, 1, k[1])):
+        yield ((q[i].mT @ q[j]) * (k[i].mT @ other)).sum((-2, -1))
+
+
+def _sums_of_blocks(
+    q: Sequence[Tensor],
+    k: Sequence[Tensor],
+    biases: Sequence[Callable[[Tensor], Tensor]],
+    seen: Bool[Tensor, "batch token"],
+) -> Float[Tensor, "sum batch head"]:
+    """Return the first four `Sums` for queries, centred keys and biases."""
+    batch, heads, n, _ = q[0].shape
+    total = q[0].new_zeros(4, batch, heads)
     used = seen.any(0).nonzero()[:, 0]
+    step = max(1, ELEMENTS // (heads * max(batch * k[0].shape[2], n)))
     for queries in used.split(step) if len(used) else ():
         valid = seen[:, None, queries, None]
-        a, b = (_centred(one, queries, keys, k) * valid for one, k in zip((scores, after), block_keys, strict=True))
-        query_norm = ((scores.factor * scores.q[:, :, queries].double()) * valid).square().sum((2, 3))
-        sums = Sums(
-            same_position=(a * b).sum((2, 3)),
-            same_token=(a * b.roll(size, -1)).sum((2, 3)),
-            variance=a.square().sum((2, 3)),
-            variance_after=b.square().sum((2, 3)),
-            scale=query_norm * key_norm,
-            queries=valid.sum((2, 3)).expand(-1, heads),
-        )
-        total += torch.stack(sums)
-    return Sums(*total.cpu())
+        a, b = (x[:, :, queries] @ y.mT + bias(queries) * valid for x, y, bias in zip(q, k, biases, strict=True))
+        pairs = (a * b, a * b.roll(k[0].shape[2] // 2, -1), a.square(), b.square())
+        total += torch.stack([x.sum((2, 3)) for x in pairs])
+    return total
 
 
 def _queries(swap: Swap, scores: Scores) -> Bool[Tensor, "batch token"]:
@@ -179,16 +198,16 @@ def _queries(swap: Swap, scores: Scores) -> Bool[Tensor, "batch token"]:
     return seen & (last - query <= scores.window) & (query - first <= scores.window)
 
 
-def _centred(
-    scores: Scores, queries: Int[Tensor, " query"], keys: Int[Tensor, "batch key"], block_keys: Tensor
-) -> Float[Tensor, "batch head query key"]:
-    """Return the scores of some queries with the keys of the blocks, centred over these keys, in float64."""
-    product = (scores.factor * scores.q[:, :, queries]).double() @ block_keys.double().mT
-    if scores.bias is not None:
-        n = torch.arange(scores.shape[2], device=keys.device)
-        bias = bias_of_pairs(scores.bias.double(), scores.sides, queries, n)
-        product = product + bias[:, :, keys].permute(2, 0, 1, 3)
-    return product - product.mean(-1, keepdim=True)
+def _bias_of_keys(scores: Scores, keys: Int[Tensor, "batch key"]) -> Callable[[Tensor], Tensor]:
+    """Return a function from queries to their centred bias with the keys of the blocks, [batch, head, query, key]."""
+    assert scores.bias is not None
+    bias, tokens = scores.bias.double(), torch.arange(scores.shape[2], device=keys.device)
+
+    def centred(queries: Int[Tensor, " query"]) -> Tensor:
+        of_keys = bias_of_pairs(bias, scores.sides, queries, tokens)[:, :, keys].permute(2, 0, 1, 3)
+        return of_keys - of_keys.mean(-1, keepdim=True)
+
+    return centred
 
 
 # --- pooled over sequences
