@@ -67,7 +67,13 @@ def test_a_former_sweep_with_its_runs_and_checkpoints_loads(former, tmp_path):
 
 ADDED = {
     "proximity": ("query_key_nmi", "sink_rate", "any_sink_rate", "previous_token", "duplicate_token", "induction"),
-    "positions": ("qk_symmetry", "qk_directionality", "qk_eigenvalue_positivity"),
+    "positions": (
+        "qk_symmetry",
+        "qk_directionality",
+        "qk_eigenvalue_positivity",
+        "positional_score",
+        "symbolic_score",
+    ),
     "gradients": (),
     "interventions": (),
 }

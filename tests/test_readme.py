@@ -72,7 +72,7 @@ def test_links_lead_somewhere(path):
 
 
 @pytest.mark.parametrize(
-    ("measure", "title", "count"), [("proximity", "What proximity measures", 14), ("positions", "Positions", 3)]
+    ("measure", "title", "count"), [("proximity", "What proximity measures", 14), ("positions", "Positions", 5)]
 )
 def test_every_number_in_the_table_is_a_variable_of_the_result(spt_run, measure, title, count):
     result = getattr(ap, measure)(spt_run.checkpoints[-1], sequences=4)

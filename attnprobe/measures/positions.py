@@ -10,6 +10,8 @@ import torch
 import xarray as xr
 from torch import Tensor
 
+from attnprobe.measures import block_swap
+from attnprobe.measures.block_swap import Pool, covariances, draw_swap
 from attnprobe.measures.driver import (
     Compute,
     Condition,
@@ -25,6 +27,7 @@ from attnprobe.measures.driver import (
     geometry_of,
     labelled,
     mean_over_shared,
+    measured_tokens,
     over_sequences,
     result,
     undefined,
@@ -33,7 +36,8 @@ from attnprobe.measures.driver import (
 )
 from attnprobe.measures.proximity import CONSTANT
 from attnprobe.measures.terms import TERMS, Means, Parts, mean_position_parts, means, visit_parts
-from attnprobe.networks.base import AddsPositions, KnowsMaps, KnowsPositions, Network
+from attnprobe.networks.base import AddsPositions, KnowsMaps, KnowsPositions, Network, read
+from attnprobe.randomness import numpy_generator
 from attnprobe.results import Reason, variable
 from attnprobe.scores import Scores, bias_of_pairs
 from attnprobe.statistics import covariance, score_statistics
@@ -57,7 +61,7 @@ COMPONENTS = 4
 
 TABLE = (
     "variance_share proximity_contrast toeplitz_share grid_proximity_contrast qk_effective_rank qk_symmetry "
-    "qk_directionality qk_eigenvalue_positivity"
+    "qk_directionality qk_eigenvalue_positivity positional_score symbolic_score"
 )
 """Variables that the command prints for each head."""
 
@@ -190,9 +194,33 @@ def positions(
     - ``qk_eigenvalue_positivity``: sum of the real parts over the sum of the absolute values of the eigenvalues of M,
       -1 to 1, 0 on average for random maps (for M what the copying score of Elhage et al. 2021 is for values).
 
-    Permuted positions do not change weights, so *initial* is the only null of these numbers. M has neither the gain of
-    the norm before attention nor the biases of the maps. With a rotary encoding M is the map at offset 0; at offset o
-    it is $W_Q R_o W_K^T$, of which these numbers say nothing.
+    Permuted positions do not change weights, so *initial* is the only null of the numbers of the weights. M has neither
+    the gain of the norm before attention nor the biases of the maps. With a rotary encoding M is the map at offset 0;
+    at offset o it is $W_Q R_o W_K^T$, of which these numbers say nothing.
+
+    Dependence of the scores on the position or on the token of the key, from a second forward pass in which two blocks
+    of m consecutive tokens, drawn for each sequence, change places (m = n / 8, but at least 2; 1 if n < 5):
+
+    - ``positional_score``: correlation of the scores $s'_{ij}$ of this pass with $s_{ij}$,
+      $\sum \hat s_{ij} \hat s'_{ij} / \sqrt{\sum \hat s_{ij}^2 \sum \hat s'^2_{ij}}$, 1 if scores stay at their
+      positions;
+    - ``symbolic_score``: the same with $s'_{i \pi(j)}$ in place of $s'_{ij}$, where $\pi(j)$ is the new position of the
+      token of key j: 1 if scores move with the tokens.
+
+    The sums are over the 2 m keys of the blocks, queries outside of the blocks that see all of them, and sequences;
+    $\hat s$ is centred over the 2 m keys. The definitions are those of Urrutia et al. (2025, arXiv:2511.11579): a head
+    is positional (symbolic) if its scores are invariant (equivariant) under permutations of the keys' contents, and
+    both only if the scores of all keys are equal. This estimate is ours.
+
+    If a share p of the score variance depends only on the position and the rest only on the token, and neither has
+    further structure, the values are p - (1 - p) / (2 m - 1) and 1 - p - p / (2 m - 1), so that each is -1 / (2 m - 1)
+    if the scores depend only on the other. The symbolic score of a positional head is lower if its scores differ mainly
+    between the blocks, as with proximity. Both are 0 if the scores after the swap are unrelated to those before. In
+    deeper layers keys and queries have seen the swapped context, so that neither number has to reach 1.
+
+    The intervals are t-intervals with the jackknife error over sequences. *initial* is the only null: permuted
+    positions leave a positional head positional. With sliding windows, n is the number of tokens that all see each
+    other in the layer with the smallest one.
 
     ``objective``, ``train_accuracy`` and ``test_accuracy`` (no dims) describe the checkpoint.
 
@@ -211,6 +239,9 @@ def positions(
     train, objective = request.probe.task.train, request.probe.objectives[0]
     rows = np.unique(request.rows % len(train))
     measured_conditions: list[tuple[Network, Means, np.ndarray | None]] = []
+    pools: list[Pool] = []
+    uniform = torch.from_numpy(numpy_generator(seed, "positions block_swap").random((request.sequences, 3)))
+    smallest = min((limit for limit in network.shape.windows if limit is not None), default=None)
     # For causal attention, and inputs that are not tokens, the scores are permuted instead of the inputs.
     permutes_inputs = _reorderable(network)
 
@@ -221,23 +252,40 @@ def positions(
 
     def prepare(network: Network) -> Compute:
         means_by_draw: dict[int | None, Means] = {}
+        pool = Pool()
 
         def means_under(condition: Condition) -> Means:
             if condition.draw not in means_by_draw:
                 batches = (permuted_inputs(batch, condition.order) for _, batch in chunks(train, rows, network))
                 means_by_draw[condition.draw] = means(network, batches, objective)
                 measured_conditions.append((network, means_by_draw[condition.draw], condition.order))
+                pools.append(pool if condition.order is None else Pool())
             return means_by_draw[condition.draw]
 
         def compute(sample: Sample, targets: Sequence[Target]) -> None:
             for target in targets:
-                add_layer = functools.partial(add_statistics, sample, target)
+                scores: dict[int, Scores] = {}
+                add_layer = functools.partial(add_statistics, sample, target, scores)
                 inputs = permuted_inputs(sample.batch, target.condition.order)
                 visit_parts(network, inputs, means_under(target.condition), add_layer, objective)
+                if target.condition.order is None:
+                    add_covariances(pool, network, sample, scores)
 
         return compute
 
-    def add_statistics(sample: Sample, target: Target, layer: int, parts: Parts) -> None:
+    def add_covariances(pool: Pool, network: Network, sample: Sample, scores: Mapping[int, Scores]) -> None:
+        measured = measured_tokens(network, request.probe.task.test, request.rows[sample.rows])[:, : sample.length]
+        swap = draw_swap(torch.from_numpy(measured), uniform[sample.rows], network.shape.causal, smallest)
+        swapped = block_swap.swapped(network, sample.batch, swap)
+        if swapped is not None:
+            read(
+                *swapped,
+                objective,
+                lambda heads: pool.add(heads.layer, covariances(swap, scores[heads.layer], heads.scores)),
+            )
+
+    def add_statistics(sample: Sample, target: Target, scores: dict[int, Scores], layer: int, parts: Parts) -> None:
+        scores[layer] = parts.scores
         order = target.order if target.order is None or not permutes_inputs else target.order.argsort()
         for prefix, values in _statistics(parts, views_by_prefix, window, order).items():
             if sample.length > sample.shortest or parts.scores.real is not None:
@@ -263,6 +311,8 @@ def positions(
             variables |= labelled(number, prefix + number.name, axes, tallies, (prefix, number.name), level)
     for compute_properties in (_position_term, _circuit, _pairs):
         variables |= _with_nulls([compute_properties(*condition) for condition in measured_conditions], len(draws))
+    if pools[0].by_layer:
+        variables |= _with_nulls(_swap_scores(pools, level), len(draws))
     n = network.shape.n
     edges = np.linspace(0, n, min(n, BINS) + 1).round()
     centres = (edges[1:] + edges[:-1] - 1) / 2
@@ -277,6 +327,8 @@ def positions(
     if not isinstance(network, KnowsMaps):
         left_out["qk_*"] = "the network does not expose query and key maps"
     first_is_exact = bool(measured_conditions[0][1].first)
+    if not pools[0].by_layer:
+        left_out["positional_score symbolic_score"] = "the inputs of the network are not those of the measured tokens"
     encoding = network.encoding if isinstance(network, KnowsPositions) else "unknown"
     if encoding == "unknown":
         layers = "deeper layers" if first_is_exact else "all layers"
@@ -293,8 +345,18 @@ def positions(
             "permuting positions does not change the weights",
             lambda measured, name: measured["null"] == "permuted",
         ),
+        Reason(
+            "positional_score_null symbolic_score_null",
+            "permuted positions leave a positional head positional and a symbolic head symbolic",
+            lambda measured, name: measured["null"] == "permuted",
+        ),
+        Reason(
+            "positional_score symbolic_score",
+            "no query sees two blocks of keys, or the sequences are too short",
+            lambda measured, name: xr.DataArray(pools[0].without_queries, dims="layer"),
+        ),
         *contrast_reasons(request, window),
-        *default_reasons([*NUMBERS, *(number for number, _ in OF_MAPS)]),
+        *default_reasons([*NUMBERS, *block_swap.NUMBERS, *(number for number, _ in OF_MAPS)]),
         Reason("*_query_vector *_key_vector", f"only the first {COMPONENTS} components are kept"),
         Reason("qk_effective_rank", "the query-key map is 0"),
         Reason("pair_amplitude pair_offset", "the frequencies are those of position vectors, which enter layer 0"),
@@ -345,6 +407,13 @@ def _with_nulls(conditions: Sequence[dict[str, xr.Variable]], null_kinds: int) -
     return variables
 
 
+def _swap_scores(pools: Sequence[Pool], level: float) -> list[dict[str, xr.Variable]]:
+    """Return positional and symbolic scores under each condition; NaN for nulls without any sums."""
+    measured = pools[0].variables(level)
+    missing = {name: array.copy(data=np.full(array.shape, np.nan)) for name, array in measured.items()}
+    return [measured, *(pool.variables(level) if pool.by_layer else missing for pool in pools[1:])]
+
+
 NULLED = {
     "wave_amplitude",
     "position_singular_value",
@@ -353,8 +422,9 @@ NULLED = {
     "qk_singular_value",
     "qk_effective_rank",
     *(number.name for number, _ in OF_MAPS),
+    *(number.name for number in block_swap.NUMBERS),
 }
-"""Properties of the mean position parts and of the weights that have nulls."""
+"""Variables that have nulls, other than means over sequences."""
 
 
 def _position_term(network: Network, data_means: Means, order: np.ndarray | None) -> dict[str, xr.Variable]:

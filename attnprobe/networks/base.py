@@ -7,7 +7,7 @@ three purposes:
 - *differentiate*: make z a leaf and compute the gradient of a loss with respect to it (`differentiate`);
 - *edit*: return another z.
 
-Optional capabilities are separate protocols (`LeavesOut`, `KnowsTokens`, `KnowsPositions`, `AddsPositions`,
+Optional capabilities are separate protocols (`LeavesOut`, `KnowsTokens`, `Reorders`, `KnowsPositions`, `AddsPositions`,
 `KnowsMaps`, `Resumes`, `Fits`, `Swaps`, `Doubles`). A measure checks for them with ``isinstance``; it omits variables
 that need a missing capability and lists them in its result.
 """
@@ -116,6 +116,18 @@ class KnowsTokens(Protocol):
 
     def token_ids(self, batch: Batch) -> Int[Tensor, "batch token"] | None:
         """Return the ids of the tokens, without prefix and suffix, or None if the network reads no ids."""
+        ...
+
+
+@runtime_checkable
+class Reorders(Protocol):
+    """Network of other inputs than one per token, which may run with its tokens in another order."""
+
+    def reordered(self, batch: Batch, order: Int[Tensor, "batch token"]) -> "Network | None":
+        """Return the network that has token ``order[b, p]`` at position p in sequence b of a batch.
+
+        Prefix and suffix stay. Returns None if the inputs of the network are not those of the measured tokens.
+        """
         ...
 
 

@@ -144,6 +144,16 @@ class TorchModel:
         rows, prefix = batch.inputs[:, 0].to(ids.device), self.special.prefix
         return ids[rows, prefix : prefix + batch.inputs.shape[1]].long()
 
+    def reordered(self, batch: Batch, order: Tensor) -> "TorchModel | None":
+        """Return the model with the ids of the rows of a batch in another order, or None without `token_ids`."""
+        ids = self.token_ids(batch)
+        if ids is None:
+            return None
+        name = "input_ids" if not self.rows.positional else next(iter(self.rows.tensors))
+        tensor, rows, start = self.rows.tensors[name].clone(), batch.inputs[:, 0].cpu(), self.special.prefix
+        tensor[rows, start : start + ids.shape[1]] = ids.cpu().gather(1, order).to(tensor.dtype)
+        return replace(self, rows=replace(self.rows, tensors={**self.rows.tensors, name: tensor}))
+
     def layer_bias(self, layer: int) -> Tensor | None:
         """Return the bias between n tokens at their offsets, [head, offset], in a layer."""
         bias = self.biases[layer]

@@ -152,7 +152,7 @@ def test_measured_values_and_nulls_have_the_same_noise(position):
     ckpt = checkpoint(n_layers=2, position=position)
     ckpt.__dict__["model"] = untrained(probe(ckpt).network, 0, 1).model
     result = positions(ckpt, **FEW)
-    for name in ("position_singular_value", "wave_amplitude"):
+    for name in ("position_singular_value", "wave_amplitude", "positional_score", "symbolic_score"):
         null = result[f"{name}_null"].sel(null="initial", draw=1)
         np.testing.assert_allclose(null, result[name], rtol=1e-6, atol=1e-12)
 

@@ -13,10 +13,12 @@ import transformers as tf
 import attnprobe as ap
 from attnprobe.errors import UsageError
 from attnprobe.measures import edits
+from attnprobe.measures.block_swap import draw_swap
 from attnprobe.measures.driver import masked_tokens
 from attnprobe.measures.terms import means
 from attnprobe.networks.base import read
 from attnprobe.networks.torch_model import network
+from attnprobe.randomness import numpy_generator
 from attnprobe.scores import Heads, Scores
 from attnprobe.statistics import gradient_statistics, pattern_statistics, score_statistics
 from attnprobe.tables import EDITS
@@ -151,6 +153,37 @@ def test_terms_of_sentence_pairs_add_up_to_the_score(bert):
     assert result["variance_share"].sum("term").values == pytest.approx(1, abs=1e-9)
     for name in ("score_by_offset", "proximity_contrast"):
         np.testing.assert_allclose(result[name].sum("term"), proximity[name], rtol=1e-8, atol=1e-10, err_msg=name)
+
+
+def test_positional_and_symbolic_scores_are_those_of_eager_attention(bert):
+    """Ids change places among the measured tokens; special tokens and token types stay."""
+    model, inputs, probe = bert
+    result, measured = ap.positions(probe, **FEW), measured_tokens()
+    uniform = torch.from_numpy(numpy_generator(0, "positions block_swap").random((6, 3)))
+    swaps = []
+    for length, row, numbers in zip((LENGTHS - 2).tolist(), measured, uniform, strict=True):
+        swaps.append(draw_swap(row[None, :length], numbers[None], causal=False, window=None))
+    swapped = {**inputs, "input_ids": inputs["input_ids"].clone()}
+    for row, swap in enumerate(swaps):
+        order = swap.order[0] + 1
+        assert (inputs["input_ids"][row, order] == SEP).sum() == 1  # that between the sentences
+        assert not order.equal(torch.arange(1, len(order) + 1))
+        swapped["input_ids"][row, 1 : len(order) + 1] = inputs["input_ids"][row, order]
+    before, after = (attentions(model, x).clamp(min=1e-300).log() for x in (inputs, swapped))
+    sums = torch.zeros(2, 2, 4, dtype=torch.float64)  # [layer, head, sum]
+    for row, swap in enumerate(swaps):
+        queries, keys = swap.queries[0].nonzero()[:, 0], swap.keys[0]
+        partners = keys.roll(len(keys) // 2)
+        a, same_position, same_token = (
+            x[:, row][:, :, queries[:, None], places]
+            for x, places in ((before, keys), (after, keys), (after, partners))
+        )
+        a, same_position, same_token = (x - x.mean(-1, keepdim=True) for x in (a, same_position, same_token))
+        pairs = ((a, same_position), (a, same_token), (a, a), (same_position, same_position))
+        sums += torch.stack([(x * y).sum((-2, -1)) for x, y in pairs], -1)
+    expected = sums[..., :2] / (sums[..., 2] * sums[..., 3]).sqrt()[..., None]
+    for i, name in enumerate(("positional_score", "symbolic_score")):
+        np.testing.assert_allclose(result[name], expected[..., i], rtol=1e-7, atol=1e-9)
 
 
 def test_means_are_over_measured_tokens(bert):

@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import json
 import shutil
 
 import families
@@ -118,6 +119,8 @@ def test_positions_of_a_model_that_does_not_show_its_encoding_add_up_to_the_scor
         for name in ("variance_share", "score_by_offset", "position_score"):
             np.testing.assert_allclose(result[name][0], inside[name][0], rtol=1e-3, atol=1e-6, err_msg=name)
     assert result["variance_share"].sum("term").values == pytest.approx(1, abs=1e-6)
+    for name in ("positional_score", "symbolic_score", "symbolic_score_interval"):
+        np.testing.assert_allclose(result[name], ap.positions(ckpt, **FEW)[name], rtol=1e-3, atol=1e-5, err_msg=name)
     proximity = ap.proximity(outside, **FEW)
     total = result["proximity_contrast"].sum("term")
     np.testing.assert_allclose(total, proximity["proximity_contrast"], rtol=1e-4, atol=1e-6)
@@ -395,6 +398,17 @@ def test_without_labels_edited_predictions_are_compared_with_unedited_ones():
     assert "KL divergence" in result["loss"].attrs["long_name"]
 
 
+def test_images_have_no_positional_and_symbolic_scores():
+    """Their pixels are not the tokens that attend."""
+    model, inputs = family("vit")
+    model = copy.deepcopy(model)
+    model.set_attn_implementation("sdpa")
+    result = ap.positions(network(model, inputs, reference=inputs), **FEW)
+    left_out = json.loads(result.attrs["left_out"])
+    assert "not those of the measured tokens" in left_out["positional_score symbolic_score"]
+    assert not any(name.startswith(("positional_score", "symbolic_score")) for name in result)
+
+
 WINDOWED = {"modernbert": 3, "mistral": 4}
 """Sliding windows of the second layer: the largest visible distance."""
 
@@ -410,6 +424,8 @@ def test_measures_of_sliding_window_attention(name):
     few = {"sequences": 6, "nulls": 0}
     proximity, positions = ap.proximity(probe, **few), ap.positions(probe, **few)
     assert positions["variance_share"].sum("term").values == pytest.approx(1, abs=1e-6)
+    # The blocks are so close that a query of the layer with the window sees both.
+    assert positions[["positional_score", "symbolic_score"]].notnull().to_array().all()
     total = positions["proximity_contrast"].sum("term")
     np.testing.assert_allclose(total, proximity["proximity_contrast"], rtol=1e-4, atol=1e-6)
     offset = torch.arange(N) - torch.arange(N)[:, None]
