@@ -23,7 +23,7 @@ steps as well (a quarter of them: gain in training accuracy +0.59); the first fo
 Added after the first results, without counting: the search at depth 6.
 
 Command: python analyses/run.py claim2_not_depth_not_generalisation
-Cost: 163 runs, about 65 minutes on two cores, a third of it for depth and a third for four times the steps.
+Cost: 153 runs, about 65 minutes on two cores, a third of it for depth and a third for four times the steps.
 """
 
 import json
@@ -223,21 +223,28 @@ def conclude(result: xr.Dataset) -> Conclusion:
 
 
 def draw(result: xr.Dataset) -> Figure:
-    """Draw training and test accuracy of both recipes by depth, by steps for each size, and by number of images."""
-    tasks = json.loads(result.attrs["tasks"])
-    panels = [("depth", "depth", result, tasks["depth"])]
-    panels += [
-        ("surface", "times", result.sel(size=size), f"{float(size):,.0f} sequences") for size in result["size"].values
-    ]
-    panels += [("images", "images", result, tasks["images"])] if "images" in result.dims else []
+    """Draw training and test accuracy of both recipes by depth, by number of images, and by steps for each size."""
+    tasks, sizes = json.loads(result.attrs["tasks"]), result["size"].values
     with paper():
-        figure = Page(figsize=(WIDTH, 2.0))
-        axes = figure.subplots(1, len(panels), sharey=True)
-        for letter, axis, (name, over, selected, title) in zip("abcdefgh", axes, panels, strict=False):
+        figure = Page(figsize=(WIDTH, 3.6))
+        upper, lower = figure.subfigures(2, 1)
+        single = [name for name in ("depth", "images") if name in result.dims]
+        columns = max(len(sizes), len(single) + 1)
+        top, bottom = (part.subplots(1, columns, sharey=True) for part in (upper, lower))
+        panels = [(axis, name, name, result, tasks[name]) for axis, name in zip(top, single, strict=False)]
+        panels += [
+            (axis, "surface", "times", result.sel(size=size), f"pairs, {float(size):,.0f} sequences")
+            for axis, size in zip(bottom, sizes, strict=False)
+        ]
+        for letter, (axis, name, over, selected, title) in zip("abcdefgh", panels, strict=False):
             _panel(axis, selected, name, over)
-            axis.set_title(f"$\\bf{{{letter}}}$  {title}", loc="left")
-        axes[0].set(ylabel="accuracy", ylim=(0, 1.04))
-        figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=4)
+            axis.set_title(letter, loc="left", fontweight="bold")
+            axis.set_title(title)
+        for axes, used in ((top, len(single)), (bottom, len(sizes))):
+            axes[0].set(ylabel="accuracy", ylim=(0, 1.04))
+            for axis in axes[used:]:
+                axis.set_axis_off()
+        top[-1].legend(*top[0].get_legend_handles_labels(), loc="center")
     return figure
 
 
@@ -269,9 +276,9 @@ def caption(result: xr.Dataset) -> str:
     """Return the figure's caption."""
     return (
         "Test accuracy (filled, with 95 % t-intervals) and training accuracy (open) of supervised training and of SPT "
-        f"followed by supervised training, means over {result.sizes['seed']} paired seeds. Left: pairs with 500 "
-        "training sequences, by depth (triangle: supervised training with settings searched at that depth). Middle: "
-        "pairs at depth 1, by number of training sequences and of steps, as a multiple of the chosen number. Right: "
-        "digits, by number of training images. Training accuracy is measured on the first 2,000 sequences. Black "
+        f"followed by supervised training, means over {result.sizes['seed']} paired seeds. (a) pairs with 500 "
+        "training sequences, by depth (triangle: supervised training with settings searched at that depth). (b) "
+        "digits, by number of training images. (c) to (e) pairs at depth 1, by number of training sequences and of "
+        "steps. Training accuracy is measured on the first 2,000 sequences. Black "
         "dotted line: chance."
     )
