@@ -590,7 +590,7 @@ def draw_kernels(part: SubFigure, result: xr.Dataset) -> None:
     for panel, axis in enumerate(axes):
         selected, distances = result.isel(task=panel), result["distance"].values
         data = standard(selected["autocovariance"]).mean("seed")
-        axis.fill_between(distances, data.min(), data, color=PERMUTED, alpha=0.5, linewidth=0, label="autocovariance")
+        axis.bar(distances, data - data.min(), 0.8, data.min(), color=PERMUTED, alpha=0.5, label="autocovariance")
         for number, stage in enumerate(STAGES):
             values = standard(selected["kernel"].sel(stage=stage)).transpose("distance", "seed")
             course(axis, distances, values, number, stage)

@@ -39,7 +39,7 @@ LABELS = {
     "seed": "seed",
     "run": "run",
     "offset": "offset: key $-$ query (tokens)",
-    "distance": "distance of query and key (tokens)",
+    "distance": "distance (tokens)",
     "row_offset": "row offset: key $-$ query (pixels)",
     "column_offset": "column offset: key $-$ query (pixels)",
     "term": "term of the score: query-key",
