@@ -391,6 +391,21 @@ def leads(result: xr.Dataset) -> dict[str, Lead]:
     return found
 
 
+def agreement_of(of_task: xr.Dataset) -> str:
+    """Format the agreement of the kernel with the autocovariance after each first stage, and before training."""
+    supervised, masked = (of_task["agreement"].sel(stage=stage) for stage in STAGES[:2])
+    found = {"self-pretraining": masked, "supervised training": supervised}
+    words = ", ".join(f"after {stage} {said(*of_correlations(values))}" for stage, values in found.items())
+    before = said(*of_correlations(of_task["agreement_before"]))
+    return f"correlation of the kernel with the autocovariance of the data {words}, before training {before}"
+
+
+def of_correlations(values: xr.DataArray) -> Interval:
+    """Return the mean of correlations over seeds and its t-interval, both on Fisher's scale and transformed back."""
+    mean, low, high = np.tanh(mean_interval(np.arctanh(np.clip(values, -1 + 1e-9, 1 - 1e-9))))
+    return float(mean), float(low), float(high)
+
+
 def conclude(result: xr.Dataset) -> Conclusion:
     """Apply the rule."""
     lead_of = leads(result)
@@ -416,9 +431,7 @@ def conclude(result: xr.Dataset) -> Conclusion:
                 f"SNR difference {said(*lead.difference)}; log SNR ratio minus that along "
                 + ", along ".join(f"{words} {said(*beyond)}" for words, beyond in lead.beyond.items())
                 + "; fraction of heads that masked reconstruction makes more proximal minus one half "
-                f"{said(*lead.raising)}; correlation of the kernel after self-pretraining with the autocovariance of "
-                f"the data {said(*mean_interval(result['agreement'].sel(task=task, stage=STAGES[1])))}, before "
-                f"training {said(*mean_interval(result['agreement_before'].sel(task=task)))}",
+                f"{said(*lead.raising)}; {agreement_of(result.sel(task=task))}",
             )
             for task, lead in lead_of.items()
         ),

@@ -189,7 +189,10 @@ def make_result(lead=0.5, labels_see=1e-30, exceptions=1e-3, also=(), raised=1.0
 def test_the_verdict_follows_the_rule(options, expected):
     conclusion = claim.conclude(make_result(**options))
     assert conclusion.verdict == expected and conclusion.seeds == len(SEEDS)
-    assert all("autocovariance of the data +1.00 (+1.00 to +1.00)" in part.found for part in conclusion.parts[1:])
+    assert all(
+        "autocovariance of the data after self-pretraining +1.00 (+1.00 to +1.00)" in part.found
+        for part in conclusion.parts[1:]
+    )
     assert all(f"{task} +0." in conclusion.effect or f"{task} -0." in conclusion.effect for task in TASKS)
 
 

@@ -117,7 +117,7 @@ def test_claim_2_repeats_the_supervised_search_at_the_largest_depth():
             return super().train(configs)
 
     found = claim2_not_depth_not_generalisation.study(Watched("quick"))
-    _, tried, chosen = requested
+    *_, tried, chosen = requested
     assert {config.seed for config in tried} == {SEARCHED} and [config.learning_rate for config in tried] == [
         one[0] for one in candidates("supervised")[-2:]
     ]
@@ -128,6 +128,8 @@ def test_claim_2_repeats_the_supervised_search_at_the_largest_depth():
         (best.learning_rate, best.steps, seed) for seed in SEED
     }
     assert float(found["searched_gain"]) == pytest.approx(1000)
+    place = {"recipe": "spt", "size": 1000, "times": 0.5, "seed": 12}
+    assert float(found["surface_test_accuracy"].sel(place)) == 1100
     assert found["searched_test_accuracy"].values.tolist() == [0, 100]
 
 
@@ -170,9 +172,12 @@ def test_claim_5_stores_signals_by_task_stage_step_and_seed():
         return xr.Dataset(found, coordinates, {"sequences": 64})
 
     tasks, seeds, stage = ("pairs", "bigrams"), (12, 11), claim5_blindness.STAGES[1]
-    uniform = claim5_blindness.UNIFORM
     numbers = {(task, seed): 1e4 * (i + 1) + 1e3 * j for i, task in enumerate(tasks) for j, seed in enumerate(seeds)}
-    measured = {(task, uniform, 0, seed): result_with(number, losses) for (task, seed), number in numbers.items()}
+    measured = {
+        (task, name, 0, seed): result_with(number + place / 2, list(of_losses))
+        for (task, seed), number in numbers.items()
+        for place, (name, of_losses) in enumerate(claim5_blindness.UNIFORM.items())
+    }
     measured |= {
         (task, stage, step, seed): result_with(number + 500 + step, ["masked"])
         for (task, seed), number in numbers.items()
@@ -189,11 +194,11 @@ def test_claim_5_stores_signals_by_task_stage_step_and_seed():
     found = xr.Dataset(variables, {name: list(values) for name, values in axes.items()})
     for (task, seed), number in numbers.items():
         for place, direction in enumerate(directions):
-            for offset, loss in ((0, "labels"), (100, "masked")):
+            for offset, loss in ((0, "labels"), (200.5, "one masked"), (200, "masked")):
                 at = {"task": task, "seed": seed, "loss": loss, "direction": direction}
                 assert float(found["snr"].sel(at)) == pytest.approx(number + offset + place)
         for checkpoint, step in enumerate((0, 30)):
             at = {"task": task, "seed": seed, "stage": stage, "checkpoint": checkpoint}
-            masked = number + 500 + step + 100 + directions.index(claim5_blindness.PROXIMITY)
+            masked = number + 500 + step + 200 + directions.index(claim5_blindness.PROXIMITY)
             assert float(found["training_snr"].sel(at)) == pytest.approx(masked)
             assert float(found["training_step"].sel(task=task, stage=stage, checkpoint=checkpoint)) == step
