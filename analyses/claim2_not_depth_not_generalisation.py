@@ -12,18 +12,20 @@ depth 1. At the largest depth, supervised training is searched again in the same
 SPT is not, since it has nothing left to gain.
 
 Rule. *Not depth*: on `pairs`, SPT gains at every depth with those settings. *Not generalisation alone*: at some budget
-supervised training has a lower training accuracy than SPT. *Not fitting alone*: at some budget at which both recipes
-fit, with mean training accuracies above 0.99, SPT has a higher test accuracy. Intervals over paired seeds decide: of
-95 % by depth, and of 95 % over all budgets together (Bonferroni). The claim holds if all three hold, and in part if
-some do.
+supervised training has a lower training accuracy than SPT, both with its own settings and with the learning rate and
+initial weights of SPT. *Not fitting alone*: at some budget at which all of these fit, with mean training accuracies
+above 0.99, SPT has a higher test accuracy than both. Intervals over paired seeds decide: of 95 % by depth, and of 95 %
+over both comparisons at all budgets together (Bonferroni). The claim holds if all three hold, and in part if some do.
 
 As first written, the second part was that SPT has a higher training accuracy with 8,000 sequences and the chosen steps.
-That does not hold, and the claim held in part. The surface was made because the answer had turned out to depend on the
-steps as well (a quarter of them: gain in training accuracy +0.59); the first form is still reported, without counting.
-Added after the first results, without counting: the search at depth 6.
+That does not hold, and the claim held in part. The rule by budget was written when one deciding budget of each of its
+parts was known: a quarter of the steps with 8,000 sequences (gain in training accuracy +0.59), and 500 sequences with
+the chosen steps (claim 1). A review of its first results added supervised training with the settings of SPT, whose
+learning rate is larger, since the settings had not been searched for few steps; until then all three parts held. The
+first form is still reported, without counting. Added after the first results, without counting: the search at depth 6.
 
 Command: python analyses/run.py claim2_not_depth_not_generalisation
-Cost: 153 runs, about 65 minutes on two cores, a third of it for depth and a third for four times the steps.
+Cost: 198 runs, about 75 minutes on two cores, a third of it for depth and a third for four times the steps.
 """
 
 import json
@@ -35,7 +37,7 @@ from drawing import RECIPES, course, mark, seeds
 from lab import Lab
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from settings import SEARCHED, SEEDS, candidates, setting, sized
+from settings import CHOSEN, SEARCHED, SEEDS, candidates, setting, sized
 from settings import TASKS as TASK_SETTINGS
 from tables import BOUNDS, accuracies, at, effect, gained, outcome
 
@@ -111,7 +113,10 @@ def study(lab: Lab) -> xr.Dataset:
 def surface(
     lab: Lab, sizes: tuple[int, ...], times: tuple[float, ...], steps: int, seed_numbers: list[int]
 ) -> dict[str, xr.Variable]:
-    """Return both recipes' accuracies over numbers of training sequences and of steps, and the gains of SPT."""
+    """Return accuracies over numbers of training sequences and of steps, and the gains of SPT.
+
+    *Other* is supervised training with the learning rate and initial weights of SPT.
+    """
     axes = {"recipe": list(RECIPES), "size": list(sizes), "times": list(times), "seed": seed_numbers}
     runs = lab.train(
         {
@@ -124,7 +129,20 @@ def surface(
             for seed in seed_numbers
         }
     )
+    rate, weights, _ = CHOSEN["pairs", "spt"]
+    other_axes = {name: values for name, values in axes.items() if name != "recipe"}
+    other = lab.train(
+        {
+            (size, multiple, seed): setting(
+                "pairs", "supervised", seed, (rate, weights, 1.0), steps=round(multiple * steps), **options
+            )
+            for size, options in sized("pairs", *sizes).items()
+            for multiple in times
+            for seed in seed_numbers
+        }
+    )
     by_split = accuracies(runs, axes)
+    by_split |= {f"other_{name}": values for name, values in accuracies(other, other_axes).items()}
     gains: dict[str, xr.Variable] = {}
     for split in ("train", "test"):
         by_recipe = xr.DataArray(by_split[f"{split}_accuracy"], coords={"recipe": list(RECIPES)})
@@ -157,19 +175,37 @@ def searched(
     }
 
 
+def least_gain(result: xr.Dataset, split: str, cell: dict[str, Any], cells: int) -> tuple[float, float, float]:
+    """Return the gain of SPT at a budget over the better supervised training, with its interval.
+
+    Of the gains over both settings of supervised training, the one with the lower end. The intervals hold for both
+    gains of all budgets together.
+    """
+    accuracy = result[f"surface_{split}_accuracy"].sel(cell)
+    others = accuracy.sel(recipe="supervised"), result[f"surface_other_{split}_accuracy"].sel(cell)
+    level = 1 - 0.05 / (2 * cells)
+    return min(
+        (mean_interval(accuracy.sel(recipe="spt", drop=True) - other.values, level) for other in others),
+        key=lambda interval: interval[1],
+    )
+
+
 def conclude(result: xr.Dataset) -> Conclusion:
     """Apply the rule."""
     depths, most = [int(depth) for depth in result["depth"].values], int(result["size"][-1])
     gains = {depth: at(result, "depth_test_gain", depth=depth) for depth in depths}
     gains_by_depth = ", ".join(f"{said(*gain)} at depth {depth}" for depth, gain in gains.items())
     cells = [{"size": int(size), "times": float(times)} for size in result["size"] for times in result["times"]]
-    level = 1 - 0.05 / len(cells)
-    trained, tested = (
-        [mean_interval(gained(result[f"surface_{split}_accuracy"].sel(cell)), level) for cell in cells]
-        for split in ("train", "test")
-    )
+    trained, tested = ([least_gain(result, split, cell, len(cells)) for cell in cells] for split in ("train", "test"))
     fitted = [
-        bool((result["surface_train_accuracy"].sel(cell).mean("seed") > FITTED).all()) and not trains[1] > 0
+        all(
+            float(accuracy.min()) > FITTED
+            for accuracy in (
+                result["surface_train_accuracy"].sel(cell).mean("seed"),
+                result["surface_other_train_accuracy"].sel(cell).mean("seed"),
+            )
+        )
+        and not trains[1] > 0
         for cell, trains in zip(cells, trained, strict=True)
     ]
 
@@ -216,8 +252,9 @@ def conclude(result: xr.Dataset) -> Conclusion:
         ),
     ]
     effect = (
-        f"both, by budget: gain in training accuracy {listed(trained, untrained)}; in test accuracy where both fit "
-        f"{listed(tested, ungeneralised)}; at depth {depths[-1]} in test accuracy {said(*gains[depths[-1]])}"
+        "gain at some budgets (intervals for all together), in training accuracy "
+        f"{listed(trained, untrained)}; in test accuracy where both fit {listed(tested, ungeneralised)}; at depth "
+        f"{depths[-1]} in test accuracy {said(*gains[depths[-1]])}"
     )
     return concluded(parts, effect, result.sizes["seed"])
 
@@ -262,8 +299,13 @@ def _panel(axis: Axes, result: xr.Dataset, name: str, over: str) -> None:
         float(result[f"{'depth' if name == 'surface' else name}_chance"]), color="black", linewidth=0.6, linestyle=":"
     )
     if name == "depth":
-        seeds(axis, positions[-1], result["searched_test_accuracy"], 2)
-    else:
+        seeds(axis, positions[-1], result["searched_test_accuracy"], 2, label="supervised, other settings, test")
+    if name == "surface":
+        style = {"color": mark(2)["color"], "marker": mark(2)["marker"], "markerfacecolor": "none"}
+        course(axis, positions, result["surface_other_test_accuracy"], 2, "", linestyle="-")
+        trained = result["surface_other_train_accuracy"].mean("seed")
+        axis.plot(positions, trained, linestyle=":", linewidth=0.9, markersize=3, **style)
+    if name != "depth":
         axis.set_xscale("log")
         axis.minorticks_off()
     axis.set_xticks(
@@ -279,6 +321,7 @@ def caption(result: xr.Dataset) -> str:
         f"followed by supervised training, means over {result.sizes['seed']} paired seeds. (a) pairs with 500 "
         "training sequences, by depth (triangle: supervised training with settings searched at that depth). (b) "
         "digits, by number of training images. (c) to (e) pairs at depth 1, by number of training sequences and of "
-        "steps. Training accuracy is measured on the first 2,000 sequences. Black "
+        "steps (triangles: supervised training with the learning rate of SPT). Training accuracy is measured on the "
+        "first 2,000 sequences. Black "
         "dotted line: chance."
     )

@@ -397,7 +397,13 @@ def agreement_of(of_task: xr.Dataset) -> str:
     found = {"self-pretraining": masked, "supervised training": supervised}
     words = ", ".join(f"after {stage} {said(*of_correlations(values))}" for stage, values in found.items())
     before = said(*of_correlations(of_task["agreement_before"]))
-    return f"correlation of the kernel with the autocovariance of the data {words}, before training {before}"
+    decay = np.exp(-of_task["distance"] / 2)
+    kernels = of_task["kernel"].sel(stage=STAGES[1]).transpose("seed", "distance")
+    plain = of_correlations(xr.DataArray(correlation(kernels.values, decay.values), dims="seed"))
+    return (
+        f"correlation of the kernel with the autocovariance of the data {words}, before training {before}; with an "
+        f"exponential of length 2 after self-pretraining {said(*plain)}"
+    )
 
 
 def of_correlations(values: xr.DataArray) -> Interval:

@@ -14,16 +14,18 @@ is measured (as in claim 4), which shows whether supervised training learns prox
 compares learned with rotary positions on real images.
 
 Rule, for each number of steps and each of the three relative encodings: the gain of SPT is smaller than under learned
-positions, by the 95 % interval over paired seeds. This is undecided if the gain under learned positions is not itself
-above 0, or if supervised training with the relative encoding is above 0.9 on average: a smaller gain is then only a
-ceiling. An encoding agrees if some of its differences are decided and all of these are above 0. The claim holds if all
-three encodings agree, and in part if some do; it is undecided if no difference is decided.
+positions, by the 95 % interval over paired seeds. This is undecided without headroom: if the gain under learned
+positions is not itself above 0, or is larger than what supervised training with the relative encoding leaves to gain
+(1 minus its mean accuracy), since the gain is then smaller whatever SPT does. The claim holds if all decided
+differences are above 0, and in part if some are, provided that every encoding has one; otherwise it is undecided.
 
 Changed after the first results, which had the chosen steps, and `digits` as well: a difference became undecided if
-there is no gain to lose, then also at a ceiling. `digits` was left out, since it has no gain to lose (claim 1). As
-first written, the claim required all six differences, and held in part; later it held, with three of three decided
-differences, all of them at a ceiling. The numbers of steps were chosen on validation sequences of the seed of the
-search. The contrast does not count.
+there is no gain to lose. `digits` was left out, since it has no gain to lose (claim 1). As first written, the claim
+required all six differences, and held in part; then it held, with three of three decided differences, all of them at a
+ceiling. Fewer steps were added for headroom: 400 and 500, at which supervised training with some relative encodings is
+below 0.9 and SPT with learned positions gains, on validation sequences of the seed of the search. Headroom was first
+defined as an accuracy below 0.9; the claim then held in part (ALiBi), and a review found this to be a ceiling too. The
+contrast does not count.
 
 Command: python analyses/run.py claim6_encodings
 Cost: 180 runs, some of them shared with claims 1 and 2, and 180 measures, about 15 minutes on two cores.
@@ -34,7 +36,7 @@ from typing import cast
 
 import contrast
 import xarray as xr
-from conclusion import Conclusion, Part, concluded, said, verdict
+from conclusion import Conclusion, Part, concluded, said
 from drawing import RECIPES, mark, seeds
 from lab import Lab
 from matplotlib.figure import Figure
@@ -54,8 +56,6 @@ STEPS = {"quick": (100, 200), "default": (400, 500, 2000), "full": (400, 500, 20
 """Numbers of training steps: a fifth, a quarter and all of the chosen ones."""
 ENCODINGS = tuple(POSITIONS)
 RELATIVE = ("rotary", "alibi", "relative")
-CEILING = 0.9
-"""Mean accuracy of supervised training above which a smaller gain tells nothing."""
 
 
 def study(lab: Lab) -> xr.Dataset:
@@ -95,23 +95,22 @@ def conclude(result: xr.Dataset) -> Conclusion:
     answers: dict[str, list[bool | None]] = {encoding: [] for encoding in RELATIVE}
     parts = []
     for steps in map(int, result["step"].values):
-        has_gain = at(result, "gain", step=steps, encoding="learned")[1] > 0
+        learned, above_zero, _ = at(result, "gain", step=steps, encoding="learned")
         for encoding in RELATIVE:
             place = {"step": steps, "encoding": encoding}
             less, gain = (said(*at(result, name, **place)) for name in ("less", "gain"))
             supervised = float(result["test_accuracy"].sel(place).sel(recipe="supervised").mean())
-            told = has_gain and supervised <= CEILING
+            told = above_zero > 0 and 1 - supervised >= learned
             held = at(result, "less", **place)[1] > 0 if told else None
             answers[encoding].append(held)
             words = f"difference {less}, gain {gain}, supervised {supervised:.2f}"
             parts.append(Part(f"SPT gains less with {encoding} positions after {steps:,} steps on {TASK}", held, words))
-    agree = [False not in told and True in told for told in answers.values()]
-    decided = any(answer is not None for told in answers.values() for answer in told)
     first = int(result["step"][0])
     gains = (f"{name} {said(*at(result, 'gain', step=first, encoding=name))}" for name in ("learned", *RELATIVE))
     effect = f"gain of SPT on {TASK} after {first} steps: {', '.join(gains)}"
     conclusion = concluded(parts, effect, result.sizes["seed"])
-    return dataclasses.replace(conclusion, verdict=verdict(agree if decided else []))
+    told = all(set(of_encoding) != {None} for of_encoding in answers.values())
+    return conclusion if told else dataclasses.replace(conclusion, verdict="undecided")
 
 
 def draw(result: xr.Dataset) -> Figure:
@@ -151,6 +150,5 @@ def caption(result: xr.Dataset) -> str:
         "of it. Bottom: proximity contrast of the head with the largest contrast. Small dots: "
         f"{result.sizes['seed']} seeds. Markers: means with 95 % t-intervals. Horizontal bars: mean training accuracy "
         "(top) and contrast with positions permuted (bottom). "
-        "Dotted lines: chance. Learning rate, initial weights and number of steps were chosen under learned positions, "
-        "with 500 sequences."
+        "Dotted lines: chance. Learning rate and initial weights were chosen under learned positions, with 2,000 steps."
     )

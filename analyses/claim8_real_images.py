@@ -37,8 +37,8 @@ not; else it holds if all decided parts do, and in part if not.
 
 1. The gain is above 0, in accuracy, in logit, and over supervised training with SPT's settings.
 2. The gain is above 0 with 1 layer, and 3. with 3 layers.
-4. Proximity explains the gain: it is smaller if both recipes have a fixed proximity bias, also in logit. Undecided if
-   supervised training with the bias is above 0.9 on average.
+4. Proximity explains the gain: it is smaller if both recipes have a fixed proximity bias, also in logit, in which a
+   high accuracy of supervised training leaves room for a gain. Undecided if that accuracy is above 0.9 on average.
 5. SPT has a higher accuracy than autoencoding, and 6. than SPT on shuffled sequences.
 7. The contrast of SPT is larger than that of supervised training, than before training, and than its permutation null.
 8. Ablating the function of the 2-D offset from layer 0 costs SPT accuracy, more than its null, and more than it costs
