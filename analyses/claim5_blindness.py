@@ -2,7 +2,7 @@
 
 Source: arXiv:2605.21070 (fourth claim of the abstract). The algebra is tested in tests/test_theory.py.
 
-Design, in four parts.
+Design, in five parts.
 
 - Cases. With one attention map at zero scores, mean pooling and no per-token nonlinearity, the gradient of any label
   loss is the same in every row, and has no component along circulant directions (functions of the offset modulo n). The
