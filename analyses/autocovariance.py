@@ -6,15 +6,14 @@ from attnprobe.tasks import Split
 
 
 def autocovariance(split: Split, offsets: int) -> tuple[np.ndarray, np.ndarray]:
-    r"""Return the size of the covariance between tokens d positions apart, for d = 1, 2, ..., and that of a null.
+    r"""Return the norm of the covariance of tokens d positions apart, for d = 1, 2, ..., and under a null.
 
     With one-hot tokens $e_i$ of a sequence,
 
     $$a(d) = \lVert \tfrac{1}{n - d} \sum_i \mathrm{Cov}(e_i, e_{i + d}) \rVert_F$$
 
     where the covariance is over sequences, so that what is common to all sequences at a position does not count. In the
-    null, the two tokens are of different sequences, each of which follows the other in the split: what is left is the
-    error of an estimate from so many sequences.
+    null, the second token comes from another sequence, which leaves only the sampling error.
     """
     one_hot = np.eye(int(split.inputs.max()) + 1)[split.inputs]
     centred = one_hot - one_hot.mean(0)

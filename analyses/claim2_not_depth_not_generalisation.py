@@ -1,7 +1,7 @@
 """Claim 2: the bottleneck of supervised training is neither depth nor generalisation alone.
 
 Source: arXiv:2605.21070 (abstract). Amos et al. 2024 (arXiv:2310.02980) call the gain of SPT a gain in generalisation.
-Both can be right: the number of training sequences determines which effect shows.
+Both can be right, at different numbers of training sequences and steps.
 
 Design. On `pairs`, supervised training and SPT are compared at depths 1, 3 and 6, and at depth 1 over a surface of
 budgets: 500, 1,000 and 8,000 training sequences (the last are too many to memorise), and a quarter of the steps, the
@@ -25,7 +25,7 @@ learning rate is larger, since the settings had not been searched for few steps;
 first form is still reported, without counting. Added after the first results, without counting: the search at depth 6.
 
 Command: python analyses/run.py claim2_not_depth_not_generalisation
-Cost: 198 runs, about 75 minutes on two cores, a third of it for depth and a third for four times the steps.
+Cost: 198 runs, about 75 minutes on two cores, half of it for four times the steps.
 """
 
 import json

@@ -13,13 +13,12 @@ Design, in five parts.
 - Profiles. A function of the offset that is not circulant is visible through the ends of the sequence: its fraction of
   energy in column sums is computed for 32 to 512 tokens, with the slope of its logarithm on the logarithm of n.
 - Uniform attention. Networks with the shared settings before training, with all scores set to 0, and with value weights
-  and readout fitted for each objective: the signal-to-noise ratio (SNR: mean over standard deviation across
-  sequences) of each objective's gradient along unit directions, and its energy in circulant functions and in
-  functions of the key. The masked objective has one masked token in each sequence, so that both objectives have one
-  prediction per sequence; it is also measured with the fraction of masked tokens of the training, whose average over
-  several predictions has a larger SNR along any direction. Token counts do not reveal the class of `pairs`, but do
-  reveal that of `bigrams` (the contaminated case: values separate the classes before any score moves). `digits` is
-  real data, with directions in pixels.
+  and readout fitted for each objective: the signal-to-noise ratio (SNR: mean over standard deviation across sequences)
+  of each objective's gradient along unit directions, and its energy in circulant functions and in functions of the key.
+  The masked objective has one masked token in each sequence, so that both objectives have one prediction per sequence;
+  it is also measured with the fraction of masked tokens of the training, whose average over several predictions has a
+  larger SNR along any direction. Token counts reveal the class of `bigrams` (the contaminated case: values separate the
+  classes before any score moves), not of `pairs`. `digits` is real data, with directions in pixels.
 - Training. The SNR along proximity of the objective being trained, at the checkpoints of supervised training and of
   SPT, at their own scores and with their own readouts.
 - Kernel. The autocovariance of the data by distance, and the position-position term of the score by distance at the end
@@ -33,8 +32,8 @@ proximity is the circulant exponential of length 2, without offset 0.
 
 Rule. (1) In every blind case and seed, less than 1e-10 of the gradient's energy is where the theory predicts none, and
 a circulant score of std 1 changes the loss by less than 1e-10 of its value. In every exception, more than 1e-10 of the
-energy is there. (2) On each task, at uniform attention and with one masked token per sequence, the SNR along proximity
-of the masked objective exceeds that of the labels, by a larger factor than along a function of the key and than along a
+energy is there. (2) On each task, at uniform attention and with one masked token per sequence, the masked objective has
+a higher SNR along proximity than the labels, by a larger factor than along a function of the key and than along a
 random direction, and its descent raises proximity in more than half of the heads. The 95 % t-intervals over paired
 seeds of the difference, of the logarithms of the two ratios of factors, and of the fraction of heads minus one half are
 above 0. The claim holds if (1) holds and (2) holds on every task, and in part if (1) holds and (2) holds on some tasks.

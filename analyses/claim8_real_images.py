@@ -17,8 +17,8 @@ shared by all arms. Seeds split the same 1,797 images, so that intervals are con
 - controls of self-pretraining, each followed by the same training on the labels: on shuffled sequences; *autoencoding*
   (reconstruction of every token without masks, for the same number of steps); with query-key maps and positions frozen
   at random;
-- SPT with permuted pixels, where the neighbourhood in the sequence is not that of the image. With learned positions
-  only the names of the positions change, so that this checks the measure;
+- SPT with permuted pixels: neighbours in the sequence are not neighbours in the image. With learned positions only the
+  names of the positions change, so that this checks the measure;
 - transplants: a fresh network receives parts of a self-pretrained one, and is trained on the labels for the steps that
   SPT spends on them; *readout alone* trains only the classification head on the whole self-pretrained network;
 - course: training on the labels from checkpoints along self-pretraining.
@@ -40,7 +40,7 @@ not; else it holds if all decided parts do, and in part if not.
 4. Proximity explains the gain: it is smaller if both recipes have a fixed proximity bias, also in logit, in which a
    high accuracy of supervised training leaves room for a gain. Undecided if that accuracy is above 0.9 on average.
 5. SPT has a higher accuracy than autoencoding, and 6. than SPT on shuffled sequences.
-7. The contrast of SPT is larger than that of supervised training, than before training, and than its permutation null.
+7. SPT has a larger contrast than supervised training, than before training, and than its permutation null.
 8. Ablating the function of the 2-D offset from layer 0 costs SPT accuracy, more than its null, and more than it costs
    supervised training.
 9. Proximity suffices: supervised training gains from a fixed proximity bias.
@@ -228,7 +228,10 @@ def _effects(result: xr.Dataset) -> dict[str, xr.Variable]:
         "nearer": (gain(near), "contrast of SPT minus supervised training"),
         "nearer_before": (spt - result["contrast_before"], "contrast of SPT minus that before training"),
         "nearer_null": (spt - result["contrast_null"].sel(arm=SPT, drop=True), "contrast of SPT minus its null"),
-        "nearer_permuted": (near.sel(arm=SPT) - near.sel(arm="SPT, permuted pixels"), "minus that of permuted pixels"),
+        "nearer_permuted": (
+            near.sel(arm=SPT) - near.sel(arm="SPT, permuted pixels"),
+            "contrast of SPT minus SPT with permuted pixels",
+        ),
     }
     for ending, accuracy in (("", result["test_accuracy"]), ("_stopped", result["stopped_accuracy"])):
         spt = accuracy.sel(arm=SPT, drop=True)
@@ -326,7 +329,7 @@ def _edited(
     for name, values, axes, words in (
         ("edit", change, over, description),
         ("edit_excess", change - null, over, f"{description} beyond its null"),
-        ("edit_more", spt - supervised, over[1:], f"{description} of SPT minus that of supervised training"),
+        ("edit_more", spt - supervised, over[1:], f"{description}, SPT minus supervised training"),
     ):
         variables |= effect(name, xr.DataArray(values, dims=axes), words)
     return variables
@@ -360,7 +363,7 @@ def conclude(result: xr.Dataset) -> Conclusion:
     fraction = {name: at(result, "share", carrier=name) for name in bases}
     more = {name: above(0.5, fraction[name]) for name in bases}
     carried = every(answer if bases[name] or answer is None else not answer for name, answer in more.items())
-    words = ("change of accuracy", "minus its null", "minus that of supervised training")
+    words = ("change of accuracy", "minus its null", "minus supervised training")
     parts = [
         part("SPT gains", *both("gain", "gain_logit", "over_settings")),
         part("SPT gains with 1 layer", *both("gain_1_layer")),

@@ -40,21 +40,14 @@ ELEMENTS = 2**20
 
 NUMBERS = [
     Number(
-        "positional_score",
-        "correlation with the score at the same position after a swap of tokens",
+        f"{name}_score",
+        f"correlation with the score {place} after a swap of tokens",
         method="two blocks of m tokens swapped, pooled, row-centred",
         range=(-1.0, 1.0),
         unstructured="-1 / (2 m - 1)",
         undefined=CONSTANT,
-    ),
-    Number(
-        "symbolic_score",
-        "correlation with the score of the same token after a swap of tokens",
-        method="two blocks of m tokens swapped, pooled, row-centred",
-        range=(-1.0, 1.0),
-        unstructured="-1 / (2 m - 1)",
-        undefined=CONSTANT,
-    ),
+    )
+    for name, place in (("positional", "at the same position"), ("symbolic", "of the same token"))
 ]
 """The two correlations of a head."""
 

@@ -250,11 +250,7 @@ def test_claim_2_needs_gains_by_depth_in_fitting_and_in_generalisation_each_at_s
     general["surface_test_accuracy"].loc["supervised", 500, 1] = np.add(1, noise)
     assert held(name, general) == [True, True, False], "a gain where the labels are not fitted is not generalisation"
     unsure = result.copy(deep=True)
-    unsure["surface_test_accuracy"].loc["supervised", 500, 1] = [
-        0.92,
-        0.94,
-        0.96,
-    ]
+    unsure["surface_test_accuracy"].loc["supervised", 500, 1] = [0.92, 0.94, 0.96]
     assert held(name, unsure) == [True, True, False], "above 0 by its own interval, but not over all budgets"
 
 
