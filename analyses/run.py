@@ -23,6 +23,7 @@ import claim5_blindness
 import claim6_encodings
 import claim7_objectives
 import claim8_real_images
+import claim9_how_it_arises
 import full_lra
 import torch
 import tyro
@@ -72,6 +73,7 @@ CLAIMS: dict[str, Analysis] = {
         claim6_encodings,
         claim7_objectives,
         claim8_real_images,
+        claim9_how_it_arises,
     )
 }
 ANALYSES = {**CLAIMS, full_lra.__name__: cast(Analysis, full_lra)}
