@@ -67,7 +67,10 @@ def chosen(recipe: str, size: str = "") -> Candidate:
     if not RESULT.exists():
         raise UsageError(f"{RESULT}: no such file; run analyses/canvas_search.py first")
     table = pd.read_csv(RESULT, keep_default_na=False)
-    row = table[(table["recipe"] == recipe) & (table["size"] == size)].iloc[0]
+    rows = table[(table["recipe"] == recipe) & (table["size"] == size)]
+    if rows.empty:
+        raise UsageError(f"{RESULT}: has no size {size!r} yet; run analyses/canvas_search.py to its end")
+    row = rows.iloc[0]
     return recipe, float(row["learning rate"]), row["initial weights"], row["regularisation"], size
 
 

@@ -263,7 +263,8 @@ def draw(result: xr.Dataset) -> Figure:
         upper, lower = cast(list[SubFigure], figure.subfigures(2, 1))
         left, right = upper.subplots(1, 2, width_ratios=[1, 1])
         draw_rows(left, result, ROWS)
-        left.legend(loc="lower right", fontsize=6)
+        left.set_ylim(len(ROWS) + 0.4, -0.5)  # room for the legend
+        left.legend(loc="lower right", ncols=2, fontsize=6, columnspacing=1, handlelength=1, handletextpad=0.3)
         _draw_course(right, result)
         bottom = lower.subplots()
         _draw_edits(bottom, result.sel(edited_arm=SPT))
@@ -279,10 +280,12 @@ def _draw_course(axis: Axes, result: xr.Dataset) -> None:
         course(axis, steps, result[f"{name}_contrast"], number, arm)
     seeds(axis, steps[-1], result["contrast"].sel(arm=SUPERVISED), 0, label="supervised, at the end")
     null = result["course_contrast_null"].mean("seed")
-    axis.plot(steps, null, color=PERMUTED, linewidth=1.2, linestyle=(0, (1, 1)), label="SPT, positions permuted")
+    axis.plot(steps, null, color=PERMUTED, linewidth=1.2, linestyle=(0, (1, 1)), label="positions permuted")
     axis.axvline(result.attrs["pretrain_steps"], color="#9A9A9A", linewidth=0.6)
-    axis.set(xscale="log", xlabel="training step", ylabel="proximity contrast\n(std of score)")
-    axis.legend(fontsize=6)
+    highest = float(result["course_contrast"].max())
+    axis.set(xscale="log", ylim=(None, 1.8 * highest), xlabel="training step")
+    axis.set_ylabel("proximity contrast\n(std of score)")
+    axis.legend(loc="upper left", fontsize=6)
 
 
 def _draw_edits(axis: Axes, result: xr.Dataset) -> None:
@@ -310,5 +313,5 @@ def caption(result: xr.Dataset) -> str:
         "line: start of training on the labels), on images with shuffled pixels; dotted: the largest of any head with "
         "positions permuted. "
         f"(c) Change of the accuracy of SPT networks on {EDITED} test images when parts of the scores of a layer are "
-        "taken away; grey bars: edits of the same size with offsets or positions permuted."
+        "taken away; grey bars: edits of the same size with offsets or positions permuted (none for content)."
     )
