@@ -135,7 +135,7 @@ def draw_rows(axis: Axes, result: xr.Dataset, rows: Sequence[tuple[str, Mapping[
             label = (RECIPES["supervised"], RECIPES["spt"])[number] if row == 0 else None
             seeds(axis, height, test, number, upright=False, label=label)
             axis.plot(float(train.mean()), height, "|", color=mark(number)["color"], markersize=4)
-    axis.axvline(0.1, color="black", linewidth=0.6, linestyle=":")
+    axis.vlines(0.1, -0.5, len(rows) - 0.5, color="black", linewidth=0.6, linestyle=":")
     axis.set_yticks(range(len(rows)), [label for label, _ in rows])
     axis.set(xlim=(0, 1.04), ylim=(len(rows) - 0.5, -0.5), xlabel="accuracy")
 

@@ -274,7 +274,7 @@ def caption(result: xr.Dataset) -> str:
     return (
         f"Handwritten digits at random places of a 12 x 12 canvas; small dots: {result.sizes['seed']} seeds; markers: "
         "means with 95 % t-intervals. "
-        "(a) Test accuracy; vertical bars: mean training accuracy; dotted line: guessing. Top: both recipes by depth. "
+        "(a) Test accuracy; ticks: mean training accuracy; dotted line: guessing. Top: both recipes by depth. "
         "Middle: controls of self-pretraining, each followed by training on the labels: reconstruction without masks "
         "(autoencoding), shuffled sequences, query-key maps and positions frozen at random. Bottom: fresh networks "
         "that receive parts of a self-pretrained one, trained on the labels as long as in SPT. (b) Accuracy on masked "

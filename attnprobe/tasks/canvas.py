@@ -1,4 +1,4 @@
-"""`digits-canvas` and `mnist-canvas`: handwritten digits at random places, so that absolute positions tell no class."""
+"""`digits-canvas` and `mnist-canvas`: handwritten digits at random places, which say nothing about the class."""
 
 from typing import Annotated, Any, ClassVar
 
