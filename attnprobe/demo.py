@@ -21,10 +21,15 @@ from attnprobe.tasks import configure
 from attnprobe.training.checkpoint import load
 from attnprobe.training.run import Run
 
-# Few evaluations and checkpoints, and fewer than half of the recommended steps for digits, to take only minutes.
+# Few evaluations and checkpoints, and on the canvas one layer of width 32 and few steps, to take only minutes.
 SETTINGS: dict[str, dict[str, Any]] = {
     "pairs": {"task": "pairs", "evaluations": 4, "checkpoints": 4},
-    "digits": {"task": "digits", "evaluations": 4, "checkpoints": 4, "steps": 1000, "pretrain_steps": 700},
+    "digits-canvas": {
+        "task": "digits-canvas",
+        **{"n_layers": 1, "d_model": 32, "n_heads": 4, "mlp_ratio": 2, "batch_size": 32},
+        **{"learning_rate": 3e-3, "init": "xavier", "init_std": 0.1, "position_std": 0.1},
+        **{"steps": 1000, "pretrain_steps": 700, "evaluations": 4, "checkpoints": 4},
+    },
 }
 """Settings by the name of the task in the table and the figure."""
 RECIPES = ("supervised", "spt")

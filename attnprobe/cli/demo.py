@@ -9,7 +9,7 @@ from attnprobe.cli.parse import parse
 
 @dataclasses.dataclass(frozen=True)
 class Demo:
-    """Train both recipes on pairs (generated) and digits (real) and compare what their scores learned."""
+    """Train both recipes on pairs (generated) and digits-canvas (real) and compare what their scores learned."""
 
     out: Path = Path("runs/demo")
     """Folder for runs and figures; finished runs in it are reused."""
