@@ -394,16 +394,20 @@ def test_claim_8_needs_every_effect_and_undecides_ceilings():
 
 
 def test_claim_9_needs_every_effect_and_a_gap_to_be_carried():
-    parts = [both(name) for name in ("gain_1_layer", "gain_3_layers", "over_autoencoding", "over_shuffled")]
-    effects = {name: [] for names in parts for name in names} | {"gap": [], "share": ["carrier"]}
+    parts = {
+        **{part: both(name) for part, name in enumerate(("gain_1_layer", "gain_3_layers", "over_autoencoding"))},
+        3: both("over_shuffled"),
+        5: both("over_relative", "over_alone"),
+    }
+    effects = {name: [] for names in parts.values() for name in names} | {"gap": [], "share": ["carrier"]}
     result = canvas_result(claim9_how_it_arises, effects)
     for carrier in ("all but QK + positions", "SPT, QK + positions frozen"):
         result = shifted(result, "share", {"carrier": carrier}, BELOW)
-    assert held("claim9_how_it_arises", result) == [True] * 5
-    for part, names in enumerate(parts):
+    assert held("claim9_how_it_arises", result) == [True] * 6
+    for part, names in parts.items():
         for name in names:
             found = held("claim9_how_it_arises", shifted(result, name, {}, ACROSS))
-            assert found == [number != part for number in range(5)], name
+            assert found == [number != part for number in range(6)], name
     for carrier, bounds, expected in (
         ("QK + positions", BELOW, False),
         ("QK + positions", HALF, None),
