@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import canvas_search
 import numpy as np
 import xarray as xr
 from canvas_search import chosen, configured
@@ -70,12 +71,7 @@ def course_steps(config: TrainConfig) -> list[int]:
 
 def stopped(runs: Mapping[Any, Run], axes: Mapping[str, list[Any]]) -> dict[str, xr.Variable]:
     """Return the test accuracy at the evaluation on the labels with the highest validation accuracy."""
-
-    def accuracy(run: Run) -> float:
-        rows = [row for row in run.metrics if row["objective"] == "labels"]
-        return max(rows, key=lambda row: (row["validation_accuracy"], -row["validation_loss"]))["test_accuracy"]
-
-    values = [[accuracy(runs[arm, seed]) for seed in axes["seed"]] for arm in axes["arm"]]
+    values = [[canvas_search.stopped(runs[arm, seed])["test_accuracy"] for seed in axes["seed"]] for arm in axes["arm"]]
     method = "at the evaluation with the highest validation accuracy"
     return {"stopped_accuracy": variable(tuple(axes), values, "test accuracy with early stopping", "1", method)}
 

@@ -74,10 +74,10 @@ def chosen(recipe: str, size: str = "") -> Candidate:
     return recipe, float(row["learning rate"]), row["initial weights"], row["regularisation"], size
 
 
-def score(run: Run) -> tuple[float, float]:
-    """Return the highest validation accuracy on the labels, and minus the lowest loss at it to break ties."""
+def stopped(run: Run) -> dict[str, Any]:
+    """Return the evaluation on the labels with the highest validation accuracy; of equal ones, the lowest loss."""
     rows = [row for row in run.metrics if row["objective"] == "labels"]
-    return max((row["validation_accuracy"], -row["validation_loss"]) for row in rows)
+    return max(rows, key=lambda row: (row["validation_accuracy"], -row["validation_loss"]))
 
 
 def main() -> None:
@@ -104,12 +104,12 @@ def write_table(runs: Mapping[Candidate, Run]) -> pd.DataFrame:
     names = ("recipe", "learning rate", "initial weights", "regularisation", "size")
     rows = []
     for candidate, run in runs.items():
-        accuracy, minus_loss = score(run)
+        best = stopped(run)
         rows.append(
             {
                 **dict(zip(names, candidate, strict=True)),
-                "best validation accuracy": accuracy,
-                "its validation loss": -minus_loss,
+                "best validation accuracy": best["validation_accuracy"],
+                "its validation loss": best["validation_loss"],
                 "last validation accuracy": run.metrics[-1]["validation_accuracy"],
                 "last training accuracy": run.metrics[-1]["train_accuracy"],
                 "steps": run.config.steps,

@@ -39,7 +39,7 @@ part 1, 2 or 4 does not; else it holds if all decided parts do, and in part if n
 6. The gain is smaller with rotary than with learned positions, also in logit; undecided as in part 2.
 
 Command: python analyses/canvas_search.py, once; then python analyses/run.py claim8_real_images
-Cost: see the table; an hour and a half on two cores.
+Cost: see the table; two hours on two cores.
 """
 
 import dataclasses

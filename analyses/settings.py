@@ -1,4 +1,4 @@
-"""Settings shared by the claims: tasks, networks, search space, the search's choices, and seeds.
+"""Settings shared by claims 1 to 7: tasks, networks, search space, the search's choices, and seeds.
 
 Every network has one layer and a residual stream of width 32, sized for two cores. It has two attention heads, except
 on digits, where it has four. `claim1_spt_gain` chooses learning rate, initial weights and the split of the steps for

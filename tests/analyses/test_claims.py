@@ -12,6 +12,7 @@ import claim7_objectives
 import claim8_real_images
 import claim9_how_it_arises
 import numpy as np
+import pandas as pd
 import pytest
 import run
 import scipy.stats
@@ -416,6 +417,15 @@ def test_claim_9_needs_every_effect_and_a_gap_to_be_carried():
     ):
         assert held("claim9_how_it_arises", shifted(result, "share", {"carrier": carrier}, bounds))[4] is expected
     assert held("claim9_how_it_arises", shifted(result, "gap", {}, ACROSS))[4] is None
+
+
+def test_the_choice_of_the_search_on_the_canvas_is_its_best_row():
+    table = pd.read_csv(canvas_search.RESULT, keep_default_na=False)
+    for (recipe, size), rows in table.groupby(["recipe", "size"]):
+        best = rows[rows["best validation accuracy"] == rows["best validation accuracy"].max()]
+        best = best.loc[best["its validation loss"].idxmin()]
+        names = ["recipe", "learning rate", "initial weights", "regularisation", "size"]
+        assert canvas_search.chosen(recipe, size) == tuple(best[names])
 
 
 def test_the_search_on_the_canvas_has_the_same_candidates_for_both_recipes():
