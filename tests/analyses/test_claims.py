@@ -398,25 +398,33 @@ def test_claim_9_needs_every_effect_and_a_gap_to_be_carried():
     parts = {
         **{part: both(name) for part, name in enumerate(("gain_1_layer", "gain_3_layers", "over_autoencoding"))},
         3: both("over_shuffled"),
-        5: both("over_relative", "over_alone"),
+        5: both("over_fixed", "over_trained"),
+        6: both("fixed"),
+        7: both("trained"),
     }
     effects = {name: [] for names in parts.values() for name in names} | {"gap": [], "share": ["carrier"]}
     result = canvas_result(claim9_how_it_arises, effects)
     for carrier in ("all but QK + positions", "SPT, QK + positions frozen"):
         result = shifted(result, "share", {"carrier": carrier}, BELOW)
-    assert held("claim9_how_it_arises", result) == [True] * 6
+
+    def told(result):
+        return [part.held for part in claim9_how_it_arises.conclude(result).parts]
+
+    assert told(result) == [True] * 8
     for part, names in parts.items():
         for name in names:
-            found = held("claim9_how_it_arises", shifted(result, name, {}, ACROSS))
-            assert found == [number != part for number in range(6)], name
+            changed = shifted(result, name, {}, ACROSS)
+            assert told(changed) == [number != part for number in range(8)], name
+            expected = "holds" if part >= 5 else "holds in part"
+            assert claim9_how_it_arises.conclude(changed).verdict == expected
     for carrier, bounds, expected in (
         ("QK + positions", BELOW, False),
         ("QK + positions", HALF, None),
         ("all but QK + positions", (0.6, 0.9), False),
         ("SPT, QK + positions frozen", HALF, None),
     ):
-        assert held("claim9_how_it_arises", shifted(result, "share", {"carrier": carrier}, bounds))[4] is expected
-    assert held("claim9_how_it_arises", shifted(result, "gap", {}, ACROSS))[4] is None
+        assert told(shifted(result, "share", {"carrier": carrier}, bounds))[4] is expected
+    assert told(shifted(result, "gap", {}, ACROSS))[4] is None
 
 
 def test_the_choice_of_the_search_on_the_canvas_is_its_best_row():
