@@ -145,7 +145,7 @@ def run(
     if quick:
         print("quick: two seeds and few steps only test that the code runs; ignore the verdict")
     else:
-        write_tables(FOLDER / "README.md")
+        write_tables()
 
 
 def result_path(name: str, scale: Scale) -> Path:
@@ -206,14 +206,13 @@ def said_of(part: Part) -> str:
     return f"{answer}{'' if part.decides else ' (not counted)'}: {part.asked}: {part.found}"
 
 
-def write_tables(page: Path) -> None:
-    """Replace the generated sections of the page: the table of all results and the list of parts."""
-    text = page.read_text()
-    for mark, content in (("table", table()), ("parts", details())):
-        begin, end = f"<!-- {mark}: made by run.py -->", f"<!-- end of {mark} -->"
-        before, _, rest = text.partition(begin)
-        text = f"{before}{begin}\n{content}\n{end}{rest.partition(end)[2]}"
-    write_atomic(page, text)
+def write_tables() -> None:
+    """Replace the table of all results in the README, and write the page of all parts."""
+    page = FOLDER / "README.md"
+    begin, end = "<!-- table: made by run.py -->", "<!-- end of table -->"
+    before, _, rest = page.read_text().partition(begin)
+    write_atomic(page, f"{before}{begin}\n{table()}\n{end}{rest.partition(end)[2]}")
+    write_atomic(FOLDER / "results/parts.md", details())
 
 
 def table() -> str:
@@ -242,15 +241,20 @@ def table() -> str:
 
 
 def details() -> str:
-    """Return the outcome of every part of every rule as Markdown."""
-    lines = []
+    """Return the page of the outcome of every part of every rule."""
+    lines = [
+        "# Every part of every rule",
+        "",
+        "Written by `run.py`. *No* means not shown, or shown to be false; the interval tells which.",
+        "",
+    ]
     for name, module in ANALYSES.items():
         path = result_path(name, "default")
         if path.exists():
             conclusion = module.conclude(open_result(path))
             parts = (f"- {said_of(part)}" for part in conclusion.parts)
             lines += [f"**{module.TITLE}**: {held_of(conclusion)}", "", *parts, ""]
-    return "\n".join(lines).rstrip()
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

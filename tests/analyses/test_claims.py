@@ -131,9 +131,9 @@ def test_figure_caption_and_conclusion_come_from_the_result_alone(committed, mon
         assert conclusion.verdict == verdict([part.held for part in conclusion.parts if part.decides])
 
 
-def test_the_page_contains_the_table_and_the_parts_of_the_committed_results():
-    page = (FOLDER / "README.md").read_text()
-    assert run.table() in page and run.details() in page
+def test_the_pages_have_the_table_and_the_parts_of_the_committed_results():
+    assert run.table() in (FOLDER / "README.md").read_text()
+    assert run.details() == (FOLDER / "results/parts.md").read_text()
 
 
 def test_the_command_line_lists_analyses_and_reports_errors_in_one_line(capsys):
