@@ -1,5 +1,6 @@
 """From inputs and labels of user data to a task: rows that are left out, splits, scale, and what to tell the user."""
 
+import unicodedata
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -213,6 +214,16 @@ def _warn_of_classes(labels: Labels, parts: dict[str, np.ndarray], name: str) ->
         if part != UNLABELLED
     }
     names = [abridged(printable(name)) for name in labels.names or range(labels.classes)]
+    alike: dict[str, list[str]] = {}
+    for label, shown in zip(labels.names, names, strict=False):
+        alike.setdefault(unicodedata.normalize("NFKC", label).casefold(), []).append(f"'{shown}'")
+    for same in alike.values():
+        if len(same) > 1:
+            warnings.warn(
+                f"{name}: the labels {listed(same)} differ in case or Unicode form only: {len(same)} classes",
+                DataWarning,
+                stacklevel=4,
+            )
     absent = [names[number] for number in np.flatnonzero(counts["train"] == 0)]
     if absent:
         more = " ..." if len(absent) > 5 else ""

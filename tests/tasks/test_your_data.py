@@ -166,6 +166,12 @@ TRAITS = {
     "class without training sequences": Data(
         IDS, but(YES, (2, "rare")), SPLIT, warns="no training sequence has the label rare"
     ),
+    "labels that differ in case": Data(
+        IDS, ["yes", "Yes", "no", "maybe"] * 3, SPLIT, warns="the labels 'Yes', 'yes' differ in case or Unicode form"
+    ),
+    "labels that differ in Unicode form": Data(
+        IDS, ["yes", "caf\u00e9", "yes", "cafe\u0301"] * 3, SPLIT, warns="differ in case or Unicode form only: 2"
+    ),
     "one class in test": Data(
         IDS, ["a", "b", "a", "a"] * 3, SPLIT, warns="all test sequences have the label a"
     ),
