@@ -36,12 +36,19 @@ def print_line(*parts: Any) -> None:
 
 
 def print_table(rows: Sequence[Mapping[str, Any]]) -> None:
-    """Print rows as a right-aligned table with three decimals; columns missing from a row are NaN."""
+    """Print rows as a right-aligned table with three decimals; columns missing from a row are NaN.
+
+    Names that are wider than their cells continue on the next line after each underscore.
+    """
     columns = list(dict.fromkeys(name for row in rows for name in row))
     cells = [[_shown(name, row.get(name, math.nan)) for name in columns] for row in rows]
     names = [abridged(printable(name), WIDEST) for name in columns]
-    widths = [max(len(cell) for cell in column) for column in zip(names, *cells, strict=True)]
-    for line in [names, *cells]:
+    widest = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    heads = [name.split("_") if len(name) > width else [name] for name, width in zip(names, widest, strict=True)]
+    height = max(map(len, heads))
+    heads = [[""] * (height - len(head)) + head for head in heads]
+    widths = [max(width, *map(len, head)) for head, width in zip(heads, widest, strict=True)]
+    for line in [*zip(*heads, strict=True), *cells]:
         print(" ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)))
 
 
