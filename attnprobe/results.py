@@ -217,11 +217,10 @@ def over_steps(results: Sequence[xr.Dataset]) -> xr.Dataset:
     """
     if not results:
         raise UsageError("over_steps: no results; pass those of the checkpoints of one run")
+    if len(measures := dict.fromkeys(map(measure_of, results))) > 1:
+        raise UsageError(f"over_steps: results of different measures, {listed(measures)}; pass those of one")
     first, steps = results[0], [result.attrs["step"] for result in results]
     for result in results[1:]:
-        if result.attrs["measure"] != first.attrs["measure"]:
-            measures = f"{first.attrs['measure']} and {result.attrs['measure']}"
-            raise UsageError(f"over_steps: results of different measures, {measures}; pass those of one")
         if differing := [name for name, value in _run(result).items() if value != _run(first).get(name, value)]:
             titles = " and ".join(abridged(str(one.attrs.get("title", ""))) for one in (first, result))
             raise UsageError(f"over_steps: results of different runs ({listed(differing)} differ): {titles}")
@@ -238,7 +237,7 @@ def over_seeds(results: Sequence[xr.Dataset]) -> xr.Dataset:
     """
     if not results:
         raise UsageError("over_seeds: no results; pass those of runs with different seeds")
-    if len(measures := dict.fromkeys(result.attrs["measure"] for result in results)) > 1:
+    if len(measures := dict.fromkeys(map(measure_of, results))) > 1:
         raise UsageError(f"over_seeds: results of different measures, {listed(measures)}; pass those of one")
     runs = [_run(result) for result in results]
     seeds = [run.pop("config seed", None) for run in runs]
@@ -264,9 +263,26 @@ def _run(result: xr.Dataset) -> dict[str, Any]:
     return identity | {name: result.attrs[name] for name in names if name in result.attrs}
 
 
+def as_result(result: xr.Dataset) -> xr.Dataset:
+    """Return a result; raise `UsageError` for anything else, such as the path of one."""
+    if not isinstance(result, xr.Dataset):
+        raise UsageError(f"{shown(result)}: must be a result, an xarray.Dataset; open files with attnprobe.open_result")
+    return result
+
+
+def measure_of(result: xr.Dataset) -> str:
+    """Return the name of the measure that a result is of."""
+    measure = as_result(result).attrs.get("measure")
+    if not isinstance(measure, str):
+        raise UsageError(
+            f"attribute measure={shown(measure)}: must be the measure's name, such as {listed(MAIN_NUMBERS)}"
+        )
+    return measure
+
+
 def own_prefix(result: xr.Dataset) -> str:
     """Return the prefix of the variables in the geometry of the data: ``grid_`` for images, none for sequences."""
-    return "grid_" if any(str(name).startswith("grid_") for name in result) else ""
+    return "grid_" if any(str(name).startswith("grid_") for name in as_result(result)) else ""
 
 
 MAIN_NUMBERS: dict[str, list[tuple[str, dict[str, str]]]] = {

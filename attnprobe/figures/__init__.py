@@ -7,7 +7,6 @@ The figure of a checkpoint is one page of at most 9 inches: layer x head maps, t
 import xarray as xr
 from matplotlib.figure import Figure
 
-from attnprobe.errors import UsageError, listed, shown
 from attnprobe.figures import default
 from attnprobe.figures.animation import animate
 from attnprobe.figures.flow import flow, flow_over_steps
@@ -17,6 +16,7 @@ from attnprobe.figures.pages import caption, pages
 from attnprobe.figures.positions import positions, positions_over_steps
 from attnprobe.figures.proximity import proximity, proximity_over_steps
 from attnprobe.figures.single import by_offset, head_map
+from attnprobe.results import measure_of
 from attnprobe.tables import FIGURES, FIGURES_OVER_STEPS
 
 __all__ = [
@@ -52,7 +52,7 @@ def draw(result: xr.Dataset) -> Figure:
     Raises:
         UsageError: If the result lacks what the figure needs, or has it in another form.
     """
-    measure = _measure(result)
+    measure = measure_of(result)
     return (FIGURES[measure] if measure in FIGURES else default.figure)(result)
 
 
@@ -68,15 +68,5 @@ def draw_over_steps(result: xr.Dataset) -> Figure:
     Raises:
         UsageError: If the results lack what the figure needs, or have it in another form.
     """
-    measure = _measure(result)
+    measure = measure_of(result)
     return (FIGURES_OVER_STEPS[measure] if measure in FIGURES_OVER_STEPS else default.figure_over_steps)(result)
-
-
-def _measure(result: xr.Dataset) -> str:
-    """Return the measure that a result is of."""
-    if not isinstance(result, xr.Dataset):
-        raise UsageError(f"{type(result).__name__} cannot be drawn: must be a result, an xarray.Dataset")
-    measure = result.attrs.get("measure")
-    if not isinstance(measure, str):
-        raise UsageError(f"attribute measure={shown(measure)}: must be the measure's name, such as {listed(FIGURES)}")
-    return measure

@@ -33,7 +33,7 @@ from attnprobe.figures.panels import (
 from attnprobe.figures.requirements import required, required_of_run
 from attnprobe.figures.selection import Choice, Head, all_heads, at_one_step, over_repeats, title, with_all_axes
 from attnprobe.figures.style import COLOURS, PERMUTED, SEQUENTIAL, WIDE, WIDTH, width_in_inches
-from attnprobe.results import distance_unit, own_prefix
+from attnprobe.results import as_result, distance_unit, own_prefix
 
 DRAWN = 6
 """Largest number of layers whose fields are drawn, evenly spaced in deeper networks."""
@@ -120,7 +120,7 @@ def sheet(result: xr.Dataset, heads: Sequence[Head] | str | None = None, width: 
 
 def _has_streams(result: xr.Dataset) -> bool:
     """Return whether the network gave its residual streams, so that there are more numbers than the entropy."""
-    return "field_*" not in str(result.attrs.get("left_out"))
+    return "field_*" not in str(as_result(result).attrs.get("left_out"))
 
 
 def _numbers(result: xr.Dataset) -> list[str]:

@@ -42,6 +42,7 @@ from attnprobe.figures.selection import (
     with_all_axes,
 )
 from attnprobe.figures.style import COLOURS, DIVERGING, PERMUTED, WIDE, WIDTH, line, width_in_inches
+from attnprobe.results import as_result
 
 ATTRIBUTES = {"sequences": "a whole number", "length_scale": "a number", "of_objective": "text"}
 """Attributes that the figure of one checkpoint requires (see `attnprobe.figures.requirements`)."""
@@ -178,7 +179,7 @@ def _prepared(result: xr.Dataset) -> xr.Dataset:
 def _shown(result: xr.Dataset) -> str:
     """Return the variable to draw: the change in accuracy against targets if it is defined, else the change in loss."""
     # Results joined over steps have no ``of_objective`` if it differs between them, as in runs with self-pretraining.
-    attributes = {"of_objective": "text"} if "of_objective" in result.attrs else {}
+    attributes = {"of_objective": "text"} if "of_objective" in as_result(result).attrs else {}
     axes = " ".join(axis for axis in ("seed", "run", "step") if axis in result.dims)
     accuracy = required(result, {"all_accuracy": f"{axes} intervention"}, attributes)["all_accuracy"]
     compared = result.attrs.get("of_objective") == "unedited predictions"

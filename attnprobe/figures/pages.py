@@ -14,6 +14,7 @@ from attnprobe.figures.positions import sheet as positions_sheet
 from attnprobe.figures.proximity import sheet as proximity_sheet
 from attnprobe.figures.selection import ALL, Head, all_heads, most_heads, pages_of_heads
 from attnprobe.figures.style import WIDTH
+from attnprobe.results import measure_of
 from attnprobe.tables import FIGURES
 
 SHEETS: dict[str, Callable[..., Sheet]] = {
@@ -52,7 +53,7 @@ def pages(
     Raises:
         UsageError: If the result lacks a variable or an axis, or a head is unknown.
     """
-    measure = result.attrs["measure"]
+    measure = measure_of(result)
     if measure in FIGURES and measure not in SHEETS:
         return [FIGURES[measure](result)]
     compose, most = SHEETS.get(measure, default.sheet), most_heads(measure, width)
@@ -73,4 +74,4 @@ def caption(result: xr.Dataset, heads: Sequence[Head] | None = None) -> str:
         result: Result of any measure at one checkpoint.
         heads: Heads that the figure draws in detail, if it was told.
     """
-    return SHEETS.get(result.attrs["measure"], default.sheet)(result, heads).caption
+    return SHEETS.get(measure_of(result), default.sheet)(result, heads).caption

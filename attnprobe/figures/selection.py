@@ -10,7 +10,7 @@ import xarray as xr
 
 from attnprobe.errors import UsageError, listed, printable, shown
 from attnprobe.figures.style import WIDE, width_in_inches
-from attnprobe.results import TAILS, distance_unit
+from attnprobe.results import TAILS, as_result, distance_unit
 
 Head = tuple[int, int]
 """Layer and head, as the result numbers them."""
@@ -70,7 +70,7 @@ def with_all_axes(result: xr.Dataset, variables: Mapping[str, str]) -> xr.Datase
 
 def at_one_step(result: xr.Dataset) -> xr.Dataset:
     """Return the result of one checkpoint; raise `UsageError` if it has several."""
-    if "step" in result.dims:
+    if "step" in as_result(result).dims:
         if result.sizes["step"] > 1:
             raise UsageError(f"axis {_to_select(result, 'step')}, or draw_over_steps")
         return result.isel(step=0)

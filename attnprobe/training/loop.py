@@ -25,7 +25,7 @@ from torch import nn
 
 from attnprobe import tasks
 from attnprobe.config import TrainConfig
-from attnprobe.errors import UsageError, listed
+from attnprobe.errors import UsageError, listed, shown
 from attnprobe.interrupts import Signals
 from attnprobe.model.parts import select, transfer
 from attnprobe.model.transformer import Transformer
@@ -82,6 +82,8 @@ def train(
             checkpoints saved so far.
         KeyboardInterrupt: After SIGINT, with the state saved; `resume` continues.
     """
+    if not isinstance(config, TrainConfig):
+        raise UsageError(f"{shown(config)}: must be the settings of a run, as attnprobe.configure(TASK) returns them")
     run = Run(Path(out or f"runs/{tasks.short_name(config.task)}-{config.recipe}-{config.seed}"))
     if is_main_process():
         run.refuse_another()

@@ -3,6 +3,8 @@
 import functools
 import io
 import re
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -109,6 +111,31 @@ def test_what_a_figure_requires_is_named_if_it_is_missing_or_malformed(draw_figu
             assert damaged in str(error) and len(str(error)) <= 1000, (damaged, error)
         else:
             assert damaged.endswith("_null") or make is unnamed and damaged in part, f"{damaged}: {edited}"
+
+
+@pytest.mark.slow
+def test_what_is_no_result_is_refused_in_one_line():
+    """In a process of its own, since these tests check the types of arguments before the functions do."""
+    script = """
+import attnprobe as ap
+for name in ap.figures.__all__:
+    more = {"animate": ["x.gif"], "head_map": ["entropy"], "by_offset": ["entropy"]}.get(name, [])
+    for other in (["pairs.nc"],) if name == "animate" else ("pairs.nc", 3):
+        try:
+            getattr(ap.figures, name)(other, *more)
+        except ap.UsageError as error:
+            print(error)
+try:
+    ap.train("pairs")
+except ap.UsageError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    *figures, trained = done.stdout.splitlines()
+    assert len(figures) == 2 * len(ap.figures.__all__) - 1
+    assert all(re.fullmatch("('pairs.nc'|3): must be a result, an xarray.Dataset; open .*", line) for line in figures)
+    assert trained.startswith("'pairs': must be the settings of a run, as attnprobe.configure(TASK)")
 
 
 @pytest.mark.parametrize("rules", ["", "{}x", "5", "[5]", '[{"layer": [0]}]', '[{"reason": "x", "layer": 0}]'])
