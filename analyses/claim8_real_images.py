@@ -230,7 +230,7 @@ def conclude(result: xr.Dataset) -> Conclusion:
     means = result["test_accuracy"].mean("seed")
     effect_words = (
         f"test accuracy {float(means.sel(arm=SPT)):.2f} against {float(means.sel(arm=SUPERVISED)):.2f}, gain "
-        f"{said(*at(result, 'gain'))}, with a fixed bias smaller by {said(*at(result, 'less_fixed_bias'))}; without "
+        f"{said(*at(result, 'gain'))}, reduced by a fixed bias by {said(*at(result, 'less_fixed_bias'))}; without "
         f"the function of the offset in layer 0 {said(*costs['edit'])}"
     )
     conclusion = concluded(parts, effect_words, result.sizes["seed"])
