@@ -218,25 +218,24 @@ def write_tables() -> None:
 def table() -> str:
     """Return the table of all analyses as Markdown."""
     rows = [
-        "| claim | verdict | effect (95 % interval) | seeds | cost | figure, command |",
-        "|---|---|---|---|---|---|",
+        "| claim | verdict | effect (95 % interval) | cost | see |",
+        "|---|---|---|---|---|",
     ]
     for number, (name, module) in enumerate(ANALYSES.items(), start=1):
         claim = f"{number}. {module.TITLE}" if name in CLAIMS else module.TITLE
         path = result_path(name, "default")
-        command = f"`python analyses/{f'run.py {name}' if name in CLAIMS else f'{name}.py'}`"
+        script = f"[script]({name}.py)"
         if not path.exists():
-            rows.append(f"| {claim} | not run | | | | {command} |")
+            rows.append(f"| {claim} | not run | | | {script} |")
             continue
         result = open_result(path)
         conclusion = module.conclude(result)
         unit = "GPU" if result.attrs["device"].startswith("cuda") else "core"
-        cost = f"{result.attrs['runs']} runs, {result.attrs['core_minutes']:.0f} {unit}-minutes"
-        figure = f"[figure](figures/{name}.png) ([caption](figures/{name}.txt))"
+        runs, minutes = result.attrs["runs"], result.attrs["core_minutes"]
+        cost = f"{conclusion.seeds} seeds, {runs} runs, {minutes:.0f} {unit}-minutes"
+        links = f"[figure](figures/{name}.png), [caption](figures/{name}.txt), {script}"
         verdict = f"**{conclusion.verdict}**, {held_of(conclusion)}"
-        rows.append(
-            f"| {claim} | {verdict} | {conclusion.effect} | {conclusion.seeds} | {cost} | {figure}, {command} |"
-        )
+        rows.append(f"| {claim} | {verdict} | {conclusion.effect} | {cost} | {links} |")
     return "\n".join(rows)
 
 
