@@ -278,9 +278,10 @@ def draw(result: xr.Dataset) -> Figure:
     """Draw the accuracy of arms and transplants, the course of self-pretraining, and the ablation by depth."""
     with paper():
         figure = Page(figsize=(WIDTH, 4.8))
-        left, right = cast(list[SubFigure], figure.subfigures(1, 2, width_ratios=[1.2, 1]))
+        left, right = cast(list[SubFigure], figure.subfigures(1, 2, width_ratios=[1.35, 1]))
         arms = left.subplots()
         _draw_arms(arms, result)
+        left.legend(loc="outside upper center", ncols=2, fontsize=6)
         upper, lower = np.ravel(right.subplots(2, 1))
         steps = result["step"].values
         course(upper, steps, result["course_masked_accuracy"], 2, "masked pixels")
@@ -300,10 +301,10 @@ def _draw_arms(axis: Axes, result: xr.Dataset) -> None:
     transplants = result[[f"carried_{name}" for name in names]].sel(carrier=list(GROWN))
     transplants = transplants.rename(carrier="arm", **{f"carried_{name}": name for name in names})
     rows = (*ROWS, *((name, {2: name}) for name in GROWN))
-    draw_rows(axis, xr.concat([result[names], transplants], "arm"), rows)
+    drawn = xr.concat([result[names], transplants], "arm")
+    draw_rows(axis, drawn, rows, "parts of SPT, then supervised", "controls of SPT")
     for end in (3, 6, len(ROWS)):
         axis.axhline(end - 0.5, color="#9A9A9A", linewidth=0.4)
-    axis.legend(loc="lower right", fontsize=6)
 
 
 def _draw_ablation(axis: Axes, result: xr.Dataset) -> None:
