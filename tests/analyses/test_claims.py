@@ -401,6 +401,8 @@ def test_claim_9_needs_every_effect_and_a_gap_to_be_carried():
         5: both("over_fixed", "over_trained"),
         6: both("fixed"),
         7: both("trained"),
+        8: both("from_0"),
+        9: ["nearer"],
     }
     effects = {name: [] for names in parts.values() for name in names} | {"gap": [], "share": ["carrier"]}
     result = canvas_result(claim9_how_it_arises, effects)
@@ -410,11 +412,11 @@ def test_claim_9_needs_every_effect_and_a_gap_to_be_carried():
     def told(result):
         return [part.held for part in claim9_how_it_arises.conclude(result).parts]
 
-    assert told(result) == [True] * 8
+    assert told(result) == [True] * 10
     for part, names in parts.items():
         for name in names:
             changed = shifted(result, name, {}, ACROSS)
-            assert told(changed) == [number != part for number in range(8)], name
+            assert told(changed) == [number != part for number in range(10)], name
             expected = "holds" if part >= 5 else "holds in part"
             assert claim9_how_it_arises.conclude(changed).verdict == expected
     for carrier, bounds, expected in (
