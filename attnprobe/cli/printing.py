@@ -45,7 +45,7 @@ def print_table(rows: Sequence[Mapping[str, Any]]) -> None:
     names = [abridged(printable(name), WIDEST) for name in columns]
     widest = [max(map(len, column)) for column in zip(*cells, strict=True)]
     heads = [name.split("_") if len(name) > width else [name] for name, width in zip(names, widest, strict=True)]
-    height = max(map(len, heads))
+    height = max(map(len, heads), default=0)
     heads = [[""] * (height - len(head)) + head for head in heads]
     widths = [max(width, *map(len, head)) for head, width in zip(heads, widest, strict=True)]
     for line in [*zip(*heads, strict=True), *cells]:
