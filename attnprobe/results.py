@@ -218,7 +218,7 @@ def over_steps(results: Sequence[xr.Dataset]) -> xr.Dataset:
     if not results:
         raise UsageError("over_steps: no results; pass those of the checkpoints of one run")
     if len(measures := dict.fromkeys(map(measure_of, results))) > 1:
-        raise UsageError(f"over_steps: results of different measures, {listed(measures)}; pass those of one")
+        raise UsageError(f"over_steps: results of different measures, {' and '.join(measures)}; pass those of one")
     first, steps = results[0], [result.attrs["step"] for result in results]
     for result in results[1:]:
         if differing := [name for name, value in _run(result).items() if value != _run(first).get(name, value)]:

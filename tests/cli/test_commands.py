@@ -69,7 +69,7 @@ def test_a_finished_run_is_made_longer(spt_run, tmp_path, capsys):
     main(["show", str(run)])
     output = capsys.readouterr().out
     assert [line.split()[0] for line in output.splitlines() if re.match(" *[0-9]", line)][-2:] == ["13", "15"]
-    assert "balanced" in output and "by_class" not in output
+    assert re.search(r" test\n.* balanced\n.* accuracy\n", output) and "by_class" not in output
     (run / "finished.json").unlink()
     assert "has not finished, so no steps can be added" in refused(
         capsys, "train", "--resume", run, "--more-steps", "3"

@@ -219,7 +219,7 @@ def test_steps_of_different_runs_are_not_joined(tiny):
         ap.UsageError, match=r"different runs \(config seed differ\): pairs, spt, seed 0.* and pairs, s"
     ):
         over_steps([result, other])
-    with pytest.raises(ap.UsageError, match="different measures, proximity, positions"):
+    with pytest.raises(ap.UsageError, match="different measures, proximity and positions"):
         over_steps([result, tiny["positions", "sequence"]])
     with pytest.raises(ap.UsageError, match="step 5 occurs twice"):
         over_steps([result, result])
