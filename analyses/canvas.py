@@ -12,7 +12,7 @@ from conclusion import Part, said
 from drawing import RECIPES, mark, seeds
 from lab import Asked, Lab
 from matplotlib.axes import Axes
-from tables import at
+from tables import at, effect
 
 from attnprobe.config import Recipe, TrainConfig
 from attnprobe.figures.style import PERMUTED
@@ -33,6 +33,7 @@ EDITS = (
 EDITED = 256
 """Number of test images whose scores are edited."""
 LAYERS = [0, 1, 2]
+ABLATION: dict[str, Any] = {"intervention": ABLATED, "layer": 0}
 ENDINGS = {"": "", "_stopped": " with early stopping"}
 """Endings of effects on the accuracy after the last step, and on that with early stopping; and what they mean."""
 
@@ -49,6 +50,7 @@ class Arm:
 
 
 SUPERVISED, SPT = "supervised", "SPT"
+ABLATION_OF_SPT = {**ABLATION, "edited_arm": SPT}
 BOTH = {SUPERVISED: Arm("supervised"), SPT: Arm("spt")}
 
 
@@ -108,6 +110,30 @@ def edited(lab: Lab, runs: Mapping[Any, Run], arms: Sequence[str], seed_numbers:
         "edited": variable(over, change, description, "1", f"{EDITED} test images"),
         "edited_null": variable(over, null, f"{description}, offsets or positions permuted", "1", "mean over draws"),
     }
+
+
+def edit_effects(changes: Mapping[str, xr.Variable], arms: Sequence[str]) -> dict[str, xr.Variable]:
+    """Return the effects of edits on the accuracy, against their nulls and against supervised training."""
+    change, null = (xr.DataArray(changes[name]) for name in ("edited", "edited_null"))
+    spt, supervised = (change.isel(edited_arm=list(arms).index(arm)) for arm in (SPT, SUPERVISED))
+    words = "change of accuracy"
+    return {
+        **effect("edit", change, words),
+        **effect("edit_excess", change - null, f"{words} minus its null"),
+        **effect("edit_more", spt - supervised, f"{words} minus supervised training"),
+    }
+
+
+def needs_offsets(result: xr.Dataset) -> Part:
+    """Return the part of a rule that asks whether ablating the function of the offset in layer 0 costs SPT accuracy.
+
+    It must cost more than its null, and more than it costs supervised training.
+    """
+    place = {"edit": ABLATION_OF_SPT, "edit_excess": ABLATION_OF_SPT, "edit_more": ABLATION}
+    costs = {name: at(result, name, **where) for name, where in place.items()}
+    words = ", ".join(f"{result[name].attrs['long_name']} {said(*cost)}" for name, cost in costs.items())
+    held = all(high < 0 for _, _, high in costs.values())
+    return Part("SPT needs the function of the offset in layer 0", held, words)
 
 
 def above_zero(result: xr.Dataset, asked: str, names: Iterable[str], decided: bool = True) -> Part:

@@ -53,13 +53,13 @@ Candidate = tuple[str, float, str, str, str]
 """Recipe, learning rate, initial weights, regularisation, and what differs from the network searched first."""
 
 
-def configured(candidate: Candidate, seed: int = SEARCHED, **more: Any) -> TrainConfig:
+def configured(candidate: Candidate, seed: int = SEARCHED, task: str = "digits-canvas", **more: Any) -> TrainConfig:
     """Return the configuration of a candidate."""
     recipe, rate, weights, regularisation, size = candidate
     settings = {**NETWORK, **TRAINING, **WEIGHTS[weights], **REGULARISATION[regularisation], **SIZES.get(size, {})}
     if size == "4 x the steps":
         settings["steps"] *= 4
-    return configure("digits-canvas", **{**settings, "recipe": recipe, "learning_rate": rate, "seed": seed, **more})
+    return configure(task, **{**settings, "recipe": recipe, "learning_rate": rate, "seed": seed, **more})
 
 
 def chosen(recipe: str, size: str = "") -> Candidate:

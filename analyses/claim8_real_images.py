@@ -51,6 +51,7 @@ import numpy as np
 import xarray as xr
 from canvas import (
     ABLATED,
+    ABLATION_OF_SPT,
     BOTH,
     EDITED,
     EDITS,
@@ -65,8 +66,10 @@ from canvas import (
     course_steps,
     draw_null,
     draw_rows,
+    edit_effects,
     edited,
     gained,
+    needs_offsets,
     stopped,
     trained,
     with_stopped,
@@ -118,7 +121,8 @@ def study(lab: Lab) -> xr.Dataset:
     variables |= _before(lab, runs, seed_numbers)
     variables |= _effects(xr.Dataset(variables, axes))
     variables |= _along(lab, runs, steps, seed_numbers)
-    variables |= _edited(lab, runs, seed_numbers)
+    variables |= edited(lab, runs, EDITED_ARMS, seed_numbers)
+    variables |= edit_effects(variables, EDITED_ARMS)
     coordinates = {
         **axes,
         "bound": BOUNDS,
@@ -190,18 +194,6 @@ def _along(
     return variables
 
 
-def _edited(lab: Lab, runs: Mapping[tuple[str, int], Run], seed_numbers: list[int]) -> dict[str, xr.Variable]:
-    """Return the accuracy changes under edits, and the effects that the rule needs."""
-    variables = edited(lab, runs, EDITED_ARMS, seed_numbers)
-    change, null = (xr.DataArray(variable) for variable in variables.values())
-    spt, supervised = (change.isel(edited_arm=EDITED_ARMS.index(arm)) for arm in (SPT, SUPERVISED))
-    description = "change of accuracy"
-    variables |= effect("edit", change, description)
-    variables |= effect("edit_excess", change - null, f"{description} minus its null")
-    variables |= effect("edit_more", spt - supervised, f"{description} minus supervised training")
-    return variables
-
-
 def conclude(result: xr.Dataset) -> Conclusion:
     """Apply the rule."""
 
@@ -210,20 +202,11 @@ def conclude(result: xr.Dataset) -> Conclusion:
         room = float(result["test_accuracy"].sel(arm=f"{SUPERVISED}, {what}").mean()) <= CEILING
         return above_zero(result, asked, with_stopped(name, f"{name}_logit"), decided=room)
 
-    place = {"intervention": ABLATED, "layer": 0}
-    costs = {
-        name: at(result, name, **place, **({} if name == "edit_more" else {"edited_arm": SPT}))
-        for name in ("edit", "edit_excess", "edit_more")
-    }
     parts = [
         above_zero(result, "SPT gains", with_stopped("gain", "gain_logit", "over_settings")),
         less("SPT gains less with a fixed proximity bias", FIXED),
         above_zero(result, "SPT learns proximity", ("nearer", "nearer_before", "nearer_null")),
-        Part(
-            "SPT needs the function of the offset in layer 0",
-            all(high < 0 for _, _, high in costs.values()),
-            ", ".join(f"{result[name].attrs['long_name']} {said(*cost)}" for name, cost in costs.items()),
-        ),
+        needs_offsets(result),
         above_zero(result, "supervised training gains from a fixed proximity bias", with_stopped("biased")),
         less("SPT gains less with rotary positions", ROTARY),
     ]
@@ -231,7 +214,7 @@ def conclude(result: xr.Dataset) -> Conclusion:
     effect_words = (
         f"test accuracy {float(means.sel(arm=SPT)):.2f} against {float(means.sel(arm=SUPERVISED)):.2f}, gain "
         f"{said(*at(result, 'gain'))}, reduced by a fixed bias by {said(*at(result, 'less_fixed_bias'))}; without "
-        f"the function of the offset in layer 0 {said(*costs['edit'])}"
+        f"the function of the offset in layer 0 {said(*at(result, 'edit', **ABLATION_OF_SPT))}"
     )
     conclusion = concluded(parts, effect_words, result.sizes["seed"])
     needed = [parts[number].held for number in NEEDED]

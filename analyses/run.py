@@ -24,6 +24,7 @@ import claim6_encodings
 import claim7_objectives
 import claim8_real_images
 import claim9_how_it_arises
+import claim10_mnist
 import full_lra
 import torch
 import tyro
@@ -74,6 +75,7 @@ CLAIMS: dict[str, Analysis] = {
         claim7_objectives,
         claim8_real_images,
         claim9_how_it_arises,
+        claim10_mnist,
     )
 }
 ANALYSES = {**CLAIMS, full_lra.__name__: cast(Analysis, full_lra)}

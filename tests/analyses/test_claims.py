@@ -1,6 +1,7 @@
 """Analyses of the claims: configurations are valid, verdicts follow the rules, figures need only the results."""
 
 import json
+from dataclasses import replace
 
 import canvas
 import canvas_search
@@ -11,6 +12,7 @@ import claim6_encodings
 import claim7_objectives
 import claim8_real_images
 import claim9_how_it_arises
+import claim10_mnist
 import numpy as np
 import pandas as pd
 import pytest
@@ -344,6 +346,15 @@ def both(*names):
     return [f"{name}{ending}" for name in names for ending in ("", "_stopped")]
 
 
+ABLATED = {"intervention": "ablate_toeplitz", "layer": 0}
+ABLATION_PLACES = {
+    "edit": ABLATED | {"edited_arm": "SPT"},
+    "edit_excess": ABLATED | {"edited_arm": "SPT"},
+    "edit_more": ABLATED,
+}
+"""Where the rules of claims 8 and 10 look at the edits."""
+
+
 def canvas_result(module, effects):
     """Return a result in which every effect of an analysis of the canvas is above 0."""
     axes = {
@@ -371,19 +382,13 @@ def test_claim_8_needs_every_effect_and_undecides_ceilings():
     effects |= dict.fromkeys(("edit", "edit_excess"), ["edited_arm", "intervention", "layer"])
     effects["edit_more"] = ["intervention", "layer"]
     result = canvas_result(claim8_real_images, effects)
-    ablated = {"intervention": "ablate_toeplitz", "layer": 0}
-    places = {
-        "edit": ablated | {"edited_arm": "SPT"},
-        "edit_excess": ablated | {"edited_arm": "SPT"},
-        "edit_more": ablated,
-    }
-    for name, place in places.items():
+    for name, place in ABLATION_PLACES.items():
         result = shifted(result, name, place, BELOW)
     assert held("claim8_real_images", result) == [True] * 6
     assert claim8_real_images.conclude(result).verdict == "holds"
     for part, names in enumerate(parts):
         for name in names:
-            changed = shifted(result, name, places.get(name, {}), ACROSS)
+            changed = shifted(result, name, ABLATION_PLACES.get(name, {}), ACROSS)
             assert held("claim8_real_images", changed) == [number != part for number in range(6)], name
             expected = "does not hold here" if part in (0, 1, 3) else "holds in part"
             assert claim8_real_images.conclude(changed).verdict == expected
@@ -427,6 +432,37 @@ def test_claim_9_needs_every_effect_and_a_gap_to_be_carried():
     ):
         assert told(shifted(result, "share", {"carrier": carrier}, bounds))[4] is expected
     assert told(shifted(result, "gap", {}, ACROSS))[4] is None
+
+
+def test_claim_10_needs_every_effect():
+    parts = [
+        both("gain", "gain_logit", "over_settings"),
+        ["nearer", "nearer_null"],
+        ["edit", "edit_excess", "edit_more"],
+        both("rotary"),
+        both("from_0"),
+    ]
+    effects = {name: [] for names in parts for name in names}
+    effects |= dict.fromkeys(("edit", "edit_excess"), ["edited_arm", "intervention", "layer"])
+    effects["edit_more"] = ["intervention", "layer"]
+    result = canvas_result(claim10_mnist, effects)
+    for name in parts[2]:
+        result = shifted(result, name, ABLATION_PLACES[name], BELOW)
+    assert held("claim10_mnist", result) == [True] * 5
+    for part, names in enumerate(parts):
+        for name in names:
+            changed = shifted(result, name, ABLATION_PLACES.get(name, {}), ACROSS)
+            assert held("claim10_mnist", changed) == [number != part for number in range(5)], name
+
+
+def test_claim_10_repeats_the_networks_and_trainings_of_claims_8_and_9():
+    with pytest.raises(Planned) as caught:
+        run.ANALYSES["claim10_mnist"].study(Listening("default"))
+    asked = caught.value.args[0]
+    assert len(asked) == 25 and {config.task for config in asked.values()} == {"mnist-canvas"}
+    for (name, seed), config in asked.items():
+        arm = {**claim8_real_images.ARMS, **claim9_how_it_arises.ARMS}[name]
+        assert replace(config, task="digits-canvas") == canvas.trained(arm, seed, {})
 
 
 def test_the_choice_of_the_search_on_the_canvas_is_its_best_row():
