@@ -1,4 +1,4 @@
-"""Arms, measures and drawing that the two analyses of `digits-canvas` share."""
+"""Arms, measures and drawing that claims 8 to 10 share."""
 
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
