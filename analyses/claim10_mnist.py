@@ -26,8 +26,8 @@ does, and in part if some do.
 4. Supervised training has a higher accuracy with rotary positions than SPT with learned ones.
 5. Supervised training has a higher accuracy with the bias trained from 0 than SPT with learned positions.
 
-Command: pip install -e ".[mnist]"; python analyses/run.py claim10_mnist
-Cost: see the table; an hour and a half on two cores.
+Command: python analyses/run.py claim10_mnist
+Needs the extra `mnist`. Cost: see the table; two hours on two cores.
 """
 
 import dataclasses
