@@ -1,7 +1,7 @@
 """Arms, measures and drawing that claims 8 to 10 share."""
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import canvas_search
@@ -148,18 +148,23 @@ def with_stopped(*names: str) -> list[str]:
     return [f"{name}{ending}" for name in names for ending in ENDINGS]
 
 
+def row_places(rows: Sequence[tuple[str, Mapping[int, str]]]) -> Iterator[tuple[float, int, str]]:
+    """Yield height, number and name of every arm: the rows are one apart, and two arms of a row lie side by side."""
+    for row, (_, arms) in enumerate(rows):
+        for line, (number, arm) in enumerate(arms.items()):
+            yield row + (0.3 * (line - 0.5) if len(arms) > 1 else 0), number, arm
+
+
 def draw_rows(axis: Axes, result: xr.Dataset, rows: Sequence[tuple[str, Mapping[int, str]]], *names: str) -> None:
     """Draw rows of accuracies: the label of each row, and its arms by number of colour and marker.
 
     Names are those of the numbers after the two recipes, for the legend.
     """
     labels = dict(enumerate((RECIPES["supervised"], RECIPES["spt"], *names)))
-    for row, (_, arms) in enumerate(rows):
-        for line, (number, arm) in enumerate(arms.items()):
-            height = row + (0.3 * (line - 0.5) if len(arms) > 1 else 0)
-            test, train = (result[f"{split}_accuracy"].sel(arm=arm) for split in ("test", "train"))
-            seeds(axis, height, test, number, upright=False, label=labels.pop(number, None))
-            axis.plot(float(train.mean()), height, "|", color=mark(number)["color"], markersize=4)
+    for height, number, arm in row_places(rows):
+        test, train = (result[f"{split}_accuracy"].sel(arm=arm) for split in ("test", "train"))
+        seeds(axis, height, test, number, upright=False, label=labels.pop(number, None))
+        axis.plot(float(train.mean()), height, "|", color=mark(number)["color"], markersize=4)
     axis.vlines(0.1, -0.5, len(rows) - 0.5, color="black", linewidth=0.6, linestyle=":")
     axis.set_yticks(range(len(rows)), [label for label, _ in rows])
     axis.set(xlim=(0, 1.04), ylim=(len(rows) - 0.5, -0.5), xlabel="accuracy")

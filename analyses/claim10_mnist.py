@@ -52,6 +52,7 @@ from canvas import (
     edited,
     gained,
     needs_offsets,
+    row_places,
     stopped,
     trained,
     with_stopped,
@@ -68,7 +69,7 @@ from matplotlib.figure import Figure
 from settings import SEEDS
 from tables import BOUNDS, accuracies, at, effect, logit
 
-from attnprobe.figures.style import WIDTH, Page, paper
+from attnprobe.figures.style import PERMUTED, WIDTH, Page, paper
 from attnprobe.results import dataset
 
 TITLE = "What SPT and labels do on digits at random places, they do on MNIST"
@@ -167,21 +168,19 @@ def draw(result: xr.Dataset) -> Figure:
 
 def _draw_contrasts(axis: Axes, result: xr.Dataset) -> None:
     """Draw the contrast of all arms in the rows of the accuracies, and its null."""
-    for row, (_, arms) in enumerate(ROWS):
-        for line, (number, arm) in enumerate(arms.items()):
-            height, selected = row + (0.3 * (line - 0.5) if len(arms) > 1 else 0), result.sel(arm=arm)
-            seeds(axis, height, selected["contrast"], number, upright=False)
-            axis.plot(float(selected["contrast_null"].mean()), height, "|", color="#9A9A9A", markersize=5)
+    for height, number, arm in row_places(ROWS):
+        seeds(axis, height, result["contrast"].sel(arm=arm), number, upright=False)
+        axis.plot(float(result["contrast_null"].sel(arm=arm).mean()), height, "|", color=PERMUTED, markersize=5)
     axis.axvline(0, color="black", linewidth=0.5)
     axis.set_yticks([])
-    axis.set(ylim=(len(ROWS) - 0.5, -0.5), xlabel="proximity contrast (std of score)")
+    axis.set(ylim=(len(ROWS) - 0.5, -0.5), xlabel="proximity contrast\n(std of score)")
 
 
 def _draw_ablation(axis: Axes, result: xr.Dataset) -> None:
     """Draw the change of accuracy when the function of the offset is ablated, by layer of both recipes."""
-    for number, arm in ((1, SPT), (0, SUPERVISED)):
+    for number, arm in enumerate((SUPERVISED, SPT)):
         for layer in range(2):
-            place, selected = layer + (0.15, -0.15)[number], result.sel(edited_arm=arm, layer=layer)
+            place, selected = layer + (-0.15, 0.15)[number], result.sel(edited_arm=arm, layer=layer)
             seeds(axis, place, selected["edited"], number)
             draw_null(axis, place, selected["edited_null"])
     axis.axhline(0, color="black", linewidth=0.5)
